@@ -1,0 +1,51 @@
+"""Every error a person can meet: one sentence of what happened, one of what to do."""
+
+from __future__ import annotations
+
+
+class RnndiagError(Exception):
+    """Base of all errors of rnndiag: `what` happened, with its values, and the `remedy`."""
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what} {remedy}".strip())
+        self.what = what
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[RnndiagError], tuple[str, str]]:
+        return type(self), (self.what, self.remedy)
+
+
+class NotInstalled(RnndiagError):
+    """A package that this call needs is not installed."""
+
+
+class NotSupported(RnndiagError):
+    """The model, the call or the option is outside of what can be measured exactly."""
+
+
+class BadArgument(RnndiagError, ValueError):
+    """An argument has a value that cannot be meant."""
+
+
+class CaptureFault(RnndiagError):
+    """What was seen of a forward or backward pass does not fit together."""
+
+
+class NotExact(RnndiagError):
+    """A proof failed: the numbers are not to be trusted."""
+
+
+class RunUnreadable(RnndiagError):
+    """A run directory, or what was asked of it, cannot be read."""
+
+
+class RunNotWritten(RnndiagError):
+    """A recording could not be stored."""
+
+
+class BadConfig(RnndiagError):
+    """A configuration or a command line says something that is not understood."""
+
+
+class CannotJudge(RnndiagError):
+    """There is not enough, or nothing comparable, to judge a run by."""
