@@ -1,0 +1,1 @@
+"""Exact mathematics on tensors: cells, layer runs, adjoints, truncation, spectra. No Lightning, no files."""

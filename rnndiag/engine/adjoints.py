@@ -1,0 +1,216 @@
+"""Adjoints of every state and pre-activation: δ_t = e_t + J_{t+1}^T δ_{t+1}, by a teacher-forced backward scan.
+
+All gates of all steps are computed from the recorded states in one matrix product; only the backward recursion goes
+step by step. The network is never run again, so the scan cannot leave the recorded trajectory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.cells import State
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.transition import (
+    Coefficients,
+    coefficients,
+    preactivations,
+    project_back,
+    step,
+    weighted,
+)
+
+CHUNK_BYTES = 16 * 2**20
+"""The diagonal derivatives of at most this many bytes are held at once: a stretch of steps at a time."""
+
+
+@dataclass(frozen=True)
+class Adjoints:
+    """Adjoints of one layer run, in its processing order; zeros past a sequence's length."""
+
+    run: LayerRun
+    parts: State
+    """δ_t, one tensor (T, B, S_p) a state part."""
+    a_ih: Tensor | None
+    """∂L/∂a_ih (T, B, gates*H); None for a cell without pre-activations."""
+    a_hh: Tensor | None
+    """∂L/∂a_hh (T, B, blocks*H). For a GRU's n block it carries r_t, so it differs from `a_ih`."""
+    initial: State
+    """∂L/∂s_0, one tensor (B, S_p) a part."""
+    projected: Tensor | None = None
+    """h before its projection W_hr, (T, B, H), where there is one."""
+
+    @property
+    def state(self) -> Tensor:
+        """δ_t of the whole state, (T, B, S)."""
+        return torch.cat(self.parts, -1)
+
+    def inputs(self) -> Tensor:
+        """∂L/∂x_t, (T, B, I)."""
+        if self.a_ih is not None:
+            return self.a_ih @ self.run.weights["weight_ih"]
+        return _input_gradient_by_autograd(self.run, self.parts)
+
+
+def adjoints(run: LayerRun) -> Adjoints:
+    """The adjoints of one layer run. Elementwise cells take a scan over diagonals, all others autograd step by step."""
+    scan = _scan_diagonals if run.cell.is_elementwise(run.weights) else _scan_by_autograd
+    return scan(run)
+
+
+def _masked_direct(run: LayerRun) -> State:
+    if run.lengths is None:
+        return run.direct
+    keep = run.mask()[..., None]
+    return tuple(torch.where(keep, part, torch.zeros_like(part)) for part in run.direct)
+
+
+def _steps_at_once(run: LayerRun) -> int:
+    units = run.cell.units(run.weights)
+    rows = len(run.cell.parts) * (len(run.cell.gates) + len(run.cell.blocks) + 2)
+    return max(1, CHUNK_BYTES // max(1, rows * run.B * units * run.states[0].element_size()))
+
+
+@torch.no_grad()
+def _scan_diagonals(run: LayerRun) -> Adjoints:
+    direct, previous = _masked_direct(run), run.previous()
+    units, shape = run.cell.units(run.weights), (run.T, run.B)
+    delta = tuple(torch.empty_like(part) for part in direct)
+    a_hh = direct[0].new_empty(*shape, len(run.cell.blocks), units)
+    a_ih = a_hh if run.cell.additive else a_hh.new_empty(*shape, len(run.cell.gates), units)
+    has_projection = "weight_hr" in run.weights
+    projected = direct[0].new_empty(*shape, units) if has_projection else None
+    carry: State = tuple(direct[0].new_zeros(run.B, size) for size in run.sizes)
+    size = _steps_at_once(run)
+    for start in reversed(range(0, run.T, size)):
+        stop = min(start + size, run.T)
+        diagonal = coefficients(run, start, stop, previous)
+        if projected is not None:
+            projected[start:stop] = diagonal.projected
+        carry = _scan_stretch(run, diagonal, direct, delta, a_hh, carry, start)
+        if not run.cell.additive:
+            back = project_back(run, tuple(part[start:stop] for part in delta))
+            terms = [(c, p.unsqueeze(-2)) for c, p in zip(diagonal.a_ih, back, strict=True)]
+            value = weighted(terms)
+            a_ih[start:stop] = 0.0 if value is None else value
+    return Adjoints(run, delta, a_ih.flatten(-2), a_hh.flatten(-2), carry, projected)
+
+
+def _scan_stretch(
+    run: LayerRun,
+    diagonal: Coefficients,
+    direct: State,
+    delta: State,
+    a_hh: Tensor,
+    carry: State,
+    start: int,
+) -> State:
+    """The recursion over one stretch of steps, writing δ and a_hh. Returns J^T δ of its first step."""
+    weight_hh = run.weights["weight_hh"]
+    weight_hr = run.weights.get("weight_hr")
+    lengths = run.lengths
+    flat = a_hh.flatten(-2)
+    parts = range(len(delta))
+    by_gate = [(p, c.unbind(0)) for p, c in enumerate(diagonal.a_hh) if c is not None]
+    by_part = [
+        [(p, row[q].unbind(0)) for p, row in enumerate(diagonal.state) if row[q] is not None]
+        for q in parts
+    ]
+    for k in reversed(range(diagonal.projected.shape[0])):
+        t = start + k
+        for p in parts:
+            torch.add(direct[p][t], carry[p], out=delta[p][t])
+        back = [delta[p][t] for p in parts]
+        if weight_hr is not None:
+            back[0] = back[0] @ weight_hr
+        gates = a_hh[t]
+        first, *others = by_gate
+        torch.mul(first[1][k], back[first[0]].unsqueeze(-2), out=gates)
+        for p, coefficient in others:
+            gates.addcmul_(coefficient[k], back[p].unsqueeze(-2))
+        carried: list[Tensor] = []
+        for q in parts:
+            total: Tensor | None = None
+            for p, coefficient in by_part[q]:
+                total = (
+                    coefficient[k] * back[p]
+                    if total is None
+                    else total.addcmul_(coefficient[k], back[p])
+                )
+            if q == 0:
+                through = flat[t]
+                total = through @ weight_hh if total is None else total.addmm_(through, weight_hh)
+            carried.append(torch.zeros_like(carry[q]) if total is None else total)
+        if lengths is not None:
+            alive = (lengths > t).to(delta[0].device)[:, None]
+            carried = [torch.where(alive, part, torch.zeros_like(part)) for part in carried]
+        carry = tuple(carried)
+    return carry
+
+
+def _scan_by_autograd(run: LayerRun) -> Adjoints:
+    """Any cell: states cut at each step, one small graph a step, walked from the end."""
+    cell, weights = run.cell, run.weights
+    direct, previous = _masked_direct(run), run.previous()
+    alive = None if run.lengths is None else run.mask()[..., None]
+    delta = tuple(torch.empty_like(part) for part in direct)
+    carry: State = tuple(torch.zeros_like(part[0]) for part in direct)
+    for t in reversed(range(run.T)):
+        for p, part in enumerate(delta):
+            torch.add(direct[p][t], carry[p], out=part[t])
+        carry = _pull(run, t, tuple(part[t] for part in previous), tuple(part[t] for part in delta))
+        if alive is not None:
+            carry = tuple(torch.where(alive[t], part, torch.zeros_like(part)) for part in carry)
+    if cell.pointwise is None:
+        return Adjoints(run, delta, None, None, carry)
+    a_ih, a_hh, projected = _preactivation_adjoints(run, previous, delta)
+    return Adjoints(run, delta, a_ih, a_hh, carry, projected if "weight_hr" in weights else None)
+
+
+def _pull(run: LayerRun, t: int, before: State, cotangent: State) -> State:
+    with torch.enable_grad():
+        leaves = tuple(part.detach().requires_grad_() for part in before)
+        out = step(run.cell, run.weights, run.inputs[t].detach(), leaves)
+        pairs = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
+        if not pairs:
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        grads = torch.autograd.grad(
+            [o for o, _ in pairs], leaves, [a for _, a in pairs], allow_unused=True
+        )
+    return tuple(
+        torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)
+    )
+
+
+def _preactivation_adjoints(
+    run: LayerRun, previous: State, delta: State
+) -> tuple[Tensor, Tensor, Tensor]:
+    """∂L/∂a_ih, ∂L/∂a_hh and h before its projection: one VJP with all steps on the batch axis."""
+    cell = run.cell
+    assert cell.pointwise is not None
+    with torch.no_grad():
+        a_ih, a_hh = preactivations(cell, run.weights, run.inputs, previous[0])
+    back = project_back(run, delta)
+    with torch.enable_grad():
+        a_ih = a_ih.detach().requires_grad_()
+        a_hh = a_hh.detach().requires_grad_(not cell.additive)
+        out = cell.pointwise(
+            a_ih, a_hh, tuple(p.detach() for p in previous), **cell.extra_weights(run.weights)
+        )
+        leaves = (a_ih,) if cell.additive else (a_ih, a_hh)
+        grads = torch.autograd.grad(out, leaves, back, allow_unused=True, materialize_grads=True)
+    return grads[0], grads[-1], out[0].detach()
+
+
+def _input_gradient_by_autograd(run: LayerRun, delta: State) -> Tensor:
+    from rnndiag.engine.transition import flat_step
+
+    with torch.enable_grad():
+        inputs = run.inputs.detach().requires_grad_()
+        out = flat_step(run.cell, run.weights, inputs, tuple(p.detach() for p in run.previous()))
+        (grad,) = torch.autograd.grad(
+            out, (inputs,), delta, allow_unused=True, materialize_grads=True
+        )
+    return grad

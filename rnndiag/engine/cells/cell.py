@@ -1,0 +1,84 @@
+"""What a recurrent cell is: data. Its gates, its state parts and one function of the pre-activations.
+
+Index letters: T time, B batch, N any leading batch, I inputs, H units, R size of the recurrent part h, S whole state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recurrent cell. Give `pointwise`, or, for a step of any other form, `run_step`.
+
+    pointwise(a_ih, a_hh, state, **extras) -> state
+        a_ih (N, gates*H) = W_ih x + b_ih, a_hh (N, recurrent_gates*H) = W_hh h + b_hh, state a tuple of (N, S_p).
+        The engine does these matrix products, and the projection W_hr of part 0 where that weight exists.
+    run_step(weights, inputs, state) -> state
+        A whole step, batch first. Rows of the batch must not see one another.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    gates: tuple[str, ...] = ()
+    pointwise: Callable[..., State] | None = None
+    run_step: Callable[[Weights, Tensor, State], State] | None = None
+    recurrent_gates: tuple[str, ...] | None = None
+    """Blocks of W_hh; None: the same as `gates`, the blocks of W_ih."""
+    extras: tuple[str, ...] = ()
+    """Weights that only `pointwise` sees, by name (peepholes). Vectors, or matrices of H x H."""
+    elementwise: bool = False
+    """Unit j of the result depends on unit j of a_ih, a_hh and state alone: a diagonal Jacobian, the fast path."""
+    additive: bool = False
+    """The pre-activations enter as a_ih + a_hh alone."""
+    recover: Callable[..., State] | None = None
+    """(a_ih, a_hh, initial, **extras) of all T steps -> the parts after h, (T, N, S_p): a quick way to get what a
+    fused kernel does not hand out. None: `pointwise`, step by step."""
+    activations: Callable[..., Mapping[str, Tensor]] | None = None
+    """(a_ih, a_hh, state, **extras) -> the value of every gate, for the statistics of gates."""
+    sigmoid_gates: tuple[str, ...] = ()
+    """Gates with values in (0, 1): those that can be stuck open or closed."""
+    carry: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    """Values of the gates -> the share of the state that is carried on (f of an LSTM, z of torch's GRU)."""
+    derivative: Callable[[Tensor], Tensor] | None = None
+    """For h = φ(a) alone: φ'(a) written in terms of h."""
+    dies_at_zero: bool = False
+    """A unit whose output is exactly zero passes no gradient (relu)."""
+    kernels: tuple[str, ...] = ()
+    """Names of torch's fused kernels over a sequence that compute this cell."""
+    step_kernels: tuple[str, ...] = ()
+    """Names of torch's kernels that compute one step of this cell."""
+
+    def __post_init__(self) -> None:
+        if (self.pointwise is None) == (self.run_step is None):
+            raise ValueError(f"cell {self.name!r} needs either `pointwise` or `run_step`")
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks of rows of W_hh."""
+        return self.gates if self.recurrent_gates is None else self.recurrent_gates
+
+    def units(self, weights: Weights) -> int:
+        """H, the number of units."""
+        return int(weights["weight_hh"].shape[0]) // len(self.blocks)
+
+    def sizes(self, weights: Weights) -> tuple[int, ...]:
+        """Size S_p of each state part."""
+        recurrent = int(weights["weight_hh"].shape[1])
+        return (recurrent, *[self.units(weights)] * (len(self.parts) - 1))
+
+    def extra_weights(self, weights: Weights) -> dict[str, Tensor]:
+        """The weights that `pointwise` takes by name."""
+        return {name: weights[name] for name in self.extras if name in weights}
+
+    def is_elementwise(self, weights: Weights) -> bool:
+        """Whether the diagonal fast path holds: a matrix among the extras mixes the units."""
+        extras = self.extra_weights(weights).values()
+        return self.elementwise and all(extra.dim() <= 1 for extra in extras)

@@ -1,0 +1,195 @@
+"""What one recurrent layer did in one direction, in one forward and backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.cells import Cell, State
+from rnndiag.errors import BadArgument
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """A layer run (spec: inputs x_t, states s_t, direct gradients e_t).
+
+    All tensors are in processing order: a reverse direction is stored flipped, each sequence within its own length, so
+    index 0 is the first step that the recurrence made and padding is always at the end. Index t = 0..T-1 stands for
+    the spec's 1..T. Entries past a sequence's length are zeros.
+    """
+
+    name: str
+    cell: Cell
+    weights: Mapping[str, Tensor]
+    """Effective weights by key: weight_ih (G*H, I), weight_hh (G*H, R), bias_ih, bias_hh, weight_hr (R, H), extras."""
+    inputs: Tensor
+    """(T, B, I)"""
+    states: State
+    """s_t, one tensor (T, B, S_p) a part; part 0 is h."""
+    initial: State
+    """s_0, one tensor (B, S_p) a part."""
+    direct: State
+    """e_t, one tensor (T, B, S_p) a part."""
+    lengths: Tensor | None = None
+    """(B,) int64; None: every sequence has T steps."""
+    reverse: bool = False
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    """G, what autograd gave for the weight in that backward pass (by all calls that share the weight)."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Weight key -> qualified name of the parameter in the model. Runs that share a weight share this name."""
+    input_gradient: Tensor | None = None
+    """(T, B, I): dL/dx_t of this run alone as autograd gave it, where it did."""
+    initial_gradient: State | None = None
+    """dL/ds_0, one tensor (B, S_p) a part, as autograd gave it, where it did."""
+    tie: str = "zero"
+    """Where s_0 comes from: zero | given | learnt | run:NAME (end of an earlier call) | detached:NAME."""
+    notes: tuple[str, ...] = ()
+    """Why the run is not exact, if it is not."""
+    scale: float = 1.0
+    """The loss scale that has been divided out."""
+
+    @property
+    def T(self) -> int:
+        """Number of time steps."""
+        return int(self.states[0].shape[0])
+
+    @property
+    def B(self) -> int:
+        """Number of sequences."""
+        return int(self.states[0].shape[1])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Size S_p of each state part."""
+        return tuple(int(part.shape[-1]) for part in self.states)
+
+    @property
+    def S(self) -> int:
+        """Size of the whole state."""
+        return sum(self.sizes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the states."""
+        return self.states[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.states[0].device
+
+    def mask(self) -> Tensor:
+        """(T, B) bool: which steps exist."""
+        if self.lengths is None:
+            return torch.ones(self.T, self.B, dtype=torch.bool, device=self.device)
+        steps = torch.arange(self.T, device=self.device)
+        return steps[:, None] < self.lengths.to(self.device)[None, :]
+
+    def previous(self) -> State:
+        """s_{t-1} at every t, one tensor (T, B, S_p) a part."""
+        return tuple(
+            torch.cat([first[None].to(part.dtype), part[:-1]])
+            for first, part in zip(self.initial, self.states, strict=True)
+        )
+
+    def state_vector(self) -> Tensor:
+        """(T, B, S): the parts of the state side by side."""
+        return torch.cat(self.states, -1)
+
+    def split(self, vector: Tensor) -> State:
+        """(..., S) -> one tensor (..., S_p) a part."""
+        return tuple(vector.split(self.sizes, -1))
+
+    def to(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> LayerRun:
+        """The same run in another precision or place."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype)
+
+        def moved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {key: move(value) for key, value in values.items()}
+
+        return replace(
+            self,
+            weights=moved(self.weights),
+            inputs=move(self.inputs) if self.inputs.is_floating_point() else self.inputs.to(device),
+            states=tuple(map(move, self.states)),
+            initial=tuple(map(move, self.initial)),
+            direct=tuple(map(move, self.direct)),
+            gradients=moved(self.gradients),
+            input_gradient=None if self.input_gradient is None else move(self.input_gradient),
+            initial_gradient=None
+            if self.initial_gradient is None
+            else tuple(map(move, self.initial_gradient)),
+        )
+
+    def select(self, samples: Tensor | Sequence[int]) -> LayerRun:
+        """The run of some sequences only. Its gradients no longer cover it, so they are left out."""
+        index = torch.as_tensor(samples, device=self.device)
+        return replace(
+            self,
+            inputs=self.inputs[:, index],
+            states=tuple(part[:, index] for part in self.states),
+            initial=tuple(part[index] for part in self.initial),
+            direct=tuple(part[:, index] for part in self.direct),
+            lengths=None if self.lengths is None else self.lengths[index.to(self.lengths.device)],
+            gradients={},
+            input_gradient=None if self.input_gradient is None else self.input_gradient[:, index],
+            initial_gradient=None
+            if self.initial_gradient is None
+            else tuple(part[index] for part in self.initial_gradient),
+        )
+
+
+def unroll(
+    cell: Cell,
+    weights: Mapping[str, Tensor],
+    inputs: Tensor,
+    direct: State,
+    initial: State | None = None,
+    lengths: Tensor | None = None,
+    name: str = "layer",
+) -> LayerRun:
+    """A layer run made by hand: inputs (T, B, I) run through the cell step by step, with the direct gradients given."""
+    from rnndiag.engine.transition import step
+
+    if initial is None:
+        if cell.pointwise is None:
+            raise BadArgument(
+                f"The cell {cell.name!r} does not tell the size of its state.", "Pass initial=."
+            )
+        initial = tuple(inputs.new_zeros(inputs.shape[1], size) for size in cell.sizes(weights))
+    if not len(direct) == len(initial) == len(cell.parts):
+        raise BadArgument(
+            f"The cell {cell.name!r} has the state parts {cell.parts}, but {len(direct)} direct gradients "
+            f"and {len(initial)} initial states were given.",
+            "Give one tensor a part.",
+        )
+    states: list[State] = []
+    state = initial
+    with torch.no_grad():
+        for now in inputs:
+            state = step(cell, weights, now, state)
+            states.append(state)
+    run = LayerRun(
+        name=name,
+        cell=cell,
+        weights=weights,
+        inputs=inputs,
+        states=tuple(torch.stack(part) for part in zip(*states, strict=True)),
+        initial=initial,
+        direct=direct,
+        lengths=lengths,
+        tie="zero" if all(not part.any() for part in initial) else "given",
+    )
+    keep = run.mask()[..., None]
+    return replace(
+        run,
+        states=tuple(part * keep for part in run.states),
+        direct=tuple(part * keep for part in run.direct),
+    )

@@ -1,0 +1,158 @@
+"""One step of a cell, for any leading batch, and its transposed Jacobian: what everything else is built on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from rnndiag.engine.cells import Cell, State
+from rnndiag.engine.layer_run import LayerRun
+
+
+def preactivations(
+    cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    """a_ih (..., gates*H) and a_hh (..., recurrent gates*H). For an additive cell a_ih is the sum and a_hh a zero."""
+    a_ih = linear(inputs, weights["weight_ih"], weights.get("bias_ih"))
+    a_hh = linear(h, weights["weight_hh"], weights.get("bias_hh"))
+    return (a_ih + a_hh, a_hh.new_zeros(())) if cell.additive else (a_ih, a_hh)
+
+
+def step(cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, state: State) -> State:
+    """s_t from x_t (N, I) and s_{t-1}, a tuple of (N, S_p). Differentiable; N is any leading batch."""
+    if cell.run_step is not None:
+        return cell.run_step(weights, inputs, state)
+    assert cell.pointwise is not None
+    a_ih, a_hh = preactivations(cell, weights, inputs, state[0])
+    h, *rest = cell.pointwise(a_ih, a_hh, state, **cell.extra_weights(weights))
+    if "weight_hr" in weights:
+        h = linear(h, weights["weight_hr"])
+    return (h, *rest)
+
+
+def flat_step(cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, state: State) -> State:
+    """`step` for inputs (T, B, ...) and state parts (T, B, S_p): time and batch on one axis."""
+    if cell.run_step is None:
+        return step(cell, weights, inputs, state)
+    lead = inputs.shape[:2]
+    out = step(cell, weights, inputs.flatten(0, 1), tuple(part.flatten(0, 1) for part in state))
+    return tuple(part.unflatten(0, lead) for part in out)
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Diagonal derivatives of an elementwise cell's `pointwise`, for a stretch of steps.
+
+    Of state part p (h before its projection): `a_hh[p]` (T, B, blocks, H), `a_ih[p]` (T, B, gates, H) (the same tensor
+    for an additive cell) and `state[p][q]` (T, B, H) by part q of s_{t-1}; None where the derivative is zero.
+    """
+
+    a_ih: tuple[Tensor | None, ...]
+    a_hh: tuple[Tensor | None, ...]
+    state: tuple[tuple[Tensor | None, ...], ...]
+    projected: Tensor
+    """h before its projection (T, B, H); h itself where there is none."""
+
+
+def coefficients(
+    run: LayerRun, start: int = 0, stop: int | None = None, previous: State | None = None
+) -> Coefficients:
+    """The diagonal derivatives of steps start..stop-1. The cell must be elementwise.
+
+    Every output's unit j depends on unit j of the arguments alone, so one VJP with ones a part is the whole Jacobian.
+    """
+    cell, weights = run.cell, run.weights
+    assert cell.pointwise is not None
+    before = tuple(part[start:stop] for part in (previous or run.previous()))
+    with torch.no_grad():
+        a_ih, a_hh = preactivations(cell, weights, run.inputs[start:stop], before[0])
+    with torch.enable_grad():
+        a_ih = a_ih.detach().requires_grad_()
+        a_hh = a_hh.detach().requires_grad_(not cell.additive)
+        parts = tuple(part.detach().requires_grad_() for part in before)
+        out = cell.pointwise(a_ih, a_hh, parts, **cell.extra_weights(weights))
+        leaves = (a_ih, *parts) if cell.additive else (a_ih, a_hh, *parts)
+        rows = [_diagonal(value, leaves, last=k == len(out) - 1) for k, value in enumerate(out)]
+    units = cell.units(weights)
+    head = 1 if cell.additive else 2
+
+    def blocks(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.unflatten(-1, (-1, units))
+
+    return Coefficients(
+        a_ih=tuple(blocks(row[0]) for row in rows),
+        a_hh=tuple(blocks(row[head - 1]) for row in rows),
+        state=tuple(tuple(row[head:]) for row in rows),
+        projected=out[0].detach(),
+    )
+
+
+def _diagonal(value: Tensor, leaves: tuple[Tensor, ...], last: bool) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(
+        value, leaves, torch.ones_like(value), retain_graph=not last, allow_unused=True
+    )
+
+
+def weighted(terms: list[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+    """Σ coefficient * cotangent over the terms whose coefficient is not zero; None if there is none."""
+    total: Tensor | None = None
+    for coefficient, cotangent in terms:
+        if coefficient is None:
+            continue
+        total = (
+            coefficient * cotangent
+            if total is None
+            else torch.addcmul(total, coefficient, cotangent)
+        )
+    return total
+
+
+def project_back(run: LayerRun, cotangent: State) -> State:
+    """From a cotangent of s_t to one of (h before its projection, other parts)."""
+    if "weight_hr" not in run.weights:
+        return cotangent
+    return (cotangent[0] @ run.weights["weight_hr"], *cotangent[1:])
+
+
+def apply_transposed(run: LayerRun, diagonal: Coefficients, cotangent: State) -> State:
+    """J_t^T a for all steps of `diagonal` at once: a is one tensor (..., T, B, S_p) a part, the result likewise."""
+    back = project_back(run, cotangent)
+    a_hh = weighted([(c, part.unsqueeze(-2)) for c, part in zip(diagonal.a_hh, back, strict=True)])
+    carried = [
+        weighted([(row[q], part) for row, part in zip(diagonal.state, back, strict=True)])
+        for q in range(len(back))
+    ]
+    through_h = None if a_hh is None else a_hh.flatten(-2) @ run.weights["weight_hh"]
+    if through_h is not None:
+        carried[0] = through_h if carried[0] is None else carried[0] + through_h
+    return tuple(
+        torch.zeros_like(part) if value is None else value
+        for value, part in zip(carried, cotangent, strict=True)
+    )
+
+
+def transposed_by_autograd(run: LayerRun, cotangent: State, times: Tensor | None = None) -> State:
+    """J_t^T a by torch.autograd with time on the batch axis, for any cell: a is one tensor (T', B, S_p) a part.
+
+    `times` (T',) picks the steps t; None: all. The slow, obvious form, which the proofs rely on.
+    """
+    before, inputs = run.previous(), run.inputs
+    if times is not None:
+        before, inputs = tuple(part[times] for part in before), inputs[times]
+    with torch.enable_grad():
+        leaves = tuple(part.detach().requires_grad_() for part in before)
+        out = flat_step(run.cell, run.weights, inputs.detach(), leaves)
+        kept = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
+        if not kept:
+            return tuple(torch.zeros_like(part) for part in leaves)
+        grads = torch.autograd.grad(
+            [o for o, _ in kept], leaves, [a for _, a in kept], allow_unused=True
+        )
+    return tuple(
+        torch.zeros_like(leaf) if grad is None else grad
+        for grad, leaf in zip(grads, leaves, strict=True)
+    )
