@@ -1,0 +1,71 @@
+# rnndiag: everything a person does here, by one word each. `make` alone lists them.
+#
+# PYTHON         the Python that the environment is made from (3.11 preferred)
+# TORCH_OPTIONS  more options for pip where torch is installed, such as an --index-url of CPU builds
+
+PYTHON ?= $(shell scripts/choose-python)
+TORCH_OPTIONS ?=
+DEVICE ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(wildcard rnndiag lightning_modules tests benchmarks examples reports scripts docs)
+
+export OMP_NUM_THREADS ?= 1
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help
+
+help:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# --- environments: made once, made again when pyproject.toml or the pins change -----------------
+
+# torch comes first and alone, so that nothing else can draw in another build of it.
+$(VENV)/train: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt $(TORCH_OPTIONS) torch
+	$(PIP) install -q -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/train
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# --- what people run ---------------------------------------------------------------------------
+
+.PHONY: test
+test: $(VENV)/dev  ## run all tests, two at a time, and print the coverage
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term $(TESTS)
+
+.PHONY: lint
+lint: $(VENV)/dev  ## check style and formatting (ruff)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+.PHONY: types
+types: $(VENV)/dev  ## check the types of rnndiag/ (mypy, strict)
+	$(BIN)/mypy
+
+.PHONY: layers
+layers: $(VENV)/dev  ## check that imports point one way
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+.PHONY: wheel
+wheel: $(VENV)/dev  ## build the wheel, and use it in a clean environment without torch
+	scripts/try-wheel $(BIN)/python
+
+.PHONY: check
+check: lint types layers wheel  ## all that CI checks beside the tests
+
+.PHONY: pins
+pins:  ## write constraints.txt anew, with the newest versions that go together
+	test -x .venv-pins/bin/uv || { $(PYTHON) -m venv .venv-pins && .venv-pins/bin/pip install -q uv; }
+	scripts/write-pins .venv-pins/bin/uv
+
+.PHONY: clean
+clean:  ## remove environments, builds and caches (recorded runs stay)
+	rm -rf .venv .venv-* build dist site .coverage htmlcov
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
