@@ -16,6 +16,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.transition import (
     Coefficients,
     coefficients,
+    flat_step,
     preactivations,
     project_back,
     step,
@@ -115,7 +116,7 @@ def _scan_stretch(
     parts = range(len(delta))
     by_gate = [(p, c.unbind(0)) for p, c in enumerate(diagonal.a_hh) if c is not None]
     by_part = [
-        [(p, row[q].unbind(0)) for p, row in enumerate(diagonal.state) if row[q] is not None]
+        [(p, c.unbind(0)) for p, row in enumerate(diagonal.state) if (c := row[q]) is not None]
         for q in parts
     ]
     for k in reversed(range(diagonal.projected.shape[0])):
@@ -176,12 +177,9 @@ def _pull(run: LayerRun, t: int, before: State, cotangent: State) -> State:
         pairs = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
         if not pairs:
             return tuple(torch.zeros_like(leaf) for leaf in leaves)
-        grads = torch.autograd.grad(
-            [o for o, _ in pairs], leaves, [a for _, a in pairs], allow_unused=True
+        return torch.autograd.grad(
+            [o for o, _ in pairs], leaves, [a for _, a in pairs], materialize_grads=True
         )
-    return tuple(
-        torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)
-    )
 
 
 def _preactivation_adjoints(
@@ -200,17 +198,13 @@ def _preactivation_adjoints(
             a_ih, a_hh, tuple(p.detach() for p in previous), **cell.extra_weights(run.weights)
         )
         leaves = (a_ih,) if cell.additive else (a_ih, a_hh)
-        grads = torch.autograd.grad(out, leaves, back, allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(out, leaves, back, materialize_grads=True)
     return grads[0], grads[-1], out[0].detach()
 
 
 def _input_gradient_by_autograd(run: LayerRun, delta: State) -> Tensor:
-    from rnndiag.engine.transition import flat_step
-
     with torch.enable_grad():
         inputs = run.inputs.detach().requires_grad_()
         out = flat_step(run.cell, run.weights, inputs, tuple(p.detach() for p in run.previous()))
-        (grad,) = torch.autograd.grad(
-            out, (inputs,), delta, allow_unused=True, materialize_grads=True
-        )
+        (grad,) = torch.autograd.grad(out, (inputs,), delta, materialize_grads=True)
     return grad

@@ -149,10 +149,6 @@ def transposed_by_autograd(run: LayerRun, cotangent: State, times: Tensor | None
         kept = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
         if not kept:
             return tuple(torch.zeros_like(part) for part in leaves)
-        grads = torch.autograd.grad(
-            [o for o, _ in kept], leaves, [a for _, a in kept], allow_unused=True
+        return torch.autograd.grad(
+            [o for o, _ in kept], leaves, [a for _, a in kept], materialize_grads=True
         )
-    return tuple(
-        torch.zeros_like(leaf) if grad is None else grad
-        for grad, leaf in zip(grads, leaves, strict=True)
-    )

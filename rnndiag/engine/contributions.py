@@ -1,0 +1,211 @@
+"""Contributions g_t(θ) = (∂s_t/∂θ at fixed s_{t-1})^T δ_t of every step, and their norms without forming them.
+
+Every matrix weight is a sum of rank-one terms, g_t = Σ_b l_{t,b} r_{t,b}^T, every bias a sum of rows,
+g_t = Σ_b l_{t,b}: `factors` gives l and r. A weight of any other kind takes a VJP a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.adjoints import Adjoints, adjoints
+from rnndiag.engine.cells import State
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.transition import step
+from rnndiag.errors import BadArgument
+
+
+@dataclass(frozen=True)
+class Factors:
+    """g_t = Σ_b left_{t,b} right_{t,b}^T: left (T, B, m), right (T, B, n); right None: g_t = Σ_b left_{t,b}."""
+
+    left: Tensor
+    right: Tensor | None
+
+    def total(self) -> Tensor:
+        """Σ_t g_t, of the parameter's shape."""
+        if self.right is None:
+            return self.left.sum((0, 1))
+        return self.left.flatten(0, 1).T @ self.right.flatten(0, 1)
+
+    def each(self) -> Tensor:
+        """g_t for every t, (T, *shape)."""
+        if self.right is None:
+            return self.left.sum(1)
+        return self.left.mT @ self.right
+
+
+def _a_ih(adj: Adjoints) -> Tensor:
+    assert adj.a_ih is not None
+    return adj.a_ih
+
+
+def _a_hh(adj: Adjoints) -> Tensor:
+    assert adj.a_hh is not None
+    return adj.a_hh
+
+
+_FACTORS: dict[str, Callable[[Adjoints], Factors]] = {
+    "weight_ih": lambda adj: Factors(_a_ih(adj), adj.run.inputs),
+    "weight_hh": lambda adj: Factors(_a_hh(adj), adj.run.previous()[0]),
+    "bias_ih": lambda adj: Factors(_a_ih(adj), None),
+    "bias_hh": lambda adj: Factors(_a_hh(adj), None),
+    "weight_hr": lambda adj: Factors(adj.parts[0], adj.projected),
+}
+
+
+def factors(adj: Adjoints, key: str) -> Factors | None:
+    """The rank-one form of one weight's contributions; None for a weight that enters in another way."""
+    if adj.run.cell.pointwise is None or key not in _FACTORS:
+        return None
+    return _FACTORS[key](adj)
+
+
+def contributions(
+    run: LayerRun, parameter: str, adj: Adjoints | None = None, times: Tensor | None = None
+) -> Tensor:
+    """g_t(θ) for every step t (or those of `times`), (T, *shape of the parameter), summed over the batch."""
+    if parameter not in run.weights:
+        raise BadArgument(
+            f"Layer {run.name!r} has no weight {parameter!r}.", f"It has: {', '.join(run.weights)}."
+        )
+    adj = adjoints(run) if adj is None else adj
+    found = factors(adj, parameter)
+    if found is not None:
+        if times is not None:
+            right = None if found.right is None else found.right[times]
+            found = Factors(found.left[times], right)
+        return found.each()
+    return _by_vjp(run, (parameter,), adj.parts, times)[parameter]
+
+
+def _by_vjp(
+    run: LayerRun, keys: tuple[str, ...], delta: State, times: Tensor | None = None
+) -> dict[str, Tensor]:
+    """g_t of weights that enter in any way: one VJP a step, all steps in one vmap."""
+    previous, inputs = run.previous(), run.inputs
+    if times is not None:
+        previous, delta = tuple(p[times] for p in previous), tuple(p[times] for p in delta)
+        inputs = inputs[times]
+    chosen = {key: run.weights[key].detach() for key in keys}
+
+    def one(x: Tensor, before: State, cotangent: State) -> dict[str, Tensor]:
+        def forward(weights: Mapping[str, Tensor]) -> State:
+            return step(run.cell, {**run.weights, **weights}, x, before)
+
+        pull = torch.func.vjp(forward, chosen)[1]
+        (grads,) = pull(cotangent)
+        return dict(grads)
+
+    return dict(torch.vmap(one)(inputs.detach(), previous, delta))
+
+
+def _loose_keys(adj: Adjoints) -> tuple[str, ...]:
+    return tuple(
+        key
+        for key, value in adj.run.weights.items()
+        if factors(adj, key) is None and value.is_floating_point()
+    )
+
+
+LOOSE_BYTES = 64 * 2**20
+"""Contributions that must be formed to be normed are formed for a stretch of steps of at most this size."""
+
+
+def _loose_stretches(adj: Adjoints, keys: tuple[str, ...]) -> list[Tensor]:
+    size = sum(adj.run.weights[key].numel() * adj.run.weights[key].element_size() for key in keys)
+    steps = torch.arange(adj.run.T, device=adj.run.device)
+    return list(steps.split(max(1, LOOSE_BYTES // max(1, size))))
+
+
+@dataclass(frozen=True)
+class ContributionNorms:
+    """Sizes of one parameter's contributions over time."""
+
+    norm: Tensor
+    """|g_t|_F of the batch sum, (T,)."""
+    sample_norm: Tensor
+    """Mean over the samples that have step t of |g_{t,b}|_F, (T,); NaN where it is not available."""
+    alignment: Tensor
+    """cos(g_t, Σ g), (T,); NaN where one of the two is zero."""
+    total: Tensor
+    """Σ_t g_t, of the parameter's shape."""
+    gate_norm: Tensor | None = None
+    """|g_t|_F of the rows of each block of W_hh, (blocks, T), for the weight W_hh."""
+
+
+def contribution_norms(adj: Adjoints) -> dict[str, ContributionNorms]:
+    """The sizes of the contributions to every weight, from small Gram products: no g_t of a matrix weight is formed."""
+    run, valid = adj.run, adj.run.mask().sum(1).clamp(min=1)
+    norms: dict[str, ContributionNorms] = {}
+    for key in run.weights:
+        found = factors(adj, key)
+        if found is None:
+            continue
+        blocks = len(run.cell.blocks) if key == "weight_hh" else 1
+        norms[key] = _factored_norms(found, valid, blocks)
+    loose = _loose_keys(adj)
+    if loose:
+        norms.update(_formed_norms(adj, loose))
+    return {key: norms[key] for key in run.weights if key in norms}
+
+
+def _factored_norms(found: Factors, valid: Tensor, blocks: int) -> ContributionNorms:
+    left, right, total = found.left, found.right, found.total()
+    if right is None:
+        each = left.sum(1)
+        norm, inner = each.norm(dim=-1), each @ total
+        sample = left.norm(dim=-1).sum(1) / valid
+        return ContributionNorms(norm, sample, _cosine(inner, norm, total), total)
+    by_block = _block_squares(left, right, blocks)
+    norm = by_block.sum(0).sqrt()
+    inner = (left * (right @ total.mT)).sum((1, 2))
+    sample = (left.norm(dim=-1) * right.norm(dim=-1)).sum(1) / valid
+    gate_norm = by_block.sqrt() if blocks > 1 else norm[None]
+    return ContributionNorms(norm, sample, _cosine(inner, norm, total), total, gate_norm)
+
+
+def _block_squares(left: Tensor, right: Tensor, blocks: int) -> Tensor:
+    """|g_t|² of each block of rows, (blocks, T): by B x B Grams, or by forming g_t where B is the longer side."""
+    batch, n = right.shape[1], right.shape[2]
+    rows = left.unflatten(-1, (blocks, -1)).movedim(2, 0)
+    m = rows.shape[-1]
+    if batch * (m + n) <= 2 * m * n:
+        gram = right @ right.mT
+        return torch.stack([((block @ block.mT) * gram).sum((1, 2)) for block in rows]).clamp(min=0)
+    size = max(1, LOOSE_BYTES // max(1, m * n * left.element_size()))
+    squares = [
+        [(a.mT @ b).square().sum((1, 2)) for a, b in zip(*pair, strict=True)]
+        for pair in ((torch.split(block, size), torch.split(right, size)) for block in rows)
+    ]
+    return torch.stack([torch.cat(row) for row in squares])
+
+
+def _cosine(inner: Tensor, norm: Tensor, total: Tensor) -> Tensor:
+    size: Tensor = norm * total.norm()
+    return inner / size
+
+
+def _formed_norms(adj: Adjoints, keys: tuple[str, ...]) -> dict[str, ContributionNorms]:
+    stretches = _loose_stretches(adj, keys)
+    totals = {key: torch.zeros_like(adj.run.weights[key]) for key in keys}
+    for times in stretches:
+        for key, each in _by_vjp(adj.run, keys, adj.parts, times).items():
+            totals[key] = totals[key] + each.sum(0)
+    norm: dict[str, list[Tensor]] = {key: [] for key in keys}
+    inner: dict[str, list[Tensor]] = {key: [] for key in keys}
+    for times in stretches:
+        for key, each in _by_vjp(adj.run, keys, adj.parts, times).items():
+            norm[key].append(each.flatten(1).norm(dim=1))
+            inner[key].append(each.flatten(1) @ totals[key].flatten())
+    result = {}
+    for key in keys:
+        size = torch.cat(norm[key])
+        cosine = _cosine(torch.cat(inner[key]), size, totals[key])
+        unknown = torch.full_like(size, torch.nan)
+        result[key] = ContributionNorms(size, unknown, cosine, totals[key])
+    return result

@@ -1,0 +1,218 @@
+"""Three proofs that an analysis of a backward pass is right, because a sum alone cannot see a permutation in time.
+
+1. The sum law: Σ_t g_t(θ) = the gradient autograd produced for θ in that backward pass, per weight, over all layer runs
+   that share it.
+2. The recursion: δ_t = e_t + J_{t+1}^T δ_{t+1} at random times, J^T by torch.autograd of one step; and ∂L/∂x, ∂L/∂s_0
+   against autograd's own where it gave them.
+3. The forward error: the states recomputed from the record against the recorded ones.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnndiag.engine.adjoints import Adjoints, adjoints
+from rnndiag.engine.contributions import ContributionNorms, contribution_norms
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.transition import flat_step, transposed_by_autograd
+
+Verdict = Literal["exact", "inexact", "unverified"]
+
+RANDOM_TIMES = 8
+"""At how many random times the recursion is checked."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What rounding may leave of each proof, in the precision of the recorded forward and backward pass."""
+
+    sum_law: float
+    recursion: float
+    forward: float
+
+
+BOUNDS: dict[torch.dtype, Bound] = {
+    torch.float64: Bound(sum_law=1e-10, recursion=1e-10, forward=1e-10),
+    torch.float32: Bound(sum_law=1e-4, recursion=1e-3, forward=1e-3),
+    torch.bfloat16: Bound(sum_law=3e-2, recursion=3e-2, forward=3e-2),
+    torch.float16: Bound(sum_law=1e-2, recursion=1e-2, forward=1e-2),
+}
+
+
+@dataclass(frozen=True)
+class LayerProof:
+    """Proofs 2 and 3 of one layer run: relative residuals, NaN where there was nothing to hold against."""
+
+    recursion: float
+    forward: float
+    input_gradient: float = float("nan")
+    initial_gradient: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The verdict over all layer runs of one backward pass."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    residual: Mapping[str, float] = field(default_factory=dict)
+    """By parameter: |Σ_t g_t − G| / Σ_t |g_t|."""
+    residual_of_gradient: Mapping[str, float] = field(default_factory=dict)
+    """By parameter: |Σ_t g_t − G| / |G|."""
+    layers: Mapping[str, LayerProof] = field(default_factory=dict)
+    """By layer run."""
+
+    @property
+    def worst(self) -> float:
+        """The largest sum-law residual; NaN where no weight could be checked."""
+        return max(self.residual.values(), default=float("nan"), key=_nan_is_worst)
+
+
+def _nan_is_worst(value: float) -> float:
+    return float("inf") if value != value else value
+
+
+def prove(
+    runs: Sequence[LayerRun],
+    analyses: Sequence[tuple[Adjoints, Mapping[str, ContributionNorms]]] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    outside: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Proof:
+    """Hold the analyses (adjoints and contribution norms) of all layer runs of one backward pass against autograd.
+
+    dtype: the precision the model ran in, which sets the bounds; None: that of the runs. outside: parameter -> why its
+    gradient does not come from the recurrent calls alone (a weight penalty in the loss, say).
+    """
+    if analyses is None:
+        analyses = [(adj, contribution_norms(adj)) for adj in map(adjoints, runs)]
+    bound = BOUNDS[dtype or (runs[0].dtype if runs else torch.float32)]
+    residual, relative = _sum_law(runs, [norms for _, norms in analyses])
+    layers = {
+        run.name: _layer_proof(run, adj, seed) for run, (adj, _) in zip(runs, analyses, strict=True)
+    }
+    failed = [
+        f"the contributions to {name} sum to the gradient only within {value:.1e}"
+        for name, value in residual.items()
+        if not value <= bound.sum_law and name not in (outside or {})
+    ]
+    for name, proof in layers.items():
+        failed += _layer_faults(name, proof, bound)
+    explained = [f"{name}: {why}" for name, why in (outside or {}).items()]
+    noted = [note for run in runs for note in run.notes]
+    if failed or noted:
+        return Proof("inexact", (*noted, *failed, *explained), residual, relative, layers)
+    if not residual:
+        reason = "no recurrent weight received a gradient in this backward pass"
+        return Proof("unverified", (reason, *explained), residual, relative, layers)
+    return Proof("exact", tuple(explained), residual, relative, layers)
+
+
+def _layer_faults(name: str, proof: LayerProof, bound: Bound) -> list[str]:
+    faults = []
+    if not proof.recursion <= bound.recursion:
+        faults.append(f"the adjoints of {name} miss their recursion by {proof.recursion:.1e}")
+    if not proof.forward <= bound.forward:
+        faults.append(f"the recomputed states of {name} are off by {proof.forward:.1e}")
+    for what, value in (("inputs", proof.input_gradient), ("s_0", proof.initial_gradient)):
+        if value > bound.recursion:
+            faults.append(f"the gradient of {name}'s {what} is off by {value:.1e}")
+    return faults
+
+
+def _sum_law(
+    runs: Sequence[LayerRun], norms: Sequence[Mapping[str, ContributionNorms]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Residuals by parameter; layer runs that share a parameter are added up first."""
+    totals: dict[str, list[Tensor]] = defaultdict(list)
+    sizes: dict[str, float] = defaultdict(float)
+    gradients: dict[str, Tensor] = {}
+    for run, by_key in zip(runs, norms, strict=True):
+        for key, found in by_key.items():
+            if key not in run.gradients:
+                continue
+            name = run.parameters.get(key, f"{run.name}.{key}")
+            totals[name].append(found.total)
+            sizes[name] += float(found.norm.sum(dtype=torch.float64))
+            gradients[name] = run.gradients[key]
+    residual, relative = {}, {}
+    for name, parts in totals.items():
+        gradient = gradients[name].to(torch.float64)
+        off = float((sum(part.to(torch.float64) for part in parts) - gradient).norm())
+        residual[name] = _ratio(off, sizes[name])
+        relative[name] = _ratio(off, float(gradient.norm()))
+    return residual, relative
+
+
+def _ratio(off: float, size: float) -> float:
+    """off / size, where nothing off nothing is no error."""
+    if off == 0.0:
+        return 0.0
+    return off / size if size > 0.0 else float("inf")
+
+
+def _layer_proof(run: LayerRun, adj: Adjoints, seed: int) -> LayerProof:
+    given = run.input_gradient
+    initial = run.initial_gradient
+    return LayerProof(
+        recursion=recursion_residual(run, adj, seed),
+        forward=forward_error(run),
+        input_gradient=float("nan") if given is None else _relative([adj.inputs()], [given]),
+        initial_gradient=float("nan") if initial is None else _relative(adj.initial, initial),
+    )
+
+
+def _relative(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
+    off = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
+    return _ratio(off, sum(float(b.square().sum()) for _, b in pairs) ** 0.5)
+
+
+def recursion_residual(run: LayerRun, adj: Adjoints, seed: int = 0) -> float:
+    """Worst |δ_t − e_t − J_{t+1}^T δ_{t+1}| / |δ_t| over random times, J^T by torch.autograd of one step.
+
+    The last step is among the times. Every sequence's own end counts: past it δ is zero.
+    """
+    draw = np.random.default_rng(seed)
+    picked = draw.choice(run.T, size=min(RANDOM_TIMES, run.T), replace=False)
+    times = torch.as_tensor(np.union1d(picked, [run.T - 1]), device=run.device)
+    keep = run.mask()
+    after = (times + 1).clamp(max=run.T - 1)
+    exists = (keep[after] & (times + 1 < run.T)[:, None])[..., None]
+    pulled = transposed_by_autograd(run, tuple(part[after] for part in adj.parts), after)
+    offs = torch.zeros(len(times), dtype=torch.float64, device=run.device)
+    sizes = torch.zeros_like(offs)
+    for delta, direct, back in zip(adj.parts, run.direct, pulled, strict=True):
+        zero = torch.zeros_like(back)
+        here = torch.where(keep[times][..., None], direct[times], zero)
+        expected = here + torch.where(exists, back, zero)
+        offs += (delta[times] - expected).double().square().sum((1, 2))
+        sizes += expected.double().square().sum((1, 2))
+    ratios = [
+        _ratio(off, size)
+        for off, size in zip(offs.sqrt().tolist(), sizes.sqrt().tolist(), strict=True)
+    ]
+    return max(ratios, key=_nan_is_worst)
+
+
+@torch.no_grad()
+def forward_error(run: LayerRun) -> float:
+    """Relative error of h recomputed one step at a time from the recorded states, over all existing steps."""
+    found = flat_step(run.cell, run.weights, run.inputs, run.previous())
+    keep = run.mask()[..., None]
+    off = size = 0.0
+    for value, recorded in zip(found, run.states, strict=True):
+        gap = torch.where(keep, value - recorded, torch.zeros_like(recorded))
+        off += float(gap.double().square().sum())
+        size += float(
+            torch.where(keep, recorded, torch.zeros_like(recorded)).double().square().sum()
+        )
+    return _ratio(off**0.5, size**0.5)
