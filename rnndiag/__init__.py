@@ -11,11 +11,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against the tables below
     from rnndiag import errors as errors
+    from rnndiag.engine.adjoints import Adjoints as Adjoints
+    from rnndiag.engine.adjoints import adjoints as adjoints
+    from rnndiag.engine.cells.cell import Cell as Cell
+    from rnndiag.engine.cells.registry import register_cell as register_cell
+    from rnndiag.engine.contributions import contribution_norms as contribution_norms
+    from rnndiag.engine.contributions import contributions as contributions
+    from rnndiag.engine.layer_run import LayerRun as LayerRun
+    from rnndiag.engine.proof import Proof as Proof
+    from rnndiag.engine.proof import prove as prove
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
-_PUBLIC: dict[str, str] = {}
+_PUBLIC: dict[str, str] = {
+    "Adjoints": "rnndiag.engine.adjoints",
+    "Cell": "rnndiag.engine.cells.cell",
+    "LayerRun": "rnndiag.engine.layer_run",
+    "Proof": "rnndiag.engine.proof",
+    "adjoints": "rnndiag.engine.adjoints",
+    "contribution_norms": "rnndiag.engine.contributions",
+    "contributions": "rnndiag.engine.contributions",
+    "prove": "rnndiag.engine.proof",
+    "register_cell": "rnndiag.engine.cells.registry",
+}
 
 # public module -> its full name
 _PUBLIC_MODULES = {
