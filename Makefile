@@ -59,6 +59,32 @@ wheel: $(VENV)/dev  ## build the wheel, and use it in a clean environment withou
 .PHONY: check
 check: lint types layers wheel  ## all that CI checks beside the tests
 
+# --- the oldest and the newest that is promised: CUDA builds of torch, some gigabytes each -------
+
+CORE := -m "not slow and not browser"
+
+.venv-lowest/dev: pyproject.toml constraints-lowest.txt
+	test -x .venv-lowest/bin/python || $(or $(LOWEST_PYTHON),$$(scripts/choose-python 3.10)) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q -c constraints-lowest.txt $(TORCH_OPTIONS) torch
+	.venv-lowest/bin/python -m pip install -q -c constraints-lowest.txt -e '.[dev]'
+	@touch $@
+
+.venv-highest/dev: pyproject.toml
+	test -x .venv-highest/bin/python || $(or $(HIGHEST_PYTHON),$$(scripts/choose-python 3.14 3.13)) -m venv .venv-highest
+	.venv-highest/bin/python -m pip install -q --upgrade $(TORCH_OPTIONS) torch
+	.venv-highest/bin/python -m pip install -q --upgrade -e '.[dev]'
+	@touch $@
+
+.PHONY: lowest
+lowest: .venv-lowest/dev  ## run the core tests on the oldest Python, torch and Lightning promised
+	scripts/print-versions .venv-lowest/bin/python
+	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal $(CORE) $(TESTS)
+
+.PHONY: highest
+highest: .venv-highest/dev  ## run the core tests on the newest Python, torch and Lightning to be had
+	scripts/print-versions .venv-highest/bin/python
+	.venv-highest/bin/python -m pytest -n 2 --dist worksteal $(CORE) $(TESTS)
+
 .PHONY: pins
 pins:  ## write constraints.txt anew, with the newest versions that go together
 	test -x .venv-pins/bin/uv || { $(PYTHON) -m venv .venv-pins && .venv-pins/bin/pip install -q uv; }

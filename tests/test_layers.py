@@ -36,7 +36,7 @@ LAYERS = {
     "": layer(),
     "errors": layer(),
     "engine": layer("errors", "torch numpy scipy"),
-    "run": layer("errors", "numpy", lazy="pandas xarray"),
+    "run": layer("errors", "numpy", lazy="fsspec pandas xarray"),
     "recorder": layer(
         "errors engine run", "torch numpy scipy", lazy="lightning pytorch_lightning jsonargparse"
     ),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,17 +108,30 @@ def test_wheel_holds_rnndiag_alone(tmp_path: Path) -> None:
     assert "rnndiag/py.typed" in inside
 
 
+def pyproject() -> dict[str, Any]:
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    return importlib.import_module(name).loads((ROOT / "pyproject.toml").read_text())
+
+
 def test_entry_points_lead_somewhere() -> None:
-    if sys.version_info < (3, 11):
-        tomllib = pytest.importorskip("tomli")
-    else:
-        tomllib = importlib.import_module("tomllib")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    targets = [
-        *project["scripts"].values(),
-        *(value for group in project.get("entry-points", {}).values() for value in group.values()),
-    ]
-    for entry in targets:
+    project = pyproject()["project"]
+    groups = [project["scripts"], *project.get("entry-points", {}).values()]
+    for entry in [target for group in groups for target in group.values()]:
         module, _, attribute = entry.partition(":")
         found = importlib.import_module(module)
         assert not attribute or callable(getattr(found, attribute))
+
+
+def test_oldest_versions_are_the_ones_that_are_tested() -> None:
+    """Every lower bound that a user's install has stands in constraints-lowest.txt."""
+    project = pyproject()["project"]
+    extras = project["optional-dependencies"]
+    promised = [*project["dependencies"]]
+    for extra in ("figures", "train", "frames", "remote"):
+        promised += extras[extra]
+    bounds = {line for line in promised if ">=" in line and ";" not in line}
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for bound in bounds:
+        name, least = bound.split(">=")
+        assert [*pins[name].split("."), "0", "0"][:3] == [*least.split("."), "0", "0"][:3]
