@@ -20,6 +20,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.layer_run import LayerRun as LayerRun
     from rnndiag.engine.proof import Proof as Proof
     from rnndiag.engine.proof import prove as prove
+    from rnndiag.run.measurement import Measurement as Measurement
+    from rnndiag.run.recording import Recording as Recording
+    from rnndiag.run.run import open_run as open_run
+    from rnndiag.run.run import Run as Run
+    from rnndiag.run.runs import open_runs as open_runs
+    from rnndiag.run.writer import RunWriter as RunWriter
 
 __version__ = "0.1.0"
 
@@ -28,10 +34,16 @@ _PUBLIC: dict[str, str] = {
     "Adjoints": "rnndiag.engine.adjoints",
     "Cell": "rnndiag.engine.cells.cell",
     "LayerRun": "rnndiag.engine.layer_run",
+    "Measurement": "rnndiag.run.measurement",
     "Proof": "rnndiag.engine.proof",
+    "Recording": "rnndiag.run.recording",
+    "Run": "rnndiag.run.run",
+    "RunWriter": "rnndiag.run.writer",
     "adjoints": "rnndiag.engine.adjoints",
     "contribution_norms": "rnndiag.engine.contributions",
     "contributions": "rnndiag.engine.contributions",
+    "open_run": "rnndiag.run.run",
+    "open_runs": "rnndiag.run.runs",
     "prove": "rnndiag.engine.proof",
     "register_cell": "rnndiag.engine.cells.registry",
 }

@@ -1,0 +1,144 @@
+"""Runs as pandas tables and xarray datasets; both are imported only here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rnndiag.errors import NotInstalled
+from rnndiag.run.measurement import Series
+from rnndiag.run.quantities import MODEL
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+    from rnndiag.run.run import Run
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise NotInstalled(
+            "to_frame() needs pandas, which is not installed.",
+            "Run: pip install pandas. `rnndiag export` writes csv and json without it.",
+        ) from None
+    return pandas
+
+
+def _xarray() -> Any:
+    try:
+        import xarray
+    except ImportError:
+        raise NotInstalled(
+            "to_xarray() needs xarray, which is not installed.", "Run: pip install xarray"
+        ) from None
+    return xarray
+
+
+def chosen(run: Run, quantity: str | None, layer: str | None) -> list[tuple[str, str]]:
+    """Every quantity and layer that a choice stands for, in the order of the run."""
+    if quantity is not None:
+        return [(quantity, name) for name in run._layers_for(quantity, layer)]
+    return [
+        (name, of)
+        for name in run.quantities
+        for of in run.layers_of(name)
+        if layer is None or of == layer
+    ]
+
+
+def columns(series: Series) -> dict[str, np.ndarray]:
+    """A series as columns of a long table, without its padding: step, phase, quantity, layer, the dims, value."""
+    shape = series.values.shape
+    grid = np.indices(shape).reshape(len(shape), -1)
+    kept = _unpadded(series, grid)
+    grid = grid[:, kept]
+    table: dict[str, np.ndarray] = {"step": series.steps[grid[0]]}
+    for name in ("phase", "name", "layer"):
+        table["quantity" if name == "name" else name] = np.full(
+            grid.shape[1], getattr(series, name), object
+        )
+    for dim, places in zip(series.dims[1:], grid[1:], strict=True):
+        labels = series.coordinates.get(dim)
+        table[dim] = places if labels is None else np.asarray(labels, object)[places]
+    table["value"] = series.values.reshape(-1)[kept]
+    return table
+
+
+def _unpadded(series: Series, grid: np.ndarray) -> np.ndarray:
+    kept = np.ones(grid.shape[1], bool)
+    for dim, places in zip(series.dims[1:], grid[1:], strict=True):
+        if dim not in series.coordinates:
+            kept &= places < series.lengths[dim][grid[0]]
+    return kept
+
+
+def to_frame(run: Run, quantity: str | None, layer: str | None) -> pandas.DataFrame:
+    """The long table of `Run.to_frame`."""
+    pandas = _pandas()
+    tables = [pandas.DataFrame(columns(series)) for series in _readable(run, quantity, layer)]
+    if not tables:
+        return pandas.DataFrame(columns=["step", "phase", "quantity", "layer", "value"])
+    table = pandas.concat(tables, ignore_index=True)
+    return table[[name for name in table.columns if name != "value"] + ["value"]]
+
+
+def _readable(run: Run, quantity: str | None, layer: str | None) -> list[Series]:
+    found = []
+    for name, of in chosen(run, quantity, layer):
+        for phase in run.phases:
+            series = run._collector.series(name, of, None, None, phase)
+            if series is not None:
+                found.append(series)
+    return found
+
+
+def joined(runs: Mapping[str, Run], quantity: str | None, layer: str | None) -> pandas.DataFrame:
+    """Long tables of several runs, with a first column `run`; runs without the quantity are left out."""
+    pandas = _pandas()
+    tables = []
+    for name, run in runs.items():
+        if quantity is None or quantity in run.quantities:
+            table = to_frame(run, quantity, layer)
+            table.insert(0, "run", name)
+            tables.append(table)
+    if not tables:
+        return pandas.DataFrame(columns=["run", "step", "phase", "quantity", "layer", "value"])
+    return pandas.concat(tables, ignore_index=True)
+
+
+def data_array(series: Series) -> Any:
+    """One series as an xarray DataArray with a dim `layer` (not for the whole model's) and unit and scale as attributes."""
+    xarray = _xarray()
+    places: dict[str, Any] = {dim: list(given) for dim, given in series.coordinates.items()}
+    places["step"] = series.steps
+    for dim, size in series.sizes.items():
+        places.setdefault(dim, np.arange(size))
+    facts = {"unit": series.unit, "scale": series.scale, "phase": series.phase}
+    array = xarray.DataArray(series.values, places, series.dims, series.name, facts)
+    return array if series.layer == MODEL else array.expand_dims(layer=[series.layer])
+
+
+def to_xarray(run: Run, quantity: str | None, layer: str | None) -> xarray.Dataset:
+    """The dataset of `Run.to_xarray`: of the main phase; dims are joined by their labels and padded with NaN."""
+    xarray = _xarray()
+    groups: dict[str, list[Any]] = {}
+    for name, of in chosen(run, quantity, layer):
+        series = run._collector.series(name, of, None, None, run.phases[0])
+        if series is not None:
+            groups.setdefault(name, []).append(data_array(series))
+    variables = [
+        arrays[0]
+        if len(arrays) == 1
+        else xarray.concat(arrays, "layer", join="outer", combine_attrs="override")
+        for arrays in groups.values()
+    ]
+    facts = {"run": run.name, "format": "rnndiag"}
+    if not variables:
+        return xarray.Dataset(attrs=facts)
+    merged = xarray.merge(variables, join="outer", combine_attrs="drop")
+    return merged.assign_attrs(facts)

@@ -1,0 +1,37 @@
+"""Whether the process that writes a run still lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def process_started(pid: int) -> int | None:
+    """When a process was started, in clock ticks since boot; None where the system does not say."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+        return int(text[text.rindex(b")") + 2 :].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def is_alive(process: Mapping[str, Any]) -> bool | None:
+    """Whether the process lives, by host, pid and start; None where it ran on another machine."""
+    pid = process.get("pid")
+    if (
+        process.get("host") != socket.gethostname()
+        or not isinstance(pid, int)
+        or not 0 < pid < 2**31
+    ):
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    started = process_started(pid)
+    return started is None or process.get("started") in (None, started)

@@ -1,0 +1,148 @@
+"""Reach, decay and half-life of a credit profile: how far back the gradient carries.
+
+The one place where these numbers are made; recorder, health and report all call it. A profile is given as natural
+logarithms over lag 0, 1, ..., D-1, as the quantity `credit_profile` holds it: -inf is exactly zero, NaN at the end is
+padding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+class Answer(float):
+    """A number of lags (or a factor) that may not exist: inf = not reached within the measured lags, nan = undefined.
+
+    It is a float, so `10 <= answer <= 40` reads as it should; `reached`, `within` and `text` say the rest.
+    """
+
+    reached: bool
+    within: int
+    reason: str
+
+    def __new__(cls, value: float, reached: bool, within: int, reason: str = "") -> Answer:
+        """`value` in steps (or a factor), whether it was `reached`, `within` how many lags, and why not."""
+        answer = super().__new__(cls, value)
+        answer.reached, answer.within, answer.reason = reached, within, reason
+        return answer
+
+    def __getnewargs__(self) -> tuple[float, bool, int, str]:
+        return float(self), self.reached, self.within, self.reason
+
+    @property
+    def value(self) -> float:
+        """The bare number."""
+        return float(self)
+
+    @property
+    def text(self) -> str:
+        """The number in three digits, or why there is none."""
+        return format(float(self), ".3g") if self.reached else self.reason
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({float(self):.6g}, reached={self.reached}, within={self.within})"
+
+
+class Reach(Answer):
+    """The lag (in steps) within which a share of the credit lies."""
+
+
+class Decay(Answer):
+    """Factor per step by which the profile's tail changes: below 1 it shrinks."""
+
+
+class HalfLife(Answer):
+    """Steps back after which the credit has halved."""
+
+
+def measured(profile_log: Any) -> np.ndarray:
+    """The profile as float64 without the NaN padding at its end."""
+    profile = np.asarray(profile_log, dtype=np.float64).reshape(-1)
+    known = np.flatnonzero(~np.isnan(profile))
+    return profile[: known[-1] + 1] if known.size else profile[:0]
+
+
+def _fault(profile: np.ndarray) -> str:
+    if not profile.size:
+        return "not measured"
+    if np.isnan(profile).any() or np.isposinf(profile).any():
+        return "not finite"
+    return "" if np.isfinite(profile).any() else "no gradient at any lag"
+
+
+def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Reach:
+    """The n at which F(n) = `share`, where F(n) = Σ_{d<n} profile(d) / Σ_{d<D} profile(d).
+
+    F is piecewise linear with F(0) = 0. `steps` is how many lags there are (T). Where only D < T were measured and the
+    measured decay of the tail leaves more than 1 - `share` of the credit beyond them, the answer is 'not reached within D'.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}, not in (0, 1]")
+    profile = measured(profile_log)
+    within = profile.size
+    fault = _fault(profile)
+    if fault:
+        return Reach(math.nan, False, within, fault)
+    credit = np.exp(profile - profile.max())
+    covered = np.cumsum(credit)
+    if steps is not None and steps > within:
+        beyond = _credit_beyond(profile, steps)
+        if covered[-1] < share * (covered[-1] + beyond):
+            return Reach(math.inf, False, within, f"not reached within {within}")
+    target = share * covered[-1]
+    lag = min(int(np.searchsorted(covered, target)), within - 1)
+    before = covered[lag - 1] if lag else 0.0
+    return Reach(lag + (target - before) / credit[lag], True, within)
+
+
+def _credit_beyond(profile: np.ndarray, steps: int) -> float:
+    """Credit of the lags D..T-1 that were not measured, on the tail's decay, in units of the profile's largest."""
+    factor = decay(profile)
+    if not factor.reached or factor == 0 or not np.isfinite(profile[-1]):
+        return 0.0
+    lags = np.arange(1, steps - profile.size + 1)
+    return float(np.exp(profile[-1] - profile.max() + lags * math.log(factor)).sum())
+
+
+def decay(profile_log: Any) -> Decay:
+    """Factor per step of the profile's tail: a straight line through the logs of the later half of its lags.
+
+    The lags go as far as the logs are finite; a profile with nothing beyond lag 0 has the factor 0.
+    """
+    profile = measured(profile_log)
+    within = profile.size
+    fault = _fault(profile)
+    if not fault and within < 2:
+        fault = f"not measurable within {within}"
+    if fault:
+        return Decay(math.nan, False, within, fault)
+    finite = np.flatnonzero(np.isfinite(profile))
+    tail = finite[finite >= finite[-1] / 2]
+    if finite[-1] == 0:
+        return Decay(0.0, True, within)
+    if tail.size < 2:
+        tail = finite[-2:]
+    if tail.size < 2:
+        return Decay(math.nan, False, within, f"not measurable within {within}")
+    slope = np.polyfit(tail - tail.mean(), profile[tail], 1)[0]
+    return Decay(float(np.exp(slope)), True, within)
+
+
+def half_life(profile_log: Any) -> HalfLife:
+    """The lag at which the profile first falls to half of lag 0, a straight line in the logs between lags."""
+    profile = measured(profile_log)
+    within = profile.size
+    fault = _fault(profile) or ("" if np.isfinite(profile[0]) else "no gradient at lag 0")
+    if fault:
+        return HalfLife(math.nan, False, within, fault)
+    target = profile[0] - math.log(2.0)
+    below = np.flatnonzero(profile <= target)
+    if not below.size:
+        return HalfLife(math.inf, False, within, f"not reached within {within}")
+    lag = int(below[0])
+    upper, lower = profile[lag - 1], profile[lag]
+    step = (upper - target) / (upper - lower) if np.isfinite(lower) else 0.0
+    return HalfLife(lag - 1 + step, True, within)

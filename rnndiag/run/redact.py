@@ -1,0 +1,78 @@
+"""Takes secrets out of what is written down about a run: command lines, configs, addresses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+REDACTED = "[redacted]"
+
+_WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
+_SECRET_WORDS = frozenset(
+    "password passwd passphrase pwd secret secrets token credential credentials apikey authorization cookie".split()
+)
+_KEY_OWNERS = frozenset(
+    "api access secret private auth account signing encryption wandb comet hf ssh".split()
+)
+_SECRET_VALUES = re.compile(
+    r"(?:AKIA|ASIA)[0-9A-Z]{16}|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|hf_\w{20,}"
+    r"|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*"
+)
+_ADDRESS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@]+@")
+_ASSIGNED = re.compile(
+    r"(?P<name>(?:--?)?[A-Za-z_][\w.-]*)(?P<link>=|:\s|\s+)(?P<value>\"[^\"]*\"|'[^']*'|[^\s&\"']+)"
+)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a value under this name is one: `api_key`, `--wandb-token`, `dbPassword`; not `tokens`, not `tokenizer`."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if any(word in _SECRET_WORDS for word in words):
+        return True
+    return any(
+        word == "key" and at > 0 and words[at - 1] in _KEY_OWNERS for at, word in enumerate(words)
+    )
+
+
+def _text(text: str) -> str:
+    text = _ADDRESS.sub(rf"\g<scheme>{REDACTED}@", _SECRET_VALUES.sub(REDACTED, text))
+
+    def assigned(found: re.Match[str]) -> str:
+        option = found["link"].isspace() and not found["name"].startswith("-")
+        if option or not is_secret_name(found["name"]) or found["value"].startswith("--"):
+            return found[0]
+        return found["name"] + found["link"] + REDACTED
+
+    return _ASSIGNED.sub(assigned, text)
+
+
+def _words(words: list[Any]) -> list[Any]:
+    """A command line in words: the word after a secret option is the secret."""
+    result: list[Any] = []
+    after_option = False
+    for word in words:
+        if after_option and isinstance(word, str) and not word.startswith("--"):
+            result.append(REDACTED)
+            after_option = False
+            continue
+        after_option = isinstance(word, str) and word.startswith("-") and "=" not in word
+        after_option = after_option and is_secret_name(word)
+        result.append(redact(word))
+    return result
+
+
+def redact(value: Any) -> Any:
+    """The same value with secrets replaced: by their names, and by their look where they have none."""
+    if isinstance(value, Mapping):
+        return {
+            key: REDACTED
+            if is_secret_name(str(key))
+            and not isinstance(entry, (Mapping, bool, int, float, type(None)))
+            else redact(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return _words(list(value))
+    return _text(value) if isinstance(value, str) else value

@@ -1,0 +1,88 @@
+"""Many runs at once, side by side."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from rnndiag.errors import RunUnreadable
+from rnndiag.run.run import Run, open_run
+from rnndiag.run.starts import holds_run
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Runs(Sequence[Run]):
+    """Runs in the order of their paths. `unreadable` holds a sentence for each that could not be opened."""
+
+    def __init__(self, runs: Sequence[Run], unreadable: Sequence[str] = ()) -> None:
+        self._runs = tuple(runs)
+        self.unreadable = tuple(unreadable)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    @overload
+    def __getitem__(self, position: int) -> Run: ...
+    @overload
+    def __getitem__(self, position: slice) -> Runs: ...
+    def __getitem__(self, position: int | slice) -> Run | Runs:
+        if isinstance(position, slice):
+            return Runs(self._runs[position], self.unreadable)
+        return self._runs[position]
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} runs: {', '.join(run.name for run in self)}>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells the runs apart: their paths below the folder that they share."""
+        paths = [str(run.path) for run in self]
+        if len(set(paths)) < 2:
+            return tuple(run.name for run in self)
+        shared = os.path.commonpath(paths)
+        return tuple(os.path.relpath(path, shared) for path in paths)
+
+    def to_frame(self, quantity: str | None = None, layer: str | None = None) -> pandas.DataFrame:
+        """The long tables of all runs under each other, with a first column `run`."""
+        from rnndiag.run.frames import joined
+
+        return joined(dict(zip(self.names, self, strict=True)), quantity, layer)
+
+
+def open_runs(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Runs:
+    """All runs at paths that match a pattern (`logs/**`), or at the given paths; the unreadable ones are named, not raised."""
+    single = isinstance(pattern, (str, os.PathLike))
+    patterns = [os.fspath(pattern)] if single else [os.fspath(p) for p in pattern]
+    found: dict[Path, None] = {}
+    for text in patterns:
+        matches = [text] if os.path.isdir(text) else sorted(glob.glob(text, recursive=True))
+        for match in matches:
+            if holds_run(match):
+                found[Path(match)] = None
+            elif os.path.isdir(match) and not glob.has_magic(text):
+                found.update(dict.fromkeys(_below(Path(match))))
+    runs, unreadable = [], []
+    for path in found:
+        try:
+            runs.append(open_run(path))
+        except RunUnreadable as fault:
+            unreadable.append(str(fault))
+    if not runs and not unreadable:
+        raise RunUnreadable(
+            f"No rnndiag run matches {', '.join(patterns)}.",
+            "A run is a directory with recordings/r*.tar; '**' in a pattern goes into subdirectories.",
+        )
+    return Runs(runs, unreadable)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Runs directly in a folder."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and holds_run(path))

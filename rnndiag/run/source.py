@@ -1,0 +1,161 @@
+"""Where the bytes of a run lie: a local directory, or a remote one through fsspec."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any, Protocol
+
+from rnndiag.errors import NotInstalled, RunUnreadable
+
+
+class NotRegular(OSError):
+    """The file is a link, a pipe, a device or a folder."""
+
+
+class File(Protocol):
+    """A file that only grows."""
+
+    def size(self) -> int:
+        """Bytes there now."""
+
+    def read(self, start: int, size: int) -> bytes:
+        """At most `size` bytes from `start`."""
+
+    def modified(self) -> float:
+        """When it was last written, unix seconds."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class LocalFile:
+    """A regular local file, opened without following links and read by position."""
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise NotRegular("not a regular file")
+        self._descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            self.close()
+            raise NotRegular("not a regular file")
+
+    def size(self) -> int:
+        """Bytes there now."""
+        return os.fstat(self._descriptor).st_size
+
+    def modified(self) -> float:
+        """When it was last written, unix seconds."""
+        return os.fstat(self._descriptor).st_mtime
+
+    def read(self, start: int, size: int) -> bytes:
+        """At most `size` bytes from `start`."""
+        return os.pread(self._descriptor, size, start)
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.close()
+
+
+class LocalDirectory:
+    """A directory of this machine."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder of the directory, sorted; empty where there is none."""
+        try:
+            return sorted(os.listdir(self.path / folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def open(self, name: str) -> File:
+        """A file of the directory; OSError where that is impossible."""
+        return LocalFile(self.path / name)
+
+
+class RemoteFile:
+    """A file behind fsspec, fetched once and then only where it grew."""
+
+    def __init__(self, filesystem: Any, path: str) -> None:
+        self._filesystem, self._path = filesystem, path
+        if filesystem.info(path).get("type") != "file":
+            raise NotRegular("not a regular file")
+        self._data = b""
+
+    def size(self) -> int:
+        """Bytes there now."""
+        self._filesystem.invalidate_cache()
+        size = int(self._filesystem.info(self._path)["size"])
+        if size > len(self._data):
+            self._data += self._filesystem.cat_file(self._path, start=len(self._data), end=size)
+        return min(size, len(self._data))
+
+    def modified(self) -> float:
+        """When it was last written, unix seconds; 0 where the store does not say."""
+        try:
+            return float(self._filesystem.modified(self._path).timestamp())
+        except (NotImplementedError, AttributeError):
+            return 0.0
+
+    def read(self, start: int, size: int) -> bytes:
+        """At most `size` bytes from `start`."""
+        return self._data[start : start + size]
+
+    def close(self) -> None:
+        """Forget what was fetched."""
+        self._data = b""
+
+
+class RemoteDirectory:
+    """A directory behind fsspec, by its URL."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec
+        except ImportError:
+            raise NotInstalled(
+                f"Reading {url} needs fsspec, which is not installed.", "Run: pip install fsspec"
+            ) from None
+        try:
+            self._filesystem, self._root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as fault:
+            raise RunUnreadable(
+                f"{url} cannot be opened: {fault}.",
+                "Install what fsspec needs for it, or copy the run here.",
+            ) from None
+        self.name = url
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder of the directory, sorted; empty where there is none."""
+        try:
+            found = self._filesystem.ls(
+                f"{self._root}/{folder}".rstrip("/"), detail=False, refresh=True
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def open(self, name: str) -> File:
+        """A file of the directory; OSError where that is impossible."""
+        return RemoteFile(self._filesystem, f"{self._root}/{name}")
+
+
+Directory = LocalDirectory | RemoteDirectory
+
+
+def directory(path: str | os.PathLike[str]) -> Directory:
+    """The directory at a path, or at a URL such as s3://bucket/run."""
+    if isinstance(path, str) and "://" in path:
+        return RemoteDirectory(path)
+    return LocalDirectory(path)

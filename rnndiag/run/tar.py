@@ -1,0 +1,85 @@
+"""The tar container of a segment: one member appended after the other, readable at any moment by `tar tvf`.
+
+Headers are made by `tarfile`; they are read by hand, because `tarfile` is ten times slower per member and believes sizes
+that do not fit the file.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from dataclasses import dataclass
+
+BLOCK = 512
+END = bytes(2 * BLOCK)
+"""What closes an archive."""
+
+OPEN, CLOSE = "open.json", "end.json"
+_RECORDING = re.compile(r"step-([0-9]{12,19})-([^/]+)\.npz")
+_MARK = b"ustar"
+_MARK_AT = 257
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member: its name, where its content starts and how long it is."""
+
+    name: str
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Where the next header stands."""
+        return self.start + padded(self.size)
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def member(name: str, content: bytes, time: float) -> bytes:
+    """Header, content and padding of one member, to be written at once."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = len(content), max(0, int(time)), 0o644
+    return b"".join(
+        (info.tobuf(tarfile.USTAR_FORMAT), content, bytes(padded(len(content)) - len(content)))
+    )
+
+
+def recording_name(step: int, phase: str) -> str:
+    """`step-000000000100-train.npz`; the phase is percent-encoded by the caller."""
+    return f"step-{step:012d}-{phase}.npz"
+
+
+def recording_key(name: str) -> tuple[int, str] | None:
+    """Step and encoded phase of a member's name; None where it is no recording."""
+    found = _RECORDING.fullmatch(name)
+    return (int(found[1]), found[2]) if found and int(found[1]) < 2**63 else None
+
+
+def header(block: bytes, at: int) -> Member | None:
+    """The member whose header is `block`, found at offset `at`; None where the header is damaged."""
+    if len(block) != BLOCK or block[_MARK_AT : _MARK_AT + 5] != _MARK:
+        return None
+    try:
+        claimed = int(block[148:156].rstrip(b"\0 "), 8)
+        size = int(block[124:136].rstrip(b"\0 "), 8)
+        name = block[: block.index(b"\0")].decode("ascii")
+    except ValueError:
+        return None
+    if sum(block) - sum(block[148:156]) + 8 * 32 != claimed or block[156:157] != b"0" or size < 0:
+        return None
+    return Member(name, at + BLOCK, size)
+
+
+def next_mark(window: bytes, at: int) -> int | None:
+    """The first block boundary in `window` (which starts at the boundary `at`) that looks like a header."""
+    found = window.find(_MARK)
+    while found >= 0:
+        start = found - _MARK_AT
+        if start >= 0 and start % BLOCK == 0:
+            return at + start
+        found = window.find(_MARK, found + 1)
+    return None

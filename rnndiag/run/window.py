@@ -1,0 +1,221 @@
+"""The recommended truncation window: the shortest one that costs no more than a given relative bias.
+
+Two numbers stand side by side. *Of the minibatch*: the bias measured on the recorded minibatches; where the gradient is
+mostly noise it compares noise with noise. *Systematic*: the bias of the mean gradient, from unbiased squares pooled over
+recordings; it is used where it is resolved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rnndiag.run.run import Run
+
+Source = Literal["systematic", "minibatch"]
+EPSILON = 0.1
+_RESOLVED = 3.0
+"""A pooled mean square is resolved where it is this many standard errors from zero."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """`steps`: the recommended window τ (or chunk k), inf where the measured decay never gets there.
+
+    `source` says which bias decided; `extrapolated` that the measured lags (`within`) do not reach that far, and `steps`
+    is then an upper bound. `bias` is the relative bias at `steps` (at the last measured lag where extrapolated).
+    """
+
+    steps: float
+    epsilon: float
+    source: Source
+    extrapolated: bool
+    within: int
+    bias: float
+    recordings: int = 1
+    what: str = "window"
+    note: str = ""
+
+    @property
+    def reached(self) -> bool:
+        """Whether there is a number at all."""
+        return math.isfinite(self.steps)
+
+    @property
+    def text(self) -> str:
+        """The recommendation in words."""
+        if math.isnan(self.steps):
+            return f"no {self.what} can be recommended: {self.note or 'the bias is not finite'}"
+        if not self.reached:
+            return (
+                f"no {self.what} within {self.within} steps keeps the bias under {self.epsilon:.0%}"
+            )
+        most = "at most " if self.extrapolated else ""
+        how = ", extrapolated from the measured decay" if self.extrapolated else ""
+        of = "systematic bias" if self.source == "systematic" else "bias on the minibatch"
+        note = f"; {self.note}" if self.note else ""
+        return f"{most}{self.steps:.0f} steps for a {of} under {self.epsilon:.0%}{how}{note}"
+
+
+def smallest_window(
+    bias: Any,
+    epsilon: float = EPSILON,
+    windows: Any = None,
+    steps: int | None = None,
+    **facts: Any,
+) -> Recommendation:
+    """The smallest τ such that every measured τ' >= τ has a relative bias <= ε.
+
+    `bias[i]` belongs to the window `windows[i]` (0, 1, 2, ... unless given); NaN at the end is padding. `steps` is T: at
+    τ = T nothing is cut, so an extrapolated bound never exceeds it.
+    """
+    values = np.asarray(bias, np.float64).reshape(-1)
+    at = np.arange(values.size) if windows is None else np.asarray(windows, np.float64).reshape(-1)
+    known = np.flatnonzero(~np.isnan(values))
+    values, at = (
+        values[: known[-1] + 1 if known.size else 0],
+        at[: known[-1] + 1 if known.size else 0],
+    )
+    facts = {"source": "minibatch", **facts}
+    if not values.size or not np.isfinite(values).all():
+        within = int(at[-1]) if at.size else 0
+        note = "the bias is not finite" if values.size else "no bias was measured"
+        return Recommendation(
+            math.nan,
+            epsilon,
+            extrapolated=False,
+            within=within,
+            bias=math.nan,
+            **{**facts, "note": note},
+        )
+    within = int(at[-1])
+    over = np.flatnonzero(values > epsilon)
+    first = over[-1] + 1 if over.size else 0
+    if first < values.size:
+        return Recommendation(
+            float(at[first]),
+            epsilon,
+            extrapolated=False,
+            within=within,
+            bias=float(values[first]),
+            **facts,
+        )
+    bound = _extrapolated(values, at, epsilon)
+    if steps is not None:
+        bound = min(bound, float(steps)) if steps > within else float(within)
+    return Recommendation(
+        bound, epsilon, extrapolated=True, within=within, bias=float(values[-1]), **facts
+    )
+
+
+def _extrapolated(values: np.ndarray, at: np.ndarray, epsilon: float) -> float:
+    """Where the bias falls to ε on the slower of two measured decays, of the later half and of the last quarter."""
+    factors = []
+    for share in (1 / 2, 3 / 4):
+        tail = (at >= at[-1] * share) & (values > 0)
+        if tail.sum() >= 2:
+            x = at[tail] - at[tail].mean()
+            factors.append(float(np.polyfit(x, np.log(values[tail]), 1)[0]))
+    slope = max(factors, default=0.0)
+    if slope >= -1e-12 or epsilon <= 0:
+        return math.inf
+    return float(math.ceil(at[-1] + math.log(epsilon / values[-1]) / slope))
+
+
+@dataclass(frozen=True)
+class Systematic:
+    """The bias of the mean gradient per window: `bias` (NaN where negative by noise), its square's standard error."""
+
+    bias: np.ndarray
+    square: np.ndarray
+    square_error: np.ndarray
+    resolved: bool
+    recordings: int
+
+
+def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systematic:
+    """Pool |E S_d|² and |E g|² over recordings: tail (R, D), gradient (R,), and tail's standard errors (R, D) if known.
+
+    Standard errors come from the spread over recordings, or where there are fewer than 3 from `tail_error`. Resolved means
+    that |E g|² stands 3 standard errors clear of zero.
+    """
+    tails = np.atleast_2d(np.asarray(tail, np.float64))
+    gradients = np.asarray(gradient, np.float64).reshape(-1)
+    usable = np.isfinite(gradients) & np.isfinite(tails[:, :1]).all(1)
+    tails, gradients = tails[usable], gradients[usable]
+    count, lags = gradients.size, tails.shape[1]
+    if not count:
+        empty = np.full(lags, np.nan)
+        return Systematic(empty, empty, empty, False, 0)
+    numerator, denominator = tails.mean(0), float(gradients.mean())
+    if count >= 3:
+        error = tails.std(0, ddof=1) / math.sqrt(count)
+        base_error = float(gradients.std(ddof=1)) / math.sqrt(count)
+    else:
+        given = (
+            np.full((count, lags), np.nan)
+            if tail_error is None
+            else np.atleast_2d(np.asarray(tail_error, np.float64))[usable]
+        )
+        error = np.sqrt((given**2).sum(0)) / count
+        base_error = float(error[0])
+    if not denominator > 0:
+        empty = np.full(lags, np.nan)
+        return Systematic(empty, empty, empty, False, count)
+    square = numerator / denominator
+    square_error = np.sqrt(error**2 + (square * base_error) ** 2) / denominator
+    bias = np.sqrt(np.maximum(square, 0.0))
+    return Systematic(bias, square, square_error, bool(denominator > _RESOLVED * base_error), count)
+
+
+def _systematic_window(found: Systematic, epsilon: float, **facts: Any) -> Recommendation | None:
+    """The recommendation by the systematic bias; None where it is not resolved to within ε."""
+    if not found.resolved:
+        return None
+    answer = smallest_window(
+        found.bias, epsilon, source="systematic", recordings=found.recordings, **facts
+    )
+    if not answer.reached:
+        return None
+    at = np.searchsorted(np.arange(found.bias.size), min(int(answer.steps), found.bias.size - 1))
+    return answer if found.square_error[at] <= epsilon**2 else None
+
+
+def recommended(
+    run: Run, layer: str, steps: Sequence[int] | np.ndarray, epsilon: float = EPSILON
+) -> Recommendation:
+    """The recommended window of one layer over these recordings: systematic where resolved, else of the minibatch."""
+    biases = run.select("window_bias", layer, steps=steps)
+    length = _length(run, layer, steps)
+    note = "the systematic bias was not measured"
+    if ("tail_mean_square", layer) in run and ("gradient_mean_square", layer) in run:
+        tails = run.select("tail_mean_square", layer, steps=steps)
+        gradients = run.select("gradient_mean_square", layer, steps=steps)
+        errors = None
+        if ("tail_mean_square_error", layer) in run:
+            errors = run.select("tail_mean_square_error", layer, steps=steps).values
+        answer = _systematic_window(
+            systematic_bias(tails.values, gradients.values, errors), epsilon, steps=length
+        )
+        if answer is not None:
+            return answer
+        note = "the systematic bias is not resolved"
+    windows = biases.positions("lag")
+    with np.errstate(invalid="ignore"):
+        known = ~np.isnan(biases.values).all(0)
+        middle = np.full(windows.size, np.nan)
+        middle[known] = np.nanmedian(biases.values[:, known], axis=0)
+    return smallest_window(
+        middle, epsilon, windows, length, recordings=len(biases.steps), note=note
+    )
+
+
+def _length(run: Run, layer: str, steps: Sequence[int] | np.ndarray) -> int | None:
+    if ("valid_samples", layer) not in run:
+        return None
+    return int(run.select("valid_samples", layer, steps=steps).lengths["time"].max())
