@@ -1,0 +1,5 @@
+"""Regularisations: one file each."""
+
+from lightning_modules.regularisation.regularisation import REGULARISATIONS, Regularisation
+
+__all__ = ["REGULARISATIONS", "Regularisation"]

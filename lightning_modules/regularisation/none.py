@@ -1,0 +1,5 @@
+"""No regularisation."""
+
+from lightning_modules.regularisation.regularisation import REGULARISATIONS, Regularisation
+
+REGULARISATIONS.add("none", Regularisation)
