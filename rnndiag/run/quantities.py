@@ -1,16 +1,19 @@
 """The registry of stored quantities: the one list that writer, reader, report and docs share.
 
-A quantity is data: its dims, unit, scale and one sentence of meaning. `layer` says whose it is: `layer` for one value per
-layer run, `stack` for the stack's own semantics, `model` for the whole model (stored under the layer name `model`).
-Values of scale `log` are natural logarithms; a log of exact zero is -inf.
+A quantity is data: its dims, unit, scale and one sentence of meaning. `owner` says whose it is: of each layer run,
+or of the whole model (stored under the layer name `model`). Values of scale `log` are natural logarithms; a log of
+exact zero is -inf. The rows stand in rnndiag/run/quantity_table.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from rnndiag.run.quantity_table import TABLE
 
 Scale = Literal["linear", "log"]
+Owner = Literal["layer", "model"]
 Pool = Literal["mean", "log mean", "sum", "worst", "error", "lowest rank"]
 """How the ranks of one step are pooled: `mean` averages the quantity itself (of a log, the exponentials)."""
 
@@ -56,7 +59,7 @@ class Quantity:
     unit: str
     meaning: str
     scale: Scale = "linear"
-    owner: Literal["layer", "model"] = "layer"
+    owner: Owner = "layer"
     group: str = "contributions"
     since: str = "0.1"
     pool: Pool = "mean"
@@ -67,6 +70,7 @@ class Quantity:
 
 
 QUANTITIES: dict[str, Quantity] = {}
+"""Every registered quantity by its name."""
 
 
 def register(quantity: Quantity) -> Quantity:
@@ -77,506 +81,33 @@ def register(quantity: Quantity) -> Quantity:
     return quantity
 
 
-def _group(
-    group: str, owner: Literal["layer", "model"], *rows: tuple[str, str, str, Scale, str]
-) -> None:
-    for name, dims, unit, scale, meaning in rows:
-        register(Quantity(name, tuple(dims.split()), unit, meaning, scale, owner, group))
+def parse(table: str) -> list[Quantity]:
+    """The quantities of a table in the form of rnndiag/run/quantity_table.py."""
+    found: list[Quantity] = []
+    group, owner = "", "layer"
+    lines = table.strip().splitlines()
+    while lines:
+        line = lines.pop(0)
+        if line.startswith("["):
+            group, owner = line.strip("[]").split(", ")
+            continue
+        name, dims, unit, scale, *pool = (part.strip() for part in line.split("|"))
+        meaning = []
+        while lines and lines[0].startswith(" "):
+            meaning.append(lines.pop(0).strip())
+        row = Quantity(
+            name,
+            () if dims == "-" else tuple(dims.split()),
+            unit,
+            " ".join(meaning),
+            cast(Scale, scale),
+            cast(Owner, owner),
+            group,
+            pool=cast(Pool, pool[0] if pool else "mean"),
+        )
+        found.append(row)
+    return found
 
 
-_group(
-    "contributions",
-    "layer",
-    (
-        "direct_gradient_norm",
-        "time stat",
-        "loss/state",
-        "linear",
-        "|e_t|: what the loss sends to the state at t through the layer's outputs only.",
-    ),
-    (
-        "adjoint_norm",
-        "time stat",
-        "loss/state",
-        "linear",
-        "|δ_t|: the total adjoint of the state at t.",
-    ),
-    (
-        "adjoint_part_norm",
-        "part time",
-        "loss/state",
-        "linear",
-        "Mean |δ_t| of each part of the state (h, c) apart.",
-    ),
-    (
-        "contribution_norm",
-        "parameter time",
-        "loss/weight",
-        "linear",
-        "|g_t|_F of the batch sum: what step t adds to the parameter's gradient.",
-    ),
-    (
-        "contribution_sample_norm",
-        "parameter time",
-        "loss/weight",
-        "linear",
-        "Mean over samples of |g_{t,b}|_F.",
-    ),
-    (
-        "contribution_alignment",
-        "parameter time",
-        "cosine",
-        "linear",
-        "cos(g_t, Σ g): whether step t pulls the way the total goes.",
-    ),
-    (
-        "gate_contribution_norm",
-        "gate time",
-        "loss/weight",
-        "linear",
-        "|g_t|_F of the rows of W_hh that belong to one gate.",
-    ),
-    ("state_norm", "time stat", "state", "linear", "|s_t|: the size of the carried state."),
-    (
-        "valid_samples",
-        "time",
-        "sequences",
-        "linear",
-        "How many sequences of the batch are long enough to have step t.",
-    ),
-    (
-        "gradient_norm",
-        "parameter",
-        "loss/weight",
-        "linear",
-        "|G|: the norm of the gradient that autograd produced for the parameter in this backward pass.",
-    ),
-    (
-        "residual",
-        "parameter",
-        "1",
-        "linear",
-        "|Σ_t g_t − G| / Σ_t |g_t|: the sum law's residual. It proves the contributions.",
-    ),
-    (
-        "residual_of_gradient",
-        "parameter",
-        "1",
-        "linear",
-        "|Σ_t g_t − G| / |G|: the same residual over the gradient itself.",
-    ),
-    (
-        "recursion_residual",
-        "",
-        "1",
-        "linear",
-        "Worst relative |δ_t − e_t − J_{t+1}^T δ_{t+1}| at random times, J^T from torch.autograd.",
-    ),
-    (
-        "forward_error",
-        "",
-        "1",
-        "linear",
-        "Relative error of the states recomputed from the record against those of the forward pass.",
-    ),
-    (
-        "nonfinite_states",
-        "time",
-        "units",
-        "linear",
-        "How many state entries at t are not finite, over the batch.",
-    ),
-    (
-        "nonfinite_adjoints",
-        "time",
-        "units",
-        "linear",
-        "How many adjoint entries at t are not finite, over the batch.",
-    ),
-)
-
-_group(
-    "lags",
-    "layer",
-    (
-        "credit_matrix",
-        "output source",
-        "loss/state",
-        "log",
-        "ln C[u, s]: how much the loss at output u depends on the state at s; -inf where it does not.",
-    ),
-    (
-        "credit_profile",
-        "lag profile_stat",
-        "1",
-        "log",
-        "ln of the credit at lag d relative to lag 0, and its quantiles over outputs.",
-    ),
-    (
-        "lag_gradient_norm",
-        "parameter lag",
-        "loss/weight",
-        "linear",
-        "|c_d|: the part of the gradient that crosses exactly d steps.",
-    ),
-    (
-        "tail_norm",
-        "parameter lag",
-        "loss/weight",
-        "linear",
-        "|S_d|: what a sliding window of d steps leaves out of the gradient; d = 0 is the gradient itself.",
-    ),
-    (
-        "window_bias",
-        "lag",
-        "1",
-        "linear",
-        "|g_τ − g| / |g| of a sliding window of τ = lag steps, all recurrent parameters together, on this minibatch.",
-    ),
-    (
-        "window_cosine",
-        "lag",
-        "cosine",
-        "linear",
-        "cos(g_τ, g) of a sliding window of τ = lag steps.",
-    ),
-    (
-        "window_progress",
-        "lag",
-        "1",
-        "linear",
-        "<g_τ, g>/|g|²: how much of a full step's progress a window of τ = lag steps keeps.",
-    ),
-    (
-        "tail_mean_square",
-        "lag",
-        "(loss/weight)²",
-        "linear",
-        "Unbiased |E S_d|² over sequences (may be negative); pooled over recordings it gives the systematic bias.",
-    ),
-    (
-        "tail_mean_square_error",
-        "lag",
-        "(loss/weight)²",
-        "linear",
-        "Standard error of tail_mean_square over sequences.",
-    ),
-    (
-        "gradient_mean_square",
-        "",
-        "(loss/weight)²",
-        "linear",
-        "Unbiased |E g|² over sequences (may be negative): the denominator of the systematic bias.",
-    ),
-    (
-        "noise",
-        "",
-        "loss/weight",
-        "linear",
-        "The noise yardstick σ: standard deviation of the minibatch gradient; NaN where it is not available.",
-    ),
-    (
-        "full_gradient_norm",
-        "",
-        "loss/weight",
-        "linear",
-        "|g| over all recurrent parameters together, of the sampled losses and sequences.",
-    ),
-    (
-        "chunk_size",
-        "chunk",
-        "steps",
-        "linear",
-        "The chunk sizes k at which chunked truncation was scored.",
-    ),
-    (
-        "chunk_bias",
-        "chunk",
-        "1",
-        "linear",
-        "|g_k − g| / |g| of truncation in chunks of k steps, on this minibatch.",
-    ),
-    (
-        "chunk_cosine",
-        "chunk",
-        "cosine",
-        "linear",
-        "cos(g_k, g) of truncation in chunks of k steps.",
-    ),
-    (
-        "seam_credit",
-        "lag",
-        "1",
-        "log",
-        "ln of the credit profile across the seam where training cuts the state.",
-    ),
-    (
-        "lag_samples",
-        "sampling",
-        "1",
-        "linear",
-        "What the sweep sampled: sequences of all, outputs of all, lags of all (six numbers).",
-    ),
-)
-
-_group(
-    "estimators",
-    "layer",
-    (
-        "estimator_score",
-        "estimator score",
-        "1",
-        "linear",
-        "Bias, spread, cosine, cost and memory of each estimator of the gradient, relative to the full gradient.",
-    ),
-)
-
-_group(
-    "jacobians",
-    "layer",
-    (
-        "product_frobenius",
-        "lag stat",
-        "1",
-        "log",
-        "ln |Φ(t, t-d)|_F of the product of d Jacobians.",
-    ),
-    (
-        "product_spectral",
-        "lag stat",
-        "1",
-        "log",
-        "ln of the largest singular value of the product of d Jacobians.",
-    ),
-    (
-        "product_smallest",
-        "lag stat",
-        "1",
-        "log",
-        "ln of the smallest singular value of the product of d Jacobians.",
-    ),
-    (
-        "product_median",
-        "lag stat",
-        "1",
-        "log",
-        "Median ln singular value of the product of d Jacobians.",
-    ),
-    (
-        "product_bound",
-        "lag stat",
-        "1",
-        "log",
-        "ln Π σ(D_j) σ(W_hh): the textbook's bound on the product's norm (Elman cells only).",
-    ),
-    (
-        "singular_spectrum",
-        "pair exponent",
-        "1",
-        "log",
-        "ln of all singular values of the Jacobian product of chosen pairs.",
-    ),
-    ("spectral_radius", "block", "1", "linear", "ρ(W_hh) of each gate's block of W_hh."),
-    ("spectral_norm", "block", "1", "linear", "σ(W_hh) of each gate's block of W_hh."),
-    (
-        "recurrent_eigenvalues",
-        "block unit component",
-        "1",
-        "linear",
-        "Eigenvalues of each gate's block of W_hh.",
-    ),
-    (
-        "jacobian_radius",
-        "time stat",
-        "1",
-        "linear",
-        "ρ(J_t): spectral radius of the state Jacobian at t.",
-    ),
-)
-
-_group(
-    "lyapunov",
-    "layer",
-    (
-        "lyapunov_exponents",
-        "exponent part_stat",
-        "1/step",
-        "linear",
-        "λ_i along the data, with standard errors over sequences and over time blocks.",
-    ),
-    (
-        "finite_time_exponents",
-        "lag exponent",
-        "1/step",
-        "linear",
-        "Finite-time exponents over windows of d steps.",
-    ),
-    ("kaplan_yorke", "", "1", "linear", "Kaplan-Yorke dimension of the exponents."),
-    (
-        "log_det_residual",
-        "",
-        "1",
-        "linear",
-        "|Σ λ_i − mean ln |det J_t||: the proof of the spectrum (all exponents only).",
-    ),
-)
-
-_group(
-    "gates",
-    "layer",
-    ("gate_low", "gate", "share", "linear", "Share of a gate's activations below 0.05."),
-    ("gate_high", "gate", "share", "linear", "Share of a gate's activations above 0.95."),
-    ("gate_mean", "gate time", "1", "linear", "Mean activation of a gate over samples and units."),
-    (
-        "forget_time",
-        "stat",
-        "steps",
-        "linear",
-        "Time constants 1/(1-f) of the forget gate over units, samples and steps.",
-    ),
-    (
-        "activation_derivative",
-        "time stat",
-        "1",
-        "linear",
-        "D_t: derivative of the state's activation function.",
-    ),
-    (
-        "saturated_units",
-        "",
-        "share",
-        "linear",
-        "Share of units whose activation derivative stays below 0.05 on average.",
-    ),
-    (
-        "dead_units",
-        "",
-        "share",
-        "linear",
-        "Share of relu units that are zero at every step of every sequence.",
-    ),
-)
-
-_group(
-    "training",
-    "model",
-    ("loss", "", "loss", "linear", "The loss of this step, as it was logged or returned."),
-    (
-        "total_gradient_norm",
-        "",
-        "loss/weight",
-        "linear",
-        "Norm of all gradients after unscaling and before clipping.",
-    ),
-    (
-        "clip_threshold",
-        "",
-        "loss/weight",
-        "linear",
-        "The norm at which gradients are clipped; NaN without clipping.",
-    ),
-    ("learning_rate", "", "1", "linear", "Learning rate of the first parameter group."),
-    (
-        "history_step",
-        "history",
-        "steps",
-        "linear",
-        "Training steps since the last recording: the ring of cheap per-step scalars.",
-    ),
-    ("history_loss", "history", "loss", "linear", "Loss at each of those steps."),
-    (
-        "history_gradient_norm",
-        "history",
-        "loss/weight",
-        "linear",
-        "Gradient norm before clipping at each of those steps.",
-    ),
-    ("history_clipped", "history", "1", "linear", "1 where the step was clipped, else 0."),
-    ("history_learning_rate", "history", "1", "linear", "Learning rate at each of those steps."),
-    (
-        "window_in_use",
-        "",
-        "steps",
-        "linear",
-        "The longest stretch of steps through which this backward pass carried a gradient: the user's own window.",
-    ),
-    (
-        "sequence_gradient_norm",
-        "sequence",
-        "loss/weight",
-        "linear",
-        "Gradient norm of the sequences that cause most of the gradient.",
-    ),
-    ("sequence_index", "sequence", "1", "linear", "Which sequences of the batch these are."),
-    (
-        "sequence_peak_time",
-        "sequence",
-        "steps",
-        "linear",
-        "The time step at which each of them contributes most.",
-    ),
-    ("overhead_seconds", "", "s", "linear", "Time that the diagnostics of this recording took."),
-    (
-        "overhead_share",
-        "",
-        "share",
-        "linear",
-        "Time that all diagnostics so far took, as a share of training time.",
-    ),
-)
-
-_group(
-    "memory",
-    "layer",
-    (
-        "state_map",
-        "token component2",
-        "1",
-        "linear",
-        "States along held-out text, projected on their first two principal components.",
-    ),
-    (
-        "state_map_variance",
-        "component2",
-        "share",
-        "linear",
-        "Share of the states' variance that each component holds.",
-    ),
-)
-
-
-def _pool(pool: Pool, *names: str) -> None:
-    for name in names:
-        QUANTITIES[name] = replace(QUANTITIES[name], pool=pool)
-
-
-_pool("sum", "valid_samples", "nonfinite_states", "nonfinite_adjoints")
-_pool(
-    "worst",
-    "residual",
-    "residual_of_gradient",
-    "recursion_residual",
-    "forward_error",
-    "log_det_residual",
-)
-_pool("error", "tail_mean_square_error")
-_pool(
-    "log mean",
-    "product_frobenius",
-    "product_spectral",
-    "product_smallest",
-    "product_median",
-    "product_bound",
-    "singular_spectrum",
-)
-_pool(
-    "lowest rank",
-    "sequence_gradient_norm",
-    "sequence_index",
-    "sequence_peak_time",
-    "state_map",
-    "state_map_variance",
-    "recurrent_eigenvalues",
-    "lag_samples",
-    "history_step",
-)
+for _row in parse(TABLE):
+    register(_row)
