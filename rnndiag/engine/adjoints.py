@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
+from rnndiag.engine.forward_gap import ForwardGap
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.transition import (
     Coefficients,
     coefficients,
     flat_step,
-    preactivations,
     project_back,
+    run_preactivations,
     step,
     weighted,
 )
 
-CHUNK_BYTES = 16 * 2**20
-"""The diagonal derivatives of at most this many bytes are held at once: a stretch of steps at a time."""
+CHUNK_BYTES = 4 * 2**20
+"""Diagonal derivatives of at most this many bytes are held at once, a stretch of steps: they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Adjoints:
     """∂L/∂s_0, one tensor (B, S_p) a part."""
     projected: Tensor | None = None
     """h before its projection W_hr, (T, B, H), where there is one."""
+    forward_error: float | None = None
+    """Relative error of the states recomputed on the way against the recorded ones; None: nothing was recomputed."""
 
     @property
     def state(self) -> Tensor:
@@ -84,19 +87,22 @@ def _scan_diagonals(run: LayerRun) -> Adjoints:
     has_projection = "weight_hr" in run.weights
     projected = direct[0].new_empty(*shape, units) if has_projection else None
     carry: State = tuple(direct[0].new_zeros(run.B, size) for size in run.sizes)
-    size = _steps_at_once(run)
+    size, gap = _steps_at_once(run), ForwardGap(run)
     for start in reversed(range(0, run.T, size)):
         stop = min(start + size, run.T)
         diagonal = coefficients(run, start, stop, previous)
         if projected is not None:
             projected[start:stop] = diagonal.projected
+        gap.add((diagonal.projected, *diagonal.others), start, stop)
         carry = _scan_stretch(run, diagonal, direct, delta, a_hh, carry, start)
         if not run.cell.additive:
             back = project_back(run, tuple(part[start:stop] for part in delta))
             terms = [(c, p.unsqueeze(-2)) for c, p in zip(diagonal.a_ih, back, strict=True)]
             value = weighted(terms)
             a_ih[start:stop] = 0.0 if value is None else value
-    return Adjoints(run, delta, a_ih.flatten(-2), a_hh.flatten(-2), carry, projected)
+    return Adjoints(
+        run, delta, a_ih.flatten(-2), a_hh.flatten(-2), carry, projected, gap.relative()
+    )
 
 
 def _scan_stretch(
@@ -189,7 +195,7 @@ def _preactivation_adjoints(
     cell = run.cell
     assert cell.pointwise is not None
     with torch.no_grad():
-        a_ih, a_hh = preactivations(cell, run.weights, run.inputs, previous[0])
+        a_ih, a_hh = run_preactivations(run, previous[0])
     back = project_back(run, delta)
     with torch.enable_grad():
         a_ih = a_ih.detach().requires_grad_()

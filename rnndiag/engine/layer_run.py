@@ -50,6 +50,8 @@ class LayerRun:
     """Why the run is not exact, if it is not."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
+    pre: tuple[Tensor, Tensor] | None = None
+    """(a_ih, a_hh) of all steps as `preactivations` gives them, kept where they are known already; None: computed."""
 
     @property
     def T(self) -> int:
@@ -126,6 +128,7 @@ class LayerRun:
             initial_gradient=None
             if self.initial_gradient is None
             else tuple(map(move, self.initial_gradient)),
+            pre=None,
         )
 
     def select(self, samples: Tensor | Sequence[int]) -> LayerRun:
@@ -143,6 +146,7 @@ class LayerRun:
             initial_gradient=None
             if self.initial_gradient is None
             else tuple(part[index] for part in self.initial_gradient),
+            pre=None,
         )
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.contributions import ContributionNorms, contribution_norms
+from rnndiag.engine.forward_gap import forward_error
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.transition import flat_step, transposed_by_autograd
+from rnndiag.engine.transition import transposed_by_autograd
 
 Verdict = Literal["exact", "inexact", "unverified"]
 
@@ -164,7 +165,7 @@ def _layer_proof(run: LayerRun, adj: Adjoints, seed: int) -> LayerProof:
     initial = run.initial_gradient
     return LayerProof(
         recursion=recursion_residual(run, adj, seed),
-        forward=forward_error(run),
+        forward=forward_error(run) if adj.forward_error is None else adj.forward_error,
         input_gradient=float("nan") if given is None else _relative([adj.inputs()], [given]),
         initial_gradient=float("nan") if initial is None else _relative(adj.initial, initial),
     )
@@ -201,18 +202,3 @@ def recursion_residual(run: LayerRun, adj: Adjoints, seed: int = 0) -> float:
         for off, size in zip(offs.sqrt().tolist(), sizes.sqrt().tolist(), strict=True)
     ]
     return max(ratios, key=_nan_is_worst)
-
-
-@torch.no_grad()
-def forward_error(run: LayerRun) -> float:
-    """Relative error of h recomputed one step at a time from the recorded states, over all existing steps."""
-    found = flat_step(run.cell, run.weights, run.inputs, run.previous())
-    keep = run.mask()[..., None]
-    off = size = 0.0
-    for value, recorded in zip(found, run.states, strict=True):
-        gap = torch.where(keep, value - recorded, torch.zeros_like(recorded))
-        off += float(gap.double().square().sum())
-        size += float(
-            torch.where(keep, recorded, torch.zeros_like(recorded)).double().square().sum()
-        )
-    return _ratio(off**0.5, size**0.5)

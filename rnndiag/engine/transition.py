@@ -56,6 +56,8 @@ class Coefficients:
     state: tuple[tuple[Tensor | None, ...], ...]
     projected: Tensor
     """h before its projection (T, B, H); h itself where there is none."""
+    others: State = ()
+    """The other state parts that `pointwise` gave, (T, B, H) a part."""
 
 
 def coefficients(
@@ -66,29 +68,52 @@ def coefficients(
     Every output's unit j depends on unit j of the arguments alone, so one VJP with ones a part is the whole Jacobian.
     """
     cell, weights = run.cell, run.weights
-    assert cell.pointwise is not None
     before = tuple(part[start:stop] for part in (previous or run.previous()))
     with torch.no_grad():
-        a_ih, a_hh = preactivations(cell, weights, run.inputs[start:stop], before[0])
-    with torch.enable_grad():
-        a_ih = a_ih.detach().requires_grad_()
-        a_hh = a_hh.detach().requires_grad_(not cell.additive)
-        parts = tuple(part.detach().requires_grad_() for part in before)
-        out = cell.pointwise(a_ih, a_hh, parts, **cell.extra_weights(weights))
-        leaves = (a_ih, *parts) if cell.additive else (a_ih, a_hh, *parts)
-        rows = [_diagonal(value, leaves, last=k == len(out) - 1) for k, value in enumerate(out)]
+        a_ih, a_hh = run_preactivations(run, before[0], start, stop)
+        if cell.diagonal is None:
+            out, rows = _diagonals_by_autograd(run, a_ih, a_hh, before)
+        else:
+            out, rows = cell.diagonal(a_ih, a_hh, before, **cell.extra_weights(weights))
     units = cell.units(weights)
-    head = 1 if cell.additive else 2
 
     def blocks(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.unflatten(-1, (-1, units))
 
     return Coefficients(
         a_ih=tuple(blocks(row[0]) for row in rows),
-        a_hh=tuple(blocks(row[head - 1]) for row in rows),
-        state=tuple(tuple(row[head:]) for row in rows),
-        projected=out[0].detach(),
+        a_hh=tuple(blocks(row[0 if cell.additive else 1]) for row in rows),
+        state=tuple(tuple(row[2:]) for row in rows),
+        projected=out[0],
+        others=out[1:],
     )
+
+
+def run_preactivations(
+    run: LayerRun, h: Tensor, start: int = 0, stop: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`preactivations` of steps start..stop-1 of a run, h (T', B, R) being their h_{t-1}."""
+    if run.pre is None:
+        return preactivations(run.cell, run.weights, run.inputs[start:stop], h)
+    a_ih, a_hh = run.pre
+    return a_ih[start:stop], a_hh if run.cell.additive else a_hh[start:stop]
+
+
+def _diagonals_by_autograd(
+    run: LayerRun, a_ih: Tensor, a_hh: Tensor, before: State
+) -> tuple[State, list[list[Tensor | None]]]:
+    cell = run.cell
+    assert cell.pointwise is not None
+    with torch.enable_grad():
+        a_ih = a_ih.detach().requires_grad_()
+        a_hh = a_hh.detach().requires_grad_(not cell.additive)
+        parts = tuple(part.detach().requires_grad_() for part in before)
+        out = cell.pointwise(a_ih, a_hh, parts, **cell.extra_weights(run.weights))
+        leaves = (a_ih, *parts) if cell.additive else (a_ih, a_hh, *parts)
+        rows = [list(_diagonal(value, leaves, last=value is out[-1])) for value in out]
+    if cell.additive:
+        rows = [[row[0], None, *row[1:]] for row in rows]
+    return tuple(value.detach() for value in out), rows
 
 
 def _diagonal(value: Tensor, leaves: tuple[Tensor, ...], last: bool) -> tuple[Tensor | None, ...]:

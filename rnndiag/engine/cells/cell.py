@@ -41,6 +41,10 @@ class Cell:
     recover: Callable[..., State] | None = None
     """(a_ih, a_hh, initial, **extras) of all T steps -> the parts after h, (T, N, S_p): a quick way to get what a
     fused kernel does not hand out. None: `pointwise`, step by step."""
+    diagonal: Callable[..., tuple[State, list[list[Tensor | None]]]] | None = None
+    """(a_ih, a_hh, state, **extras) -> the result of `pointwise`, and for each of its parts the derivatives by a_ih
+    (N, gates*H), by a_hh (left out for an additive cell) and by each state part (N, H), None where zero: a closed form
+    of what one VJP with ones a part gives. None: that VJP."""
     activations: Callable[..., Mapping[str, Tensor]] | None = None
     """(a_ih, a_hh, state, **extras) -> the value of every gate, for the statistics of gates."""
     sigmoid_gates: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from rnndiag.engine.cells.cell import Cell, State
@@ -33,6 +34,25 @@ def recover(a_ih: Tensor, a_hh: Tensor, initial: State) -> State:
     return (c,)
 
 
+def diagonal(a_ih: Tensor, a_hh: Tensor, state: State) -> tuple[State, list[list[Tensor | None]]]:
+    """∂h and ∂c by the four pre-activations and by c_{t-1}, in closed form."""
+    before = state[1]
+    i, f, g, o = activations(a_ih, a_hh, state).values()
+    c = torch.addcmul(i * g, f, before)
+    tanh_c = c.tanh()
+    h_by_c = torch.addcmul(o, tanh_c, o * tanh_c, value=-1)
+    c_by_a = torch.zeros(*a_ih.shape[:-1], 4, c.shape[-1], dtype=c.dtype, device=c.device)
+    torch.mul(i - i * i, g, out=c_by_a[..., 0, :])
+    torch.mul(f - f * f, before, out=c_by_a[..., 1, :])
+    torch.mul(1 - g * g, i, out=c_by_a[..., 2, :])
+    h_by_a = c_by_a * h_by_c.unsqueeze(-2)
+    torch.mul(o - o * o, tanh_c, out=h_by_a[..., 3, :])
+    return (o * tanh_c, c), [
+        [h_by_a.flatten(-2), None, None, h_by_c * f],
+        [c_by_a.flatten(-2), None, None, f],
+    ]
+
+
 LSTM = register_cell(
     Cell(
         name="lstm",
@@ -42,6 +62,7 @@ LSTM = register_cell(
         elementwise=True,
         additive=True,
         recover=recover,
+        diagonal=diagonal,
         activations=activations,
         sigmoid_gates=("i", "f", "o"),
         carry=lambda gate: gate["f"],
