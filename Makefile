@@ -26,7 +26,7 @@ $(VENV)/train: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt $(TORCH_OPTIONS) torch
-	$(PIP) install -q -c constraints.txt -e '.[train]'
+	$(PIP) install -q -c constraints.txt -e '.[programs]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/train
