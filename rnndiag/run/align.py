@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from rnndiag.run.measurement import Measurement
 class Aligned:
     """`values` with a new first axis, one entry per measurement.
 
-    `lengths[dim]` (n,) is how much of a dim each of them has; `valid` marks the entries that are not padding, None where
-    all are.
+    `lengths[dim]` (n,) is how much of a dim each of them has; `valid` marks the entries that are not
+    padding, None where all are.
     """
 
     values: np.ndarray
@@ -96,13 +97,11 @@ def _padded(
         for dim, size in zip(dims, m.values.shape, strict=True):
             union = coordinates.get(dim)
             labels = m.coordinates.get(dim)
-            same = union is None or labels == union
-            places.append(
-                np.arange(size)
-                if same
-                else np.array([union.index(label) for label in labels], np.int64)
-            )
-        where = (row, *np.ix_(*places)) if places else (row,)
+            if labels is None or union is None or labels == union:
+                places.append(np.arange(size))
+            else:
+                places.append(np.array([union.index(label) for label in labels], np.int64))
+        where: tuple[Any, ...] = (row, *np.ix_(*places)) if places else (row,)
         values[where] = m.values
         valid[where] = True
     return Aligned(values, dims, coordinates, lengths, valid)

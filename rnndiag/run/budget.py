@@ -26,7 +26,7 @@ def is_matrix(name: str, dims: tuple[str, ...]) -> bool:
 
 @dataclass
 class Budget:
-    """Counts the bytes that one writer used, and says what is still recorded. `told` collects what the log should say."""
+    """Counts the bytes that one writer used, and says what is still recorded."""
 
     max_bytes: float = BUDGET_BYTES
     used: int = 0

@@ -98,17 +98,18 @@ class Collector:
             for group, of in zip(self._groups, ranks, strict=True)
         )
 
+    def _recording(self, place: Place) -> Recording | None:
+        found: Recording | None = self._guarded(
+            place, lambda: place.segment.recording(place, self._warn(place))
+        )
+        return found
+
     def recordings(
         self, group: Sequence[Place], rank: int | None, lenient: bool = False
     ) -> list[Recording]:
         """The whole recordings of one step, one per rank. RunUnreadable where none is left and not `lenient`."""
         kept = [place for place in group if rank is None or place.segment.name.rank == rank]
-        found = [
-            self._guarded(
-                place, lambda place=place: place.segment.recording(place, self._warn(place))
-            )
-            for place in kept
-        ]
+        found = [self._recording(place) for place in kept]
         readable = [recording for recording in found if recording is not None]
         if not readable and not lenient:
             step = group[0].step

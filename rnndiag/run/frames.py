@@ -42,7 +42,7 @@ def _xarray() -> Any:
 def chosen(run: Run, quantity: str | None, layer: str | None) -> list[tuple[str, str]]:
     """Every quantity and layer that a choice stands for, in the order of the run."""
     if quantity is not None:
-        return [(quantity, name) for name in run._layers_for(quantity, layer)]
+        return [(quantity, name) for name in run.layers_for(quantity, layer)]
     return [
         (name, of)
         for name in run.quantities
@@ -91,7 +91,7 @@ def _readable(run: Run, quantity: str | None, layer: str | None) -> list[Series]
     found = []
     for name, of in chosen(run, quantity, layer):
         for phase in run.phases:
-            series = run._collector.series(name, of, None, None, phase)
+            series = run.collector.series(name, of, None, None, phase)
             if series is not None:
                 found.append(series)
     return found
@@ -112,7 +112,7 @@ def joined(runs: Mapping[str, Run], quantity: str | None, layer: str | None) -> 
 
 
 def data_array(series: Series) -> Any:
-    """One series as an xarray DataArray with a dim `layer` (not for the whole model's) and unit and scale as attributes."""
+    """One series as a DataArray, with unit and scale as attributes; a layer's has a dim `layer`."""
     xarray = _xarray()
     places: dict[str, Any] = {dim: list(given) for dim, given in series.coordinates.items()}
     places["step"] = series.steps
@@ -125,20 +125,18 @@ def data_array(series: Series) -> Any:
 
 def to_xarray(run: Run, quantity: str | None, layer: str | None) -> xarray.Dataset:
     """The dataset of `Run.to_xarray`: of the main phase; dims are joined by their labels and padded with NaN."""
-    xarray = _xarray()
+    module = _xarray()
     groups: dict[str, list[Any]] = {}
     for name, of in chosen(run, quantity, layer):
-        series = run._collector.series(name, of, None, None, run.phases[0])
+        series = run.collector.series(name, of, None, None, run.phases[0])
         if series is not None:
             groups.setdefault(name, []).append(data_array(series))
     variables = [
         arrays[0]
         if len(arrays) == 1
-        else xarray.concat(arrays, "layer", join="outer", combine_attrs="override")
+        else module.concat(arrays, "layer", join="outer", combine_attrs="override")
         for arrays in groups.values()
     ]
-    facts = {"run": run.name, "format": "rnndiag"}
-    if not variables:
-        return xarray.Dataset(attrs=facts)
-    merged = xarray.merge(variables, join="outer", combine_attrs="drop")
-    return merged.assign_attrs(facts)
+    merged: xarray.Dataset = module.merge(variables, join="outer", combine_attrs="drop")
+    merged.attrs.update(run=run.name, format="rnndiag")
+    return merged

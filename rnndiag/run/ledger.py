@@ -1,4 +1,4 @@
-"""Which of all recordings found count: the last of each rank, step and phase, without those that a resumed start undid."""
+"""Which recordings count: the last of each rank, step and phase, without those that a resume undid."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from rnndiag.errors import BadArgument
 from rnndiag.run.quantities import FIXED_COORDINATES, MODEL, QUANTITIES, Scale
 
 STORED_DTYPES = frozenset(
-    np.dtype(code) for code in "bool i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split()
+    [np.dtype(bool)]
+    + [np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)]
+    + [np.dtype(code) for code in ("f2", "f4", "f8", "c8", "c16")]
 )
 """The dtypes that a run can hold: numbers of a fixed size, never objects or strings."""
 
@@ -200,9 +202,12 @@ class Series(Measurement):
             )
             return taken._take(dim, position)
         lengths = {name: n for name, n in self.lengths.items() if name != dim}
+        ranks = self.ranks
         if dim == "layer":
             lengths = {name: n[position] for name, n in lengths.items()}
-        return replace(super()._take(dim, position), lengths=lengths)
+            ranks = ranks[position]
+        taken = cast(Series, super()._take(dim, position))
+        return replace(taken, lengths=lengths, ranks=ranks)
 
     def valid(self, position: int) -> Measurement:
         """The recording at `position` along the first dim, `step`, without its padding."""

@@ -1,10 +1,10 @@
 """One recording as the bytes of an npz file, and back: `np.load` and `unzip` read it too.
 
-Only what we write is read: stored entries, one after the other without gaps, numpy headers of one fixed form. So no entry
-can overlap another, expand, or name a type that is not a number. CRC-32 guards every entry, and the zip comment holds
-another one over the directory, since a flipped bit there would silently rename an array.
+Only what we write is read: stored entries, one after the other without gaps, numpy headers of one fixed form. So no
+entry can overlap another, expand, or name a type that is not a number. CRC-32 guards every entry, and the zip comment
+holds another one over the directory, since a flipped bit there would silently rename an array.
 
-The zip container is written and read by hand: `zipfile` needs twenty times as long for 40 entries (benchmarks/store.py).
+The container is written and read by hand, because `zipfile` is many times slower (benchmarks/store.py).
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class Answer(float):
         answer.reached, answer.within, answer.reason = reached, within, reason
         return answer
 
-    def __getnewargs__(self) -> tuple[float, bool, int, str]:
-        return float(self), self.reached, self.within, self.reason
+    def __reduce__(self) -> tuple[type[Answer], tuple[float, bool, int, str]]:
+        return type(self), (float(self), self.reached, self.within, self.reason)
 
     @property
     def value(self) -> float:
@@ -76,8 +76,9 @@ def _fault(profile: np.ndarray) -> str:
 def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Reach:
     """The n at which F(n) = `share`, where F(n) = Σ_{d<n} profile(d) / Σ_{d<D} profile(d).
 
-    F is piecewise linear with F(0) = 0. `steps` is how many lags there are (T). Where only D < T were measured and the
-    measured decay of the tail leaves more than 1 - `share` of the credit beyond them, the answer is 'not reached within D'.
+    F is piecewise linear with F(0) = 0. `steps` is how many lags there are (T). Where only D < T were measured and
+    the measured decay of the tail leaves more than 1 - `share` of the credit beyond them, the answer is 'not reached
+    within D'.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}, not in (0, 1]")
@@ -101,7 +102,7 @@ def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Rea
 def _credit_beyond(profile: np.ndarray, steps: int) -> float:
     """Credit of the lags D..T-1 that were not measured, on the tail's decay, in units of the profile's largest."""
     factor = decay(profile)
-    if not factor.reached or factor == 0 or not np.isfinite(profile[-1]):
+    if not factor.reached or factor <= 0 or not np.isfinite(profile[-1]):
         return 0.0
     lags = np.arange(1, steps - profile.size + 1)
     return float(np.exp(profile[-1] - profile.max() + lags * math.log(factor)).sum())

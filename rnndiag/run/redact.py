@@ -9,12 +9,15 @@ from typing import Any
 REDACTED = "[redacted]"
 
 _WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
-_SECRET_WORDS = frozenset(
-    "password passwd passphrase pwd secret secrets token credential credentials apikey authorization cookie".split()
-)
-_KEY_OWNERS = frozenset(
-    "api access secret private auth account signing encryption wandb comet hf ssh".split()
-)
+# fmt: off
+_SECRET_WORDS = frozenset((
+    "password", "passwd", "passphrase", "pwd", "secret", "secrets", "token", "credential", "credentials",
+    "apikey", "authorization", "cookie",
+))
+_KEY_OWNERS = frozenset((
+    "api", "access", "secret", "private", "auth", "account", "signing", "encryption", "wandb", "comet", "hf", "ssh",
+))
+# fmt: on
 _SECRET_VALUES = re.compile(
     r"(?:AKIA|ASIA)[0-9A-Z]{16}|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|hf_\w{20,}"
     r"|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"
@@ -27,7 +30,7 @@ _ASSIGNED = re.compile(
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a value under this name is one: `api_key`, `--wandb-token`, `dbPassword`; not `tokens`, not `tokenizer`."""
+    """Whether a value under this name is one: `api_key`, `--wandb-token`, `dbPassword`; not `tokens`."""
     words = [word.lower() for word in _WORDS.findall(name)]
     if any(word in _SECRET_WORDS for word in words):
         return True

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
-from rnndiag.run import ledger, npz, problem, stored
+from rnndiag.run import ledger, problem
 from rnndiag.run.collect import Collector
+from rnndiag.run.headline import run_reach, run_window
 from rnndiag.run.judged import AT_LEAST, DEFAULT_WINDOW, judged_steps
-from rnndiag.run.measurement import Measurement, Series
+from rnndiag.run.measurement import Series
 from rnndiag.run.problem import Problem
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.ranks import pooled_recording
-from rnndiag.run.reach import Reach, reach
+from rnndiag.run.reach import Reach
 from rnndiag.run.recording import Recording
+from rnndiag.run.recordings import Recordings
 from rnndiag.run.scan import Scan
 from rnndiag.run.segment import Place
 from rnndiag.run.status import Status, status_of
-from rnndiag.run.window import Recommendation, recommended
+from rnndiag.run.window import Recommendation
 
 if TYPE_CHECKING:
     import pandas
@@ -43,17 +44,16 @@ class Run:
 
     def _settle(self) -> None:
         self._ledger = ledger.ledger(self._scan.segments)
-        self._collector = Collector(self._ledger.groups)
-        self.__dict__.pop("_by_phase", None)
+        self.collector = Collector(self._ledger.groups)
 
     def refresh(self) -> int:
         """Read what was appended since, new bytes only; the number of new recordings."""
         before = sum(len(segment.places) for segment in self._scan.segments)
         self._scan.advance()
         now = sum(len(segment.places) for segment in self._scan.segments)
-        found = self._collector
+        found = self.collector
         self._settle()
-        self._collector.inherit(found)
+        self.collector.inherit(found)
         return now - before
 
     @property
@@ -86,13 +86,13 @@ class Run:
     def _interval(self) -> float:
         if len(self.recordings) < 2:
             return 0.0
-        times = [self._collector.facts(group[0])["time"] for group in self._ledger.groups[-2:]]
+        times = [self.collector.facts(group[0])["time"] for group in self._ledger.groups[-2:]]
         return float(np.nan_to_num(times[1] - times[0]))
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with the run, one sentence each: what opening it showed, and what reading showed since."""
-        found = [*self._scan.problems, *self._ledger.problems, *self._collector.problems]
+        found = [*self._scan.problems, *self._ledger.problems, *self.collector.problems]
         cut = [s for s in self._scan.segments if s.missing]
         if cut and self.status.word != "running":
             found += [
@@ -136,19 +136,19 @@ class Run:
     @property
     def layers(self) -> tuple[str, ...]:
         """All layer runs with a measurement, in the order of their first; not the whole model."""
-        return tuple(dict.fromkeys(layer for _, layer in self._collector.keys if layer != MODEL))
+        return tuple(dict.fromkeys(layer for _, layer in self.collector.keys if layer != MODEL))
 
     @property
     def quantities(self) -> tuple[str, ...]:
         """All quantities with a measurement, in the order of their first."""
-        return tuple(dict.fromkeys(quantity for quantity, _ in self._collector.keys))
+        return tuple(dict.fromkeys(quantity for quantity, _ in self.collector.keys))
 
     def layers_of(self, quantity: str) -> tuple[str, ...]:
         """The layers (or the whole model, `model`) for which a quantity was measured."""
-        return tuple(layer for name, layer in self._collector.keys if name == quantity)
+        return tuple(layer for name, layer in self.collector.keys if name == quantity)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._collector.keys if isinstance(key, tuple) else key in self.quantities
+        return key in self.collector.keys if isinstance(key, tuple) else key in self.quantities
 
     def __len__(self) -> int:
         return len(self._ledger.groups)
@@ -161,7 +161,7 @@ class Run:
     @property
     def recordings(self) -> Recordings:
         """All recordings in order of step, read one at a time when asked for; ranks are pooled."""
-        return Recordings(self)
+        return Recordings(self.collector, self._ledger.groups)
 
     @property
     def first(self) -> Recording:
@@ -194,12 +194,12 @@ class Run:
         )
 
     def _read(self, group: Sequence[Place], rank: int | None = None) -> Recording:
-        return pooled_recording(self._collector.recordings(group, rank))
+        return pooled_recording(self.collector.recordings(group, rank))
 
     @property
     def outlines(self) -> tuple[Recording, ...]:
         """All recordings without their measurements: steps, times, verdicts and notes of the lowest rank. Fast."""
-        return self._collector.outlines()
+        return self.collector.outlines()
 
     @overload
     def __getitem__(self, key: tuple[str, str]) -> Series: ...
@@ -221,21 +221,23 @@ class Run:
         """One quantity over recordings: dims `step` and the quantity's own, shorter recordings padded with NaN.
 
         Without a layer: the whole model's or the only layer's, and of several layers all, with a first dim `layer`.
-        `steps` is a slice of steps (both ends count) or the wanted steps; `rank` keeps to one rank instead of pooling all.
+        `steps` is a slice of steps (both ends count) or the wanted steps; `rank` keeps to one rank instead of
+        pooling all.
         """
-        layers = self._layers_for(quantity, layer)
+        layers = self.layers_for(quantity, layer)
         wanted = phase or (self.phases[0] if self.phases else "train")
-        found = [self._collector.series(quantity, name, steps, rank, wanted) for name in layers]
+        found = [self.collector.series(quantity, name, steps, rank, wanted) for name in layers]
         kept = [series for series in found if series is not None]
         if not kept:
-            of = f"rank {rank}, " if rank is not None else ""
+            of = f"{layer or 'any layer'}, {'any rank' if rank is None else f'rank {rank}'}"
             raise RunUnreadable(
-                f"{self.name} has no readable {quantity!r} of {layer or 'any layer'} in {of}phase {wanted!r} at these steps.",
+                f"{self.name} has no readable {quantity!r} of {of}, phase {wanted!r} at these steps.",
                 f"It has ranks {self.ranks}, phases {self.phases}, steps {_listed(self.steps)}.",
             )
-        return kept[0] if len(kept) == 1 else self._collector.over_layers(kept)
+        return kept[0] if len(kept) == 1 else self.collector.over_layers(kept)
 
-    def _layers_for(self, quantity: str, layer: str | None) -> tuple[str, ...]:
+    def layers_for(self, quantity: str, layer: str | None) -> tuple[str, ...]:
+        """The layers that a choice stands for: the one named, or all of the quantity's."""
         layers = self.layers_of(quantity)
         if not layers:
             raise RunUnreadable(
@@ -258,52 +260,23 @@ class Run:
     def reach(
         self, share: float = 0.9, layer: str | None = None, window: str = DEFAULT_WINDOW
     ) -> Reach:
-        """How many steps back `share` of the credit lies: the median of the judged recordings; None: of the shortest layer.
+        """How many steps back `share` of the credit lies: median of the judged recordings; None: shortest layer.
 
-        It is a float; inf says 'not reached within D' and nan that there is nothing to measure (`.text` says which).
+        It is a float; inf says 'not reached within D', nan that there is nothing to measure (`.text` says which).
         """
-        layers = self.layers_of("credit_profile") if layer is None else (layer,)
-        if not layers:
-            self._layers_for("credit_profile", None)
-        answers = [self._reach_of(name, share, window) for name in layers]
-        return min(answers, key=lambda answer: (np.isnan(answer), answer))
-
-    def _reach_of(self, layer: str, share: float, window: str) -> Reach:
-        series = self.select("credit_profile", layer, steps=self.judged(window))
-        lags = self._lags(layer, series.steps)
-        profiles = series.sel(profile_stat="profile").values
-        answers = [reach(row, share, steps) for row, steps in zip(profiles, lags, strict=True)]
-        known = [a for a in answers if not np.isnan(a)]
-        if not known:
-            return answers[-1]
-        median = float(np.median([float(a) for a in known])) if len(known) % 2 else _middle(known)
-        within = max(answer.within for answer in known)
-        reached = bool(np.isfinite(median))
-        return Reach(median, reached, within, "" if reached else f"not reached within {within}")
-
-    def _lags(self, layer: str, steps: np.ndarray) -> list[int | None]:
-        """T of each step: how many lags there are, measured or not."""
-        if ("valid_samples", layer) not in self._collector.keys:
-            return [None] * steps.size
-        series = self.select("valid_samples", layer, steps=steps)
-        length = dict(zip(series.steps.tolist(), series.lengths["time"].tolist(), strict=True))
-        return [length.get(step) for step in steps.tolist()]
+        return run_reach(self, share, layer, window)
 
     def window(
         self, epsilon: float = 0.1, layer: str | None = None, window: str = DEFAULT_WINDOW
     ) -> Recommendation:
         """The recommended truncation window over the judged recordings; None: the layer that needs the longest one."""
-        layers = self.layers_of("window_bias") if layer is None else (layer,)
-        if not layers:
-            self._layers_for("window_bias", None)
-        answers = [recommended(self, name, self.judged(window), epsilon) for name in layers]
-        return max(answers, key=lambda answer: answer.steps)
+        return run_window(self, epsilon, layer, window)
 
     def verify(self) -> tuple[Problem, ...]:
         """Read every byte and check every CRC, superseded recordings too; all problems found."""
         everything = [place for segment in self._scan.segments for place in segment]
         for place in everything:
-            self._collector.recordings((place,), None)
+            self.collector.recordings((place,), None)
         return self.problems
 
     def to_frame(self, quantity: str | None = None, layer: str | None = None) -> pandas.DataFrame:
@@ -319,40 +292,6 @@ class Run:
         return to_xarray(self, quantity, layer)
 
 
-class Recordings(Sequence[Recording]):
-    """The recordings of a run, read one at a time."""
-
-    def __init__(self, run: Run, groups: Sequence[Sequence[Place]] | None = None) -> None:
-        self._run = run
-        self._groups = run._ledger.groups if groups is None else groups
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    @overload
-    def __getitem__(self, position: int) -> Recording: ...
-    @overload
-    def __getitem__(self, position: slice) -> Recordings: ...
-    def __getitem__(self, position: int | slice) -> Recording | Recordings:
-        if isinstance(position, slice):
-            return Recordings(self._run, self._groups[position])
-        return self._run._read(self._groups[position])
-
-    def __iter__(self) -> Iterator[Recording]:
-        """All that can be read; the damaged ones are left out and told in `run.problems`."""
-        for group in self._groups:
-            found = self._run._collector.recordings(group, None, lenient=True)
-            if found:
-                yield pooled_recording(found)
-
-
-def _middle(known: Sequence[Reach]) -> float:
-    """The median of an even number of answers, where inf is an answer."""
-    ordered = sorted(float(a) for a in known)
-    low, high = ordered[len(ordered) // 2 - 1], ordered[len(ordered) // 2]
-    return high if np.isinf(high) else (low + high) / 2
-
-
 def _listed(steps: np.ndarray) -> str:
     if steps.size > 12:
         return f"{steps[0]} to {steps[-1]} ({steps.size} of them)"
@@ -360,5 +299,8 @@ def _listed(steps: np.ndarray) -> str:
 
 
 def open_run(path: str | os.PathLike[str], salvage: bool = False) -> Run:
-    """Open a run directory, or a URL where fsspec is installed; `salvage` reads segments without a readable open.json."""
+    """Open a run directory, or a URL where fsspec is installed.
+
+    `salvage` also reads recordings whose open.json is damaged, without their provenance.
+    """
     return Run(path, salvage)

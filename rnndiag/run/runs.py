@@ -58,9 +58,13 @@ class Runs(Sequence[Run]):
 
 
 def open_runs(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Runs:
-    """All runs at paths that match a pattern (`logs/**`), or at the given paths; the unreadable ones are named, not raised."""
-    single = isinstance(pattern, (str, os.PathLike))
-    patterns = [os.fspath(pattern)] if single else [os.fspath(p) for p in pattern]
+    """All runs at paths that match a pattern (`logs/**`), or at the given paths.
+
+    A run that cannot be read is named in `.unreadable`, not raised.
+    """
+    if isinstance(pattern, (str, os.PathLike)):
+        pattern = [pattern]
+    patterns = [os.fspath(entry) for entry in pattern]
     found: dict[Path, None] = {}
     for text in patterns:
         matches = [text] if os.path.isdir(text) else sorted(glob.glob(text, recursive=True))
@@ -69,18 +73,23 @@ def open_runs(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
                 found[Path(match)] = None
             elif os.path.isdir(match) and not glob.has_magic(text):
                 found.update(dict.fromkeys(_below(Path(match))))
-    runs, unreadable = [], []
+    runs: list[Run] = []
+    unreadable: list[str] = []
     for path in found:
-        try:
-            runs.append(open_run(path))
-        except RunUnreadable as fault:
-            unreadable.append(str(fault))
+        _open_into(path, runs, unreadable)
     if not runs and not unreadable:
         raise RunUnreadable(
             f"No rnndiag run matches {', '.join(patterns)}.",
             "A run is a directory with recordings/r*.tar; '**' in a pattern goes into subdirectories.",
         )
     return Runs(runs, unreadable)
+
+
+def _open_into(path: Path, runs: list[Run], unreadable: list[str]) -> None:
+    try:
+        runs.append(open_run(path))
+    except RunUnreadable as fault:
+        unreadable.append(str(fault))
 
 
 def _below(folder: Path) -> list[Path]:

@@ -59,11 +59,14 @@ class Scan:
             self._known.add(name)
             self._add(name)
         for segment in self.segments:
-            try:
-                segment.advance()
-            except OSError as fault:
-                segment.readable = False
-                self._own.append(problem.unreadable(segment.label, fault.strerror or str(fault)))
+            self._advance(segment)
+
+    def _advance(self, segment: Segment) -> None:
+        try:
+            segment.advance()
+        except OSError as fault:
+            segment.readable = False
+            self._own.append(problem.unreadable(segment.label, fault.strerror or str(fault)))
 
     def _add(self, name: str) -> None:
         label = f"{self.folder}/{name}"

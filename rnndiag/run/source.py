@@ -122,7 +122,7 @@ class RemoteDirectory:
 
     def __init__(self, url: str) -> None:
         try:
-            import fsspec
+            import fsspec  # type: ignore[import-untyped,unused-ignore]
         except ImportError:
             raise NotInstalled(
                 f"Reading {url} needs fsspec, which is not installed.", "Run: pip install fsspec"

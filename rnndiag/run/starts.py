@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from rnndiag.errors import RunNotWritten
+from rnndiag.run import limits, tar
 from rnndiag.run.segment import SegmentName
 from rnndiag.run.source import LocalFile
-from rnndiag.run import limits, tar
 from rnndiag.run.text import from_json
 
 _SAME_LAUNCH_SECONDS = 600.0

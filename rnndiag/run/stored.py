@@ -71,7 +71,7 @@ def pack(recording: Recording) -> bytes:
 
 
 def _labels(arrays: Mapping[str, Measurement]) -> bytes:
-    """What the registry does not say of these arrays: labels, each list once, and dims, unit and scale of new quantities."""
+    """What the registry does not say of these arrays: labels, and what is unlike its rows."""
     lists: dict[tuple[str, ...], int] = {}
     of: dict[str, dict[str, int]] = {}
     described: dict[str, dict[str, Any]] = {}
@@ -194,25 +194,39 @@ Warn = Callable[[str, str], None]
 """Called with the name and the fault of an entry that was left out."""
 
 
+def _checked(view: memoryview, name: str, entry: npz.Entry, warn: Warn) -> Any:
+    """What one entry holds, by its name; None where it is damaged, which `warn` is told, or not ours."""
+    try:
+        found = npz.content(view[entry.start : entry.start + entry.size], entry)
+        if name == FACTS:
+            return read_facts(bytes(found))
+        if name == LABELS:
+            return read_labels(bytes(found))
+        return npz.array(found) if entry_key(name) is not None else None
+    except ValueError as fault:
+        warn(name, str(fault))
+        return None
+
+
 def unpack(data: bytes, decoder: Decoder, rank: int, warn: Warn) -> Recording:
     """The recording in these bytes; damaged arrays are left out and told to `warn`."""
     view = memoryview(data)
     tail = bytes(view[-npz.TAIL_BYTES :])
     start, end = npz.directory_span(tail, len(data))
     entries = npz.directory(bytes(view[start:end]), tail, start)
-    facts, labels = None, Labels({}, {})
-    measurements = []
+    facts: dict[str, Any] | None = None
+    labels = Labels({}, {})
+    measurements: list[Measurement] = []
     for name, entry in entries.items():
-        try:
-            found = npz.content(view[entry.start : entry.start + entry.size], entry)
-            if name == FACTS:
-                facts = read_facts(bytes(found))
-            elif name == LABELS:
-                labels = read_labels(bytes(found))
-            elif entry_key(name) is not None:
-                measurements.append(decoder.measurement(name, npz.array(found), labels))
-        except ValueError as fault:
-            warn(name, str(fault))
+        found = _checked(view, name, entry, warn)
+        if found is None:
+            continue
+        if name == FACTS:
+            facts = found
+        elif name == LABELS:
+            labels = found
+        else:
+            measurements.append(decoder.measurement(name, found, labels))
     if facts is None:
         raise npz.Damaged("its step and phase cannot be read")
     return Recording(rank=rank, measurements=tuple(measurements), **facts)

@@ -1,7 +1,7 @@
 """The tar container of a segment: one member appended after the other, readable at any moment by `tar tvf`.
 
-Headers are made by `tarfile`; they are read by hand, because `tarfile` is ten times slower per member and believes sizes
-that do not fit the file.
+Headers are made by `tarfile`; they are read by hand, because `tarfile` is ten times slower per member and believes
+sizes that do not fit the file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The recommended truncation window: the shortest one that costs no more than a given relative bias.
 
-Two numbers stand side by side. *Of the minibatch*: the bias measured on the recorded minibatches; where the gradient is
-mostly noise it compares noise with noise. *Systematic*: the bias of the mean gradient, from unbiased squares pooled over
-recordings; it is used where it is resolved.
+Two numbers stand side by side. *Of the minibatch*: the bias measured on the recorded minibatches; where the gradient
+is mostly noise it compares noise with noise. *Systematic*: the bias of the mean gradient, from unbiased squares pooled
+over recordings; it is used where it is resolved.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _RESOLVED = 3.0
 class Recommendation:
     """`steps`: the recommended window τ (or chunk k), inf where the measured decay never gets there.
 
-    `source` says which bias decided; `extrapolated` that the measured lags (`within`) do not reach that far, and `steps`
-    is then an upper bound. `bias` is the relative bias at `steps` (at the last measured lag where extrapolated).
+    `source` says which bias decided; `extrapolated` that the measured lags (`within`) do not reach that far, and
+    `steps` is then an upper bound. `bias` is the relative bias at `steps` (where extrapolated, at the last lag).
     """
 
     steps: float
@@ -71,8 +71,8 @@ def smallest_window(
 ) -> Recommendation:
     """The smallest τ such that every measured τ' >= τ has a relative bias <= ε.
 
-    `bias[i]` belongs to the window `windows[i]` (0, 1, 2, ... unless given); NaN at the end is padding. `steps` is T: at
-    τ = T nothing is cut, so an extrapolated bound never exceeds it.
+    `bias[i]` belongs to the window `windows[i]` (0, 1, 2, ... unless given); NaN at the end is padding. `steps` is T:
+    at τ = T nothing is cut, so an extrapolated bound never exceeds it.
     """
     values = np.asarray(bias, np.float64).reshape(-1)
     at = np.arange(values.size) if windows is None else np.asarray(windows, np.float64).reshape(-1)
@@ -139,10 +139,10 @@ class Systematic:
 
 
 def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systematic:
-    """Pool |E S_d|² and |E g|² over recordings: tail (R, D), gradient (R,), and tail's standard errors (R, D) if known.
+    """Pool |E S_d|² and |E g|² over recordings: tail (R, D), gradient (R,), standard errors of tail (R, D) if known.
 
-    Standard errors come from the spread over recordings, or where there are fewer than 3 from `tail_error`. Resolved means
-    that |E g|² stands 3 standard errors clear of zero.
+    Standard errors come from the spread over recordings, or where there are fewer than 3 from `tail_error`. Resolved
+    means that |E g|² stands 3 standard errors clear of zero.
     """
     tails = np.atleast_2d(np.asarray(tail, np.float64))
     gradients = np.asarray(gradient, np.float64).reshape(-1)
@@ -187,11 +187,14 @@ def _systematic_window(found: Systematic, epsilon: float, **facts: Any) -> Recom
 
 
 def recommended(
-    run: Run, layer: str, steps: Sequence[int] | np.ndarray, epsilon: float = EPSILON
+    run: Run,
+    layer: str,
+    steps: Sequence[int] | np.ndarray,
+    epsilon: float = EPSILON,
+    length: int | None = None,
 ) -> Recommendation:
-    """The recommended window of one layer over these recordings: systematic where resolved, else of the minibatch."""
+    """The window of one layer over these recordings, of length T: systematic where resolved, else the minibatch's."""
     biases = run.select("window_bias", layer, steps=steps)
-    length = _length(run, layer, steps)
     note = "the systematic bias was not measured"
     if ("tail_mean_square", layer) in run and ("gradient_mean_square", layer) in run:
         tails = run.select("tail_mean_square", layer, steps=steps)
@@ -213,9 +216,3 @@ def recommended(
     return smallest_window(
         middle, epsilon, windows, length, recordings=len(biases.steps), note=note
     )
-
-
-def _length(run: Run, layer: str, steps: Sequence[int] | np.ndarray) -> int | None:
-    if ("valid_samples", layer) not in run:
-        return None
-    return int(run.select("valid_samples", layer, steps=steps).lengths["time"].max())

@@ -117,7 +117,7 @@ class RunWriter:
         return self._stopped or self._closed or self._full
 
     def append(self, recording: Recording) -> bool:
-        """Store a recording; when this returns True it is on disk. False: dropped, and `problems` or the log say why."""
+        """Store a recording; True: it is on disk. False: dropped, and `problems` or the log say why."""
         if os.getpid() != self._owner:
             raise RunNotWritten(
                 f"A forked process (pid {os.getpid()}) tried to write the run of process {self._owner}.",

@@ -1,0 +1,65 @@
+"""The headline numbers of a run: reach and recommended window over the judged recordings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rnndiag.run.reach import Reach, reach
+from rnndiag.run.window import Recommendation, recommended
+
+if TYPE_CHECKING:
+    from rnndiag.run.run import Run
+
+
+def run_reach(run: Run, share: float, layer: str | None, window: str) -> Reach:
+    """`Run.reach`: of one layer, or of the one that reaches least far."""
+    layers = run.layers_for("credit_profile", layer)
+    answers = [_layer_reach(run, name, share, run.judged(window)) for name in layers]
+    return min(answers, key=lambda answer: (math.isnan(answer), float(answer)))
+
+
+def _layer_reach(run: Run, layer: str, share: float, steps: np.ndarray) -> Reach:
+    """The median over recordings; those without an answer (nan) do not count unless none has one."""
+    series = run.select("credit_profile", layer, steps=steps)
+    profiles = series.sel(profile_stat="profile").values
+    answers = [
+        reach(profile, share, length)
+        for profile, length in zip(profiles, lengths_of(run, layer, series.steps), strict=True)
+    ]
+    known = [answer for answer in answers if not math.isnan(answer)]
+    if not known:
+        return answers[-1]
+    within = max(answer.within for answer in known)
+    middle = _median([float(answer) for answer in known])
+    reason = "" if math.isfinite(middle) else f"not reached within {within}"
+    return Reach(middle, not reason, within, reason)
+
+
+def _median(values: Sequence[float]) -> float:
+    """The median where inf is an answer too: half of an even number not reached is not reached."""
+    ordered = sorted(values)
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return high if math.isinf(high) else (low + high) / 2
+
+
+def lengths_of(run: Run, layer: str, steps: Sequence[int] | np.ndarray) -> list[int | None]:
+    """T at each of these steps: how many lags there are, measured or not; None where it was not recorded."""
+    if ("valid_samples", layer) not in run:
+        return [None] * len(steps)
+    series = run.select("valid_samples", layer, steps=steps)
+    length = dict(zip(series.steps.tolist(), series.lengths["time"].tolist(), strict=True))
+    return [length.get(int(step)) for step in steps]
+
+
+def run_window(run: Run, epsilon: float, layer: str | None, window: str) -> Recommendation:
+    """`Run.window`: of one layer, or of the one that needs the longest window."""
+    steps = run.judged(window)
+    answers = []
+    for name in run.layers_for("window_bias", layer):
+        known = [length for length in lengths_of(run, name, steps) if length is not None]
+        answers.append(recommended(run, name, steps, epsilon, max(known, default=None)))
+    return max(answers, key=lambda answer: (math.isnan(answer.steps), answer.steps))
