@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.layer_run import LayerRun as LayerRun
     from rnndiag.engine.proof import Proof as Proof
     from rnndiag.engine.proof import prove as prove
+    from rnndiag.health.finding import Finding as Finding
+    from rnndiag.health.gate import check as check
     from rnndiag.run.measurement import Measurement as Measurement
     from rnndiag.run.recording import Recording as Recording
     from rnndiag.run.run import open_run as open_run
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 _PUBLIC: dict[str, str] = {
     "Adjoints": "rnndiag.engine.adjoints",
     "Cell": "rnndiag.engine.cells.cell",
+    "Finding": "rnndiag.health.finding",
     "LayerRun": "rnndiag.engine.layer_run",
     "Measurement": "rnndiag.run.measurement",
     "Proof": "rnndiag.engine.proof",
@@ -40,6 +43,7 @@ _PUBLIC: dict[str, str] = {
     "Run": "rnndiag.run.run",
     "RunWriter": "rnndiag.run.writer",
     "adjoints": "rnndiag.engine.adjoints",
+    "check": "rnndiag.health.gate",
     "contribution_norms": "rnndiag.engine.contributions",
     "contributions": "rnndiag.engine.contributions",
     "open_run": "rnndiag.run.run",

@@ -1,0 +1,66 @@
+"""`rnndiag baseline`: store what these runs have as the numbers that later runs are compared with."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directories: seeds of one program, 5 or more"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="the JSON file to write, and to commit",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="pyproject.toml to read (default: the nearest one)"
+    )
+    parser.add_argument(
+        "--min-recordings", type=int, metavar="N", help="take runs of at least N recordings"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print old -> new, write."""
+    from rnndiag.cli.check import configuration
+    from rnndiag.errors import BadArgument, CannotJudge
+    from rnndiag.health.baseline import changes, measure, read_baseline, write_baseline
+    from rnndiag.health.gate import open_all, require_enough, require_proof
+
+    config = configuration(args.config, args.min_recordings)
+    runs = open_all(args.runs)
+    for one in runs:
+        require_enough(one, config)
+        require_proof(one, config)
+    made = measure(runs, config)
+    path = Path(args.output)
+    try:
+        old = read_baseline(path) if path.exists() else None
+    except CannotJudge as reason:
+        sys.stderr.write(f"rnndiag: the old baseline is replaced. {reason.what}\n")
+        old = None
+    try:
+        write_baseline(made, path)
+    except OSError as error:
+        raise BadArgument(
+            f"{path} cannot be written: {error.strerror or error}.", "Name another file."
+        ) from error
+    for line in changes(old, made):
+        sys.stdout.write(f"  {line}\n")
+    count = len(made.runs)
+    sys.stdout.write(
+        f"{path}: {count} run{'s' if count != 1 else ''}, {'replaced' if old else 'new'}\n"
+    )
+    if count < config.min_baseline_runs:
+        sys.stdout.write(
+            f"With {count} of {config.min_baseline_runs} runs the noise between seeds is not known: changes are judged by "
+            "the percentage `shift` alone.\n"
+        )
+    return 0

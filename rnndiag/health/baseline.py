@@ -1,0 +1,198 @@
+"""The baseline: a small committed JSON with the value of every check in every layer, one a seed, and what it is good for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rnndiag.errors import CannotJudge
+from rnndiag.health.config import Config
+from rnndiag.health.fingerprint import differences, fingerprint
+from rnndiag.health.judge import Judge
+from rnndiag.health.numbers import NotRecorded
+from rnndiag.health.rule import Rule, all_rules
+from rnndiag.run.run import Run
+
+FORMAT = "rnndiag baseline"
+VERSION = 1
+_MOST_BYTES = 4 << 20
+
+Values = Mapping[str, Mapping[str, tuple[float, ...]]]
+"""check -> layer -> one value a run."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What later runs are compared with. Made by `measure`, or read from a file."""
+
+    values: Values
+    fingerprint: Mapping[str, Any]
+    runs: tuple[str, ...]
+    commit: str = ""
+    source: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """`ci/rnndiag.json (5 runs at 4f1c9e2)`."""
+        count = f"{len(self.runs)} run{'s' if len(self.runs) != 1 else ''}"
+        return f"{self.source} ({count}{f' at {self.commit[:7]}' if self.commit else ''})"
+
+    def as_json(self) -> str:
+        """The file's text: sorted, one line a list, so that a diff of it can be read."""
+        head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "commit": self.commit,
+            "runs": list(self.runs),
+            "versions": dict(self.versions),
+            "fingerprint": dict(self.fingerprint),
+        }
+        lines = [
+            f"  {json.dumps(key)}: {json.dumps(head[key], ensure_ascii=False)}" for key in head
+        ]
+        checks = []
+        for check in sorted(self.values):
+            layers = self.values[check]
+            rows = [
+                f"      {json.dumps(layer)}: {json.dumps(list(layers[layer]))}"
+                for layer in sorted(layers)
+            ]
+            checks.append(f"    {json.dumps(check)}: {{\n" + ",\n".join(rows) + "\n    }")
+        lines.append('  "values": {\n' + ",\n".join(checks) + "\n  }")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def measure(runs: Sequence[Run], config: Config) -> Baseline:
+    """The baseline that these runs (seeds of one program) make."""
+    prints = [fingerprint(run) for run in runs]
+    for run, other in zip(runs[1:], prints[1:], strict=True):
+        for name, old, new in differences(prints[0], other)[:1]:
+            raise CannotJudge(
+                f"{runs[0].name} and {run.name} cannot be one baseline: {name} is {old!r} and {new!r}.",
+                "Give runs of one program that differ in their seed only.",
+            )
+    each = [run_values(run, config) for run in runs]
+    values: dict[str, dict[str, tuple[float, ...]]] = {}
+    for check in each[0]:
+        for layer in each[0][check]:
+            numbers = tuple(one[check][layer] for one in each if layer in one.get(check, {}))
+            if len(numbers) == len(runs):
+                values.setdefault(check, {})[layer] = numbers
+    provenance = runs[0].provenance
+    git = provenance.get("git") or {}
+    versions = provenance.get("versions") or {}
+    return Baseline(
+        values=values,
+        fingerprint=prints[0],
+        runs=tuple(run.name for run in runs),
+        commit=str(git.get("commit") or "") if isinstance(git, Mapping) else "",
+        source=runs[0].name,
+        versions={str(k): str(v) for k, v in versions.items()}
+        if isinstance(versions, Mapping)
+        else {},
+    )
+
+
+def run_values(run: Run, config: Config) -> dict[str, dict[str, float]]:
+    """check -> layer -> the number that is judged, for all comparable checks that have one."""
+    judge = Judge(run, config)
+    found: dict[str, dict[str, float]] = {}
+    for rule in all_rules().values():
+        for layer in judge.owners(rule) if rule.comparable else ():
+            try:
+                value = judge.value(rule, layer)[0]
+            except NotRecorded:
+                continue
+            if math.isfinite(value):
+                found.setdefault(rule.name, {})[layer] = value
+    return found
+
+
+def changes(old: Baseline | None, new: Baseline) -> list[str]:
+    """`reach of rnn.l0: 41.2 -> 38.0 steps`, a line for every check and layer of either."""
+    lines = []
+    for name, before, after in differences(
+        old.fingerprint if old else new.fingerprint, new.fingerprint
+    ):
+        lines.append(f"{name}: {before} -> {after}")
+    for name, rule in all_rules().items():
+        then = old.values.get(name, {}) if old else {}
+        now = new.values.get(name, {})
+        for layer in dict.fromkeys((*then, *now)):
+            before, after = _mean(rule, then.get(layer)), _mean(rule, now.get(layer))
+            lines.append(f"{name} of {layer}: {before} -> {after} {rule.unit}".rstrip())
+    return lines
+
+
+def _mean(rule: Rule, values: tuple[float, ...] | None) -> str:
+    return rule.format(math.fsum(values) / len(values)) if values else "none"
+
+
+def write_baseline(baseline: Baseline, path: Path) -> None:
+    """Write the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(baseline.as_json(), encoding="utf-8")
+    part.replace(path)
+
+
+def read_baseline(path: Path) -> Baseline:
+    """The baseline in a file; raises CannotJudge where there is none that can be used."""
+    remedy = "Make it with: rnndiag baseline RUN... -o FILE"
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise CannotJudge(f"The baseline {path} is larger than 4 MiB.", remedy)
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CannotJudge(
+            f"The baseline {path} cannot be read: {error.strerror or error}.", remedy
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CannotJudge(f"The baseline {path} is not valid JSON.", remedy) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CannotJudge(f"{path} is not a baseline of rnndiag.", remedy)
+    if content.get("version") != VERSION:
+        raise CannotJudge(
+            f"The baseline {path} has version {str(content.get('version'))[:20]}, this rnndiag reads version {VERSION}.",
+            "Upgrade rnndiag, or make the baseline again.",
+        )
+    try:
+        return _from_content(content, str(path))
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise CannotJudge(f"The baseline {path} is damaged: {error}.", remedy) from error
+
+
+def _from_content(content: Mapping[str, Any], source: str) -> Baseline:
+    runs = tuple(_text(name) for name in content["runs"])
+    values: dict[str, dict[str, tuple[float, ...]]] = {}
+    for check, layers in content["values"].items():
+        for layer, numbers in layers.items():
+            row = tuple(_finite(number) for number in numbers)
+            if len(row) != len(runs) or not row:
+                raise ValueError(f"{check} of {layer} has {len(row)} values for {len(runs)} runs")
+            values.setdefault(check, {})[layer] = row
+    if not values:
+        raise ValueError("it holds no values")
+    prints = content["fingerprint"]
+    if not isinstance(prints, dict):
+        raise ValueError("its fingerprint is not a table")
+    versions = {str(k): str(v) for k, v in content.get("versions", {}).items()}
+    return Baseline(values, prints, runs, _text(content.get("commit", "")), source, versions)
+
+
+def _finite(number: Any) -> float:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 1e300:
+        raise ValueError(f"{str(number)[:40]!r} is not a finite number")
+    return float(number)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:40]!r} is not a text")
+    return value

@@ -1,0 +1,68 @@
+"""Four words for a change against a baseline: identical, within noise, shifted, out of bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rnndiag.health.bounds import Bounds, parse_percent
+from rnndiag.health.finding import Change
+from rnndiag.health.interval import prediction_interval
+
+_SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a number stands against its baseline, all as shares of the baseline's size."""
+
+    change: float
+    tolerance: float
+    word: Change
+    noise_known: bool
+    """Whether the tolerance comes from the baseline's own spread, or is the percentage rule."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the change itself is larger than what is allowed."""
+        return not abs(self.change) <= self.tolerance
+
+
+def compare(
+    baseline: Sequence[float],
+    candidates: Sequence[float],
+    bounds: Bounds,
+    false_alarm: float,
+    min_baseline_runs: int,
+    floor: float = 0.0,
+) -> Comparison:
+    """The mean of `candidates` against the mean of `baseline`.
+
+    The tolerance of `noise` is the t prediction interval, and at least `bounds.shift`; with fewer than `min_baseline_runs`
+    baseline values it is `bounds.shift` alone. `floor` is the size below which a number counts as small: changes are shares
+    of max(|mean of the baseline|, floor).
+    """
+    old = math.fsum(baseline) / len(baseline)
+    new = math.fsum(candidates) / len(candidates)
+    size = max(abs(old), floor)
+    known = bounds.change == "noise" and len(baseline) >= max(2, min_baseline_runs)
+    tolerance = bounds.shift if bounds.change == "noise" else parse_percent(bounds.change)
+    if known and size > 0:
+        half_width = prediction_interval(baseline, len(candidates), false_alarm)
+        tolerance = max(tolerance, half_width / size)
+    change = _relative(new - old, size)
+    word: Change = "within noise"
+    if any(bounds.side(value) for value in candidates):
+        word = "out of bounds"
+    elif abs(change) <= _SAME:
+        word = "identical"
+    elif not abs(change) <= tolerance:
+        word = "shifted"
+    return Comparison(change, tolerance, word, known)
+
+
+def _relative(difference: float, size: float) -> float:
+    if difference == 0:
+        return 0.0
+    return difference / size if size > 0 else math.copysign(math.inf, difference)

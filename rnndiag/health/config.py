@@ -1,0 +1,207 @@
+"""Reads what a project allows: the table [tool.rnndiag] of a pyproject.toml, or the same as a dict."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rnndiag.errors import BadConfig
+from rnndiag.health.bounds import Bounds, parse_percent
+from rnndiag.health.rule import all_rules
+from rnndiag.run.judged import judged_steps
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_SETTINGS = ("window", "min_recordings", "false_alarm", "min_baseline_runs")
+_BOUNDS = ("min", "max", "window", "change", "shift", "level", "layers")
+_LEVELS = ("fail", "warn", "off")
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is allowed, for every check. Made by `read_config`."""
+
+    checks: Mapping[str, Bounds] = field(default_factory=dict)
+    """Bounds of the checks that a person configured; all others keep their rule's defaults."""
+    baseline: Path | None = None
+    window: str = "last 20%"
+    min_recordings: int = 5
+    false_alarm: float = 0.01
+    min_baseline_runs: int = 5
+    comparable_across: tuple[str, ...] = ()
+    """Fields of the fingerprint that may differ between run and baseline."""
+    source: str = "the defaults"
+
+    def bounds(self, name: str) -> Bounds:
+        """The bounds of one check."""
+        return self.checks.get(name) or all_rules()[name].defaults
+
+
+def find_config(start: Path) -> Path | None:
+    """The nearest pyproject.toml at or above `start`."""
+    for folder in (start, *start.parents):
+        if (folder / "pyproject.toml").is_file():
+            return folder / "pyproject.toml"
+    return None
+
+
+def read_config(source: Config | str | Path | Mapping[str, Any] | None) -> Config:
+    """The configuration from a file, from the content of [tool.rnndiag] as a dict, or the defaults."""
+    if source is None:
+        return Config()
+    if isinstance(source, Config):
+        return source
+    if isinstance(source, Mapping):
+        return _from_table(source, "the configuration", Path())
+    path = Path(source)
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise BadConfig(f"{path} is larger than 1 MiB.", "Name a pyproject.toml with --config.")
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        why = error.strerror or error
+        raise BadConfig(
+            f"The configuration {path} cannot be read: {why}.", "Check --config."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise BadConfig(f"{path} is not valid TOML: {error}.", "Correct that line.") from error
+    tool = document.get("tool", {})
+    table = tool.get("rnndiag", {}) if isinstance(tool, dict) else {}
+    return _from_table(_table(table, "tool.rnndiag", str(path)), str(path), path.parent)
+
+
+def _from_table(table: Mapping[str, Any], source: str, folder: Path) -> Config:
+    _known(table, ("baseline", "comparable_across", "checks"), "tool.rnndiag", source)
+    checks = _table(table.get("checks", {}), "tool.rnndiag.checks", source)
+    _known(checks, (*_SETTINGS, *all_rules()), "tool.rnndiag.checks", source)
+    values: dict[str, Any] = {}
+    if "baseline" in table:
+        values["baseline"] = folder / _text(table["baseline"], "baseline", source)
+    if "comparable_across" in table:
+        values["comparable_across"] = _texts(
+            table["comparable_across"], "comparable_across", source
+        )
+    if "window" in checks:
+        values["window"] = _window(checks["window"], "checks.window", source)
+    for name in ("min_recordings", "min_baseline_runs"):
+        if name in checks:
+            values[name] = _count(checks[name], f"checks.{name}", source)
+    if "false_alarm" in checks:
+        values["false_alarm"] = _number(checks["false_alarm"], "checks.false_alarm", source)
+        if not 1e-9 <= values["false_alarm"] < 0.5:
+            raise _wrong("checks.false_alarm", checks["false_alarm"], "a share below 0.5", source)
+    rules = {name: _bounds(name, checks[name], source) for name in all_rules() if name in checks}
+    return Config(checks=rules, source=source, **values)
+
+
+def _bounds(name: str, value: Any, source: str) -> Bounds:
+    where = f"checks.{name}"
+    table = _table(value, f"tool.rnndiag.{where}", source)
+    _known(table, _BOUNDS, f"tool.rnndiag.{where}", source)
+    read: dict[str, Any] = {"configured": True}
+    for key in ("min", "max"):
+        if key in table:
+            read[key] = _number(table[key], f"{where}.{key}", source)
+    if "window" in table:
+        read["window"] = _window(table["window"], f"{where}.window", source)
+    if "change" in table:
+        read["change"] = _change(table["change"], f"{where}.change", source)
+    if "shift" in table:
+        read["shift"] = _percent(table["shift"], f"{where}.shift", source)
+    if "level" in table:
+        read["level"] = _text(table["level"], f"{where}.level", source)
+        if read["level"] not in _LEVELS:
+            raise _wrong(f"{where}.level", table["level"], " or ".join(map(repr, _LEVELS)), source)
+    if "layers" in table:
+        read["layers"] = _texts(table["layers"], f"{where}.layers", source)
+    bounds = all_rules()[name].defaults.but(**read)
+    if bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
+        raise BadConfig(
+            f"{where}: min = {bounds.min:g} is above max = {bounds.max:g} ({source}).",
+            "No number can pass that: swap or correct them.",
+        )
+    return bounds
+
+
+def _wrong(where: str, value: Any, expected: str, source: str) -> BadConfig:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return BadConfig(f"{where} = {shown} is not understood ({source}).", f"Expected {expected}.")
+
+
+def _known(table: Mapping[str, Any], allowed: Iterable[str], where: str, source: str) -> None:
+    allowed = tuple(allowed)
+    for key in table:
+        if key in allowed:
+            continue
+        close = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.5)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(allowed)}."
+        raise BadConfig(f"Unknown key {str(key)[:60]!r} in [{where}] ({source}).", hint)
+
+
+def _table(value: Any, where: str, source: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise _wrong(where, value, f"a table [{where}]", source)
+    return value
+
+
+def _text(value: Any, where: str, source: str) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise _wrong(where, value, "a text", source)
+    return value
+
+
+def _texts(value: Any, where: str, source: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise _wrong(where, value, "a list of texts", source)
+    return tuple(_text(item, where, source) for item in value)
+
+
+def _number(value: Any, where: str, source: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(where, value, "a number", source)
+    if abs(value) > 1e300 or not math.isfinite(value):
+        raise _wrong(where, value, "a finite number", source)
+    return float(value)
+
+
+def _count(value: Any, where: str, source: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**9:
+        raise _wrong(where, value, "a whole number of at least 1", source)
+    return value
+
+
+def _window(value: Any, where: str, source: str) -> str:
+    try:
+        judged_steps([1], _text(value, where, source))
+    except (BadConfig, ValueError) as error:
+        raise _wrong(where, value, "'all', 'last 20%' or 'last 10'", source) from error
+    return str(value)
+
+
+def _percent(value: Any, where: str, source: str) -> float:
+    try:
+        return parse_percent(_text(value, where, source))
+    except ValueError as error:
+        raise _wrong(where, value, "a percentage such as '10%'", source) from error
+
+
+def _change(value: Any, where: str, source: str) -> str:
+    text = _text(value, where, source)
+    if text not in ("noise", "off"):
+        try:
+            parse_percent(text)
+        except ValueError as error:
+            raise _wrong(
+                where, value, "'noise', 'off' or a percentage such as '10%'", source
+            ) from error
+    return text

@@ -1,0 +1,79 @@
+"""What must agree before two runs can be compared: T, layers, dtype, the window in use, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rnndiag.health.numbers import TIMED, NotRecorded, RunNumbers
+from rnndiag.run.quantities import MODEL
+from rnndiag.run.run import Run
+
+Fingerprint = Mapping[str, Any]
+"""Field -> a plain JSON value. Fields of a layer or a version are written `T.rnn.l0`, `versions.torch`."""
+
+_VERSIONS = ("rnndiag", "torch")
+
+
+def fingerprint(run: Run) -> dict[str, Any]:
+    """The run's own, from its provenance and its arrays."""
+    numbers = RunNumbers(run)
+    provenance = run.provenance
+    fields: dict[str, Any] = {"layers": sorted(_layer(numbers, layer) for layer in numbers.layers)}
+    for layer in numbers.layers:
+        fields[f"T.{layer}"] = _time_steps(numbers, layer)
+    fields["dtype"] = str(_entry(provenance, "trainer", "precision") or "unknown")
+    fields["window"] = _window(numbers)
+    for package in _VERSIONS:
+        version = _entry(provenance, "versions", package)
+        fields[f"versions.{package}"] = ".".join(str(version or "unknown").split(".")[:2])
+    return fields
+
+
+def differences(
+    old: Fingerprint, new: Fingerprint, but: tuple[str, ...] = ()
+) -> list[tuple[str, Any, Any]]:
+    """Fields that differ, with both values. `but` names fields (or their first part) that may."""
+    found = []
+    for name in dict.fromkeys((*old, *new)):
+        free = any(
+            name == other or name.startswith(f"{other}.") or name.endswith(f".{other}")
+            for other in but
+        )
+        if not free and old.get(name) != new.get(name):
+            found.append((name, old.get(name, "absent"), new.get(name, "absent")))
+    return found
+
+
+def _layer(numbers: RunNumbers, layer: str) -> str:
+    facts = numbers.of(layer).facts
+    return f"{layer}: {facts.get('cell', '?')} of {facts.get('hidden', '?')}"
+
+
+def _entry(provenance: Mapping[str, Any], *path: str) -> Any:
+    found: Any = provenance
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _time_steps(numbers: RunNumbers, layer: str) -> int | str:
+    """T where every recording has the same, else `varies`."""
+    for quantity in TIMED:
+        try:
+            lengths = numbers.lengths(quantity, layer, "time")
+        except NotRecorded:
+            continue
+        return int(lengths[0]) if len(np.unique(lengths)) == 1 else "varies"
+    return "unknown"
+
+
+def _window(numbers: RunNumbers) -> int | str:
+    try:
+        found = numbers.of(MODEL).get("window_in_use").values
+    except NotRecorded:
+        return "unknown"
+    known = np.unique(found[np.isfinite(found)])
+    return int(known[0]) if len(known) == 1 else "varies"

@@ -1,0 +1,104 @@
+"""A gate's whole answer, as every writer gets it: which runs, against what, what was judged, the findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rnndiag.errors import RnndiagError
+from rnndiag.health.baseline import Baseline
+from rnndiag.health.config import Config, read_config
+from rnndiag.health.finding import Finding
+from rnndiag.health.gate import RunLike, baseline_of, check, open_all
+from rnndiag.health.outcome import Outcome
+from rnndiag.health.verdict import Verdict, verdict
+from rnndiag.run.run import Run
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The findings of `runs` with all that a reader needs beside them."""
+
+    paths: tuple[str, ...]
+    against: str
+    scope: str
+    findings: tuple[Finding, ...]
+    versions: Mapping[str, str]
+    accept: str
+    """The command that makes an intended change the new baseline; empty without a baseline."""
+    see: str
+    """The command that shows more."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Counts and exit code."""
+        return Outcome.of(self.findings)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The heading."""
+        return verdict(self.findings)
+
+    @property
+    def title(self) -> str:
+        """`runs/pr-213 against ci/rnndiag.json (5 runs at 4f1c9e2)`."""
+        return ", ".join(self.paths) + (f" against {self.against}" if self.against else "")
+
+
+def judge(
+    runs: RunLike | Sequence[RunLike],
+    baseline: Baseline | RunLike | None = None,
+    config: Config | str | Path | Mapping[str, Any] | None = None,
+) -> Judgement:
+    """`rnndiag.check`, with its surroundings."""
+    settings = read_config(config)
+    opened = open_all(runs)
+    source = settings.baseline if baseline is None else baseline
+    against = baseline_of(source, settings)
+    findings = check(opened, against, settings)
+    paths = tuple(str(run.path) for run in opened)
+    versions = opened[0].provenance.get("versions")
+    return Judgement(
+        paths=paths,
+        against=against.title if against else "",
+        scope=scope(opened, settings),
+        findings=tuple(findings),
+        versions={str(k): str(v) for k, v in versions.items()}
+        if isinstance(versions, Mapping)
+        else {},
+        accept=accept(paths, source, against) if against else "",
+        see=f"rnndiag report {paths[0]} --open",
+    )
+
+
+def accept(paths: Sequence[str], source: object, against: Baseline) -> str:
+    """The command that takes these runs as the new baseline."""
+    several = " ..." if len(against.runs) > len(paths) else ""
+    file = source if isinstance(source, str | Path) and not Path(source).is_dir() else "FILE"
+    return f"rnndiag baseline {' '.join(paths)}{several} -o {file}"
+
+
+def scope(runs: Sequence[Run], config: Config) -> str:
+    """`recordings 41-50 of 50 (steps 800-980), 2 layers`."""
+    run = runs[0]
+    steps = [int(step) for step in run.steps]
+    count = len(run.judged(config.window, config.min_recordings))
+    layers = len([layer for layer in run.layers if layer != "model"])
+    first = len(steps) - count
+    return (
+        f"recordings {first + 1}-{len(steps)} of {len(steps)} (steps {steps[first]}-{steps[-1]}), "
+        f"{layers} layer{'' if layers == 1 else 's'}"
+        + (f", {len(runs)} runs" if len(runs) > 1 else "")
+    )
+
+
+def cannot_judge(paths: Sequence[str | Path], reason: RnndiagError) -> Judgement:
+    """The answer where there is none: one finding that was not judged, for the writers that must say so."""
+    lines = [line.strip() for line in reason.what.splitlines()]
+    finding = Finding(
+        "gate", "not_judged", message=" ".join(lines), remedy=reason.remedy, word="CANNOT JUDGE"
+    )
+    named = tuple(str(path) for path in paths)
+    return Judgement(named, "", "nothing", (finding,), {}, "", f"rnndiag show {named[0]}")

@@ -1,0 +1,166 @@
+"""The recorded numbers of one layer, as rules read them: arrays over recordings, selected by label, with their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rnndiag.errors import RunUnreadable
+from rnndiag.run.quantities import MODEL
+from rnndiag.run.run import Run
+
+
+TIMED = ("valid_samples", "adjoint_norm", "contribution_norm", "nonfinite_states")
+"""Quantities that tell how long the sequences were."""
+
+
+class NotRecorded(Exception):
+    """The numbers that a rule needs are not in the run; the text says which."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One quantity over recordings: `steps` (n,), `values` (n, ...), `coordinates` of the labelled dims in `dims`."""
+
+    steps: np.ndarray
+    values: np.ndarray
+    dims: tuple[str, ...]
+    coordinates: Mapping[str, tuple[str, ...]]
+    lengths: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def pick(self, dim: str, label: str) -> Stack:
+        """The values at one label of a dim, without that dim."""
+        labels = self.coordinates.get(dim, ())
+        if dim not in self.dims or label not in labels:
+            raise NotRecorded(f"no {dim} is called {label}")
+        axis = self.dims.index(dim)
+        rest = self.dims[:axis] + self.dims[axis + 1 :]
+        return Stack(
+            self.steps, self.values.take(labels.index(label), axis + 1), rest, self.coordinates
+        )
+
+
+class RunNumbers:
+    """A run's numbers, read once each. `steps` limits them to some recordings."""
+
+    def __init__(self, run: Run, steps: np.ndarray | None = None) -> None:
+        self.run = run
+        self.all_steps = np.asarray(run.steps, dtype=np.int64)
+        self.steps = self.all_steps if steps is None else steps
+        self._stacks: dict[tuple[str, str], Stack | None] = {}
+
+    def last(self, count: int) -> RunNumbers:
+        """The same run, limited to its last `count` recordings."""
+        return RunNumbers(self.run, self.all_steps[-count:] if count else self.all_steps[:0])
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All layers, without the whole model's entry."""
+        return tuple(layer for layer in self.run.layers if layer != MODEL)
+
+    def of(self, layer: str) -> LayerNumbers:
+        """The numbers of one layer."""
+        return LayerNumbers(self, layer)
+
+    def stack(self, quantity: str, layer: str) -> Stack:
+        """One quantity of one layer over the recordings that hold it."""
+        key = quantity, layer
+        if key not in self._stacks:
+            self._stacks[key] = self._read(quantity, layer)
+        found = self._stacks[key]
+        if found is None or len(found.steps) == 0:
+            raise NotRecorded(f"{quantity} was not recorded for {layer}")
+        return found
+
+    def lengths(self, quantity: str, layer: str, dim: str) -> np.ndarray:
+        """How much of a dim is valid at each recording."""
+        stack = self.stack(quantity, layer)
+        found = stack.lengths.get(dim)
+        if found is not None:
+            return np.asarray(found)
+        return np.full(len(stack.steps), stack.values.shape[1 + stack.dims.index(dim)])
+
+    def _read(self, quantity: str, layer: str) -> Stack | None:
+        if quantity not in self.run.quantities:
+            return None
+        steps = None if len(self.steps) == len(self.all_steps) else self.steps.tolist()
+        try:
+            found = self.run.select(quantity, layer=layer, steps=steps)
+        except (KeyError, RunUnreadable):
+            return None
+        return Stack(
+            np.asarray(found.steps, dtype=np.int64),
+            np.asarray(found.values, dtype=np.float64),
+            tuple(found.dims[1:]),
+            found.coordinates,
+            found.lengths,
+        )
+
+
+@dataclass(frozen=True)
+class LayerNumbers:
+    """What a rule is given: the numbers of one layer (or of the whole model)."""
+
+    whole: RunNumbers
+    layer: str
+
+    def get(self, quantity: str) -> Stack:
+        """One quantity; raises NotRecorded where the run has none."""
+        return self.whole.stack(quantity, self.layer)
+
+    def of_model(self, quantity: str) -> Stack:
+        """One quantity of the whole model."""
+        return self.whole.stack(quantity, MODEL)
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """What the provenance says of this layer: cell, T, hidden, inputs, directions."""
+        model = self.whole.run.provenance.get("model", {})
+        layers = model.get("layers", {}) if isinstance(model, Mapping) else {}
+        facts = layers.get(self.layer, {}) if isinstance(layers, Mapping) else {}
+        return facts if isinstance(facts, Mapping) else {}
+
+    def lags(self, steps: np.ndarray) -> list[int | None]:
+        """T of each of these recordings: how many lags there are, measured or not."""
+        try:
+            found = self.get("valid_samples")
+        except NotRecorded:
+            return [None] * len(steps)
+        lengths = self.whole.lengths("valid_samples", self.layer, "time")
+        known = dict(zip(found.steps.tolist(), lengths.tolist(), strict=True))
+        return [known.get(step) for step in steps.tolist()]
+
+    @cached_property
+    def time_steps(self) -> int | None:
+        """T: the longest sequence among the recordings."""
+        for quantity in TIMED:
+            try:
+                return int(np.max(self.whole.lengths(quantity, self.layer, "time")))
+            except NotRecorded:
+                continue
+        stated = self.facts.get("T")
+        return stated if isinstance(stated, int) else None
+
+    @cached_property
+    def cause(self) -> str:
+        """Why credit is short here, as the latest recording names it: decay, loss, detach, or nothing."""
+        for outline in reversed(self.whole.run.outlines):
+            told = outline.notes.get("cause")
+            entry = told.get(self.layer) if isinstance(told, Mapping) else None
+            if entry is not None:
+                return _first_word(entry)
+        return ""
+
+
+def _first_word(entry: object) -> str:
+    """The cause's own word, whether it was stored as text, as a pair with its sentence or as a table."""
+    if isinstance(entry, Mapping):
+        entry = entry.get("cause") or entry.get("kind") or ""
+    if isinstance(entry, list | tuple):
+        entry = entry[0] if entry else ""
+    words = str(entry).replace(":", " ").split()
+    return words[0] if words else ""

@@ -1,0 +1,139 @@
+"""What a rule is: one small function from a layer's recorded numbers to one number a recording, and what that number means.
+
+A rule lives in its own file under `health/rules/` and registers itself with `@rule(...)`; adding one touches that file alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from rnndiag.health.bounds import Bounds
+from rnndiag.health.finding import Status
+
+if TYPE_CHECKING:
+    from rnndiag.health.numbers import LayerNumbers
+
+
+@dataclass(frozen=True)
+class Series:
+    """One number a recording: `steps` (n,) training steps, `values` (n,)."""
+
+    steps: np.ndarray
+    values: np.ndarray
+    note: str = ""
+    """How the number was found, where that needs saying."""
+
+    def upto(self, last_step: int) -> Series:
+        """Only the recordings up to and with this step."""
+        keep = self.steps <= last_step
+        return Series(self.steps[keep], self.values[keep], self.note)
+
+
+Range = tuple[float | None, float | None]
+Reduce = Literal["median", "mean", "max", "last"]
+Owner = Literal["layer", "model", "both"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One verdict: where its number comes from, when it is wrong for everyone, and what to do."""
+
+    name: str
+    measure: Callable[[LayerNumbers], Series]
+    meaning: str
+    """What the number is, in a few words."""
+    statement: str
+    """One sentence of what is so; fields {value} {ceil} {T} {percent} {layer}."""
+    too_low: str
+    """What to do when the number is below what is allowed or typical."""
+    too_high: str
+    rank: int
+    """The order in which faults are told: the cause before its consequences."""
+    excuse: str = ""
+    """When the number is no fault: what follows the sentence in a statement, though not in a failure."""
+    infinite: str = ""
+    """The sentence in place of the statement where the number is infinite."""
+    unit: str = ""
+    digits: int = 3
+    percent: bool = False
+    """Whether the number is a share, printed in %."""
+    owner: Owner = "layer"
+    reduce: Reduce = "median"
+    defaults: Bounds = field(default_factory=Bounds)
+    """What holds without any configuration: only what is wrong for everyone."""
+    typical: Callable[[LayerNumbers], Range] = lambda numbers: (None, None)
+    """Outside of this range the statement is worth a heading, though no fault."""
+    words: tuple[str, str] = ("", "")
+    """The heading for a number that is too low, and too high."""
+    causes: Mapping[str, str] = field(default_factory=dict)
+    """Remedies for a number that is too low, by the cause that the recording names."""
+    comparable: bool = True
+    """Whether the number is scale-free, so that it can be compared with a baseline."""
+    floor: float = 0.0
+    """A change against a baseline is a share of the baseline's number, but at least of this size."""
+    family: str = ""
+    """Rules of one family read the same numbers: one of them moving says nothing about the cause of another."""
+    violation: Status = "fail"
+    """The status of a number outside of its bounds: `not_judged` where it means that nothing is to be trusted."""
+
+    def format(self, value: float) -> str:
+        """The number as it is printed, without its unit: the same digits everywhere."""
+        if np.isnan(value):
+            return "not a number"
+        if np.isinf(value):
+            return "infinite" if value > 0 else "-infinite"
+        if self.percent:
+            return f"{100 * value:.1f} %"
+        if value == 0 or abs(value) >= 1e-3:
+            whole = abs(value) >= 1e5 or (self.digits == 0)
+            return f"{value:,.0f}" if whole else f"{value:.{self.digits}f}"
+        return f"{value:.2g}"
+
+    def text(self, value: float, bounds: Bounds) -> str:
+        """The number as it is printed, with its unit, in enough digits to differ from a limit that it violates."""
+        return f"{self.beside(value, bounds)} {self.unit}".strip()
+
+    def beside(self, value: float, bounds: Bounds) -> str:
+        """The number without its unit, in enough digits to differ from a limit that it violates."""
+        shown = self.format(value)
+        limit = bounds.min if bounds.side(value) == "low" else bounds.max
+        if limit is None or bounds.side(value) is None or not np.isfinite(value):
+            return shown
+        scale, sign = (100.0, " %") if self.percent else (1.0, "")
+        for digits in range(3, 18):
+            if float(shown.removesuffix(" %").replace(",", "")) != scale * limit:
+                break
+            shown = f"{scale * value:.{digits}g}{sign}"
+        return shown
+
+
+REGISTRY: dict[str, Rule] = {}
+
+
+def rule(name: str, **facts: object) -> Callable[[Callable[[LayerNumbers], Series]], Rule]:
+    """Register the decorated function as the measure of a new rule."""
+
+    def register(measure: Callable[[LayerNumbers], Series]) -> Rule:
+        if name in REGISTRY:
+            raise ValueError(f"the rule {name!r} is registered twice")
+        REGISTRY[name] = Rule(name=name, measure=measure, **facts)  # type: ignore[arg-type]
+        return REGISTRY[name]
+
+    return register
+
+
+@cache
+def all_rules() -> Mapping[str, Rule]:
+    """Every rule under `health/rules/`, in the order in which faults are told."""
+    from rnndiag.health import rules
+
+    for module in pkgutil.iter_modules(rules.__path__):
+        importlib.import_module(f"{rules.__name__}.{module.name}")
+    return dict(sorted(REGISTRY.items(), key=lambda item: (item[1].rank, item[0])))

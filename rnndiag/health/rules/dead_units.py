@@ -1,0 +1,25 @@
+"""Relu units that are zero for every input: they never learn again."""
+
+from __future__ import annotations
+
+from rnndiag.health.bounds import Bounds
+from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.rule import Series, rule
+
+
+@rule(
+    "dead_units",
+    meaning="share of relu units that are zero at every step of every sequence",
+    statement="{percent} of the units are dead",
+    too_low="",
+    too_high="Lower the learning rate, start with W_hh as the identity and small biases, or use tanh.",
+    floor=0.5,
+    rank=10,
+    percent=True,
+    defaults=Bounds(max=0.5),
+    words=("", "DEAD UNITS"),
+)
+def dead_units(numbers: LayerNumbers) -> Series:
+    """The share of dead units of each recording."""
+    found = numbers.get("dead_units")
+    return Series(found.steps, found.values.reshape(len(found.steps)))

@@ -1,0 +1,29 @@
+"""The factor by which credit shrinks (or grows) with each further step back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.rule import Series, rule
+from rnndiag.run.reach import decay as decay_of_profile
+
+
+@rule(
+    "decay",
+    meaning="the factor per step back, fitted to the tail of the credit profile",
+    statement="credit changes by a factor of {value} with each step back",
+    too_low="The Jacobians lose the gradient: orthogonal W_hh, forget bias 1 to 2, less saturation.",
+    too_high="The Jacobians amplify the gradient: scale W_hh down, clip the gradient norm, or lower the learning rate.",
+    family="profile",
+    rank=31,
+    unit="per step",
+    digits=3,
+    typical=lambda numbers: (None, 1.02),
+    words=("", "GROWING GRADIENT"),
+)
+def decay(numbers: LayerNumbers) -> Series:
+    """The fitted decay of each recording's credit profile."""
+    profile = numbers.get("credit_profile").pick("profile_stat", "profile")
+    values = [decay_of_profile(row).value for row in profile.values]
+    return Series(profile.steps, np.array(values))

@@ -1,0 +1,56 @@
+"""One layer, or one gate, that carries all of the gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnndiag.health.numbers import LayerNumbers, NotRecorded
+from rnndiag.health.rule import Series, rule
+from rnndiag.run.quantities import MODEL
+
+
+@rule(
+    "imbalance",
+    meaning="the largest share that one gate has of its layer's gradient, or one layer of the model's",
+    statement="the largest part carries {percent} of the gradient",
+    too_low="",
+    too_high="The other parts hardly learn: look at saturated gates, at the scale of the layers' inputs, "
+    "and at residual or normalised connections between layers.",
+    floor=0.5,
+    rank=50,
+    percent=True,
+    owner="both",
+    typical=lambda numbers: (None, 0.98),
+    words=("", "ONE PART CARRIES ALL"),
+)
+def imbalance(numbers: LayerNumbers) -> Series:
+    """The largest share among the gates of a layer, or among the layers of the model."""
+    if numbers.layer == MODEL:
+        return _among_layers(numbers)
+    found = numbers.get("gate_contribution_norm")
+    if len(found.coordinates.get("gate", ())) < 2:
+        raise NotRecorded(f"{numbers.layer} has one gate only")
+    per_gate = np.nansum(found.values, axis=1 + found.dims.index("time"))
+    return Series(found.steps, _largest_share(per_gate))
+
+
+def _among_layers(numbers: LayerNumbers) -> Series:
+    stacks = [numbers.whole.stack("gradient_norm", layer) for layer in numbers.whole.layers]
+    if len(stacks) < 2:
+        raise NotRecorded("the model has one recurrent layer only")
+    steps = np.array(
+        sorted(set.intersection(*(set(s.steps.tolist()) for s in stacks))), dtype=np.int64
+    )
+    if len(steps) == 0:
+        raise NotRecorded("no recording holds the gradient of every layer")
+    norms = [
+        np.sqrt(np.nansum(s.values[np.isin(s.steps, steps)].reshape(len(steps), -1) ** 2, axis=1))
+        for s in stacks
+    ]
+    return Series(steps, _largest_share(np.stack(norms, axis=1)))
+
+
+def _largest_share(norms: np.ndarray) -> np.ndarray:
+    """Of norms (n, parts): the largest over the sum; NaN where all are zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.max(norms, axis=1) / np.sum(norms, axis=1))

@@ -1,0 +1,25 @@
+"""The largest Lyapunov exponent: whether two nearby states stay together."""
+
+from __future__ import annotations
+
+from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.rule import Series, rule
+
+
+@rule(
+    "lyapunov",
+    meaning="λ_1, the largest Lyapunov exponent along the data",
+    statement="nearby states change their distance by exp({value}) a step",
+    too_low="The state forgets quickly: orthogonal W_hh or a larger forget bias.",
+    too_high="The dynamics is chaotic along the data: scale W_hh down or lower the learning rate.",
+    floor=0.1,
+    rank=40,
+    unit="per step",
+    digits=3,
+    words=("", "CHAOTIC"),
+    typical=lambda numbers: (None, 0.05),
+)
+def lyapunov(numbers: LayerNumbers) -> Series:
+    """λ_1 of each recording that measured it."""
+    found = numbers.get("lyapunov_exponents").pick("part_stat", "value")
+    return Series(found.steps, found.values.reshape(len(found.steps), -1)[:, 0])

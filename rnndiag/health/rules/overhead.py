@@ -1,0 +1,25 @@
+"""What the diagnostics themselves cost."""
+
+from __future__ import annotations
+
+from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.rule import Series, rule
+
+
+@rule(
+    "overhead",
+    meaning="time of the diagnostics as a share of training time",
+    statement="diagnostics took {percent} of training time",
+    too_low="",
+    too_high="Record more rarely (every_n_steps, budget) or fewer groups (measures).",
+    rank=90,
+    percent=True,
+    owner="model",
+    reduce="last",
+    typical=lambda numbers: (None, 0.10),
+    comparable=False,
+)
+def overhead(numbers: LayerNumbers) -> Series:
+    """The share so far, at each recording."""
+    found = numbers.get("overhead_share")
+    return Series(found.steps, found.values.reshape(len(found.steps)))

@@ -1,0 +1,49 @@
+"""How far back the gradient reaches: the lag that holds 90 % of the credit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.rule import Range, Series, rule
+from rnndiag.run.reach import reach as reach_of_profile
+
+SHARE = 0.9
+
+
+def _typical(numbers: LayerNumbers) -> Range:
+    steps = numbers.time_steps
+    return (0.1 * steps, None) if steps and steps >= 10 else (None, None)
+
+
+@rule(
+    "reach",
+    meaning="the lag that holds 90 % of the credit, interpolated",
+    statement="90 % of the credit lies within {ceil} of {T} steps of the loss",
+    excuse="fine if the task needs no more",
+    infinite="90 % of the credit is not reached within the lags that were measured, of {T} steps",
+    too_low="If the task needs more: start with an orthogonal W_hh or a forget bias of 1 to 2, use gates in place of a plain "
+    "RNN, or put a loss nearer to what must be remembered.",
+    too_high="Credit that does not fade with the lag is the mark of a net that diverges or never learned its task: "
+    "lower the learning rate, clip the gradient norm, and compare the loss.",
+    family="profile",
+    rank=30,
+    unit="steps",
+    digits=1,
+    typical=_typical,
+    words=("SHORT MEMORY", "CREDIT DOES NOT FADE"),
+    causes={
+        "detach": "The state is detached (or the window ends) before that: carry the graph further back if the task needs more.",
+        "loss": "The loss asks for no more: its own gradient is near the states that it needs. A longer memory needs a task, "
+        "or a loss, that depends on the past.",
+    },
+)
+def reach(numbers: LayerNumbers) -> Series:
+    """The reach of each recording's credit profile, in steps."""
+    profile = numbers.get("credit_profile").pick("profile_stat", "profile")
+    lags = numbers.lags(profile.steps)
+    values = [
+        reach_of_profile(row, SHARE, steps).value
+        for row, steps in zip(profile.values, lags, strict=True)
+    ]
+    return Series(profile.steps, np.array(values))

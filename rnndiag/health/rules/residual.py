@@ -1,0 +1,36 @@
+"""The proof: whether the recorded contributions add up to the gradient that autograd produced."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnndiag.health.bounds import Bounds
+from rnndiag.health.finding import UNTRUSTED
+from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.rule import Series, rule
+
+LIMIT = 1e-2
+
+
+@rule(
+    UNTRUSTED,
+    meaning="|Σ_t g_t − G| / Σ_t |g_t|, the worst parameter",
+    statement="the contributions add up to autograd's gradient to {value}",
+    too_low="",
+    too_high="The recording is not to be trusted: see the reasons in the report, and record in float32 or float64 "
+    "without compiled recurrent layers.",
+    rank=2,
+    digits=1,
+    reduce="max",
+    defaults=Bounds(max=LIMIT),
+    words=("", "NOT TO BE TRUSTED"),
+    comparable=False,
+    violation="not_judged",
+)
+def residual(numbers: LayerNumbers) -> Series:
+    """The worst residual over the parameters of each recording."""
+    found = numbers.get("residual")
+    flat = found.values.reshape(len(found.steps), -1)
+    known = np.where(np.isnan(flat), -np.inf, flat)
+    worst = np.max(known, axis=1, initial=-np.inf)
+    return Series(found.steps, np.where(np.isfinite(worst), worst, np.nan))

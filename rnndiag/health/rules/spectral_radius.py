@@ -1,0 +1,23 @@
+"""The spectral radius of the recurrent weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.rule import Series, rule
+
+
+@rule(
+    "spectral_radius",
+    meaning="the largest ρ(W_hh) over the gates' blocks",
+    statement="ρ(W_hh) is {value}",
+    too_low="The recurrence is weak: start from an orthogonal W_hh.",
+    too_high="The recurrence is strong: lower the learning rate, clip the gradient norm, or decay W_hh.",
+    rank=41,
+    digits=3,
+)
+def spectral_radius(numbers: LayerNumbers) -> Series:
+    """The largest spectral radius of any gate's block of W_hh."""
+    found = numbers.get("spectral_radius")
+    return Series(found.steps, np.max(found.values.reshape(len(found.steps), -1), axis=1))

@@ -1,0 +1,54 @@
+"""A judgement as GitHub Actions shows it: at most ten annotations on the log, and the step's summary."""
+
+from __future__ import annotations
+
+from rnndiag.health.finding import Finding
+from rnndiag.health.judgement import Judgement
+from rnndiag.health.writers.markdown import markdown_text
+from rnndiag.run.text import printable
+
+MOST_ANNOTATIONS = 10
+"""GitHub shows no more than ten of a kind for one step."""
+
+MOST_BYTES = 1 << 20
+"""GitHub refuses a larger step summary."""
+
+_LEVELS = {"fail": "error", "not_judged": "error", "warn": "warning"}
+
+
+def annotations(judgement: Judgement) -> str:
+    """Workflow commands, one a line; what does not fit is counted in the last one."""
+    told = [one for one in judgement.findings if one.status in _LEVELS]
+    told.sort(key=lambda one: list(_LEVELS).index(one.status))
+    room = MOST_ANNOTATIONS if len(told) <= MOST_ANNOTATIONS else MOST_ANNOTATIONS - 1
+    lines = [_annotation(one) for one in told[:room]]
+    if len(told) > room:
+        lines.append(
+            f"::error title=rnndiag::{len(told) - room} more findings are in the step summary"
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _annotation(one: Finding) -> str:
+    place = f" in {one.layer}" if one.layer else ""
+    found = f"{one.text_value}, allowed {one.allowed}. " if one.allowed and one.text_value else ""
+    message = f"{found}{one.message}. {one.remedy}".strip()
+    return f"::{_LEVELS[one.status]} title={_property(f'rnndiag {one.check}{place}')}::{_data(message)}"
+
+
+def _data(text: str) -> str:
+    return printable(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def summary(judgement: Judgement, room: int = MOST_BYTES) -> str:
+    """The Markdown, cut at a line where it would be larger than GitHub takes."""
+    text = markdown_text(judgement)
+    if len(text.encode()) <= room:
+        return text
+    ending = "\n\nThe rest is left out: a step summary holds 1 MiB.\n"
+    kept = text.encode()[: max(room - len(ending), 0)].decode(errors="ignore")
+    return kept.rpartition("\n")[0] + ending

@@ -1,0 +1,26 @@
+"""A judgement as JSON: the findings as they are, and the outcome."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from rnndiag.health.judgement import Judgement
+
+
+def json_text(judgement: Judgement) -> str:
+    """Strict JSON, ending in a line break."""
+    outcome = judgement.outcome
+    heading = judgement.verdict
+    content = {
+        "format": "rnndiag check",
+        "version": 1,
+        "runs": list(judgement.paths),
+        "baseline": judgement.against,
+        "judged": judgement.scope,
+        "outcome": {**asdict(outcome), "word": outcome.word, "sentence": outcome.sentence},
+        "verdict": {"word": heading.word, "sentence": heading.sentence, "advice": heading.advice},
+        "findings": [one.as_json() for one in judgement.findings],
+        "versions": dict(judgement.versions),
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
