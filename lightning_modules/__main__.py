@@ -11,6 +11,16 @@ from lightning_modules.data import TaskData
 from lightning_modules.program import Program
 from rnndiag.errors import RnndiagError
 
+TRAINER = {
+    "devices": 1,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 50,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+}
+"""The trainer's settings unless a configuration says otherwise: nothing is written but the run of the callback."""
+
 
 class ProgramCLI(LightningCLI):
     """Program and data agree on the task and the seed."""
@@ -37,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             TaskData,
             seed_everything_default=0,
             save_config_callback=None,
+            trainer_defaults=TRAINER,
             args=arguments,
         )
     except RnndiagError as error:

@@ -13,7 +13,8 @@ from lightning_modules.recurrence.recurrence import Recurrence, State
 class Chain(Recurrence):
     """The output of each layer is the input of the next.
 
-    between: makes the module (dropout, say) through which the input of each layer and the last output pass.
+    between: makes the module (dropout, say) through which the input of each layer and the last output pass;
+    without `ends`, the input of the lowest layer and the last output do not.
     bypass: the input reaches every layer, and every layer reaches the output.
     """
 
@@ -24,6 +25,7 @@ class Chain(Recurrence):
         layers: int,
         between: Callable[[], nn.Module] | None = None,
         bypass: bool = False,
+        ends: bool = True,
     ) -> None:
         super().__init__()
         built: list[Recurrence] = []
@@ -31,7 +33,10 @@ class Chain(Recurrence):
             below = built[-1].features if built else 0
             built.append(make(below + (inputs if bypass or not built else 0)))
         self.layers: Sequence[Recurrence] = nn.ModuleList(built)  # type: ignore[assignment]
-        self.between = nn.ModuleList([between() for _ in range(layers + 1)] if between else [])
+        passes = [between() for _ in range(layers + 1)] if between else []
+        if passes and not ends:
+            passes[0] = passes[-1] = nn.Identity()
+        self.between = nn.ModuleList(passes)
         self.bypass = bypass
         self.features = sum(layer.features for layer in built) if bypass else built[-1].features
         self.parts = tuple(part for layer in built for part in layer.parts)

@@ -16,10 +16,14 @@ def build(plan: Plan) -> Recurrence:
     if cell.kernel is not None and rule.between is None:
         dropout = rule.layer_dropout if plan.layers > 1 else 0.0
         return Kernel(cell.kernel, cell.parts, plan.inputs, plan.hidden, plan.layers, dropout)
-    between = rule.between
+    between, ends = rule.between, True
     if between is None and rule.layer_dropout:
-        between = partial(nn.Dropout, rule.layer_dropout)
-    return Chain(lambda size: cell.layer(size, plan.hidden), plan.inputs, plan.layers, between)
+        between, ends = partial(nn.Dropout, rule.layer_dropout), False
+
+    def layer(size: int) -> Recurrence:
+        return cell.layer(size, plan.hidden)
+
+    return Chain(layer, plan.inputs, plan.layers, between, ends=ends)
 
 
 WIRINGS.add("stack", Wiring("layers above one another", build))

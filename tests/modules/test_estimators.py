@@ -40,7 +40,10 @@ def gradient(estimator, recurrence, inputs, weights, last=False, lengths=None):
 def pairs(recurrence, inputs, weights):
     """(u, s) -> what the loss at output u sends to the weights through step s: each step has its own copy of them."""
     copies = [
-        {name: value.detach().clone().requires_grad_() for name, value in recurrence.named_parameters()}
+        {
+            name: value.detach().clone().requires_grad_()
+            for name, value in recurrence.named_parameters()
+        }
         for _ in inputs
     ]
     state, losses = None, []
@@ -98,9 +101,7 @@ def test_bernoulli_keeps_and_weighs_by_its_mask_and_its_mean_is_the_full_gradien
         draws = torch.tensor([0.0] + [0.0 if keep else 0.9 for keep in mask])[:, None]
         monkeypatch.setattr(torch, "rand", lambda *size, draws=draws, **kwargs: draws)
         draw = gradient(estimator, recurrence, inputs, weights)
-        expected = sum(
-            value / p ** (u - s) for (u, s), value in table.items() if all(mask[s:u])
-        )
+        expected = sum(value / p ** (u - s) for (u, s), value in table.items() if all(mask[s:u]))
         torch.testing.assert_close(draw, expected)
         mean = mean + draw * p ** sum(mask) * (1 - p) ** (4 - sum(mask))
     torch.testing.assert_close(mean, kept(table, lambda u, s: True))
