@@ -20,8 +20,17 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.layer_run import LayerRun as LayerRun
     from rnndiag.engine.proof import Proof as Proof
     from rnndiag.engine.proof import prove as prove
+    from rnndiag.engine.spectra.gate_statistics import gate_statistics as gate_statistics
+    from rnndiag.engine.spectra.jacobians import jacobians as jacobians
+    from rnndiag.engine.spectra.lyapunov import lyapunov as lyapunov
+    from rnndiag.engine.spectra.map_exponents import lyapunov_of_map as lyapunov_of_map
+    from rnndiag.engine.spectra.products import jacobian_products as jacobian_products
+    from rnndiag.engine.spectra.products import singular_spectrum as singular_spectrum
+    from rnndiag.engine.spectra.radius import spectral_radius as spectral_radius
     from rnndiag.health.finding import Finding as Finding
     from rnndiag.health.gate import check as check
+    from rnndiag.recorder.probe import probe as probe
+    from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
     from rnndiag.run.measurement import Measurement as Measurement
     from rnndiag.run.recording import Recording as Recording
     from rnndiag.run.run import open_run as open_run
@@ -36,6 +45,7 @@ _PUBLIC: dict[str, str] = {
     "Adjoints": "rnndiag.engine.adjoints",
     "Cell": "rnndiag.engine.cells.cell",
     "Finding": "rnndiag.health.finding",
+    "GradientDiagnostics": "rnndiag.recorder.callback",
     "LayerRun": "rnndiag.engine.layer_run",
     "Measurement": "rnndiag.run.measurement",
     "Proof": "rnndiag.engine.proof",
@@ -46,10 +56,18 @@ _PUBLIC: dict[str, str] = {
     "check": "rnndiag.health.gate",
     "contribution_norms": "rnndiag.engine.contributions",
     "contributions": "rnndiag.engine.contributions",
+    "gate_statistics": "rnndiag.engine.spectra.gate_statistics",
+    "jacobian_products": "rnndiag.engine.spectra.products",
+    "jacobians": "rnndiag.engine.spectra.jacobians",
+    "lyapunov": "rnndiag.engine.spectra.lyapunov",
+    "lyapunov_of_map": "rnndiag.engine.spectra.map_exponents",
     "open_run": "rnndiag.run.run",
     "open_runs": "rnndiag.run.runs",
+    "probe": "rnndiag.recorder.probe",
     "prove": "rnndiag.engine.proof",
     "register_cell": "rnndiag.engine.cells.registry",
+    "singular_spectrum": "rnndiag.engine.spectra.products",
+    "spectral_radius": "rnndiag.engine.spectra.radius",
 }
 
 # public module -> its full name

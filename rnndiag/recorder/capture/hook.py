@@ -1,0 +1,32 @@
+"""A module hook that belongs to one module only: copies and pickles of the model carry a stand-in that does nothing."""
+
+from __future__ import annotations
+
+import string
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+class ModuleHook:
+    """Calls `watch(module, ...)` for the very module it was registered on, and for no other.
+
+    A deep copy (weight averaging, snapshots) or a pickle of the module takes a method of the standard library along
+    that accepts a hook's three arguments and returns None: it holds nothing alive and needs no rnndiag to load.
+    """
+
+    def __init__(self, module: nn.Module, watch: Callable[..., Any]) -> None:
+        self._module = weakref.ref(module)
+        self._watch = watch
+
+    def __call__(self, module: nn.Module, *rest: Any) -> Any:
+        """What torch calls; None where the module is a stranger."""
+        return self._watch(module, *rest) if self._module() is module else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return string.Formatter().check_unused_args
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        return getattr, (string.Formatter(), "check_unused_args")

@@ -1,0 +1,49 @@
+"""Sees the recurrent kernel that a module's forward calls, whatever the module did to its arguments before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+from rnndiag.engine.cells import Cell
+from rnndiag.recorder.capture.kernels import kernel_table
+
+OnKernel = Callable[[Cell, bool, Any, tuple[Any, ...], Mapping[str, Any]], Any]
+
+
+class KernelMode(TorchFunctionMode):
+    """Active for the length of a recurrent module's forward: hands each kernel call to `on_kernel`."""
+
+    def __init__(self, on_kernel: OnKernel) -> None:
+        super().__init__()
+        self._on_kernel = on_kernel
+        self._table = kernel_table()
+        self._stack = ExitStack()
+
+    def open(self) -> KernelMode:
+        """Enter, to be left by `close`."""
+        self._stack.enter_context(self)
+        return self
+
+    def close(self) -> None:
+        """Leave."""
+        self._stack.close()
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        try:
+            found = self._table.get(func)
+        except TypeError:  # an unhashable callable is no kernel of torch
+            found = None
+        if found is None:
+            return func(*args, **kwargs)
+        return self._on_kernel(*found, func, args, kwargs)

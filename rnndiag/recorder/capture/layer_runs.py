@@ -1,0 +1,285 @@
+"""From one recurrence, as watched, to the LayerRuns of its layers and directions in one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.adjoints import Adjoints, adjoints
+from rnndiag.engine.cells import State
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.recorder.capture.call import OUTPUT, Call
+from rnndiag.recorder.capture.chains import Chain
+from rnndiag.recorder.capture.hidden_parts import complete_states
+from rnndiag.recorder.capture.layout import flipped, lengths_of, to_steps, to_user_order
+from rnndiag.recorder.capture.stack_replay import Stack, replay_stack
+
+_WORK = {torch.float64: torch.float64}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What holds for all recurrences of one backward pass."""
+
+    task: int
+    scale: float
+    gradients: Mapping[str, Tensor]
+    """G by the parameter's name, all calls that share it."""
+    name_of_end: Callable[[int, int], str | None]
+    """(call, layer * directions + direction) -> the name of the run that ended there; None: of no recorded one."""
+
+
+@torch.no_grad()
+def layer_runs(
+    chain: Chain, suffix: str, backward: Pass
+) -> Iterator[tuple[LayerRun, Adjoints | None]]:
+    """The runs of all layers and directions, top layer first; with the adjoints where they had to be made already.
+
+    The direct gradient of a lower layer is what the adjoints of the layer above send down, through the dropout mask of
+    the call. `suffix` ends every name (#2, @2).
+    """
+    plan = chain[0].plan
+    make = _ChainReplay(chain, backward, suffix)
+    above = make.output_gradient()
+    for layer in reversed(range(plan.layers)):
+        found = [make.run(layer, direction, above) for direction in range(plan.directions)]
+        if layer == 0:
+            yield from ((run, None) for run in found)
+            return
+        analysed = [adjoints(run) for run in found]
+        yield from zip(found, analysed, strict=True)
+        above = make.sent_down(layer, analysed)
+
+
+def run_name(owner: str, layer: int, direction: int, one_step: bool, suffix: str) -> str:
+    """encoder.lstm.l0, .l1.reverse, .l0#2; a cell's loop has the cell's own name."""
+    place = "" if one_step else f"l{layer}" + (".reverse" if direction else "")
+    return ".".join(filter(None, (owner, place))) + suffix or "cell"
+
+
+class _ChainReplay:
+    """The tensors of one chain, in time-major layout and the precision of the replay."""
+
+    def __init__(self, chain: Chain, backward: Pass, suffix: str) -> None:
+        first = chain[0]
+        self.chain, self.backward, self.suffix = chain, backward, suffix
+        self.plan = first.plan
+        self.precision = first.dtype
+        self.work = _WORK.get(first.dtype, torch.float32)
+        self.lengths = lengths_of(self.plan)
+        self.stacks: tuple[Stack, ...] = ()
+        if not self.plan.one_step:
+            self.stacks = tuple(replay_stack(call) for call in chain)
+        self.time_first = replace(self.plan, batch_first=False)
+
+    def _as_computed(self, value: Tensor) -> Tensor:
+        """Under autocast the kernel saw the value rounded; the replay computes in the wider type."""
+        if value.is_floating_point() and value.dtype != self.precision:
+            value = value.to(self.precision)
+        return value.to(self.work)
+
+    def _steps(self, values: list[Tensor], time_first: bool = False) -> Tensor:
+        plan = self.time_first if time_first else self.plan
+        laid_out = [to_steps(plan, value) for value in values]
+        return laid_out[0] if len(laid_out) == 1 else torch.cat(laid_out)
+
+    def _below(self, layer: int) -> Tensor:
+        if layer == 0:
+            return self._as_computed(self._steps([call.inputs for call in self.chain]))
+        outputs = []
+        for stack in self.stacks:
+            out, mask = stack.outputs[layer - 1], stack.masks[layer - 1]
+            outputs.append(out if mask is None else out * mask)
+        return self._steps(outputs, time_first=True).to(self.work)
+
+    def _hidden(self, layer: int, direction: int) -> Tensor:
+        outputs = self._steps([stack.outputs[layer] for stack in self.stacks], time_first=True)
+        size = outputs.shape[-1] // self.plan.directions
+        return outputs[..., direction * size : (direction + 1) * size].to(self.work)
+
+    def output_gradient(self) -> Tensor | None:
+        """∂L/∂y (T, B, D*S_h), without what later calls of the chain sent back into it."""
+        found = [self._own_gradient(k, OUTPUT) for k in range(len(self.chain))]
+        if all(value is None for value in found):
+            return None
+        whole = [
+            torch.zeros_like(call.outputs[OUTPUT]) if value is None else value
+            for call, value in zip(self.chain, found, strict=True)
+        ]
+        return self._unscaled(self._steps(whole))
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        gradient = gradient.to(self.work)
+        return gradient if self.backward.scale == 1.0 else gradient / self.backward.scale
+
+    def _own_gradient(self, k: int, slot: int) -> Tensor | None:
+        """The gradient of the k-th call's output without the chain's next call.
+
+        Where only that call used the output the difference is exactly zero: both are the same numbers.
+        """
+        call, task = self.chain[k], self.backward.task
+        gradient = call.gradient(task, slot)
+        if gradient is None or k + 1 == len(self.chain):
+            return gradient
+        after = self.chain[k + 1]
+        carried = after.hx_gradients.get(task, {})
+        for part, value in carried.items():
+            link = after.links.get((part, 0))
+            if link is None or link.slot != slot:
+                continue
+            if slot == OUTPUT:
+                gradient = gradient.clone()
+                last = gradient[:, -1] if self.plan.batch_first else gradient[-1]
+                last -= value[0]
+            else:
+                gradient = gradient - value
+        return gradient
+
+    def sent_down(self, layer: int, above: list[Adjoints]) -> Tensor:
+        """∂L/∂ the output of the layer below: the input gradients of all directions, through the dropout mask."""
+        total: Tensor | None = None
+        for direction, adj in enumerate(above):
+            value = adj.inputs()
+            value = flipped(value, self.lengths) if direction else value
+            total = value if total is None else total + value
+        assert total is not None
+        masks = [stack.masks[layer - 1] for stack in self.stacks]
+        if any(mask is not None for mask in masks):
+            kept = [mask for mask in masks if mask is not None]
+            total = total * self._steps(kept, time_first=True).to(self.work)
+        return total
+
+    def run(self, layer: int, direction: int, above: Tensor | None) -> LayerRun:
+        """One layer in one direction."""
+        chain, plan = self.chain, self.plan
+        index = layer * plan.directions + direction
+        weights = {
+            key: self._as_computed(copy) for key, (_, copy) in chain[0].weights[index].items()
+        }
+        names = {key: weight.name for key, (weight, _) in chain[0].weights[index].items()}
+        initial = tuple(
+            self._as_computed(to_user_order(plan, row)) for row in self._rows(chain[0].hx, index)
+        )
+        inputs = self._in_order(self._below(layer), direction)
+        states = self._states(layer, direction, weights, inputs, initial)
+        return LayerRun(
+            name=run_name(chain[0].owner, layer, direction, plan.one_step, self.suffix),
+            cell=plan.cell,
+            weights=weights,
+            inputs=inputs,
+            states=states,
+            initial=initial,
+            direct=self._direct(direction, index, states, above),
+            lengths=self.lengths,
+            reverse=bool(direction),
+            gradients={
+                key: self._unscaled(self.backward.gradients[name])
+                for key, name in names.items()
+                if name in self.backward.gradients
+            },
+            parameters=names,
+            input_gradient=self._input_gradient() if layer == 0 else None,
+            initial_gradient=self._initial_gradient(index),
+            tie=self._tie(index),
+            notes=tuple(dict.fromkeys(note for call in chain for note in call.notes)),
+            scale=self.backward.scale,
+        )
+
+    def _rows(self, parts: State, index: int) -> State:
+        return parts if self.plan.one_step else tuple(part[index] for part in parts)
+
+    def _in_order(self, values: Tensor, direction: int) -> Tensor:
+        return flipped(values, self.lengths) if direction else values
+
+    def _states(
+        self,
+        layer: int,
+        direction: int,
+        weights: Mapping[str, Tensor],
+        inputs: Tensor,
+        initial: State,
+    ) -> State:
+        cell = self.plan.cell
+        if self.plan.one_step:
+            slots = range(1, 1 + len(cell.parts))
+            return tuple(
+                torch.stack([call.copies[slot] for call in self.chain]).to(self.work)
+                for slot in slots
+            )
+        h = self._in_order(self._hidden(layer, direction), direction)
+        states = complete_states(cell, weights, inputs, h, initial)
+        if self.lengths is None:
+            return states
+        steps = torch.arange(len(h), device=h.device)[:, None]
+        keep = (steps < self.lengths.to(h.device)[None, :])[..., None]
+        return tuple(torch.where(keep, part, torch.zeros_like(part)) for part in states)
+
+    def _direct(self, direction: int, index: int, states: State, above: Tensor | None) -> State:
+        found: list[Tensor] = []
+        for part, state in enumerate(states):
+            value: Tensor | None = None
+            if part == 0 and above is not None:
+                size = state.shape[-1]
+                value = above[..., direction * size : (direction + 1) * size]
+                value = self._in_order(value, direction)
+            finals = [self._final_gradient(k, part, index) for k in range(len(self.chain))]
+            if any(final is not None for final in finals):
+                value = torch.zeros_like(state) if value is None else value.clone()
+                self._add_finals(value, finals)
+            found.append(torch.zeros_like(state) if value is None else value)
+        return tuple(found)
+
+    def _final_gradient(self, k: int, part: int, index: int) -> Tensor | None:
+        gradient = self._own_gradient(k, 1 + part)
+        if gradient is None:
+            return None
+        row = gradient if self.plan.one_step else gradient[index]
+        return self._unscaled(to_user_order(self.plan, row))
+
+    def _add_finals(self, direct: Tensor, finals: list[Tensor | None]) -> None:
+        """The gradient of every call's returned final state, at that call's last step."""
+        if self.lengths is not None:
+            (final,) = finals
+            assert final is not None
+            last = self.lengths.to(direct.device) - 1
+            direct[last, torch.arange(direct.shape[1], device=direct.device)] += final
+            return
+        end = 0
+        for call, final in zip(self.chain, finals, strict=True):
+            end += _steps_of(call)
+            if final is not None:
+                direct[end - 1] += final
+
+    def _input_gradient(self) -> Tensor | None:
+        if self.plan.directions != 1:
+            return None
+        found = [call.input_gradients.get(self.backward.task) for call in self.chain]
+        kept = [value for value in found if value is not None]
+        return self._unscaled(self._steps(kept)) if len(kept) == len(found) else None
+
+    def _initial_gradient(self, index: int) -> State | None:
+        found = self.chain[0].hx_gradients.get(self.backward.task, {})
+        if len(found) < len(self.plan.cell.parts):
+            return None
+        parts = tuple(found[part] for part in range(len(self.plan.cell.parts)))
+        return tuple(
+            self._unscaled(to_user_order(self.plan, row)) for row in self._rows(parts, index)
+        )
+
+    def _tie(self, index: int) -> str:
+        first = self.chain[0]
+        link = first.links.get((0, index))
+        source = None if link is None else self.backward.name_of_end(link.call, link.index)
+        if link is None or source is None:
+            kinds = set(first.hx_kind)
+            return next(kind for kind in ("learnt", "given", "zero") if kind in kinds)
+        return f"{'run' if link.attached else 'detached'}:{source}"
+
+
+def _steps_of(call: Call) -> int:
+    if call.plan.one_step:
+        return 1
+    return int(call.inputs.shape[1 if call.plan.batch_first else 0])

@@ -1,0 +1,135 @@
+"""All backward passes since the recorder was armed, each with its layer runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.adjoints import Adjoints
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.recorder.capture.backward_pass import Tasks
+from rnndiag.recorder.capture.call import Call
+from rnndiag.recorder.capture.chains import Chain, chains
+from rnndiag.recorder.capture.layer_runs import Pass, layer_runs, run_name
+from rnndiag.recorder.capture.weights import Weight
+
+_GRADIENT_OF_GRADIENT = (
+    "a gradient of a gradient (create_graph=True) flows through the layer, "
+    "and the adjoints do not hold it"
+)
+_PRECISION = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Coarsest first."""
+
+
+@dataclass(frozen=True)
+class BackwardPass:
+    """What one backward pass left behind."""
+
+    layer_runs: tuple[LayerRun, ...]
+    """In the order of their first calls, lowest layer first."""
+    adjoints: Mapping[str, Adjoints] = field(default_factory=dict)
+    """By layer run, those that had to be made already to get at lower layers."""
+    dtype: torch.dtype = torch.float32
+    """The coarsest precision among the calls."""
+    missed: Mapping[str, str] = field(default_factory=dict)
+    """Recurrent parameter -> why its gradient is not explained: no call that used it was seen."""
+    scale: float = 1.0
+    """The loss scale that has been divided out."""
+
+
+@dataclass
+class Names:
+    """Numbers the recurrences of each module (#2, #3) and the passes through one of them (@2)."""
+
+    _count: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    _number: dict[int, int] = field(default_factory=dict)
+    _passes: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    _ends: dict[int, tuple[Call, str]] = field(default_factory=dict)
+
+    def suffix(self, chain: Chain) -> str:
+        """The end of the chain's name in the next pass."""
+        first = chain[0]
+        if first.number not in self._number:
+            self._count[first.owner] += 1
+            self._number[first.number] = self._count[first.owner]
+        number = self._number[first.number]
+        self._passes[first.number] += 1
+        passes = self._passes[first.number]
+        suffix = (f"#{number}" if number > 1 else "") + (f"@{passes}" if passes > 1 else "")
+        for call in chain:
+            self._ends[call.number] = (call, suffix)
+        return suffix
+
+    def of_end(self, number: int, index: int) -> str | None:
+        """The name of the layer run that ended with that call, at layer * directions + direction."""
+        if number not in self._ends:
+            return None
+        call, suffix = self._ends[number]
+        layer, direction = divmod(index, call.plan.directions)
+        return run_name(call.owner, layer, direction, call.plan.one_step, suffix)
+
+
+def backward_passes(
+    tasks: Tasks, calls: Iterable[Call], weights: Iterable[Weight], names: Names
+) -> tuple[BackwardPass, ...]:
+    """The passes in order, without those that no watched call took part in."""
+    calls, weights = list(calls), list(weights)
+    found = []
+    for task, scale in tasks.scales.items():
+        taking_part = [call for call in calls if task in call.output_gradients]
+        gradients = _by_name(weights, task)
+        if taking_part or gradients:
+            found.append(_one_pass(task, scale, taking_part, gradients, names))
+        if task in tasks.double:
+            for call in taking_part:  # a later pass through these is no plain backward pass
+                if _GRADIENT_OF_GRADIENT not in call.notes:
+                    call.notes.append(_GRADIENT_OF_GRADIENT)
+    return tuple(found)
+
+
+def _by_name(weights: list[Weight], task: int) -> dict[str, Tensor]:
+    """G by parameter: a parametrized weight is computed anew for every call, and its gradients add up."""
+    found: dict[str, Tensor] = {}
+    for weight in weights:
+        gradient = weight.gradients.get(task)
+        if gradient is None:
+            continue
+        known = found.get(weight.name)
+        found[weight.name] = gradient if known is None else known + gradient
+    return found
+
+
+def _one_pass(
+    task: int, scale: float, calls: list[Call], gradients: Mapping[str, Tensor], names: Names
+) -> BackwardPass:
+    recurrences = chains(calls)
+    suffixes = [names.suffix(chain) for chain in recurrences]
+    shared = Pass(task, scale, gradients, names.of_end)
+    runs: list[LayerRun] = []
+    made: dict[str, Adjoints] = {}
+    for chain, suffix in zip(recurrences, suffixes, strict=True):
+        found = list(layer_runs(chain, suffix, shared))
+        made |= {run.name: adj for run, adj in found if adj is not None}
+        by_index = {run.name: run for run, _ in found}
+        runs += [by_index[name] for name in _lowest_first(chain, suffix)]
+    claimed = {name for run in runs for name in run.parameters.values()}
+    missed = {
+        name: "it received a gradient, but no call that used it was seen"
+        for name in gradients
+        if name not in claimed
+    }
+    dtype = min((call.dtype for call in calls), key=_PRECISION.index, default=torch.float32)
+    return BackwardPass(tuple(runs), made, dtype, missed, scale)
+
+
+def _lowest_first(chain: Chain, suffix: str) -> list[str]:
+    plan, owner = chain[0].plan, chain[0].owner
+    return [
+        run_name(owner, layer, direction, plan.one_step, suffix)
+        for layer in range(plan.layers)
+        for direction in range(plan.directions)
+    ]

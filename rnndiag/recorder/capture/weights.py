@@ -1,0 +1,100 @@
+"""The effective weights of recurrent calls: copies as they were at the call, and the gradient each backward brought."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle, unserializable_hook
+
+from rnndiag.recorder.capture.backward_pass import Tasks
+
+
+def hook_first(tensor: Tensor, hook: Callable[[Tensor | None], None]) -> RemovableHandle:
+    """Register a tensor hook that sees the gradient before the hooks of others have changed it."""
+    handle: RemovableHandle = tensor.register_hook(unserializable_hook(hook))
+    hooks = tensor._backward_hooks
+    if isinstance(hooks, OrderedDict) and handle.id in hooks:
+        hooks.move_to_end(handle.id, last=False)
+    return handle
+
+
+@dataclass(eq=False)
+class Weight:
+    """One effective weight tensor: a parameter, or what a parametrization or functional_call put in its place."""
+
+    name: str
+    tensor: weakref.ref[Tensor]
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    """Backward pass -> G, a copy, so that whoever takes over the gradient cannot rewrite it."""
+    copy: Tensor | None = None
+    version: int = -1
+
+    def snapshot(self) -> Tensor:
+        """The weight as it is now. One copy serves all calls until the weight is written to."""
+        tensor = self.tensor()
+        assert tensor is not None
+        if self.copy is None or self.version != tensor._version:
+            self.copy, self.version = tensor.detach().clone(), tensor._version
+        return self.copy
+
+
+class Weights:
+    """All weights watched: known by identity, so that tied and shared ones are one."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._known: dict[int, Weight] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __iter__(self) -> Iterator[Weight]:
+        return iter(self._known.values())
+
+    def watch(self, tensor: Tensor, name: str) -> Weight:
+        """The record of this tensor; its gradient hook is put on at the first sight."""
+        known = self._known.get(id(tensor))
+        if known is not None and known.tensor() is tensor:
+            return known
+        weight = Weight(name, weakref.ref(tensor))
+        self._known[id(tensor)] = weight
+        if tensor.requires_grad:
+            self._handles.append(hook_first(tensor, self._keep(weight)))
+        return weight
+
+    def _keep(self, weight: Weight) -> Callable[[Tensor | None], None]:
+        tasks = self._tasks
+
+        def keep(gradient: Tensor | None) -> None:
+            if gradient is None:
+                return
+            weight.gradients[tasks.enter()] = gradient.detach().clone()
+            weight.copy = (
+                None  # an optimizer may write next, and a fused one leaves the version as it is
+            )
+
+        return keep
+
+    def unhook(self) -> None:
+        """Take all hooks off; the gradients stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def forget(self) -> None:
+        """Drop what is recorded, keep watching; without hooks, drop the weights too."""
+        if not self._handles:
+            self._known.clear()
+        for key, weight in list(self._known.items()):
+            weight.gradients.clear()
+            weight.copy = None
+            if weight.tensor() is None:
+                del self._known[key]
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two snapshots hold the same numbers."""
+    return one is other or (one.shape == other.shape and torch.equal(one, other))
