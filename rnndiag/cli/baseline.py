@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if count < config.min_baseline_runs:
         sys.stdout.write(
-            f"With {count} of {config.min_baseline_runs} runs the noise between seeds is not known: changes are judged by "
-            "the percentage `shift` alone.\n"
+            f"With {count} of {config.min_baseline_runs} runs the noise between seeds is not known: "
+            "changes are judged by the percentage `shift` alone.\n"
         )
     return 0

@@ -113,7 +113,7 @@ def _usage(text: str) -> int:
 
 
 def _write(args: argparse.Namespace, judgement: Judgement) -> None:
-    from rnndiag.health.writers.github import MOST_BYTES, annotations, summary
+    from rnndiag.health.writers.github import MOST_BYTES, annotation_lines, summary
     from rnndiag.health.writers.json_file import json_text
     from rnndiag.health.writers.junit import junit_text
     from rnndiag.health.writers.markdown import markdown_text
@@ -128,7 +128,7 @@ def _write(args: argparse.Namespace, judgement: Judgement) -> None:
             _write_file(Path(path), writer(judgement))
     if not args.github:
         return
-    sys.stdout.write(annotations(judgement))
+    sys.stdout.write(annotation_lines(judgement))
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if target:
         there = Path(target).stat().st_size if Path(target).is_file() else 0

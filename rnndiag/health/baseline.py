@@ -1,4 +1,4 @@
-"""The baseline: a small committed JSON with the value of every check in every layer, one a seed, and what it is good for."""
+"""The baseline: a small committed JSON with each check's value in each layer, one a seed, and what it is good for."""
 
 from __future__ import annotations
 
@@ -159,7 +159,8 @@ def read_baseline(path: Path) -> Baseline:
         raise CannotJudge(f"{path} is not a baseline of rnndiag.", remedy)
     if content.get("version") != VERSION:
         raise CannotJudge(
-            f"The baseline {path} has version {str(content.get('version'))[:20]}, this rnndiag reads version {VERSION}.",
+            f"The baseline {path} has version {str(content.get('version'))[:20]}, "
+            f"this rnndiag reads version {VERSION}.",
             "Upgrade rnndiag, or make the baseline again.",
         )
     try:

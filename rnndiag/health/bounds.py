@@ -1,4 +1,4 @@
-"""What one check allows: two-sided bounds, a change against the baseline, which recordings and layers, and how loudly."""
+"""What one check allows: two-sided bounds, a change against the baseline, which recordings and layers, how loudly."""
 
 from __future__ import annotations
 

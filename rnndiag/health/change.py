@@ -39,9 +39,9 @@ def compare(
 ) -> Comparison:
     """The mean of `candidates` against the mean of `baseline`.
 
-    The tolerance of `noise` is the t prediction interval, and at least `bounds.shift`; with fewer than `min_baseline_runs`
-    baseline values it is `bounds.shift` alone. `floor` is the size below which a number counts as small: changes are shares
-    of max(|mean of the baseline|, floor).
+    The tolerance of `noise` is the t prediction interval, and at least `bounds.shift`; with fewer than
+    `min_baseline_runs` baseline values it is `bounds.shift` alone. `floor` is the size below which a number counts as
+    small: changes are shares of max(|mean of the baseline|, floor).
     """
     old = math.fsum(baseline) / len(baseline)
     new = math.fsum(candidates) / len(candidates)

@@ -1,4 +1,4 @@
-"""One finding: what a check saw, what it allows, and what to do. Report, console, JUnit and pytest all consume this type."""
+"""One finding: what a check saw, what it allows, what to do. Report, console, JUnit and pytest consume this type."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ UNTRUSTED = "residual"
 class Finding:
     """What one check found in one layer of one run.
 
-    `value` is the number that was compared and `text_value` the same number as it is printed, with its unit. `allowed` says
-    what would have passed. `message` says what is so, `remedy` what to do. `details` are lines that begin with one of the
-    words where, since, means, also, see, note.
+    `value` is the number that was compared and `text_value` the same number as it is printed, with its unit. `allowed`
+    says what would have passed. `message` says what is so, `remedy` what to do. `details` are lines that begin with one
+    of the words where, since, means, also, see, note.
     """
 
     check: str

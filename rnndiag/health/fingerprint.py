@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rnndiag.health.numbers import TIMED, NotRecorded, RunNumbers
+from rnndiag.health.numbers import NotRecorded, RunNumbers
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.run import Run
 
@@ -61,13 +61,10 @@ def _entry(provenance: Mapping[str, Any], *path: str) -> Any:
 
 def _time_steps(numbers: RunNumbers, layer: str) -> int | str:
     """T where every recording has the same, else `varies`."""
-    for quantity in TIMED:
-        try:
-            lengths = numbers.lengths(quantity, layer, "time")
-        except NotRecorded:
-            continue
-        return int(lengths[0]) if len(np.unique(lengths)) == 1 else "varies"
-    return "unknown"
+    lengths = numbers.time_lengths(layer)
+    if lengths is None:
+        return "unknown"
+    return int(lengths[0]) if len(np.unique(lengths)) == 1 else "varies"
 
 
 def _window(numbers: RunNumbers) -> int | str:

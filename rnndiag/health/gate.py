@@ -204,7 +204,8 @@ def _ended(run: Run) -> str:
     """One sentence on how the recording ended."""
     status = run.status
     if status.word == "finished":
-        return f"The training closed it{f' ({status.reason})' if status.reason else ''}: record more often, or train longer."
+        reason = f" ({status.reason})" if status.reason else ""
+        return f"The training closed it{reason}: record more often, or train longer."
     written = datetime.fromtimestamp(status.last, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     why = (
         "The training is still running"

@@ -1,7 +1,8 @@
-"""How far a healthy run may lie from its baseline: a t prediction interval, with Student's quantile from numpy-free math.
+"""How far a healthy run may lie from its baseline: a t prediction interval, Student's quantile from plain math.
 
-`3 σ of the baseline's seeds` is not 3 σ: with 3 seeds it alarms falsely in 12 % of comparisons. The prediction interval for
-the mean of m new runs, given n baseline runs of spread s, is ± t(1 - α/2, n - 1) s sqrt(1/n + 1/m), and holds its α.
+`3 σ of the baseline's seeds` is not 3 σ: with 3 seeds it alarms falsely in 12 % of comparisons. The prediction
+interval for the mean of m new runs, given n baseline runs of spread s, is ± t(1 - α/2, n - 1) s sqrt(1/n + 1/m), and
+holds its α.
 """
 
 from __future__ import annotations

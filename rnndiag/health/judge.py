@@ -142,7 +142,7 @@ class Judge:
         return finding.but(since_step=since, details=(line, *also, *finding.details))
 
     def moved_with(self, rule: Rule, layer: str, since: int) -> Iterable[str]:
-        """Other numbers of the same layer that moved at that step, the ones told first in faults first."""
+        """Other numbers of the same layer that moved at that step, in the order in which faults are told."""
         told = 0
         for other in all_rules().values():
             same = other.name == rule.name or (rule.family and other.family == rule.family)
@@ -160,7 +160,7 @@ class Judge:
 
 
 def reduced(rule: Rule, values: np.ndarray) -> float:
-    """One number of the judged recordings. The median leaves out single recordings without a number, not most of them."""
+    """One number of the judged recordings; the median leaves out a few recordings without a number, not most."""
     if rule.reduce == "last":
         return float(values[-1])
     known = values[~np.isnan(values)]
@@ -223,7 +223,7 @@ def not_judged(rule: Rule, layer: str, why: str, bounds: Bounds) -> Finding:
 
 
 def moved(rule: Rule, series: Series, since: int) -> str:
-    """`fell 0.99 -> 0.81, steps 320-360` where the number moved well beyond its spread around that step, else nothing."""
+    """`fell 0.99 -> 0.81, steps 320-360` where the number moved well beyond its spread there, else nothing."""
     before, after = series.values[series.steps < since], series.values[series.steps >= since]
     if len(before) < 2 or len(after) < 1 or not np.isfinite(np.concatenate([before, after])).all():
         return ""

@@ -1,8 +1,9 @@
-"""The recorded numbers of one layer, as rules read them: arrays over recordings, selected by label, with their steps."""
+"""The recorded numbers of one layer, as rules read them: arrays over recordings, picked by label, with their steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,6 @@ import numpy as np
 from rnndiag.errors import RunUnreadable
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.run import Run
-
 
 TIMED = ("valid_samples", "adjoint_norm", "contribution_norm", "nonfinite_states")
 """Quantities that tell how long the sequences were."""
@@ -84,8 +84,16 @@ class RunNumbers:
             return np.asarray(found)
         return np.full(len(stack.steps), stack.values.shape[1 + stack.dims.index(dim)])
 
+    def time_lengths(self, layer: str) -> np.ndarray | None:
+        """T of each recording, by the first quantity over time that there is."""
+        for quantity in TIMED:
+            if (quantity, layer) in self.run:
+                with suppress(NotRecorded):
+                    return self.lengths(quantity, layer, "time")
+        return None
+
     def _read(self, quantity: str, layer: str) -> Stack | None:
-        if quantity not in self.run.quantities:
+        if (quantity, layer) not in self.run:
             return None
         steps = None if len(self.steps) == len(self.all_steps) else self.steps.tolist()
         try:
@@ -137,11 +145,9 @@ class LayerNumbers:
     @cached_property
     def time_steps(self) -> int | None:
         """T: the longest sequence among the recordings."""
-        for quantity in TIMED:
-            try:
-                return int(np.max(self.whole.lengths(quantity, self.layer, "time")))
-            except NotRecorded:
-                continue
+        lengths = self.whole.time_lengths(self.layer)
+        if lengths is not None:
+            return int(np.max(lengths))
         stated = self.facts.get("T")
         return stated if isinstance(stated, int) else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from rnndiag.health.finding import Finding
 from rnndiag.run.run import Run
 
@@ -20,8 +22,6 @@ def recorded_findings(run: Run) -> list[Finding]:
         return []
     found = []
     for entry in entries[:_MOST]:
-        try:
+        with suppress(TypeError, ValueError):
             found.append(Finding.from_json(entry).but(run=run.name))
-        except (TypeError, ValueError):
-            continue
     return found

@@ -1,6 +1,7 @@
-"""What a rule is: one small function from a layer's recorded numbers to one number a recording, and what that number means.
+"""What a rule is: one small function from a layer's numbers to one number a recording, and what that number means.
 
-A rule lives in its own file under `health/rules/` and registers itself with `@rule(...)`; adding one touches that file alone.
+A rule lives in its own file under `health/rules/` and registers itself with `@rule(...)`; adding one touches that file
+alone.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ Decays = Callable[[int], Mapping[str, float]]
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
-    """`make_run("a", decay=0.9)`: 50 recordings, steps 0, 20, ...; `layer_changes(i)` and `model_changes(i)` by index."""
+    """`make_run("a", decay=0.9)`: 50 recordings, steps 0, 20, ...; changes are functions of the recording's index."""
 
     def make(
         name: str = "run",

@@ -22,8 +22,8 @@ def _typical(numbers: LayerNumbers) -> Range:
     statement="90 % of the credit lies within {ceil} of {T} steps of the loss",
     excuse="fine if the task needs no more",
     infinite="90 % of the credit is not reached within the lags that were measured, of {T} steps",
-    too_low="If the task needs more: start with an orthogonal W_hh or a forget bias of 1 to 2, use gates in place of a plain "
-    "RNN, or put a loss nearer to what must be remembered.",
+    too_low="If the task needs more: start with an orthogonal W_hh or a forget bias of 1 to 2, use gates in place of "
+    "a plain RNN, or put a loss nearer to what must be remembered.",
     too_high="Credit that does not fade with the lag is the mark of a net that diverges or never learned its task: "
     "lower the learning rate, clip the gradient norm, and compare the loss.",
     family="profile",
@@ -33,9 +33,10 @@ def _typical(numbers: LayerNumbers) -> Range:
     typical=_typical,
     words=("SHORT MEMORY", "CREDIT DOES NOT FADE"),
     causes={
-        "detach": "The state is detached (or the window ends) before that: carry the graph further back if the task needs more.",
-        "loss": "The loss asks for no more: its own gradient is near the states that it needs. A longer memory needs a task, "
-        "or a loss, that depends on the past.",
+        "detach": "The state is detached (or the window ends) before that: carry the graph further back if the task "
+        "needs more.",
+        "loss": "The loss asks for no more: its own gradient is near the states that it needs. A longer memory needs "
+        "a task, or a loss, that depends on the past.",
     },
 )
 def reach(numbers: LayerNumbers) -> Series:

@@ -16,7 +16,7 @@ MOST_BYTES = 1 << 20
 _LEVELS = {"fail": "error", "not_judged": "error", "warn": "warning"}
 
 
-def annotations(judgement: Judgement) -> str:
+def annotation_lines(judgement: Judgement) -> str:
     """Workflow commands, one a line; what does not fit is counted in the last one."""
     told = [one for one in judgement.findings if one.status in _LEVELS]
     told.sort(key=lambda one: list(_LEVELS).index(one.status))
