@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -130,64 +131,102 @@ class ContributionNorms:
     """|g_t|_F of the batch sum, (T,)."""
     sample_norm: Tensor
     """Mean over the samples that have step t of |g_{t,b}|_F, (T,); NaN where it is not available."""
-    alignment: Tensor
-    """cos(g_t, Σ g), (T,); NaN where one of the two is zero."""
     total: Tensor
     """Σ_t g_t, of the parameter's shape."""
+    inner_with_total: Callable[[], Tensor]
+    """<g_t, Σ g>, (T,): one matrix product, made when it is asked for."""
     gate_norm: Tensor | None = None
-    """|g_t|_F of the rows of each block of W_hh, (blocks, T), for the weight W_hh."""
+    """|g_t|_F of the rows of each gate, (blocks, T), for the matrices W_ih and W_hh."""
+
+    @cached_property
+    def alignment(self) -> Tensor:
+        """cos(g_t, Σ g), (T,); NaN where one of the two is zero."""
+        size: Tensor = self.norm * self.total.norm()
+        return self.inner_with_total() / size
 
 
 def contribution_norms(adj: Adjoints) -> dict[str, ContributionNorms]:
     """The sizes of the contributions to every weight, from small Gram products: no g_t of a matrix weight is formed."""
     run, valid = adj.run, adj.run.mask().sum(1).clamp(min=1)
     norms: dict[str, ContributionNorms] = {}
+    sides: dict[int, _Left] = {}
     for key in run.weights:
         found = factors(adj, key)
         if found is None:
             continue
-        blocks = len(run.cell.blocks) if key == "weight_hh" else 1
-        norms[key] = _factored_norms(found, valid, blocks)
+        blocks = _blocks_of(run, found.left)
+        left = sides.setdefault(id(found.left), _Left(found.left, blocks))
+        norms[key] = _factored_norms(found, left, valid)
     loose = _loose_keys(adj)
     if loose:
         norms.update(_formed_norms(adj, loose))
     return {key: norms[key] for key in run.weights if key in norms}
 
 
-def _factored_norms(found: Factors, valid: Tensor, blocks: int) -> ContributionNorms:
-    left, right, total = found.left, found.right, found.total()
+def _blocks_of(run: LayerRun, left: Tensor) -> int:
+    """How many gates' rows lie in one left factor; a projection's rows belong to no gate."""
+    units = run.cell.units(run.weights)
+    return left.shape[-1] // units if left.shape[-1] % units == 0 else 1
+
+
+class _Left:
+    """What several weights with one left factor share: W_ih and b_ih, and W_hh too where the cell is additive."""
+
+    def __init__(self, values: Tensor, blocks: int) -> None:
+        self.values, self.blocks = values, blocks
+
+    @cached_property
+    def sum(self) -> Tensor:
+        total: Tensor = self.values.sum(1)
+        return total
+
+    @cached_property
+    def norm(self) -> Tensor:
+        size: Tensor = self.values.norm(dim=-1)
+        return size
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(blocks, T, B, m / blocks)"""
+        return self.values.unflatten(-1, (self.blocks, -1)).movedim(2, 0)
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products of the samples at each step, by block of rows: (blocks, T, B, B)."""
+        return torch.stack([block @ block.mT for block in self.rows])
+
+
+def _factored_norms(found: Factors, left: _Left, valid: Tensor) -> ContributionNorms:
+    right, total = found.right, found.total()
     if right is None:
-        each = left.sum(1)
-        norm, inner = each.norm(dim=-1), each @ total
-        sample = left.norm(dim=-1).sum(1) / valid
-        return ContributionNorms(norm, sample, _cosine(inner, norm, total), total)
-    by_block = _block_squares(left, right, blocks)
+        sample = left.norm.sum(1) / valid
+        return ContributionNorms(left.sum.norm(dim=-1), sample, total, lambda: left.sum @ total)
+    by_block = _block_squares(left, right)
+    sample = (left.norm * right.norm(dim=-1)).sum(1) / valid
+
+    def inner_with_total() -> Tensor:
+        narrow = right.shape[-1] <= found.left.shape[-1]
+        pulled = right * (found.left @ total) if narrow else found.left * (right @ total.mT)
+        inner: Tensor = pulled.sum((1, 2))
+        return inner
+
     norm = by_block.sum(0).sqrt()
-    inner = (left * (right @ total.mT)).sum((1, 2))
-    sample = (left.norm(dim=-1) * right.norm(dim=-1)).sum(1) / valid
-    gate_norm = by_block.sqrt() if blocks > 1 else norm[None]
-    return ContributionNorms(norm, sample, _cosine(inner, norm, total), total, gate_norm)
+    return ContributionNorms(norm, sample, total, inner_with_total, by_block.sqrt())
 
 
-def _block_squares(left: Tensor, right: Tensor, blocks: int) -> Tensor:
+def _block_squares(left: _Left, right: Tensor) -> Tensor:
     """|g_t|² of each block of rows, (blocks, T): by B x B Grams, or by forming g_t where B is the longer side."""
     batch, n = right.shape[1], right.shape[2]
-    rows = left.unflatten(-1, (blocks, -1)).movedim(2, 0)
-    m = rows.shape[-1]
+    m = left.rows.shape[-1]
     if batch * (m + n) <= 2 * m * n:
         gram = right @ right.mT
-        return torch.stack([((block @ block.mT) * gram).sum((1, 2)) for block in rows]).clamp(min=0)
-    size = max(1, LOOSE_BYTES // max(1, m * n * left.element_size()))
+        return torch.stack([(block * gram).sum((1, 2)) for block in left.gram]).clamp(min=0)
+    size = max(1, LOOSE_BYTES // max(1, m * n * right.element_size()))
     squares = [
         [(a.mT @ b).square().sum((1, 2)) for a, b in zip(*pair, strict=True)]
-        for pair in ((torch.split(block, size), torch.split(right, size)) for block in rows)
+        for pair in ((torch.split(block, size), torch.split(right, size)) for block in left.rows)
     ]
     return torch.stack([torch.cat(row) for row in squares])
-
-
-def _cosine(inner: Tensor, norm: Tensor, total: Tensor) -> Tensor:
-    size: Tensor = norm * total.norm()
-    return inner / size
 
 
 def _formed_norms(adj: Adjoints, keys: tuple[str, ...]) -> dict[str, ContributionNorms]:
@@ -205,7 +244,7 @@ def _formed_norms(adj: Adjoints, keys: tuple[str, ...]) -> dict[str, Contributio
     result = {}
     for key in keys:
         size = torch.cat(norm[key])
-        cosine = _cosine(torch.cat(inner[key]), size, totals[key])
         unknown = torch.full_like(size, torch.nan)
-        result[key] = ContributionNorms(size, unknown, cosine, totals[key])
+        products = torch.cat(inner[key])
+        result[key] = ContributionNorms(size, unknown, totals[key], partial(torch.clone, products))
     return result

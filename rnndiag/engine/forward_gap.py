@@ -33,7 +33,8 @@ class ForwardGap:
     def _square(self, values: Tensor, start: int, stop: int) -> Tensor:
         if self._keep is not None:
             values = torch.where(self._keep[start:stop], values, torch.zeros_like(values))
-        return values.square().sum().double()
+        flat = values.flatten()
+        return (flat @ flat).double()
 
     def relative(self) -> float:
         """|recomputed − recorded| / |recorded| over all steps that were added."""

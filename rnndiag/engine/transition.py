@@ -19,7 +19,10 @@ def preactivations(
     """a_ih (..., gates*H) and a_hh (..., recurrent gates*H). For an additive cell a_ih is the sum and a_hh a zero."""
     a_ih = linear(inputs, weights["weight_ih"], weights.get("bias_ih"))
     a_hh = linear(h, weights["weight_hh"], weights.get("bias_hh"))
-    return (a_ih + a_hh, a_hh.new_zeros(())) if cell.additive else (a_ih, a_hh)
+    if not cell.additive:
+        return a_ih, a_hh
+    total = a_ih + a_hh if torch.is_grad_enabled() else a_ih.add_(a_hh)
+    return total, total.new_zeros(())
 
 
 def step(cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, state: State) -> State:
