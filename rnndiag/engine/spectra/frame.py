@@ -1,0 +1,52 @@
+"""An orthonormal frame carried along a trajectory, and the growth ln |R_ii| that its re-orthonormalisations see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Frame:
+    """k tangent vectors a sequence, in rows, with the steps taken and the rank seen since they were orthonormal."""
+
+    vectors: Tensor
+    """(B, k, S) float64"""
+    rank: Tensor
+    """(B,): the least rank of the Jacobians applied since, counted from exactly zero rows."""
+    pending: int = 0
+
+    @staticmethod
+    def random(run_shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Frame:
+        """(B, k, S): the same random orthonormal frame for every sequence, from a generator of its own."""
+        batch, count, size = run_shape
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(size, count, generator=generator, dtype=torch.float64)
+        basis = torch.linalg.qr(start).Q.mT.to(dtype=dtype, device=device)
+        rank = torch.full((batch,), size, device=device)
+        return Frame(basis.expand(batch, count, size), rank)
+
+    def push(self, pushed: Tensor, rank: Tensor, alive: Tensor | None) -> None:
+        """Take `pushed` = J v of all vectors; sequences that are over stay as they are."""
+        if alive is not None:
+            pushed = torch.where(alive[:, None, None], pushed, self.vectors)
+            rank = torch.where(alive, rank, self.rank)
+        self.vectors = pushed
+        self.rank = torch.minimum(self.rank, rank)
+        self.pending += 1
+
+    def orthonormalise(self) -> Tensor:
+        """ln |R_ii| (B, k) since the last QR. Rank that exact zeros take away is -inf, not what rounding left of it."""
+        basis, upper = torch.linalg.qr(self.vectors.mT)
+        growth: Tensor = upper.diagonal(dim1=-2, dim2=-1).abs().log()
+        count, size = self.vectors.shape[-2:]
+        lost = (count - self.rank).clamp(min=0)
+        if bool((lost > 0).any()):
+            place = growth.argsort(-1).argsort(-1)
+            growth = growth.masked_fill(place < lost.unsqueeze(-1), -torch.inf)
+        self.vectors = basis.mT
+        self.rank = torch.full_like(self.rank, size)
+        self.pending = 0
+        return growth

@@ -1,0 +1,119 @@
+"""J_t = ds_t/ds_{t-1} of the whole state, written out: closed form for elementwise cells, one VJP a state unit else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.cells import State
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.transition import coefficients, flat_step
+from rnndiag.errors import BadArgument
+
+CHUNK_BYTES = 64 * 2**20
+"""What is held beside the result while it is made: at most about this many bytes, a stretch of steps at a time."""
+
+
+@torch.no_grad()
+def jacobians(run: LayerRun, times: Sequence[int] | Tensor | None = None) -> Tensor:
+    """J_t of every step, (T, B, S, S): row = unit of s_t, column = unit of s_{t-1}, parts of the state side by side.
+
+    `times` picks steps (0..T-1). Zeros past a sequence's length. In the precision and on the device of the run.
+    Cost: T*B*S*S numbers are returned; work is blocks*H*R numbers a step for elementwise cells, S VJPs a step else.
+    """
+    index = _index(run, times)
+    closed = run.cell.is_elementwise(run.weights)
+    fill = _closed_form if closed else _by_vjp
+    before = run.previous()
+    out = torch.empty(
+        len(index), run.B, run.S, run.S, dtype=before[0].dtype, device=before[0].device
+    )
+    size = _steps_at_once(run)
+    for start in range(0, len(index), size):
+        part = slice(start, start + size)
+        now = index[part]
+        fill(run, tuple(p[now] for p in before), run.inputs[now], out[part])
+    if run.lengths is not None:
+        out.masked_fill_(~run.mask()[index][..., None, None], 0.0)
+    return out
+
+
+def _index(run: LayerRun, times: Sequence[int] | Tensor | None) -> Tensor:
+    if times is None:
+        return torch.arange(run.T, device=run.device)
+    index = torch.as_tensor(times, dtype=torch.long, device=run.device)
+    if index.dim() != 1 or bool(((index < 0) | (index >= run.T)).any()):
+        raise BadArgument(
+            f"The steps {index.tolist()} are not all steps of a run of {run.T}.",
+            f"Give a list of steps from 0 to {run.T - 1}.",
+        )
+    return index
+
+
+def _steps_at_once(run: LayerRun) -> int:
+    """Steps whose coefficients (elementwise cells) or graph (others) stay within CHUNK_BYTES."""
+    if run.cell.pointwise is None:
+        numbers = 16 * run.S
+    else:
+        rows = len(run.cell.gates) + len(run.cell.blocks) + 2
+        numbers = 2 * len(run.cell.parts) * rows * run.cell.units(run.weights)
+    return max(1, CHUNK_BYTES // max(1, numbers * run.B * run.states[0].element_size()))
+
+
+def _closed_form(run: LayerRun, before: State, inputs: Tensor, out: Tensor) -> None:
+    """Σ over blocks of diag(derivative by the pre-activation) W_block, and the diagonals by the carried parts."""
+    diagonal = coefficients(replace(run, inputs=inputs), previous=before)
+    weights = run.weights
+    blocks = weights["weight_hh"].unflatten(0, (len(run.cell.blocks), -1))
+    projection = weights.get("weight_hr")
+    rows = out.split(run.sizes, -2)
+    for p, (by_gate, by_part) in enumerate(zip(diagonal.a_hh, diagonal.state, strict=True)):
+        target = rows[p]
+        if p == 0 and projection is not None:
+            target = out.new_empty(*out.shape[:2], projection.shape[1], run.S)
+        columns = target.split(run.sizes, -1)
+        _through_pre_activations(by_gate, blocks, columns[0])
+        for q, coefficient in enumerate(by_part):
+            if q > 0:
+                columns[q].zero_()
+            if coefficient is not None:
+                columns[q].diagonal(dim1=-2, dim2=-1).add_(coefficient)
+        if p == 0 and projection is not None:
+            rows[p].copy_(projection @ target)
+
+
+def _through_pre_activations(by_gate: Tensor | None, blocks: Tensor, target: Tensor) -> None:
+    if by_gate is None:
+        target.zero_()
+        return
+    gates = by_gate.unsqueeze(-1).unbind(2)
+    torch.mul(gates[0], blocks[0], out=target)
+    for derivative, block in zip(gates[1:], blocks[1:], strict=True):
+        target.addcmul_(derivative, block)
+
+
+def _by_vjp(run: LayerRun, before: State, inputs: Tensor, out: Tensor) -> None:
+    """Any cell: one graph with time on the batch axis, and one VJP for each unit of the state."""
+    with torch.enable_grad():
+        leaves = tuple(part.detach().requires_grad_() for part in before)
+        after = flat_step(run.cell, run.weights, inputs.detach(), leaves)
+    out.zero_()
+    rows = out.split(run.sizes, -2)
+    for part, target in zip(after, rows, strict=True):
+        if not part.requires_grad:
+            continue
+        for unit in range(part.shape[-1]):
+            cotangent = torch.zeros_like(part)
+            cotangent[..., unit] = 1.0
+            grads = torch.autograd.grad(
+                part,
+                leaves,
+                cotangent,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            target[..., unit, :] = torch.cat(grads, -1)

@@ -1,0 +1,237 @@
+"""Lyapunov spectrum along the recorded trajectory: λ_i, the mean growth per step of an orthonormal frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.spectra.finite import require_finite
+from rnndiag.engine.spectra.frame import Frame
+from rnndiag.engine.spectra.growth import Growth
+from rnndiag.engine.spectra.interval import Interval
+from rnndiag.engine.spectra.jacobians import jacobians
+from rnndiag.engine.spectra.kaplan_yorke import descending, kaplan_yorke
+from rnndiag.engine.spectra.products import jacobian_products
+from rnndiag.engine.spectra.tangents import Tangents, stretch, stretches
+from rnndiag.errors import BadArgument
+
+CHECKED = 5
+"""Intervals that are gone through a second time with a QR every step, to measure what the interval costs."""
+
+
+@dataclass(frozen=True)
+class Lyapunov:
+    """Lyapunov exponents of a layer run (or map), natural logarithms per step (per unit of time where dt is given)."""
+
+    layer: str
+    exponents: Tensor
+    """λ_i (k,), descending, over all counted steps of all sequences; -inf where a direction is lost exactly."""
+    se_sequences: Tensor
+    """Standard error over sequences (k,); NaN for a single one."""
+    se_blocks: Tensor
+    """Standard error over blocks of time (k,); NaN where there is a single one."""
+    by_sequence: Tensor
+    """λ_i of each sequence (B, k); NaN for one that ends within the warm-up."""
+    kaplan_yorke: float
+    """Kaplan-Yorke dimension; NaN where k exponents do not tell."""
+    log_det_residual: float
+    """Worst sequence's |Σ λ_i - mean ln |det J_t||, where k = S; NaN else. ln |det| comes from an LU of each J_t."""
+    warmup: int
+    """Steps at the start that align the frame and are not counted."""
+    longest_interval: int
+    """The most steps that passed between two re-orthonormalisations."""
+    log_condition: float
+    """ln of the largest ratio of the scales |R_ii| at a re-orthonormalisation: rounding grows by about that ratio."""
+    interval_error: float
+    """Measured: largest difference of an exponent to a QR every step, over the first intervals; 0 if all are 1 step."""
+    steps: Tensor
+    """(B,): steps counted of each sequence."""
+    finite_time_exponents: Tensor | None = None
+    """(lags, S): ln σ_i(Φ) / d, where lags were asked for."""
+    lags: tuple[int, ...] = ()
+
+    @property
+    def standard_error(self) -> Tensor:
+        """The larger of the two standard errors (k,): over sequences, and over blocks of time."""
+        return torch.fmax(self.se_sequences, self.se_blocks)
+
+    def rows(self) -> dict[str, Tensor]:
+        """The stored quantities by name."""
+        parts = (self.exponents, self.se_sequences, self.se_blocks)
+        rows = {
+            "lyapunov_exponents": torch.stack(parts, -1),
+            "kaplan_yorke": torch.tensor(self.kaplan_yorke),
+            "log_det_residual": torch.tensor(self.log_det_residual),
+        }
+        if self.finite_time_exponents is not None:
+            rows["finite_time_exponents"] = self.finite_time_exponents
+        return rows
+
+    def coordinates(self) -> dict[str, tuple[str, ...]]:
+        """Labels of the dims of `rows`."""
+        size = max(
+            len(self.exponents),
+            0 if self.finite_time_exponents is None else self.finite_time_exponents.shape[-1],
+        )
+        numbers = tuple(str(number) for number in range(1, size + 1))
+        return {"exponent": numbers, "lag": tuple(map(str, self.lags))}
+
+
+@torch.no_grad()
+def lyapunov(
+    run: LayerRun,
+    k: int | None = None,
+    warmup: int | None = None,
+    interval: int | None = None,
+    *,
+    blocks: int = 10,
+    lags: Sequence[int] = (),
+    dtype: torch.dtype = torch.float64,
+) -> Lyapunov:
+    """The k largest Lyapunov exponents (None: all S) along the run, batched over its sequences.
+
+    warmup: steps not counted while the frame aligns itself (None: a tenth of the run, 100 at most).
+    interval: steps between two QRs (None: as many as keep the scales of the frame within a factor of 10^5).
+    blocks: pieces of time for the standard error over time. lags: also the finite-time exponents of these lags.
+    Cost a step and sequence: one product with W_hh for k vectors; a QR of S x k each interval; an LU of S x S for the
+    proof where k = S. Memory: a stretch of steps at a time.
+    """
+    k, warmup = _settings(run, k, warmup, interval, blocks)
+    require_finite(run)
+    growth = Growth(run, k, warmup, blocks, dtype)
+    frame = Frame.random((run.B, k, run.S), dtype, run.device)
+    pace = Interval(interval)
+    log_det = torch.zeros(run.B, dtype=torch.float64, device=run.device)
+    check = _Check()
+    for start, held in stretches(run, dtype):
+        ranks = held.rank()
+        for t in range(start, start + held.run.T):
+            alive = None if run.lengths is None else run.lengths.to(run.device) > t
+            check.before(frame, t >= warmup)
+            frame.push(held.push(t - start, frame.vectors), ranks[t - start], alive)
+            check.after(held, t - start, alive)
+            if frame.pending >= pace.steps or growth.is_edge(t + 1):
+                pending = frame.pending
+                seen = frame.orthonormalise()
+                check.compare(seen, pending)
+                pace.see(growth.add(seen, t + 1, pending), pending)
+        if k == run.S:
+            log_det += _log_determinants(held, max(0, warmup - start))
+    return _result(run, growth, pace, check, log_det, lags)
+
+
+def _settings(
+    run: LayerRun, k: int | None, warmup: int | None, interval: int | None, blocks: int
+) -> tuple[int, int]:
+    k = run.S if k is None else k
+    warmup = min(100, run.T // 10) if warmup is None else warmup
+    if not 1 <= k <= run.S:
+        raise BadArgument(
+            f"k = {k} exponents were asked of a state of size {run.S}.",
+            f"Choose k from 1 to {run.S}.",
+        )
+    longest = run.T if run.lengths is None else int(run.lengths.max())
+    if not 0 <= warmup < longest:
+        raise BadArgument(
+            f"A warm-up of {warmup} steps leaves nothing of a run whose longest sequence has {longest}.",
+            "Choose a shorter warm-up, or record longer sequences.",
+        )
+    if (interval is not None and interval < 1) or blocks < 1:
+        raise BadArgument(
+            f"interval = {interval} and blocks = {blocks} must be 1 or more.",
+            "Leave interval=None to have it chosen by the condition of the frame.",
+        )
+    return k, warmup
+
+
+def _log_determinants(held: Tangents, skip: int) -> Tensor:
+    """(B,): Σ_t ln |det J_t| over the steps of a stretch that count."""
+    if skip >= held.run.T:
+        return torch.zeros(held.run.B, dtype=torch.float64, device=held.run.device)
+    total = torch.zeros(held.run.B, dtype=torch.float64, device=held.run.device)
+    mask = held.run.mask()
+    size = max(1, 2**26 // (held.run.B * held.run.S**2 * 8))
+    for start in range(skip, held.run.T, size):
+        stop = min(start + size, held.run.T)
+        written = (
+            jacobians(stretch(held.run, start, stop))
+            if held.written is None
+            else (held.written[start:stop])
+        )
+        values = torch.linalg.slogdet(written).logabsdet.double()
+        total += torch.where(mask[start:stop], values, 0.0).sum(0)
+    return total
+
+
+class _Check:
+    """Goes through some intervals a second time with a QR every step: the error that longer intervals leave."""
+
+    def __init__(self) -> None:
+        self.twin: Frame | None = None
+        self.sum: Tensor | float = 0.0
+        self.done = 0
+        self.error = 0.0
+
+    def before(self, frame: Frame, counts: bool) -> None:
+        """At the start of an interval: the twin sets out from the same frame."""
+        if frame.pending == 0 and counts and self.done < CHECKED:
+            self.twin, self.sum = replace(frame), 0.0
+
+    def after(self, held: Tangents, t: int, alive: Tensor | None) -> None:
+        """One step of the twin, and its QR."""
+        if self.twin is not None:
+            rank = torch.full_like(self.twin.rank, self.twin.vectors.shape[-1])
+            self.twin.push(held.push(t, self.twin.vectors), rank, alive)
+            self.sum = self.twin.orthonormalise() + self.sum
+
+    def compare(self, seen: Tensor, steps: int) -> None:
+        """At the end of an interval, `seen` (B, k) is its growth; directions that are lost are not compared."""
+        if self.twin is None:
+            return
+        if steps > 1:
+            both = (seen - self.sum)[seen.isfinite()]
+            worst = float(both.abs().max()) / steps if both.numel() else 0.0
+            self.error = max(self.error, worst)
+            self.done += 1
+        self.twin = None
+
+
+def _result(
+    run: LayerRun,
+    growth: Growth,
+    pace: Interval,
+    check: _Check,
+    log_det: Tensor,
+    lags: Sequence[int],
+) -> Lyapunov:
+    exponents = growth.pooled()
+    order = descending(exponents)
+    by_sequence = growth.by_sequence()
+    full = exponents.shape[0] == run.S
+    residual = torch.nan
+    if full:
+        mean = log_det / growth.steps
+        total = by_sequence.sum(-1)
+        differs = torch.where(total == mean, 0.0, (total - mean).abs())
+        residual = float(differs[growth.steps > 0].max())
+    products = jacobian_products(run, lags) if lags else None
+    return Lyapunov(
+        layer=run.name,
+        exponents=exponents[order],
+        se_sequences=growth.error_over_sequences()[order],
+        se_blocks=growth.error_over_blocks()[order],
+        by_sequence=by_sequence[:, order],
+        kaplan_yorke=kaplan_yorke(exponents[order], complete=full),
+        log_det_residual=residual,
+        warmup=growth.warmup,
+        longest_interval=pace.longest,
+        log_condition=pace.log_condition,
+        interval_error=check.error,
+        steps=growth.steps,
+        finite_time_exponents=None if products is None else products.finite_time_exponents,
+        lags=() if products is None else products.lags,
+    )

@@ -1,0 +1,108 @@
+"""Lyapunov exponents of any differentiable step function: it is the generic cell, without inputs or weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.cells import Cell, State, Weights
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.spectra.lyapunov import Lyapunov, lyapunov
+from rnndiag.errors import BadArgument
+
+Step = Callable[[Tensor], Tensor]
+
+
+def lyapunov_of_map(
+    step: Step,
+    x0: Tensor | float,
+    steps: int,
+    k: int | None = None,
+    warmup: int | None = None,
+    interval: int | None = None,
+    *,
+    dt: float = 1.0,
+    blocks: int = 10,
+    dtype: torch.dtype = torch.float64,
+) -> Lyapunov:
+    """The Lyapunov exponents of x -> step(x) from x0, over `steps` steps after `warmup` more.
+
+    step takes what x0 is: one state (S,) for x0 (S,), a batch (B, S) whose rows do not see one another for x0 (B, S).
+    warmup: None for a tenth of the steps, 100 at most. dt: time that one step takes (of a flow's integrator); exponents
+    are per unit of time. Other arguments as in `lyapunov`.
+    """
+    start = torch.as_tensor(x0).detach().to(dtype)
+    single = start.dim() < 2
+    start = torch.atleast_1d(start)
+    batch = start[None] if single else start
+    if not steps >= 1 or not dt > 0 or batch.dim() != 2:
+        raise BadArgument(
+            f"steps = {steps}, dt = {dt} and an x0 of shape {tuple(start.shape)} make no trajectory.",
+            "Give steps >= 1, dt > 0 and x0 of shape (S,) or (B, S).",
+        )
+    _look_at(step, start)
+    warmup = min(100, steps // 10) if warmup is None else warmup
+    states = [start]
+    with torch.no_grad():
+        for _ in range(steps + warmup):
+            states.append(step(states[-1]))
+    trajectory = torch.stack(states)
+    trajectory = trajectory.unsqueeze(1) if single else trajectory
+    run = _as_run(step, trajectory, single)
+    result = lyapunov(run, k, warmup, interval, blocks=blocks, dtype=dtype)
+    return result if dt == 1.0 else _per_time(result, dt)
+
+
+def _look_at(step: Step, start: Tensor) -> None:
+    """Refuse a step that does not give back what it takes, or whose rows see one another."""
+    with torch.no_grad():
+        after: object = step(start)
+    if not isinstance(after, Tensor) or after.shape != start.shape:
+        got = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
+        raise BadArgument(
+            f"step(x) gives {got} for an x of shape {tuple(start.shape)}.",
+            "It must give the next state in the shape that it takes.",
+        )
+    if start.dim() == 2:
+        with torch.no_grad():
+            alone = torch.cat([step(row[None]) for row in start])
+        if not torch.allclose(after, alone, rtol=1e-6, atol=0.0, equal_nan=True):
+            raise BadArgument(
+                "step(x) gives a row another value in a batch than alone: the rows are not trajectories of their own.",
+                "Write step for a batch (B, S), as x[:, 0] instead of x[0], or give one state (S,).",
+            )
+
+
+def _as_run(step: Step, trajectory: Tensor, single: bool) -> LayerRun:
+    """trajectory (T + 1, B, S) as a layer run of the cell that `step` is."""
+    batched = torch.func.vmap(step) if single else step
+
+    def run_step(weights: Weights, inputs: Tensor, state: State) -> State:
+        return (batched(state[0]),)
+
+    states = trajectory[1:]
+    return LayerRun(
+        name="map",
+        cell=Cell(name="map", parts=("x",), run_step=run_step),
+        weights={},
+        inputs=states.new_zeros(*states.shape[:2], 0),
+        states=(states,),
+        initial=(trajectory[0],),
+        direct=(torch.zeros_like(states),),
+        tie="given",
+    )
+
+
+def _per_time(result: Lyapunov, dt: float) -> Lyapunov:
+    return replace(
+        result,
+        exponents=result.exponents / dt,
+        se_sequences=result.se_sequences / dt,
+        se_blocks=result.se_blocks / dt,
+        by_sequence=result.by_sequence / dt,
+        log_det_residual=result.log_det_residual / dt,
+        interval_error=result.interval_error / dt,
+    )

@@ -1,0 +1,219 @@
+"""Φ(t, k) = J_t ... J_{k+1}: norms and singular values over lag, for many start states at once, as logarithms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.spectra.bound import textbook_bound
+from rnndiag.engine.spectra.finite import require_finite
+from rnndiag.engine.spectra.graded import GradedProduct
+from rnndiag.engine.spectra.summary import four_numbers
+from rnndiag.engine.spectra.tangents import Tangents, steps_at_once, tangents
+from rnndiag.errors import BadArgument
+
+CHUNK_BYTES = 256 * 2**20
+"""Products held at once take at most about this many bytes: some sequences and some anchors at a time."""
+
+ANCHORS = 8
+"""Start states that are taken where none are named, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class JacobianProducts:
+    """Singular values of Φ(k + d, k) for lags d (D), anchors k (A), sequences b (B); NaN where k + d is past the end.
+
+    The anchor k is the state s_k that is differentiated by: k = 0 is s_0, and Φ(k, k) = 1.
+    """
+
+    layer: str
+    lags: tuple[int, ...]
+    anchors: tuple[int, ...]
+    log_singular_values: Tensor
+    """(D, A, B, S) float64, natural logarithms, descending; -inf for an exact zero."""
+    log_bound: Tensor | None
+    """(D, A, B): ln Π σ(D_j) σ(W_hh), for cells h = φ(a) only; None for others."""
+
+    @property
+    def log_spectral(self) -> Tensor:
+        """ln |Φ|_2, (D, A, B)."""
+        return self.log_singular_values[..., 0]
+
+    @property
+    def log_smallest(self) -> Tensor:
+        """ln of the smallest singular value, (D, A, B)."""
+        return self.log_singular_values[..., -1]
+
+    @property
+    def log_frobenius(self) -> Tensor:
+        """ln |Φ|_F, (D, A, B)."""
+        return torch.logsumexp(2 * self.log_singular_values, -1) / 2
+
+    @property
+    def log_median(self) -> Tensor:
+        """Median ln singular value, (D, A, B); the mean of the two middle ones where S is even."""
+        size = self.log_singular_values.shape[-1]
+        return self.log_singular_values[..., (size - 1) // 2 : size // 2 + 1].mean(-1)
+
+    @property
+    def log_looseness(self) -> Tensor | None:
+        """ln (bound / measured spectral norm), (D, A, B): how much the textbook's bound gives away."""
+        return None if self.log_bound is None else self.log_bound - self.log_spectral
+
+    @property
+    def finite_time_exponents(self) -> Tensor:
+        """ln σ_i(Φ) / d, mean over anchors and sequences, (D, S): growth per step over windows of d steps."""
+        steps = self.log_singular_values.new_tensor(self.lags)
+        exponents = self.log_singular_values / steps[:, None, None, None]
+        return four_numbers(exponents.flatten(1, 2).mT)[..., 0]
+
+    def rows(self) -> dict[str, Tensor]:
+        """The stored quantities by name: `product_*` (lag, stat) over anchors and sequences, and the exponents."""
+        values = {
+            "product_frobenius": self.log_frobenius,
+            "product_spectral": self.log_spectral,
+            "product_smallest": self.log_smallest,
+            "product_median": self.log_median,
+        }
+        if self.log_bound is not None:
+            values["product_bound"] = self.log_bound
+        rows = {name: four_numbers(value.flatten(1)) for name, value in values.items()}
+        return {**rows, "finite_time_exponents": self.finite_time_exponents}
+
+    def coordinates(self) -> dict[str, tuple[str, ...]]:
+        """Labels of the dims of `rows`."""
+        size = self.log_singular_values.shape[-1]
+        return {"lag": tuple(map(str, self.lags)), "exponent": _numbered(size)}
+
+
+@torch.no_grad()
+def jacobian_products(
+    run: LayerRun, lags: Sequence[int], anchors: Sequence[int] | None = None
+) -> JacobianProducts:
+    """Singular values of the products of d Jacobians, for every d in `lags` (1..T), from each anchor on.
+
+    `anchors`: numbers of the start states, 0 (s_0) .. T-1; None: up to 8, evenly spaced. Float64 inside; one QR of an
+    S x S matrix a step, anchor and sequence; no product is ever formed. Memory: about 256 MiB beside the result.
+    """
+    lags, anchors = _lags(run, lags), _anchors(run, lags, anchors)
+    require_finite(run)
+    out = torch.full(
+        (len(lags), len(anchors), run.B, run.S), torch.nan, dtype=torch.float64, device=run.device
+    )
+    room = max(1, CHUNK_BYTES // (10 * 8 * run.S**2))
+    at_once = min(run.B, room)
+    for first in range(0, run.B, at_once):
+        part = run.select(range(first, min(first + at_once, run.B)))
+        some = max(1, room // part.B)
+        for begin in range(0, len(anchors), some):
+            chosen = anchors[begin : begin + some]
+            target = out[:, begin : begin + some, first : first + at_once]
+            _grow(part, lags, chosen, target)
+    exists = _exists(run, lags, anchors)
+    out.masked_fill_(~exists.unsqueeze(-1), torch.nan)
+    bound = textbook_bound(run, lags, anchors)
+    if bound is not None:
+        bound = bound.masked_fill(~exists, torch.nan)
+    return JacobianProducts(run.name, tuple(lags), tuple(anchors), out, bound)
+
+
+def singular_spectrum(run: LayerRun, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """ln of all singular values of Φ(t, k) for chosen pairs (t, k), 0 <= k < t <= T: (pairs, B, S), descending."""
+    wrong = [pair for pair in pairs if not 0 <= pair[1] < pair[0] <= run.T]
+    if wrong or not pairs:
+        raise BadArgument(
+            f"The pairs (t, k) = {wrong} do not fit a run of {run.T} steps.",
+            "Give pairs of state numbers with 0 <= k < t <= T.",
+        )
+    rows: dict[tuple[int, int], Tensor] = {}
+    for start in sorted({k for _, k in pairs}):
+        ends = [t for t, k in pairs if k == start]
+        products = jacobian_products(run, [t - start for t in ends], [start])
+        for lag, values in zip(products.lags, products.log_singular_values, strict=True):
+            rows[start + lag, start] = values[0]
+    return torch.stack([rows[pair] for pair in pairs])
+
+
+def _grow(run: LayerRun, lags: list[int], anchors: list[int], out: Tensor) -> None:
+    """Fill `out` (D, A, B, S): all products grow by one factor from the left at a time; those past T drop out."""
+    starts = torch.tensor(anchors, device=run.device)
+    count, size = len(anchors), run.S
+    product = GradedProduct(count * run.B, size, run.device)
+    held = _Held(run)
+    for lag in range(1, lags[-1] + 1):
+        alive = sum(start + lag <= run.T for start in anchors)
+        if alive == 0:
+            return
+        if alive < count:
+            product.keep(alive * run.B)
+            count = alive
+        vectors = product.basis.unflatten(0, (count, run.B))
+        pushed, rank = held.push(starts[:count] + lag - 1, vectors)
+        product.multiply(pushed.flatten(0, 1), rank.flatten())
+        if lag in lags:
+            values = product.log_singular_values().unflatten(0, (count, run.B))
+            out[lags.index(lag), :count] = values
+
+
+class _Held:
+    """Tangents of whole runs where they fit in memory; else of each step that is asked for."""
+
+    def __init__(self, run: LayerRun) -> None:
+        self.run = run
+        fits = steps_at_once(run, torch.float64) >= run.T
+        self.all = self._make(0, run.T) if fits else None
+
+    def _make(self, start: int, stop: int) -> tuple[Tangents, Tensor]:
+        made = tangents(self.run, start, stop, torch.float64)
+        return made, made.rank()
+
+    def push(self, times: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """J_t applied to vectors (A, B, k, S) at times (A,), and the bound (A, B) of its rank."""
+        if self.all is not None:
+            made, rank = self.all
+            return made.push(times, vectors), rank[times]
+        pushed, ranks = [], []
+        for t, rows in zip(times.tolist(), vectors, strict=True):
+            made, rank = self._make(t, t + 1)
+            pushed.append(made.push(0, rows))
+            ranks.append(rank[0])
+        return torch.stack(pushed), torch.stack(ranks)
+
+
+def _exists(run: LayerRun, lags: Sequence[int], anchors: Sequence[int]) -> Tensor:
+    """(D, A, B): whether the state k + d is within the sequence."""
+    ends = torch.tensor(lags)[:, None] + torch.tensor(anchors)
+    lengths = torch.full((run.B,), run.T) if run.lengths is None else run.lengths.cpu()
+    return (ends.unsqueeze(-1) <= lengths).to(run.device)
+
+
+def _lags(run: LayerRun, lags: Sequence[int]) -> list[int]:
+    wanted = sorted({int(lag) for lag in lags})
+    if not wanted or wanted[0] < 1 or wanted[-1] > run.T:
+        raise BadArgument(
+            f"The lags {list(lags)} do not fit a run of {run.T} steps.",
+            f"Give one or more lags from 1 to {run.T}.",
+        )
+    return wanted
+
+
+def _anchors(run: LayerRun, lags: list[int], anchors: Sequence[int] | None) -> list[int]:
+    last = run.T - lags[0]
+    if anchors is None:
+        count = min(ANCHORS, last + 1)
+        return [round(i * last / max(1, count - 1)) for i in range(count)]
+    wanted = sorted({int(anchor) for anchor in anchors})
+    if not wanted or wanted[0] < 0 or wanted[-1] > last:
+        raise BadArgument(
+            f"The anchors {list(anchors)} leave no room for a product of {lags[0]} steps in {run.T}.",
+            f"Give numbers of start states from 0 (the initial state) to {last}.",
+        )
+    return wanted
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(1, count + 1))

@@ -1,0 +1,115 @@
+"""Spectral radius and norm of every block of W_hh, and the spectral radius of J_t over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.spectra.eigenvalues import EXACT_UP_TO, TOLERANCE, largest_modulus
+from rnndiag.engine.spectra.finite import require_finite
+from rnndiag.engine.spectra.jacobians import jacobians
+from rnndiag.engine.spectra.summary import four_numbers
+
+CHUNK_BYTES = 64 * 2**20
+"""Written-out Jacobians of at most about this many bytes are held at once."""
+
+
+@dataclass(frozen=True)
+class SpectralRadius:
+    """ρ and σ of the recurrent weights by block, and ρ(J_t)."""
+
+    layer: str
+    blocks: tuple[str, ...]
+    """Names of the blocks: of the rows of W_hh, and square matrices that a cell keeps beside it, by their key."""
+    radius: Tensor
+    """ρ of each block (blocks,). With a projection, of W_hr W_block, which the loop through h has."""
+    norm: Tensor
+    """σ, the largest singular value of each block of W_hh as it is, (blocks,)."""
+    eigenvalues: Tensor
+    """All eigenvalues of each block (blocks, n), complex, largest modulus first."""
+    jacobian_radius: Tensor
+    """ρ(J_t) (T', B); NaN past a sequence's length."""
+    times: tuple[int, ...]
+    """The steps t of `jacobian_radius`."""
+    method: str
+    """How ρ(J_t) was found, with its tolerance."""
+
+    def rows(self) -> dict[str, Tensor]:
+        """The stored quantities by name; those of W_hh are left out for a cell that has none."""
+        rows = {"jacobian_radius": four_numbers(self.jacobian_radius)}
+        if self.blocks:
+            rows["spectral_radius"] = self.radius
+            rows["spectral_norm"] = self.norm
+            rows["recurrent_eigenvalues"] = torch.view_as_real(self.eigenvalues)
+        return rows
+
+    def coordinates(self) -> dict[str, tuple[str, ...]]:
+        """Labels of the dims of `rows`."""
+        units = self.eigenvalues.shape[-1]
+        return {
+            "block": self.blocks,
+            "unit": tuple(str(number) for number in range(1, units + 1)),
+            "time": tuple(map(str, self.times)),
+        }
+
+
+@torch.no_grad()
+def spectral_radius(run: LayerRun, times: Sequence[int] | None = None) -> SpectralRadius:
+    """ρ and σ of each block of W_hh, and ρ(J_t) at `times` (None: every step) for every sequence. Float64 inside.
+
+    ρ(J_t) comes from all eigenvalues where S <= 128; above, from the six largest by ARPACK on the CPU to a relative
+    tolerance of 1e-8, or from all of them where it does not converge. Blocks of W_hh have all eigenvalues at any size.
+    """
+    require_finite(run)
+    names, matrices, loops = _blocks(run)
+    values = [torch.linalg.eigvals(loop) for loop in loops]
+    values = [value[value.abs().argsort(descending=True)] for value in values]
+    wanted = list(range(run.T)) if times is None else [int(t) for t in times]
+    empty = torch.empty(0, dtype=torch.float64, device=run.device)
+    exact = run.S <= EXACT_UP_TO
+    return SpectralRadius(
+        layer=run.name,
+        blocks=names,
+        radius=torch.stack([value.abs().amax() for value in values]) if values else empty,
+        norm=torch.stack([torch.linalg.matrix_norm(m, 2) for m in matrices]) if names else empty,
+        eigenvalues=torch.stack(values) if values else empty.to(torch.complex128).reshape(0, 0),
+        jacobian_radius=_over_time(run, wanted),
+        times=tuple(wanted),
+        method="all eigenvalues" if exact else f"ARPACK, relative tolerance {TOLERANCE:.0e}",
+    )
+
+
+def _blocks(run: LayerRun) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
+    """Names, blocks as they are, and the square matrices whose eigenvalues say what the loop through h does."""
+    if "weight_hh" not in run.weights:
+        return (), [], []
+    weight = run.weights["weight_hh"].double()
+    names = list(run.cell.blocks)
+    matrices = list(weight.chunk(len(names)))
+    projection = run.weights.get("weight_hr")
+    loops = matrices if projection is None else [projection.double() @ m for m in matrices]
+    size = loops[0].shape
+    for key, extra in run.cell.extra_weights(run.weights).items():
+        if extra.shape == size:
+            names.append(key)
+            matrices = [*matrices, extra.double()]
+            loops = [*loops, extra.double()]
+    return tuple(names), matrices, loops
+
+
+def _over_time(run: LayerRun, times: Sequence[int]) -> Tensor:
+    """(T', B)"""
+    out = torch.full((len(times), run.B), torch.nan, dtype=torch.float64, device=run.device)
+    mask = run.mask()
+    size = max(1, CHUNK_BYTES // (run.B * run.S**2 * 8))
+    for start in range(0, len(times), size):
+        chosen = list(times[start : start + size])
+        alive = mask[chosen]
+        written = jacobians(run, chosen)[alive].double()
+        rows = out[start : start + size]
+        rows[alive] = largest_modulus(written)
+    return out
