@@ -188,7 +188,8 @@ class _Left:
     @cached_property
     def rows(self) -> Tensor:
         """(blocks, T, B, m / blocks)"""
-        return self.values.unflatten(-1, (self.blocks, -1)).movedim(2, 0)
+        rows: Tensor = self.values.unflatten(-1, (self.blocks, -1)).movedim(2, 0)
+        return rows
 
     @cached_property
     def gram(self) -> Tensor:
