@@ -6,6 +6,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,7 @@ def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[Import]:
     yield from walk(tree, "now")
 
 
+@cache
 def all_imports(package: str = "rnndiag") -> dict[str, list[Import]]:
     return {
         module: list(imports(ast.parse(path.read_text()), module, path.name == "__init__.py"))

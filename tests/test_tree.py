@@ -43,5 +43,5 @@ def test_names_say_what_is_inside() -> None:
 
 def test_test_files_have_names_of_their_own() -> None:
     """The test folders are no packages, so two files of one name would shadow each other."""
-    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
