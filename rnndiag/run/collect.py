@@ -42,9 +42,14 @@ class Collector:
     @cached_property
     def keys(self) -> dict[stored.Key, None]:
         """Every quantity and layer with a measurement, in the order of their first."""
+        return self.keys_at(None)
+
+    def keys_at(self, steps: Iterable[int] | slice | None) -> dict[stored.Key, None]:
+        """Every quantity and layer with a measurement at these steps, in the order of their first."""
         names: dict[str, None] = {}
+        wanted = _step_filter(steps)
         for group in self._groups:
-            for place in group:
+            for place in group if wanted(group[0].step) else ():
                 names.update(dict.fromkeys(self._directory(place)))
         found = (stored.entry_key(name) for name in names)
         return {key: None for key in found if key is not None}

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 def run_reach(run: Run, share: float, layer: str | None, window: str) -> Reach:
     """`Run.reach`: of one layer, or of the one that reaches least far."""
-    layers = run.layers_for("credit_profile", layer)
-    answers = [_layer_reach(run, name, share, run.judged(window)) for name in layers]
+    steps = run.judged(window)
+    layers = run.layers_for("credit_profile", layer, steps)
+    answers = [_layer_reach(run, name, share, steps) for name in layers]
     return min(answers, key=lambda answer: (math.isnan(answer), float(answer)))
 
 
@@ -48,9 +49,9 @@ def _median(values: Sequence[float]) -> float:
 
 def lengths_of(run: Run, layer: str, steps: Sequence[int] | np.ndarray) -> list[int | None]:
     """T at each of these steps: how many lags there are, measured or not; None where it was not recorded."""
-    if ("valid_samples", layer) not in run:
+    series = run.find("valid_samples", layer, steps)
+    if series is None:
         return [None] * len(steps)
-    series = run.select("valid_samples", layer, steps=steps)
     length = dict(zip(series.steps.tolist(), series.lengths["time"].tolist(), strict=True))
     return [length.get(int(step)) for step in steps]
 
@@ -59,7 +60,7 @@ def run_window(run: Run, epsilon: float, layer: str | None, window: str) -> Reco
     """`Run.window`: of one layer, or of the one that needs the longest window."""
     steps = run.judged(window)
     answers = []
-    for name in run.layers_for("window_bias", layer):
+    for name in run.layers_for("window_bias", layer, steps):
         known = [length for length in lengths_of(run, name, steps) if length is not None]
         answers.append(recommended(run, name, steps, epsilon, max(known, default=None)))
     return max(answers, key=lambda answer: (math.isnan(answer.steps), answer.steps))

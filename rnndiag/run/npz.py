@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, repeat
 from math import prod
+from operator import sub
 from zlib import crc32
 
 import numpy as np
@@ -45,13 +46,8 @@ class Refused(Damaged):
     """The bytes are whole, but of a kind that is never read: compressed, pickled, oversized."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where one entry's content lies within the recording, and its checksum."""
-
-    start: int
-    size: int
-    crc: int
+Entry = tuple[int, int, int]
+"""Where one entry's content lies within the recording: start, size, and its checksum."""
 
 
 @lru_cache(maxsize=4096)
@@ -137,31 +133,72 @@ def directory(listing: bytes, tail: bytes, start: int) -> dict[str, Entry]:
     count = _END.unpack_from(tail)[3]
     if count > ARRAYS:
         raise Refused(f"{count} arrays in one recording, at most {ARRAYS} are read")
-    entries: dict[str, Entry] = {}
-    at = offset = 0
-    while at + _CENTRAL.size <= len(listing):
-        fields = _CENTRAL.unpack_from(listing, at)
-        method, crc, stored, size, name_size, extra, comment = fields[4], *fields[7:13]
-        if method or stored != size:
-            raise Refused("a compressed array")
-        if fields[0] != b"PK\1\2" or extra or comment or fields[-1] != offset:
-            raise Refused("arrays that overlap or leave gaps")
-        at += _CENTRAL.size
-        name = listing[at : at + name_size].decode("ascii", "replace")
-        at += name_size
-        begin = offset + _LOCAL.size + name_size
-        if name in entries:
-            raise Refused("two arrays of one name")
-        entries[name] = Entry(begin, size, crc)
-        offset = begin + size
-    if at != len(listing) or offset != start or len(entries) != count:
+    form = _forms.get((len(listing), count))
+    entries = None if form is None else _by_form(listing, start, form)
+    if entries is not None:
+        return entries
+    form = _form(listing, count)
+    entries = _by_form(listing, start, form)
+    if entries is None:
         raise Refused("arrays that overlap or leave gaps")
+    if len(_forms) >= _FORMS_KEPT:
+        _forms.clear()
+    _forms[len(listing), count] = form
+    return entries
+
+
+_forms: dict[tuple[int, int], tuple[int, ...]] = {}
+_FORMS_KEPT = 64
+_FIELDS = 18
+
+
+def _form(listing: bytes, count: int) -> tuple[int, ...]:
+    """The lengths of all names in a directory."""
+    lengths, at = [], 0
+    while at + _CENTRAL.size <= len(listing):
+        lengths.append(int.from_bytes(listing[at + 28 : at + 30], "little"))
+        at += _CENTRAL.size + lengths[-1]
+    if at != len(listing) or len(lengths) != count:
+        raise Refused("arrays that overlap or leave gaps")
+    return tuple(lengths)
+
+
+@lru_cache(maxsize=_FORMS_KEPT)
+def _whole(lengths: tuple[int, ...]) -> struct.Struct:
+    """A whole directory at once, four times as fast: the recordings of a run mostly have the same names."""
+    return struct.Struct("<" + "".join(_CENTRAL.format[1:] + f"{length}s" for length in lengths))
+
+
+def _by_form(listing: bytes, start: int, lengths: tuple[int, ...]) -> dict[str, Entry] | None:
+    """The entries of a directory whose names have these lengths; None where it is another."""
+    fields = _whole(lengths).unpack(listing)
+    marks, methods, names = fields[0::_FIELDS], fields[4::_FIELDS], fields[17::_FIELDS]
+    sizes, named, extras, comments = (fields[at::_FIELDS] for at in (8, 10, 11, 12))
+    if named != lengths:
+        return None
+    if any(methods) or sizes != fields[9::_FIELDS]:
+        raise Refused("a compressed array")
+    ends = tuple(accumulate(map(sum, zip(lengths, sizes, repeat(_LOCAL.size)))))
+    if fields[16::_FIELDS] != (0, *ends[:-1]) or any(extras) or any(comments):
+        raise Refused("arrays that overlap or leave gaps")
+    if (
+        {*marks} != {b"PK\1\2"}
+        or ends[-1:] != ((start,) if lengths else ())
+        or (start and not lengths)
+    ):
+        raise Refused("arrays that overlap or leave gaps")
+    begins = map(sub, ends, sizes)
+    texts = [name.decode("ascii", "replace") for name in names]
+    entries = dict(zip(texts, zip(begins, sizes, fields[7::_FIELDS], strict=True), strict=True))
+    if len(entries) != len(lengths):
+        raise Refused("two arrays of one name")
     return entries
 
 
 def content(data: bytes | memoryview, entry: Entry) -> bytes | memoryview:
     """The content of an entry, checked; `data` holds just that content."""
-    if len(data) != entry.size or crc32(data) != entry.crc:
+    _, size, crc = entry
+    if len(data) != size or crc32(data) != crc:
         raise Damaged("it fails its checksum")
     return data
 

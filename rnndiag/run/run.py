@@ -224,24 +224,35 @@ class Run:
         `steps` is a slice of steps (both ends count) or the wanted steps; `rank` keeps to one rank instead of
         pooling all.
         """
-        layers = self.layers_for(quantity, layer)
         wanted = phase or (self.phases[0] if self.phases else "train")
+        layers = (layer,) if layer is not None else self.layers_for(quantity, None)
         found = [self.collector.series(quantity, name, steps, rank, wanted) for name in layers]
         kept = [series for series in found if series is not None]
-        if not kept:
-            of = f"{layer or 'any layer'}, {'any rank' if rank is None else f'rank {rank}'}"
-            raise RunUnreadable(
-                f"{self.name} has no readable {quantity!r} of {of}, phase {wanted!r} at these steps.",
-                f"It has ranks {self.ranks}, phases {self.phases}, steps {_listed(self.steps)}.",
-            )
-        return kept[0] if len(kept) == 1 else self.collector.over_layers(kept)
+        if kept:
+            return kept[0] if len(kept) == 1 else self.collector.over_layers(kept)
+        self.layers_for(quantity, layer)
+        of = f"{layer or 'any layer'}, {'any rank' if rank is None else f'rank {rank}'}"
+        raise RunUnreadable(
+            f"{self.name} has no readable {quantity!r} of {of}, phase {wanted!r} at these steps.",
+            f"It has ranks {self.ranks}, phases {self.phases}, steps {_listed(self.steps)}.",
+        )
 
-    def layers_for(self, quantity: str, layer: str | None) -> tuple[str, ...]:
-        """The layers that a choice stands for: the one named, or all of the quantity's."""
-        layers = self.layers_of(quantity)
+    def find(
+        self, quantity: str, layer: str, steps: Iterable[int] | slice | None = None
+    ) -> Series | None:
+        """Like `select` for one layer of the main phase, but None where there is nothing."""
+        phase = self.phases[0] if self.phases else "train"
+        return self.collector.series(quantity, layer, steps, None, phase)
+
+    def layers_for(
+        self, quantity: str, layer: str | None, steps: Iterable[int] | slice | None = None
+    ) -> tuple[str, ...]:
+        """The layers that a choice stands for: the one named, or all that have the quantity (at these steps)."""
+        keys = self.collector.keys if steps is None else self.collector.keys_at(steps)
+        layers = tuple(of for name, of in keys if name == quantity)
         if not layers:
             raise RunUnreadable(
-                f"{self.name} has no quantity {quantity!r}.",
+                f"{self.name} has no quantity {quantity!r}{'' if steps is None else ' at these steps'}.",
                 f"It has {', '.join(self.quantities) or 'none'}.",
             )
         if layer is not None and layer not in layers:

@@ -205,7 +205,7 @@ class Segment:
 
     def content(self, place: Place, entry: npz.Entry) -> bytes:
         """The checked content of one entry."""
-        data = self.file.read(place.start + entry.start, entry.size)
+        data = self.file.read(place.start + entry[0], entry[1])
         npz.content(data, entry)
         return data
 

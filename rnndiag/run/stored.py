@@ -22,6 +22,7 @@ Key = tuple[str, str]
 """Quantity and layer."""
 
 
+@lru_cache(maxsize=65536)
 def entry_name(quantity: str, layer: str) -> str:
     """`credit_profile@rnn.l0.npy`, every other character percent-encoded: no path, no escape code survives."""
     return (
@@ -61,7 +62,10 @@ def pack(recording: Recording) -> bytes:
         "reasons": recording.reasons,
         "notes": recording.notes,
     }
-    texts = {FACTS: to_json(facts), LABELS: _labels(arrays)}
+    texts = {
+        FACTS: to_json(facts),
+        LABELS: _labels(tuple(_form(*given) for given in arrays.items())),
+    }
     for name, text in texts.items():
         if len(text) > JSON_BYTES:
             raise npz.Refused(f"{len(text)} bytes of {name} cannot be stored, at most {JSON_BYTES}")
@@ -70,22 +74,31 @@ def pack(recording: Recording) -> bytes:
     return npz.pack(entries)
 
 
-def _labels(arrays: Mapping[str, Measurement]) -> bytes:
-    """What the registry does not say of these arrays: labels, and what is unlike its rows."""
+Form = tuple[str, str, tuple[str, ...], str, str, tuple[tuple[str, tuple[str, ...]], ...]]
+"""All of a measurement but its numbers and its layer: what `labels.json` is made from."""
+
+
+def _form(name: str, m: Measurement) -> Form:
+    return name, m.name, m.dims, m.unit, m.scale, tuple(m.coordinates.items())
+
+
+@lru_cache(maxsize=256)
+def _labels(forms: tuple[Form, ...]) -> bytes:
+    """What the registry does not say of these arrays: labels, and what is unlike its rows. Alike in most recordings."""
     lists: dict[tuple[str, ...], int] = {}
     of: dict[str, dict[str, int]] = {}
     described: dict[str, dict[str, Any]] = {}
-    for name, m in arrays.items():
+    for name, quantity, dims, unit, scale, coordinates in forms:
         labels = {
             dim: lists.setdefault(given, len(lists))
-            for dim, given in m.coordinates.items()
+            for dim, given in coordinates
             if FIXED_COORDINATES.get(dim) != given
         }
         if labels:
             of[name] = labels
-        known = QUANTITIES.get(m.name)
-        if known is None or (known.dims, known.unit, known.scale) != (m.dims, m.unit, m.scale):
-            described[name] = {"dims": m.dims, "unit": m.unit, "scale": m.scale}
+        known = QUANTITIES.get(quantity)
+        if known is None or (known.dims, known.unit, known.scale) != (dims, unit, scale):
+            described[name] = {"dims": dims, "unit": unit, "scale": scale}
     return to_json({"lists": list(lists), "of": of, "described": described})
 
 
@@ -197,7 +210,7 @@ Warn = Callable[[str, str], None]
 def _checked(view: memoryview, name: str, entry: npz.Entry, warn: Warn) -> Any:
     """What one entry holds, by its name; None where it is damaged, which `warn` is told, or not ours."""
     try:
-        found = npz.content(view[entry.start : entry.start + entry.size], entry)
+        found = npz.content(view[entry[0] : entry[0] + entry[1]], entry)
         if name == FACTS:
             return read_facts(bytes(found))
         if name == LABELS:

@@ -196,15 +196,14 @@ def recommended(
     """The window of one layer over these recordings, of length T: systematic where resolved, else the minibatch's."""
     biases = run.select("window_bias", layer, steps=steps)
     note = "the systematic bias was not measured"
-    if ("tail_mean_square", layer) in run and ("gradient_mean_square", layer) in run:
-        tails = run.select("tail_mean_square", layer, steps=steps)
-        gradients = run.select("gradient_mean_square", layer, steps=steps)
-        errors = None
-        if ("tail_mean_square_error", layer) in run:
-            errors = run.select("tail_mean_square_error", layer, steps=steps).values
-        answer = _systematic_window(
-            systematic_bias(tails.values, gradients.values, errors), epsilon, steps=length
-        )
+    tails, errors, gradients = (
+        run.find(name, layer, steps)
+        for name in ("tail_mean_square", "tail_mean_square_error", "gradient_mean_square")
+    )
+    if tails is not None and gradients is not None:
+        given = None if errors is None else errors.values
+        pooled = systematic_bias(tails.values, gradients.values, given)
+        answer = _systematic_window(pooled, epsilon, steps=length)
         if answer is not None:
             return answer
         note = "the systematic bias is not resolved"
