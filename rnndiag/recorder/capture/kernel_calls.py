@@ -24,6 +24,7 @@ from rnndiag.recorder.capture.call import (
 from rnndiag.recorder.capture.kernels import KernelCall
 from rnndiag.recorder.capture.links import Ends, kind_of_start, mark
 from rnndiag.recorder.capture.weights import Weights
+from rnndiag.recorder.faults import Faults
 
 
 @dataclass
@@ -46,6 +47,7 @@ class CallLog:
 
     tasks: Tasks
     weights: Weights
+    faults: Faults
     calls: list[Call] = field(default_factory=list)
     ends: Ends = field(default_factory=Ends)
 
@@ -56,7 +58,24 @@ class CallLog:
 
     def run(self, frame: Frame, asked: KernelCall) -> tuple[Tensor, ...]:
         """Run the kernel as asked and keep the call, if gradients can flow back through it."""
-        call = self._before(frame, asked)
+        seen: list[tuple[Call, Tensor, State]] = []
+        with self.faults.guard("watching a recurrent call"):
+            seen.append(self._before(frame, asked))
+        if not seen:
+            return asked.run(asked.inputs, asked.hx)
+        call, inputs, hx = seen[0]
+        outputs = asked.run(inputs, hx)
+        if any(output.requires_grad for output in outputs):
+            if call.plan.one_step:
+                outputs = (outputs[0], *(_out_alias(part, outputs[0]) for part in outputs[1:]))
+            with self.faults.guard("watching a recurrent call"):
+                self._after(call, outputs)
+                frame.last = call
+        return outputs
+
+    def _before(self, frame: Frame, asked: KernelCall) -> tuple[Call, Tensor, State]:
+        """The call so far, and aliases of its inputs and initial state, whose gradients are this call's alone."""
+        call = self._new_call(frame, asked)
         inputs = asked.inputs
         if asked.plan.directions == 1:
             # in two directions the kernel reads x twice: an alias would change the order in which gradients add up
@@ -65,13 +84,9 @@ class CallLog:
             alias_in(part, keep_slot(self.tasks, call.hx_gradients, k, _same))
             for k, part in enumerate(asked.hx)
         )
-        outputs = asked.run(inputs, hx)
-        if any(output.requires_grad for output in outputs):
-            outputs = self._after(call, outputs)
-            frame.last = call
-        return outputs
+        return call, inputs, hx
 
-    def _before(self, frame: Frame, asked: KernelCall) -> Call:
+    def _new_call(self, frame: Frame, asked: KernelCall) -> Call:
         plan = asked.plan
         if plan.packed:
             plan = replace(plan, unsorted=frame.unsorted)
@@ -100,10 +115,8 @@ class CallLog:
             in_backward=running_task() >= 0,
         )
 
-    def _after(self, call: Call, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _after(self, call: Call, outputs: tuple[Tensor, ...]) -> None:
         first = 1 if call.plan.one_step else OUTPUT
-        if call.plan.one_step:
-            outputs = (outputs[0], *(_out_alias(part, outputs[0]) for part in outputs[1:]))
         for slot, output in enumerate(outputs, first):
             call.outputs[slot] = output.detach()
             call.versions[slot] = output._version
@@ -114,7 +127,6 @@ class CallLog:
                 mark(output, call.number, slot)
         self.calls.append(call)
         self.ends.add(call)
-        return outputs
 
     def _keeper(self, call: Call, slot: int) -> Callable[[Callable[[Tensor], Tensor]], Keep]:
         return lambda shape: keep_slot(self.tasks, call.output_gradients, slot, shape)

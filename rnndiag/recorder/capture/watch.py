@@ -39,7 +39,7 @@ class Capture:
         self.faults = Faults(strict=True) if faults is None else faults
         self._tasks = Tasks(loss_scale)
         self._weights = Weights(self._tasks)
-        self._log = CallLog(self._tasks, self._weights)
+        self._log = CallLog(self._tasks, self._weights, self.faults)
         self._names = Names()
         self._frames: list[Frame] = []
         self._mode: KernelMode | None = None
@@ -126,12 +126,12 @@ class Capture:
         frame = self._frames[-1] if self._frames else None
         if frame is None or not torch.is_grad_enabled():
             return kernel(*args, **kwargs)
-        asked: KernelCall | None = None
+        found: list[KernelCall] = []
         with self.faults.guard("reading a kernel call"):
-            asked = read_call(cell, one_step, kernel, args, kwargs)
-        if asked is None:
+            found.append(read_call(cell, one_step, kernel, args, kwargs))
+        if not found:
             return kernel(*args, **kwargs)
-        outputs = self._log.run(frame, asked)
+        outputs = self._log.run(frame, found[0])
         return outputs if len(outputs) > 1 else outputs[0]
 
     def _note_final(self, frame: Frame, output: Any) -> None:
