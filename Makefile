@@ -1,17 +1,20 @@
 # rnndiag: everything a person does here, by one word each. `make` alone lists them.
 #
 # PYTHON         the Python that the environment is made from (3.11 preferred)
+# JOBS           how many tests run side by side
+# DEVICE         cpu or cuda, for the benchmarks
 # TORCH_OPTIONS  more options for pip where torch is installed, such as an --index-url of CPU builds
 
 PYTHON ?= $(shell scripts/choose-python)
 TORCH_OPTIONS ?=
 DEVICE ?= cpu
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO := lightning_modules/configs
 SOURCES := $(wildcard rnndiag lightning_modules tests benchmarks examples reports scripts docs)
 
-export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help
@@ -33,11 +36,39 @@ $(VENV)/dev: $(VENV)/train
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/docs: $(VENV)/dev
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
 # --- what people run ---------------------------------------------------------------------------
 
 .PHONY: test
 test: $(VENV)/dev  ## run all tests, two at a time, and print the coverage
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov $(TESTS)
+
+.PHONY: demo
+demo: $(VENV)/train  ## train a small LSTM, record it, and print where the report is
+	$(BIN)/python -m lightning_modules fit --config $(DEMO)/adding_lstm.yaml --config $(DEMO)/small/adding_lstm.yaml
+
+.PHONY: lectures
+lectures: $(VENV)/train  ## the lectures' story: which cells learn a long gap, and the reach that explains it
+	$(BIN)/python -m lightning_modules.experiments
+
+.PHONY: gallery
+gallery: $(VENV)/train  ## record the gallery in reports/ anew and write its pages
+	$(BIN)/python -m reports.record
+
+.PHONY: bench
+bench: $(VENV)/dev  ## run all benchmarks and write their table (DEVICE=cuda on a GPU)
+	$(BIN)/python -m benchmarks.run_all --device $(DEVICE)
+
+.PHONY: bench-quick
+bench-quick: $(VENV)/dev  ## the same, small, in under three minutes
+	$(BIN)/python -m benchmarks.run_all --device $(DEVICE) --quick
+
+.PHONY: docs
+docs: $(VENV)/docs  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
 
 .PHONY: lint
 lint: $(VENV)/dev  ## check style and formatting (ruff)
@@ -78,12 +109,12 @@ CORE := -m "not slow and not browser"
 .PHONY: lowest
 lowest: .venv-lowest/dev  ## run the core tests on the oldest Python, torch and Lightning promised
 	scripts/print-versions .venv-lowest/bin/python
-	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal $(CORE) $(TESTS)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(JOBS) --dist worksteal $(CORE) $(TESTS)
 
 .PHONY: highest
 highest: .venv-highest/dev  ## run the core tests on the newest Python, torch and Lightning to be had
 	scripts/print-versions .venv-highest/bin/python
-	.venv-highest/bin/python -m pytest -n 2 --dist worksteal $(CORE) $(TESTS)
+	OMP_NUM_THREADS=1 .venv-highest/bin/python -m pytest -n $(JOBS) --dist worksteal $(CORE) $(TESTS)
 
 .PHONY: pins
 pins:  ## write constraints.txt anew, with the newest versions that go together
