@@ -27,6 +27,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.spectra.products import jacobian_products as jacobian_products
     from rnndiag.engine.spectra.products import singular_spectrum as singular_spectrum
     from rnndiag.engine.spectra.radius import spectral_radius as spectral_radius
+    from rnndiag.engine.truncation.credit import credit_matrix as credit_matrix
+    from rnndiag.engine.truncation.sweep import LagSweep as LagSweep
+    from rnndiag.engine.truncation.sweep import lag_sweep as lag_sweep
+    from rnndiag.engine.truncation.terms import loss_terms as loss_terms
     from rnndiag.health.finding import Finding as Finding
     from rnndiag.health.gate import check as check
     from rnndiag.recorder.probe import probe as probe
@@ -42,6 +46,10 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _PUBLIC: dict[str, str] = {
+    "LagSweep": "rnndiag.engine.truncation.sweep",
+    "credit_matrix": "rnndiag.engine.truncation.credit",
+    "lag_sweep": "rnndiag.engine.truncation.sweep",
+    "loss_terms": "rnndiag.engine.truncation.terms",
     "Adjoints": "rnndiag.engine.adjoints",
     "Cell": "rnndiag.engine.cells.cell",
     "Finding": "rnndiag.health.finding",

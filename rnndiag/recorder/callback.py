@@ -1,0 +1,229 @@
+"""GradientDiagnostics: the callback. It holds what a person asked for; the work of a fit is in `FitRecorder`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rnndiag.recorder.directory import chosen_directory
+from rnndiag.recorder.faults import tell
+from rnndiag.recorder.fit import FitRecorder
+from rnndiag.recorder.measures import chosen_measures
+from rnndiag.recorder.namespaces import adopt, callback_base
+from rnndiag.recorder.run_names import default_directory
+from rnndiag.recorder.settings import LogChoice, settings_from
+
+if TYPE_CHECKING:
+
+    class _Base:
+        """Callback of `lightning.pytorch`, of `pytorch_lightning`, or both."""
+else:
+    _Base = callback_base()
+
+_LIVE: weakref.WeakSet[GradientDiagnostics] = weakref.WeakSet()
+
+
+class GradientDiagnostics(_Base):
+    """Records, while a Lightning module trains, how far back the gradients of its recurrent layers reach.
+
+    Training is not touched: with and without the callback the weights are bit-identical. A fault of its own is told
+    once and stored in the run, and training goes on.
+
+    Args:
+        dirpath: Where the run is written. None: `runs/<date and time>`. If a run is there already, a fresh fit writes
+            to `<dirpath>-2` and says so. See `run_dir`.
+        every_n_steps: Record every so many optimizer steps. None: keep to `budget`.
+        budget: The share of training time that the diagnostics may take. At least 8 recordings are made where the
+            length of the fit is known; if that breaks the budget, the last screen says so.
+        schedule: A callable that takes the step and says whether to record it. Instead of the two above.
+        measures: Groups to measure: contributions, lags, jacobians, lyapunov, gates, estimators. None: all, the
+            costlier ones on fewer recordings.
+        samples: How many sequences of the batch the costly measures look at. None: all.
+        black_box: Record a step whatever the schedule says when its loss or gradient is not finite, or its gradient
+            norm jumps. The forward pass of every step is then watched, without copies.
+        jump: The factor over the running median of the gradient norm that counts as a jump.
+        log: Scalars for the trainer's logger: "worst" (six, of the layer with the shortest reach), "all", "none".
+        labels: A callable that takes the batch and returns names of the time steps (or tokens) of its first sequence,
+            or a dict with the names under "time" and names of the sequences under "sequence".
+        time_unit: What one time step is, such as ("h", 1), so that sentences speak of hours.
+        stride: How many of those a step of the recurrence spans, where each step sees several at once.
+        screen: Print one screen of text at the end of the fit.
+        report: Write report.html into the run directory at the end of the fit.
+        strict: Raise the recorder's own faults instead of telling them (for tests and CI).
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> GradientDiagnostics:
+        """An instance that is a Callback of every Lightning package loaded by now."""
+        adopt(GradientDiagnostics)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        every_n_steps: int | None = None,
+        budget: float = 0.03,
+        schedule: Callable[[int], bool] | None = None,
+        measures: Sequence[str] | None = None,
+        samples: int | None = 8,
+        black_box: bool = True,
+        jump: float = 20.0,
+        log: LogChoice = "worst",
+        labels: Callable[[Any], Any] | None = None,
+        time_unit: tuple[str, float] | None = None,
+        stride: int = 1,
+        screen: bool = True,
+        report: bool = True,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        self._settings = settings_from(
+            dirpath,
+            measures,
+            time_unit,
+            every_n_steps=every_n_steps,
+            budget=budget,
+            schedule=schedule,
+            samples=samples,
+            black_box=black_box,
+            jump=jump,
+            log=log,
+            labels=labels,
+            stride=stride,
+            screen=screen,
+            report=report,
+            strict=strict,
+        )
+        chosen_measures(self._settings.measures)
+        self._run_dir = default_directory() if dirpath is None else Path(dirpath)
+        self._ordinal = _first_free_ordinal(self._identity)
+        self._resumed: dict[str, Any] | None = None
+        self._wrote = False
+        self._fit: FitRecorder | None = None
+        _LIVE.add(self)
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the run: fixed at construction, the same in copies of the callback."""
+        return self._run_dir
+
+    @property
+    def _identity(self) -> str:
+        plain = self._settings.as_json()
+        return ", ".join(f"{name}={plain[name]!r}" for name in sorted(plain))
+
+    @property
+    def state_key(self) -> str:
+        """Distinct for every instance, and the same when the program is started again."""
+        return f"rnndiag.GradientDiagnostics({self._identity})#{self._ordinal}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only, so that checkpoints load with weights_only."""
+        return {
+            "run_dir": str(self._run_dir),
+            "dirpath": self._settings.dirpath or "",
+            "wrote": self._wrote,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A checkpoint is resumed: its run goes on in its directory."""
+        self._resumed = dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain values: no trainer, no module, no file, and nothing that the Trainer put on the callback (`log`)."""
+        own = {name: value for name, value in self.__dict__.items() if name.startswith("_")}
+        return {**own, "_fit": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        adopt(GradientDiagnostics)
+        self.__dict__.update(state)
+        _LIVE.add(self)
+
+    # -- a fit -----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """A fit begins: the sanity check is over, a checkpoint is loaded."""
+        self._close("superseded by another fit")
+        resumed, self._resumed = self._resumed, None
+        place = chosen_directory(
+            self._run_dir, int(trainer.global_step), resumed, self._settings.dirpath, self._wrote
+        )
+        place = trainer.strategy.broadcast(place)
+        if place.said and trainer.global_rank == 0:
+            tell(place.said)
+        self._run_dir = place.path
+        self._fit = FitRecorder(
+            self._settings, trainer, pl_module, place.path, place.resumed_from_step
+        )
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Decide whether this step is recorded, and watch it."""
+        if self._fit is not None:
+            self._fit.batch_started(batch)
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """A backward pass through the Trainer is over; weights and gradients are as it left them."""
+        if self._fit is not None:
+            self._fit.after_backward()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Gradients are unscaled and not yet clipped."""
+        if self._fit is not None:
+            self._fit.before_optimizer_step(optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is over: store what was measured."""
+        if self._fit is not None:
+            self._fit.batch_ended(outputs)
+            self._wrote = self._wrote or self._fit.chronicle.opened
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """The story of clipping is told by epoch."""
+        if self._fit is not None:
+            self._fit.epoch_ended()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Validation is no training."""
+        if self._fit is not None:
+            self._fit.ledger.pause()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Training goes on."""
+        if self._fit is not None:
+            self._fit.ledger.resume()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """The last step is made: close the run."""
+        if self._fit is not None:
+            self._fit.finish()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """The fit is over, and its progress bar closed: say what it showed."""
+        if self._fit is not None:
+            self._fit.conclude()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """The fit ends with an exception, which stays as it is."""
+        self._close(f"{type(exception).__name__}")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Whatever happened, nothing stays attached to the model."""
+        if stage == "fit":
+            self._close("stopped")
+
+    def _close(self, reason: str) -> None:
+        fit, self._fit = self._fit, None
+        if fit is not None:
+            fit.close(reason)
+            self._wrote = self._wrote or fit.chronicle.opened
+
+
+def _first_free_ordinal(identity: str) -> int:
+    """0, 1, ... among the living instances with the same settings, so that state keys differ."""
+    taken = {other._ordinal for other in _LIVE if other._identity == identity}
+    return next(number for number in range(len(taken) + 1) if number not in taken)

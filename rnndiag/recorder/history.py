@@ -1,0 +1,137 @@
+"""A ring of cheap scalars of every training step, so that the story before a recording is there.
+
+Scalars of a GPU stay there and are fetched many at a time: reading one every step would make the host wait for the GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnndiag.run.measurement import Measurement
+
+LENGTH = 2048
+"""So many of the latest steps are kept between two recordings."""
+FETCH_EVERY = 64
+"""So many steps of a GPU are fetched at a time."""
+JUDGED = 65
+"""The running median is that of so many finite norms."""
+ENOUGH = 16
+"""A jump is judged against at least so many of them."""
+
+Scalar = float | Tensor
+
+
+@dataclass
+class StepFacts:
+    """One optimizer step: its number, loss, gradient norm before clipping, learning rate and how it was clipped."""
+
+    step: int
+    norm: Scalar = math.nan
+    loss: Scalar = math.nan
+    learning_rate: float = math.nan
+    clip_at: float | None = None
+    """The threshold of clipping, in the measure of `clip_size`; None: not clipped by the Trainer."""
+    clip_size: Scalar | None = None
+    """What is held against it: the norm, or the largest entry where values are clipped."""
+
+    @property
+    def clipped(self) -> bool:
+        """Whether clipping changed the step."""
+        size = self.norm if self.clip_size is None else self.clip_size
+        return self.clip_at is not None and float(size) > self.clip_at
+
+
+@dataclass
+class History:
+    """The latest steps since the last recording, and the norms that a jump is judged by."""
+
+    entries: deque[StepFacts] = field(default_factory=lambda: deque(maxlen=LENGTH))
+    _norms: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED))
+    _waiting: list[StepFacts] = field(default_factory=list)
+    dropped: int = 0
+
+    def add(self, facts: StepFacts) -> None:
+        """A step is about to be made."""
+        self.dropped += len(self.entries) == LENGTH
+        self.entries.append(facts)
+        self._waiting.append(facts)
+
+    def loss(self, loss: Scalar, since_step: int) -> None:
+        """The loss of the steps of this batch."""
+        for facts in reversed(self.entries):
+            if facts.step < since_step:
+                break
+            facts.loss = loss
+
+    def settle(self, at_once: bool) -> list[StepFacts]:
+        """Steps whose scalars are numbers now. On a GPU they come many at a time, unless wanted `at_once`."""
+        if not self._waiting:
+            return []
+        on_gpu = any(isinstance(v, Tensor) and v.is_cuda for v in _scalars(self._waiting[-1]))
+        if on_gpu and not at_once and len(self._waiting) < FETCH_EVERY:
+            return []
+        settled, self._waiting = self._waiting, []
+        _fetch(settled)
+        return settled
+
+    def judge(self, facts: StepFacts, factor: float) -> tuple[str, float] | None:
+        """Is the step an accident? ("loss" | "gradient" | "jump", running median of the norm), or None."""
+        norm, loss = float(facts.norm), float(facts.loss)
+        usual = self.usual_norm
+        if math.isinf(loss) or (math.isnan(loss) and isinstance(facts.loss, Tensor)):
+            return "loss", usual
+        if math.isinf(norm) or (math.isnan(norm) and isinstance(facts.norm, Tensor)):
+            return "gradient", usual
+        jumped = len(self._norms) >= ENOUGH and norm > factor * usual > 0
+        if math.isfinite(norm):
+            self._norms.append(norm)
+        return ("jump", usual) if jumped else None
+
+    @property
+    def usual_norm(self) -> float:
+        """The running median of the gradient norm."""
+        return median(self._norms) if self._norms else math.nan
+
+    def measurements(self) -> list[Measurement]:
+        """The ring as it is stored, and emptied."""
+        _fetch(self.entries)
+        kept, self.entries = self.entries, deque(maxlen=LENGTH)
+        if not kept:
+            return []
+        columns = {
+            "history_step": [facts.step for facts in kept],
+            "history_loss": [float(facts.loss) for facts in kept],
+            "history_gradient_norm": [float(facts.norm) for facts in kept],
+            "history_clipped": [float(facts.clipped) for facts in kept],
+            "history_learning_rate": [facts.learning_rate for facts in kept],
+        }
+        return [Measurement.of(name, np.asarray(values)) for name, values in columns.items()]
+
+
+def _scalars(facts: StepFacts) -> Iterator[Scalar]:
+    yield facts.norm
+    yield facts.loss
+    if facts.clip_size is not None:
+        yield facts.clip_size
+
+
+def _fetch(entries: deque[StepFacts] | list[StepFacts]) -> None:
+    """GPU scalars of all entries to the host, in one transfer; they stay 0-dim tensors there."""
+    pending = [
+        (facts, name, value)
+        for facts in entries
+        for name in ("norm", "loss", "clip_size")
+        if isinstance(value := getattr(facts, name), Tensor) and value.is_cuda
+    ]
+    if pending:
+        stacked = torch.stack([value.float().reshape(()) for *_, value in pending]).cpu()
+        for (facts, name, _), value in zip(pending, stacked, strict=True):
+            setattr(facts, name, value)

@@ -1,0 +1,112 @@
+"""What the diagnostics cost: their own seconds beside those of the training they watch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+
+PLAIN_STEPS = 4
+"""So many unrecorded steps must have been timed before a step's time is taken as known."""
+
+
+@dataclass
+class Ledger:
+    """Times of one fit on one rank, in seconds.
+
+    A recorded step costs what the recorder does in its hooks, which is timed, and what the watched forward and backward
+    passes take longer, which is the step's time less the median of the unrecorded ones.
+    """
+
+    spent: float = 0.0
+    """Time of the diagnostics so far."""
+    by_group: dict[str, float] = field(default_factory=dict)
+    """Of it, by group of measures."""
+    started: float = field(default_factory=perf_counter)
+    paused: float = 0.0
+    """Time of validation, which is no training."""
+    _plain: deque[float] = field(default_factory=lambda: deque(maxlen=51))
+    _costs: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    _group_costs: dict[str, deque[float]] = field(default_factory=dict)
+    _batch_started: float | None = None
+    _spent_at_start: float = 0.0
+    _depth: int = 0
+    _pause_started: float | None = None
+
+    @contextmanager
+    def own(self, group: str | None = None) -> Iterator[None]:
+        """Count what runs inside as diagnostics, and, with a name, as that group's too. Nested: counted once."""
+        start = perf_counter()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            seconds = perf_counter() - start
+            if self._depth == 0:
+                self.spent += seconds
+            if group is not None:
+                self.by_group[group] = self.by_group.get(group, 0.0) + seconds
+                self._group_costs.setdefault(group, deque(maxlen=5)).append(seconds)
+
+    def batch_started(self) -> None:
+        """The training step begins."""
+        self._batch_started = perf_counter()
+        self._spent_at_start = self.spent
+
+    def batch_ended(self, recorded: bool) -> float:
+        """The training step is over; returns what a recorded one has cost, and 0 for another."""
+        if self._batch_started is None:
+            return 0.0
+        own = self.spent - self._spent_at_start
+        duration = perf_counter() - self._batch_started - own
+        self._batch_started = None
+        if not recorded:
+            self._plain.append(duration)
+            return 0.0
+        step = self.step_seconds
+        watching = max(0.0, duration - step) if step is not None else 0.0
+        self.spent += watching
+        return own + watching
+
+    def recording_cost(self, seconds: float) -> None:
+        """Note what one recording cost without the optional groups."""
+        self._costs.append(seconds)
+
+    def pause(self) -> None:
+        """Validation begins."""
+        self._pause_started = perf_counter()
+
+    def resume(self) -> None:
+        """Validation is over."""
+        if self._pause_started is not None:
+            self.paused += perf_counter() - self._pause_started
+            self._pause_started = None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median time of an unrecorded training step, once enough are timed."""
+        return median(self._plain) if len(self._plain) >= PLAIN_STEPS else None
+
+    @property
+    def base_cost(self) -> float | None:
+        """Median cost of the last recordings without the optional groups."""
+        return median(self._costs) if self._costs else None
+
+    def group_cost(self, group: str) -> float | None:
+        """Median cost of the group's last measurements."""
+        costs = self._group_costs.get(group)
+        return median(costs) if costs else None
+
+    @property
+    def training(self) -> float:
+        """Seconds of training so far: wall time less validation and diagnostics."""
+        return max(perf_counter() - self.started - self.paused - self.spent, 1e-9)
+
+    @property
+    def share(self) -> float:
+        """Diagnostics as a share of training time."""
+        return self.spent / self.training

@@ -1,0 +1,23 @@
+"""The measures: what is recorded of a backward pass, one file and one registry entry a group."""
+
+from rnndiag.recorder.measures import contributions as contributions  # each import registers one
+from rnndiag.recorder.measures.measure import (
+    MEASURES,
+    Extent,
+    Measure,
+    Subject,
+    chosen_measures,
+    register_measure,
+)
+from rnndiag.recorder.measures.take import Taken, take
+
+__all__ = [
+    "MEASURES",
+    "Extent",
+    "Measure",
+    "Subject",
+    "Taken",
+    "chosen_measures",
+    "register_measure",
+    "take",
+]

@@ -1,0 +1,94 @@
+"""Per time step: sizes of direct gradients, adjoints, states and contributions, and the proofs of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnndiag.engine.adjoints import Adjoints
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.recorder.measures.measure import Analysis, Measure, Subject, register_measure
+from rnndiag.recorder.measures.pooling import array, masked_mean, stats
+from rnndiag.recorder.schedule import GroupCost
+from rnndiag.run.measurement import Measurement
+
+
+def contributions(subject: Subject) -> Iterator[Measurement]:
+    """All quantities of the group, of every layer run."""
+    for run, analysis in zip(subject.runs, subject.analyses, strict=True):
+        yield from _over_time(run, analysis[0])
+        yield from _of_parameters(run, analysis)
+        yield from _proofs(subject, run)
+
+
+def _over_time(run: LayerRun, adj: Adjoints) -> Iterator[Measurement]:
+    mask = run.mask()
+    state, delta = run.state_vector(), adj.state
+    direct = torch.cat(run.direct, -1)
+    for name, values in (
+        ("direct_gradient_norm", direct),
+        ("adjoint_norm", delta),
+        ("state_norm", state),
+    ):
+        yield Measurement.of(name, stats(_norm(values), mask), run.name)
+    parts = torch.stack([masked_mean(_norm(part), mask) for part in adj.parts])
+    yield Measurement.of("adjoint_part_norm", array(parts), run.name, {"part": run.cell.parts})
+    yield Measurement.of("valid_samples", array(mask.sum(1)), run.name)
+    for name, values in (("nonfinite_states", state), ("nonfinite_adjoints", delta)):
+        count = (~values.isfinite() & mask[..., None]).sum((1, 2))
+        yield Measurement.of(name, array(count), run.name)
+
+
+def _norm(values: Tensor) -> Tensor:
+    """(T, B, S) -> (T, B), without an overflow of squares in half precision."""
+    wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    norm: Tensor = torch.linalg.vector_norm(wide, dim=-1)
+    return norm
+
+
+def _of_parameters(run: LayerRun, analysis: Analysis) -> Iterator[Measurement]:
+    norms = analysis[1]
+    keys = {"parameter": tuple(norms)}
+    if not norms:
+        return
+    for name, field in (
+        ("contribution_norm", "norm"),
+        ("contribution_sample_norm", "sample_norm"),
+        ("contribution_alignment", "alignment"),
+    ):
+        values = torch.stack([getattr(found, field) for found in norms.values()])
+        yield Measurement.of(name, array(values), run.name, keys)
+    gates = norms["weight_hh"].gate_norm if "weight_hh" in norms else None
+    if gates is not None and len(run.cell.blocks) == len(gates):
+        yield Measurement.of(
+            "gate_contribution_norm", array(gates), run.name, {"gate": run.cell.blocks}
+        )
+    if run.gradients:
+        sizes = [float(gradient.double().norm()) for gradient in run.gradients.values()]
+        yield Measurement.of(
+            "gradient_norm", np.asarray(sizes), run.name, {"parameter": tuple(run.gradients)}
+        )
+
+
+def _proofs(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
+    proof = subject.proof
+    names = {key: run.parameters.get(key, f"{run.name}.{key}") for key in run.weights}
+    for quantity, table in (
+        ("residual", proof.residual),
+        ("residual_of_gradient", proof.residual_of_gradient),
+    ):
+        found = {key: table[name] for key, name in names.items() if name in table}
+        if found:
+            values = np.asarray(list(found.values()))
+            yield Measurement.of(quantity, values, run.name, {"parameter": tuple(found)})
+    layer = proof.layers[run.name]
+    yield Measurement.of("recursion_residual", np.asarray(layer.recursion), run.name)
+    yield Measurement.of("forward_error", np.asarray(layer.forward), run.name)
+
+
+CONTRIBUTIONS = register_measure(
+    Measure("contributions", GroupCost(steps=1.5, share=0.0, every=1), of_all=contributions)
+)

@@ -1,0 +1,111 @@
+"""A measure: one group of quantities, taken from the layer runs of one backward pass, as one entry of a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rnndiag.engine.adjoints import Adjoints, adjoints
+from rnndiag.engine.contributions import ContributionNorms, contribution_norms
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.proof import Proof, prove
+from rnndiag.errors import BadArgument
+from rnndiag.recorder.schedule import GroupCost
+from rnndiag.run.measurement import Measurement
+
+Analysis = tuple[Adjoints, Mapping[str, ContributionNorms]]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much the costly measures may look at."""
+
+    samples: int | None = 8
+    """Sequences of the batch; None: all."""
+    sweep_steps: float = 3.0
+    """Price of a lag sweep in plain training steps, which its sampling is chosen by."""
+    seed: int = 0
+
+
+@dataclass
+class Subject:
+    """What one backward pass left behind, and what the measures share of it."""
+
+    runs: tuple[LayerRun, ...]
+    dtype: torch.dtype | None = None
+    """The precision that the model ran in; None: that of the runs."""
+    made: Mapping[str, Adjoints] = field(default_factory=dict)
+    """Adjoints that exist already, by layer run."""
+    outside: Mapping[str, str] = field(default_factory=dict)
+    """Parameter -> why its gradient does not come from the recurrent calls alone."""
+    extent: Extent = field(default_factory=Extent)
+    sampling: dict[str, str] = field(default_factory=dict)
+    """Layer -> what the costly measures looked at, in words."""
+    not_measured: dict[str, str] = field(default_factory=dict)
+    """Group or layer -> why it is not measured."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Notes of the measures, stored with the recording as JSON."""
+
+    @cached_property
+    def analyses(self) -> tuple[Analysis, ...]:
+        """Adjoints and contribution norms of every run, made once."""
+        found = (self.made.get(run.name) or adjoints(run) for run in self.runs)
+        return tuple((adj, contribution_norms(adj)) for adj in found)
+
+    @cached_property
+    def proof(self) -> Proof:
+        """The three proofs over all runs."""
+        return prove(
+            self.runs,
+            self.analyses,
+            dtype=self.dtype,
+            outside=self.outside,
+            seed=self.extent.seed,
+        )
+
+    def sampled(self, run: LayerRun) -> LayerRun:
+        """The run of evenly spread sequences, as many as the costly measures may look at; said in `sampling`."""
+        count = self.extent.samples
+        if count is None or count >= run.B:
+            return run
+        picked = torch.linspace(0, run.B - 1, count).round().long()
+        self.sampling[run.name] = f"the costly measures look at {count} of {run.B} sequences"
+        return run.select(picked)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One group: its price and how it is taken, of each layer run apart or of all together."""
+
+    name: str
+    cost: GroupCost
+    of_layer: Callable[[Subject, LayerRun], Iterable[Measurement]] | None = None
+    of_all: Callable[[Subject], Iterable[Measurement]] | None = None
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def register_measure(measure: Measure) -> Measure:
+    """Add one group; a second one of the same name is a mistake of the programmer."""
+    if measure.name in MEASURES:
+        raise ValueError(f"measure {measure.name!r} is registered twice")
+    MEASURES[measure.name] = measure
+    return measure
+
+
+def chosen_measures(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the groups to take, in the registry's order; None: all."""
+    if names is None:
+        return tuple(MEASURES)
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown:
+        raise BadArgument(
+            f"There is no measure {', '.join(map(repr, unknown))}.",
+            f"Choose from: {', '.join(MEASURES)}.",
+        )
+    return tuple(name for name in MEASURES if name in names)

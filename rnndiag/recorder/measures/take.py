@@ -1,0 +1,98 @@
+"""Take groups of measures of one backward pass, each apart, so that a fault in one costs no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.measures.measure import MEASURES, Subject
+from rnndiag.run.measurement import Measurement
+from rnndiag.run.quantities import MODEL
+from rnndiag.run.recording import Verdict
+
+
+@dataclass
+class Taken:
+    """What was measured of one backward pass."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    verdict: Verdict = "unverified"
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def untouched(device: torch.device) -> Iterator[None]:
+    """Leave the random streams as they were and record no graph: measuring is invisible to training."""
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+def take(
+    subject: Subject,
+    groups: Iterable[str],
+    faults: Faults,
+    timer: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> Taken:
+    """Measure the groups; what fails is told once, noted under `not_measured`, and leaves the others alone."""
+    taken = Taken()
+    if not subject.runs:
+        return taken
+    with untouched(subject.runs[0].device):
+        for group in groups:
+            if faults.gave_up(f"measuring {group}"):
+                subject.not_measured.setdefault(group, "it failed before, see the errors")
+                continue
+            count = faults.caught
+            with faults.guard(f"measuring {group}"), timer(group):
+                taken.measurements.extend(_of_group(group, subject))
+            if faults.caught > count:
+                subject.not_measured[group] = faults.last
+        with faults.guard("proving the contributions"):
+            _judge(subject, taken)
+    taken.notes = {
+        key: value
+        for key, value in (
+            ("sampling", subject.sampling),
+            ("not_measured", subject.not_measured),
+            *subject.facts.items(),
+        )
+        if value
+    }
+    return taken
+
+
+def _of_group(group: str, subject: Subject) -> list[Measurement]:
+    measure = MEASURES[group]
+    found: list[Measurement] = []
+    if measure.of_all is not None:
+        found.extend(measure.of_all(subject))
+    if measure.of_layer is not None:
+        for run in subject.runs:
+            found.extend(measure.of_layer(subject, run))
+    return found
+
+
+def _judge(subject: Subject, taken: Taken) -> None:
+    """The proof's verdict, and its reasons by the layer that they speak of."""
+    proof = subject.proof
+    taken.verdict = proof.verdict
+    for reason in proof.reasons:
+        owners = [
+            run.name
+            for run in subject.runs
+            if reason in run.notes
+            or any(name in reason for name in (run.name, *run.parameters.values()))
+        ]
+        for owner in owners or [MODEL]:
+            taken.reasons[owner] = "; ".join(filter(None, (taken.reasons.get(owner), reason)))

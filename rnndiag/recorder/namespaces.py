@@ -1,0 +1,46 @@
+"""The Callback base of whichever Lightning is in use: `lightning.pytorch`, `pytorch_lightning`, or both.
+
+The two packages hold distinct Callback classes. An environment may have one of them only, and importing the second
+takes seconds, so a base is taken from what is loaded already, and the other one joins if it turns up later.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+from rnndiag.errors import NotInstalled
+
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def loaded_bases() -> tuple[type, ...]:
+    """The Callback classes of the Lightning packages that this process has imported so far."""
+    found = []
+    for name in PACKAGES:
+        base = getattr(sys.modules.get(name), "Callback", None)
+        if isinstance(base, type):  # absent while the package itself is half-way through its import
+            found.append(base)
+    return tuple(found)
+
+
+def callback_base() -> type:
+    """A Callback class to inherit: of a loaded package, else of the first that is installed."""
+    if loaded := loaded_bases():
+        return loaded[0]
+    for name in PACKAGES:
+        if find_spec(name.partition(".")[0]) is not None:
+            return getattr(import_module(name), "Callback")  # type: ignore[no-any-return]  # noqa: B009
+    raise NotInstalled(
+        "The callback needs Lightning, and neither `lightning` nor `pytorch_lightning` is installed.",
+        "Install one of them, for example with `pip install lightning`, or use rnndiag.probe without Lightning.",
+    )
+
+
+def adopt(cls: type) -> bool:
+    """Give `cls` the base of each package loaded by now; True if one was added. Its instances gain it as well."""
+    missing = tuple(base for base in loaded_bases() if not issubclass(cls, base))
+    if missing:
+        cls.__bases__ = (*cls.__bases__, *missing)
+    return bool(missing)

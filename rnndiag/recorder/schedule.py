@@ -1,0 +1,206 @@
+"""Which training steps are recorded, and which groups of measures each of them gets.
+
+A schedule counts ticks: optimizer steps where a person asked for every n-th, batches where a budget is kept, as the
+length of a fit and the time it takes are known in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rnndiag.recorder.ledger import Ledger
+
+MIN_RECORDINGS = 8
+"""So many recordings a fit of known length gets, whatever the budget says."""
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """What is known of a group of measures before it has run: its price and how often it should run."""
+
+    steps: float
+    """Its cost in plain training steps, until it has been timed."""
+    share: float
+    """Its share of the budget; 0: it comes with every recording."""
+    every: int
+    """It runs on every so-many-th recording where there is no budget to keep."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do at a tick, and the tick at which to decide again."""
+
+    record: bool
+    groups: tuple[str, ...] = ()
+    next_tick: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Group -> why it is not measured this time."""
+
+
+class Schedule(Protocol):
+    """Decides at ticks. In a fit of several ranks, rank 0 decides for all."""
+
+    next_tick: int
+    """Ticks before this one need no decision."""
+    by_batch: bool
+    """Whether ticks are batches; else optimizer steps."""
+
+    def decide(self, tick: int) -> Decision:
+        """The decision for this tick. Ticks only ever go up."""
+
+    def adopt(self, decision: Decision) -> None:
+        """Take over a decision, one's own or that of rank 0."""
+
+
+def rotating(groups: Mapping[str, GroupCost], index: int) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The groups of the index-th recording, the costlier ones on fewer recordings; and the rest with reasons."""
+    chosen = tuple(name for name, cost in groups.items() if index % cost.every == 0)
+    left = {
+        name: f"measured on every {cost.every}th recording"
+        for name, cost in groups.items()
+        if name not in chosen
+    }
+    return chosen, left
+
+
+@dataclass
+class EveryN:
+    """One tick of every block of n, the first one seen; or the steps that a callable picks."""
+
+    n: int
+    groups: Mapping[str, GroupCost]
+    wanted: Callable[[int], bool] | None = None
+    next_tick: int = 0
+    by_batch: bool = False
+    _index: int = 0
+
+    def decide(self, tick: int) -> Decision:
+        """Record at the first tick of a block that is seen, as several optimizers make steps jump."""
+        if self.wanted is not None:
+            following = tick + 1
+            if not self.wanted(tick):
+                return Decision(False, next_tick=following)
+        else:
+            following = (tick // self.n + 1) * self.n
+        groups, left = rotating(self.groups, self._index)
+        return Decision(True, groups, following, left)
+
+    def adopt(self, decision: Decision) -> None:
+        """Count the recordings, for the groups that do not run on all of them."""
+        self.next_tick = decision.next_tick
+        self._index += decision.record
+
+
+@dataclass
+class WithinBudget:
+    """Recordings spread so that all diagnostics stay within a share of training time, more densely early on."""
+
+    budget: float
+    ledger: Ledger
+    groups: Mapping[str, GroupCost]
+    total: int | None
+    """Batches of the fit, where that is known."""
+    first: int = 0
+    next_tick: int = 0
+    by_batch: bool = True
+    _count: int = 0
+
+    def decide(self, tick: int) -> Decision:
+        """Record if it can be paid for, if it is the first, or if the promised few would not come together."""
+        seconds = self.ledger.step_seconds
+        if self._count == 0:
+            return Decision(True, self._always(), tick + 1, self._later())
+        if seconds is None:
+            return Decision(False, next_tick=tick + 1)
+        promised = self._promised(tick)
+        price = (self.ledger.base_cost or 0.0) + sum(
+            self._price(name, seconds) for name in self._always()
+        )
+        allowed = self._allowed(tick, seconds)
+        if self.ledger.spent + price > allowed and not promised:
+            return Decision(False, next_tick=self._affordable(tick, price, seconds))
+        groups, left = self._affordable_groups(tick, seconds, allowed - self.ledger.spent - price)
+        wait = self._affordable(tick, 2 * price, seconds)
+        return Decision(True, groups, min(wait, self._next_promise(tick)), left)
+
+    def adopt(self, decision: Decision) -> None:
+        """Count the recordings."""
+        self.next_tick = decision.next_tick
+        self._count += decision.record
+
+    def _always(self) -> tuple[str, ...]:
+        return tuple(name for name, cost in self.groups.items() if cost.share == 0)
+
+    def _later(self) -> dict[str, str]:
+        return {
+            name: "its cost is not known yet at the first recording"
+            for name, cost in self.groups.items()
+            if cost.share > 0
+        }
+
+    def _price(self, group: str, step_seconds: float) -> float:
+        known = self.ledger.group_cost(group)
+        return self.groups[group].steps * step_seconds if known is None else known
+
+    def _allowed(self, tick: int, step_seconds: float) -> float:
+        """Seconds that the diagnostics may have taken by this tick."""
+        done = tick - self.first + 1
+        if self.total is None:
+            return self.budget * max(done * step_seconds, self.ledger.training)
+        total = max(self.total - self.first, done)
+        per_step = max(step_seconds, self.ledger.training / done)
+        return float(self.budget * per_step * total * (done / total) ** 0.7)
+
+    def _affordable(self, tick: int, price: float, step_seconds: float) -> int:
+        """The next tick at which a recording of that price can be paid for (found by doubling, then halving)."""
+        need = self.ledger.spent + price
+        low, high = tick, tick + 1
+        while self._allowed(high, step_seconds) < need and high - tick < 10**9:
+            low, high = high, tick + 2 * (high - tick)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (
+                (low, middle) if self._allowed(middle, step_seconds) >= need else (middle, high)
+            )
+        return min(high, self._next_promise(tick))
+
+    def _affordable_groups(
+        self, tick: int, seconds: float, room: float
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        """The groups whose own share of the budget pays for them now, within the room that is left."""
+        chosen, left = list(self._always()), {}
+        allowed = self._allowed(tick, seconds)
+        for name, cost in self.groups.items():
+            if cost.share == 0:
+                continue
+            price = self._price(name, seconds)
+            own = self.ledger.by_group.get(name, 0.0)
+            if price <= room and own + price <= cost.share * allowed:
+                chosen.append(name)
+                room -= price
+            else:
+                left[name] = (
+                    f"it takes about {price:.3g} s, and its share of the budget had "
+                    f"{max(0.0, min(room, cost.share * allowed - own)):.3g} s left"
+                )
+        return tuple(name for name in self.groups if name in chosen), left
+
+    def _positions(self) -> Sequence[int]:
+        if self.total is None:
+            return ()
+        total = self.total - self.first
+        last = max(0, int(0.97 * (total - 1)))
+        return [
+            self.first + min(round(last * (i / (MIN_RECORDINGS - 1)) ** 1.5), total - 1)
+            for i in range(MIN_RECORDINGS)
+        ]
+
+    def _promised(self, tick: int) -> bool:
+        return sum(1 for position in self._positions() if position <= tick) > self._count
+
+    def _next_promise(self, tick: int) -> int:
+        """The next tick at which a recording is made whatever it costs."""
+        later = [p for k, p in enumerate(self._positions()) if p > tick and k >= self._count]
+        return later[0] if later else 10**12

@@ -1,0 +1,100 @@
+"""What a person asked of the callback: plain values, checked once, at construction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rnndiag.errors import BadArgument
+
+LogChoice = Literal["worst", "all", "none"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of GradientDiagnostics; see there."""
+
+    dirpath: str | None = None
+    every_n_steps: int | None = None
+    budget: float = 0.03
+    schedule: Callable[[int], bool] | None = None
+    measures: tuple[str, ...] | None = None
+    samples: int | None = 8
+    black_box: bool = True
+    jump: float = 20.0
+    log: LogChoice = "worst"
+    labels: Callable[[Any], Any] | None = None
+    time_unit: tuple[str, float] | None = None
+    stride: int = 1
+    screen: bool = True
+    report: bool = True
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps is not None and self.every_n_steps < 1:
+            _refuse(
+                "every_n_steps", self.every_n_steps, "a whole number of steps from 1 up, or None"
+            )
+        if self.every_n_steps is not None and self.schedule is not None:
+            raise BadArgument(
+                "Both every_n_steps and schedule say when to record.", "Give one of them."
+            )
+        if not 0 < self.budget <= 10:
+            _refuse("budget", self.budget, "a share of training time, such as 0.03 for 3 %")
+        if self.samples is not None and self.samples < 1:
+            _refuse("samples", self.samples, "a number of sequences from 1 up, or None for all")
+        if not self.jump > 1:
+            _refuse("jump", self.jump, "a factor above 1")
+        if self.log not in ("worst", "all", "none"):
+            _refuse("log", self.log, '"worst", "all" or "none"')
+        if self.stride < 1:
+            _refuse("stride", self.stride, "a whole number from 1 up")
+        if self.time_unit is not None and not self.time_unit[1] > 0:
+            _refuse("time_unit", self.time_unit, 'a name and a positive length, such as ("h", 1)')
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as a run stores them; callables by name."""
+        plain = asdict(self)
+        for name in ("schedule", "labels"):
+            plain[name] = name_of(getattr(self, name))
+        plain["measures"] = None if self.measures is None else list(self.measures)
+        plain["time_unit"] = None if self.time_unit is None else list(self.time_unit)
+        return plain
+
+
+def name_of(function: Callable[..., Any] | None) -> str | None:
+    """The qualified name of a callable."""
+    if function is None:
+        return None
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _refuse(name: str, value: object, wanted: str) -> None:
+    raise BadArgument(f"{name} is {value!r}.", f"It must be {wanted}.")
+
+
+def settings_from(
+    dirpath: str | Path | None,
+    measures: Sequence[str] | None,
+    time_unit: Sequence[Any] | None,
+    **others: Any,
+) -> Settings:
+    """The settings of arguments as people write them: paths, lists from YAML, tuples."""
+    for name, takes in (
+        ("schedule", "a step and returns True or False"),
+        ("labels", "a batch and returns names"),
+    ):
+        if others.get(name) is not None and not callable(others[name]):
+            _refuse(name, others[name], f"a callable that takes {takes}")
+    if isinstance(measures, str):
+        measures = (measures,)
+    if time_unit is not None and len(time_unit) != 2:
+        _refuse("time_unit", time_unit, 'a name and a positive length, such as ("h", 1)')
+    return Settings(
+        dirpath=None if dirpath is None else str(dirpath),
+        measures=None if measures is None else tuple(measures),
+        time_unit=None if time_unit is None else (str(time_unit[0]), float(time_unit[1])),
+        **others,
+    )

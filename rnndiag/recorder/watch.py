@@ -1,0 +1,74 @@
+"""Watching the model of a fit: layers that come and go, steps that are judged before they are forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rnndiag.recorder.capture import BackwardPass, Capture
+from rnndiag.recorder.capture.watch import recurrent_modules
+from rnndiag.recorder.faults import Faults
+
+
+class Watch:
+    """The capture of one fit. Between `arm` and `disarm` its hooks are on; `passes` stay until `forget`."""
+
+    def __init__(self, model: Any, loss_scale: Callable[[], float], faults: Faults) -> None:
+        self._model, self._loss_scale, self._faults = model, loss_scale, faults
+        self._capture: Capture | None = None
+        self._modules: dict[str, Any] = {}
+        self._passes: list[BackwardPass] = []
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the recurrent modules that are watched."""
+        return tuple(self._modules)
+
+    def rescan(self) -> None:
+        """Look for recurrent modules again: they may be made late, or be swapped between epochs."""
+        modules = recurrent_modules(self._model)
+        known = self._modules
+        same = modules.keys() == known.keys() and all(modules[k] is known[k] for k in modules)
+        if not same or self._capture is None:
+            self.release()
+            self._modules = modules
+            self._capture = Capture(self._model, loss_scale=self._loss_scale, faults=self._faults)
+
+    def arm(self) -> None:
+        """Put the hooks on; what was kept of the step before is forgotten."""
+        if self._capture is None:
+            self.rescan()
+        self._passes.clear()
+        if self._capture is not None and self._modules:
+            self._capture.arm()
+
+    def new_passes(self) -> list[BackwardPass]:
+        """The backward passes since the last call, replayed."""
+        if self._capture is None:
+            return []
+        found = list(self._capture.take())
+        self._passes += found
+        return found
+
+    def passes(self) -> list[BackwardPass]:
+        """All backward passes that are kept."""
+        self.new_passes()
+        return list(self._passes)
+
+    def forget(self) -> None:
+        """Drop what is kept; the hooks stay as they are."""
+        self._passes.clear()
+        if self._capture is not None:
+            self._capture.forget()
+
+    def disarm(self) -> None:
+        """Take the hooks off and drop what is kept."""
+        self._passes.clear()
+        if self._capture is not None:
+            self._capture.disarm()
+            self._capture.forget()
+
+    def release(self) -> None:
+        """Let go of the model."""
+        self.disarm()
+        self._capture, self._modules = None, {}
