@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.cells.cell import CellEntry
 from rnndiag.errors import BadArgument
 
 
@@ -41,7 +42,7 @@ class Initialisation:
     input_gain: float = 1.0
     hidden_gain: float = 1.0
     forget_bias: float | None = None
-    """The forget gate's bias at the start: 1 or more keeps what the cell holds."""
+    """Bias at the start of the gate that keeps the state, f of an LSTM or z of a GRU: 1 or more holds on to it."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Initialisation:
@@ -61,37 +62,40 @@ class Initialisation:
         return cls(**options)
 
     @torch.no_grad()
-    def apply(self, recurrence: nn.Module, gates: tuple[str, ...]) -> None:
-        """Set the weights in place. `gates` names the blocks of W_ih's rows."""
-        if self.forget_bias is not None and gates and "f" not in gates:
-            raise BadArgument(
-                f"forget_bias is {self.forget_bias}, but this cell has no forget gate.",
-                "Leave forget_bias out, or take a cell with a forget gate: lstm.",
-            )
-        if not gates:
+    def apply(self, recurrence: nn.Module, cell: CellEntry | None) -> None:
+        """Set the weights in place."""
+        if cell is None:
             if self != Initialisation():
                 raise BadArgument(
                     "A wiring with a transition of its own starts from torch's default.",
                     "Leave the initialisation out.",
                 )
             return
-        for name, weight in recurrence.named_parameters():
+        if self.forget_bias is not None and cell.keeps is None:
+            raise BadArgument(
+                f"forget_bias is {self.forget_bias}, but this cell has no gate that keeps its state.",
+                "Leave forget_bias out, or take a cell with such a gate: lstm or gru.",
+            )
+        parameters = dict(recurrence.named_parameters())
+        for name, weight in parameters.items():
             kind = name.rpartition(".")[2]
             if kind.startswith("weight_ih"):
-                self._blocks(self.input, weight, len(gates), self.input_gain)
+                self._blocks(self.input, weight, len(cell.gates), self.input_gain)
             elif kind.startswith(("weight_hh", "weight_hn")):
-                self._blocks(
-                    self.hidden, weight, weight.shape[0] // weight.shape[1], self.hidden_gain
-                )
+                count = weight.shape[0] // weight.shape[1]
+                self._blocks(self.hidden, weight, count, self.hidden_gain)
             elif kind.startswith("bias"):
                 RULES[self.bias](weight, 1.0)
-                self._forget(kind, weight, gates)
+                matrix = parameters[name.replace(kind[:7], "weight_hh")]
+                self._keep(weight, matrix.shape[1], cell, first=kind.startswith("bias_ih"))
 
     def _blocks(self, rule: str, weight: Tensor, count: int, gain: float) -> None:
         for block in weight.chunk(count):
             RULES[rule](block, gain)
 
-    def _forget(self, kind: str, bias: Tensor, gates: tuple[str, ...]) -> None:
-        if self.forget_bias is not None:
-            block = bias.chunk(len(gates))[gates.index("f")]
-            block.fill_(self.forget_bias if kind.startswith("bias_ih") else 0.0)
+    def _keep(self, bias: Tensor, hidden: int, cell: CellEntry, first: bool) -> None:
+        """The whole of it in the first of the two biases, nothing in the second."""
+        if self.forget_bias is not None and cell.keeps is not None:
+            gate, sign = cell.keeps
+            block = bias.split(hidden)[cell.gates.index(gate)]
+            block.fill_(sign * self.forget_bias if first else 0.0)

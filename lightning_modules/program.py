@@ -79,7 +79,7 @@ class Program(L.LightningModule):
                 regularisation=rule,
             )
             recurrence = WIRINGS[wiring].make(plan, wiring)
-            start.apply(recurrence, entry.gates if entry else ())
+            start.apply(recurrence, entry)
             rule.on_recurrence(recurrence)
             return recurrence
 

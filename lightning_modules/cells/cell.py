@@ -25,6 +25,8 @@ class CellEntry:
     parts: tuple[str, ...] = ("h",)
     kernel: Callable[..., nn.RNNBase] | None = None
     step: Callable[[int, int], StepModule] | None = None
+    keeps: tuple[str, float] | None = None
+    """The gate that keeps the state, and the sign of a bias that opens it; None: no gate does."""
     initialisation: Mapping[str, Any] = field(default_factory=dict)
     """What this cell starts from where the program says nothing else."""
 

@@ -26,5 +26,11 @@ class CoupledLSTMStep(GatedStep):
 
 CELLS.add(
     "coupled_lstm",
-    CellEntry("LSTM, coupled gates", gates=("f", "g", "o"), parts=("h", "c"), step=CoupledLSTMStep),
+    CellEntry(
+        "LSTM, coupled gates",
+        gates=("f", "g", "o"),
+        keeps=("f", 1.0),
+        parts=("h", "c"),
+        step=CoupledLSTMStep,
+    ),
 )

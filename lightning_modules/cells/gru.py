@@ -4,4 +4,4 @@ from torch import nn
 
 from lightning_modules.cells.cell import CELLS, CellEntry
 
-CELLS.add("gru", CellEntry("GRU, torch's", gates=("r", "z", "n"), kernel=nn.GRU))
+CELLS.add("gru", CellEntry("GRU, torch's", gates=("r", "z", "n"), keeps=("z", 1.0), kernel=nn.GRU))

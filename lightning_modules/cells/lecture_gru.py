@@ -33,5 +33,6 @@ class LectureGRUStep(GatedStep):
 
 
 CELLS.add(
-    "lecture_gru", CellEntry("GRU, the lectures'", gates=("r", "z", "n"), step=LectureGRUStep)
+    "lecture_gru",
+    CellEntry("GRU, the lectures'", gates=("r", "z", "n"), keeps=("z", -1.0), step=LectureGRUStep),
 )

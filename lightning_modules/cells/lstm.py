@@ -4,4 +4,9 @@ from torch import nn
 
 from lightning_modules.cells.cell import CELLS, CellEntry
 
-CELLS.add("lstm", CellEntry("LSTM", gates=("i", "f", "g", "o"), parts=("h", "c"), kernel=nn.LSTM))
+CELLS.add(
+    "lstm",
+    CellEntry(
+        "LSTM", gates=("i", "f", "g", "o"), keeps=("f", 1.0), parts=("h", "c"), kernel=nn.LSTM
+    ),
+)

@@ -37,6 +37,10 @@ class PeepholeLSTMStep(GatedStep):
 CELLS.add(
     "peephole_lstm",
     CellEntry(
-        "LSTM, peepholes", gates=("i", "f", "g", "o"), parts=("h", "c"), step=PeepholeLSTMStep
+        "LSTM, peepholes",
+        gates=("i", "f", "g", "o"),
+        keeps=("f", 1.0),
+        parts=("h", "c"),
+        step=PeepholeLSTMStep,
     ),
 )

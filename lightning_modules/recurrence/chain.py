@@ -82,3 +82,12 @@ class Chain(Recurrence):
         """h of every layer."""
         pairs = zip(self.layers, self._split(state), strict=True)
         return tuple(h for layer, own in pairs if own is not None for h in layer.layer_states(own))
+
+    def layer_names(self, prefix: str) -> tuple[str, ...]:
+        """From the lowest layer up."""
+        numbered = enumerate(self.layers)
+        return tuple(
+            name
+            for number, layer in numbered
+            for name in layer.layer_names(f"{prefix}.layers.{number}")
+        )

@@ -46,3 +46,8 @@ class BothDirections(Recurrence):
         count = len(self.forward_run.parts)
         first = self.forward_run.layer_states(state[:count])
         return first + self.backward_run.layer_states(state[count:])
+
+    def layer_names(self, prefix: str) -> tuple[str, ...]:
+        """Forwards first."""
+        forward = self.forward_run.layer_names(f"{prefix}.forward_run")
+        return forward + self.backward_run.layer_names(f"{prefix}.backward_run")

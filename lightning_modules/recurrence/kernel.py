@@ -32,7 +32,8 @@ class Kernel(Recurrence):
         self.parts = parts
         self.features = hidden * (2 if bidirectional else 1)
         self.causal = not bidirectional
-        self._blocks = layers * (2 if bidirectional else 1)
+        self._suffixes = ("", ".reverse") if bidirectional else ("",)
+        self._blocks = layers * len(self._suffixes)
 
     def forward(
         self, inputs: Tensor, state: State | None = None, lengths: Tensor | None = None
@@ -60,3 +61,8 @@ class Kernel(Recurrence):
     def layer_states(self, state: State) -> tuple[Tensor, ...]:
         """h of each layer (and direction)."""
         return state[0].unbind(0)
+
+    def layer_names(self, prefix: str) -> tuple[str, ...]:
+        """torch's order: layer by layer, both directions of each."""
+        layers = range(self.rnn.num_layers)
+        return tuple(f"{prefix}.rnn.l{number}{end}" for number in layers for end in self._suffixes)

@@ -44,6 +44,10 @@ class Recurrence(nn.Module, ABC):
     def layer_states(self, state: State) -> tuple[Tensor, ...]:
         """h of every layer, each (B, H), from the lowest layer up."""
 
+    @abstractmethod
+    def layer_names(self, prefix: str) -> tuple[str, ...]:
+        """How a recording calls the layers of `layer_states`; `prefix` is this module's own qualified name."""
+
     def initial(self, like: Tensor, batch: int) -> State:
         """The state of zeros, on the device of `like`."""
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()

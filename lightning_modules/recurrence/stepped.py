@@ -56,3 +56,9 @@ class Stepped(Recurrence):
     def layer_states(self, state: State) -> tuple[Tensor, ...]:
         """h alone, or every part of a step whose parts are layers of their own."""
         return state if self._join else state[:1]
+
+    def layer_names(self, prefix: str) -> tuple[str, ...]:
+        """The step module is the layer; parts that are layers of their own stand behind a colon."""
+        if self._join:
+            return tuple(f"{prefix}.step:{part}" for part in self.parts)
+        return (f"{prefix}.step",)

@@ -40,8 +40,8 @@ def test_options_without_a_name():
         ({"task": "adding", "cell": "lstm", "wiring": "groups"}, "takes no cell"),
         ({"task": "adding", "wiring": "groups", "layers": 2}, "one layer, not 2"),
         (
-            {"task": "adding", "cell": "gru", "initialisation": {"forget_bias": 1.0}},
-            "no forget gate",
+            {"task": "adding", "cell": "irnn", "initialisation": {"forget_bias": 1.0}},
+            "no gate that",
         ),
         (
             {"task": "adding", "cell": "gru", "initialisation": {"hidden": "eye"}},
