@@ -1,0 +1,288 @@
+"""One recurrence to be truncated: a layer on its own, or a stack of layers that are cut at the same time step.
+
+The state of a chain is all layers' states together, lower layers first. Only here is it known how a cotangent of the
+state at t is carried to t-1, and what it gives to the pre-activations on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from rnndiag.engine.cells import State
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.transition import (
+    Coefficients,
+    coefficients,
+    flat_step,
+    preactivations,
+    project_back,
+    weighted,
+)
+from rnndiag.engine.truncation.where import Where, take
+
+DIAGONAL_BYTES = 2**30
+"""Diagonal derivatives of all steps are kept up to this size; above it each stretch of rows computes its own."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One layer of a chain."""
+
+    run: LayerRun
+    direct: State
+    """e_t of the chain: what the loss sends to the state at t, the chain's upper layers left out."""
+    gain: Tensor | None = None
+    """dx_t/dh_t of the layer below (T, B, I): a dropout mask; None for the lowest layer."""
+    previous: State = ()
+    diagonal: Coefficients | None = None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether the diagonal fast path holds."""
+        return self.run.cell.is_elementwise(self.run.weights)
+
+    def at(self, where: Where) -> Coefficients:
+        """The diagonal derivatives at some rows."""
+        if self.diagonal is not None:
+            return _pick(self.diagonal, where)
+        rows = replace(self.run, inputs=take(self.run.inputs, where))
+        return coefficients(rows, previous=tuple(take(part, where) for part in self.previous))
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a cotangent of the states of some rows gives to one layer, rows (K, N)."""
+
+    link: Link
+    where: Where
+    cotangent: State
+    """Of the layer's own state, what comes from the layers above at the same step included."""
+    a_ih: Tensor | None = None
+    a_hh: Tensor | None = None
+    projected: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers that are truncated together, lower ones first."""
+
+    links: tuple[Link, ...]
+
+    @property
+    def T(self) -> int:
+        """Number of time steps."""
+        return self.links[0].run.T
+
+    @property
+    def B(self) -> int:
+        """Number of sequences."""
+        return self.links[0].run.B
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Size of every part of the state, all layers."""
+        return tuple(size for link in self.links for size in link.run.sizes)
+
+    @property
+    def direct(self) -> State:
+        """e_t of every part of the state, all layers."""
+        return tuple(part for link in self.links for part in link.direct)
+
+    @property
+    def name(self) -> str:
+        """Name of the layer, or of the stack's layers."""
+        return " + ".join(link.run.name for link in self.links)
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether several layers are cut together."""
+        return len(self.links) > 1
+
+    def mask(self) -> Tensor:
+        """(T, B) bool: which steps exist."""
+        return self.links[0].run.mask()
+
+    def outputs(self) -> Tensor:
+        """(T, B) bool: where a loss enters, e_t not zero. NaN counts as a loss."""
+        hit = [(part != 0).any(-1) for part in self.direct]
+        return torch.stack(hit).any(0) & self.mask()
+
+    def with_direct(self, direct: State) -> Chain:
+        """The same chain with other losses."""
+        links, rest = [], list(direct)
+        for link in self.links:
+            count = len(link.direct)
+            links.append(replace(link, direct=tuple(rest[:count])))
+            rest = rest[count:]
+        return Chain(tuple(links))
+
+    def select(self, samples: Sequence[int] | Tensor) -> Chain:
+        """Some sequences only; one may be taken more than once."""
+        index = torch.as_tensor(samples, device=self.links[0].run.device)
+        return Chain(
+            tuple(
+                replace(
+                    link,
+                    run=link.run.select(index),
+                    direct=tuple(part[:, index] for part in link.direct),
+                    gain=None if link.gain is None else link.gain[:, index],
+                    previous=(),
+                    diagonal=None,
+                )
+                for link in self.links
+            )
+        )
+
+    def prepared(self) -> Chain:
+        """With what every visit needs computed once."""
+        return Chain(tuple(_prepare(link) for link in self.links))
+
+
+def _prepare(link: Link) -> Link:
+    run = link.run
+    link = replace(link, previous=run.previous())
+    if not link.elementwise:
+        return link
+    cell, item = run.cell, run.states[0].element_size()
+    gates = len(cell.blocks) + (0 if cell.additive else len(cell.gates))
+    size = run.T * run.B * run.cell.units(run.weights) * item
+    if size * len(cell.parts) * (gates + len(cell.parts)) > DIAGONAL_BYTES:
+        return link
+    return replace(link, diagonal=coefficients(run, previous=link.previous))
+
+
+def _pick(diagonal: Coefficients, where: Where) -> Coefficients:
+    if isinstance(where, slice) and where == slice(0, diagonal.projected.shape[0]):
+        return diagonal
+    a_hh = tuple(None if c is None else take(c, where) for c in diagonal.a_hh)
+    same = diagonal.a_ih[0] is diagonal.a_hh[0]
+    return Coefficients(
+        a_ih=a_hh if same else tuple(None if c is None else take(c, where) for c in diagonal.a_ih),
+        a_hh=a_hh,
+        state=tuple(
+            tuple(None if c is None else take(c, where) for c in row) for row in diagonal.state
+        ),
+        projected=take(diagonal.projected, where),
+    )
+
+
+def visit(
+    chain: Chain, where: Where, cotangent: State, *, gradients: bool = True
+) -> tuple[tuple[Visit, ...], State]:
+    """Carry cotangents (K, N, S_p) of the states of rows one step back: visits by layer, and J^T a.
+
+    With `gradients` the visits hold what the parameters' gradients need; without, only J^T a is made.
+    """
+    visits: list[Visit] = []
+    before: list[State] = []
+    rest, from_above = list(cotangent), None
+    for number, link in reversed(list(enumerate(chain.links))):
+        count = len(link.direct)
+        own = tuple(rest[len(rest) - count :])
+        rest = rest[: len(rest) - count]
+        if from_above is not None:
+            own = (own[0] + from_above, *own[1:])
+        one = _visit_diagonal if link.elementwise else _visit_by_autograd
+        found, back, down = one(link, where, own, gradients, number > 0)
+        if down is not None and link.gain is not None:
+            down = down * take(link.gain, where)
+        from_above = down
+        visits.append(found)
+        before.append(back)
+    return tuple(reversed(visits)), tuple(part for back in reversed(before) for part in back)
+
+
+Visited = tuple[Visit, State, Tensor | None]
+
+
+def _visit_diagonal(
+    link: Link, where: Where, own: State, gradients: bool, has_below: bool
+) -> Visited:
+    run, diagonal = link.run, link.at(where)
+    back = project_back(run, own)
+
+    def gates(rows: tuple[Tensor | None, ...]) -> Tensor:
+        total = weighted([(c, part.unsqueeze(-2)) for c, part in zip(rows, back, strict=True)])
+        assert total is not None
+        return total.flatten(-2)
+
+    a_hh = gates(diagonal.a_hh)
+    a_ih = None
+    if gradients or has_below:
+        a_ih = a_hh if run.cell.additive else gates(diagonal.a_ih)
+    carried: list[Tensor] = []
+    for q, part in enumerate(own):
+        value = weighted([(row[q], b) for row, b in zip(diagonal.state, back, strict=True)])
+        if q == 0:
+            through = a_hh @ run.weights["weight_hh"]
+            value = through if value is None else value.add_(through)
+        carried.append(torch.zeros_like(part) if value is None else value)
+    down = a_ih @ run.weights["weight_ih"] if has_below and a_ih is not None else None
+    return Visit(link, where, own, a_ih, a_hh, diagonal.projected), tuple(carried), down
+
+
+def _visit_by_autograd(
+    link: Link, where: Where, own: State, gradients: bool, has_below: bool
+) -> Visited:
+    run = link.run
+    rows = own[0].shape[0]
+    inputs = _widen(take(run.inputs, where), rows)
+    before = tuple(_widen(take(part, where), rows) for part in link.previous)
+    if run.cell.pointwise is None:
+        return _visit_whole_step(link, where, own, inputs, before, has_below)
+    with torch.no_grad():
+        a_ih, a_hh = preactivations(run.cell, run.weights, inputs, before[0])
+    with torch.enable_grad():
+        a_ih = a_ih.detach().requires_grad_()
+        a_hh = a_hh.detach().requires_grad_(not run.cell.additive)
+        leaves = tuple(part.detach().requires_grad_() for part in before)
+        out = run.cell.pointwise(a_ih, a_hh, leaves, **run.cell.extra_weights(run.weights))
+        projected = out[0].detach()
+        if "weight_hr" in run.weights:
+            out = (linear(out[0], run.weights["weight_hr"]), *out[1:])
+        wanted = (a_ih, *leaves) if run.cell.additive else (a_ih, a_hh, *leaves)
+        found = _pull(out, wanted, own)
+    to_ih, to_hh = found[0], found[0 if run.cell.additive else 1]
+    carried = list(found[len(wanted) - len(leaves) :])
+    carried[0] = carried[0] + to_hh @ run.weights["weight_hh"]
+    down = to_ih @ run.weights["weight_ih"] if has_below else None
+    return Visit(link, where, own, to_ih, to_hh, projected), tuple(carried), down
+
+
+def _widen(values: Tensor, rows: int) -> Tensor:
+    """One step for many rows (draws of one step) becomes as many rows."""
+    return values if values.shape[0] == rows else values.expand(rows, *values.shape[1:])
+
+
+def _visit_whole_step(
+    link: Link, where: Where, own: State, inputs: Tensor, before: State, has_below: bool
+) -> Visited:
+    with torch.enable_grad():
+        leaves = tuple(part.detach().requires_grad_() for part in before)
+        x = inputs.detach()
+        if has_below:
+            x = x.requires_grad_()
+        out = flat_step(link.run.cell, link.run.weights, x, leaves)
+        found = _pull(out, (*leaves, x) if has_below else leaves, own)
+    down = found[-1] if has_below else None
+    return Visit(link, where, own), tuple(found[: len(leaves)]), down
+
+
+def _pull(out: State, leaves: tuple[Tensor, ...], cotangent: State) -> tuple[Tensor, ...]:
+    """The VJP, with zeros where an argument is not used."""
+    pairs = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
+    if not pairs:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return torch.autograd.grad(
+        [o for o, _ in pairs],
+        leaves,
+        [a for _, a in pairs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+

@@ -1,0 +1,52 @@
+"""The noise yardstick σ: the standard deviation of a minibatch gradient, from its sequences' shares."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.cells import State
+from rnndiag.engine.truncation.chain import Chain
+from rnndiag.engine.truncation.parameters import Layout
+from rnndiag.engine.truncation.population import Population
+from rnndiag.engine.truncation.walks import gradient_of
+
+BUFFER_BYTES = 512 * 2**20
+"""The gradients of groups of sequences take at most this much."""
+
+
+def group_count(layout: Layout, sequences: int, replicas: int, like: Tensor) -> int:
+    """Groups of equal numbers of sequences whose gradients are kept apart: one a sequence where memory allows."""
+    one = 4 * replicas * layout.P * like.element_size()
+    fitting = max(1, BUFFER_BYTES // max(1, one))
+    return max(k for k in range(1, sequences + 1) if sequences % k == 0 and k <= max(fitting, 1))
+
+
+def sequence_noise(chain: Chain, population: Population, delta: State, full: Tensor) -> float:
+    """σ with σ² = B/(B-1) Σ_b |g_b - g/B|², g_b the sequence's share of g; NaN for one sequence."""
+    if population.batch < 2 or population.sampled < 2:
+        return math.nan
+    if full.shape[1] == population.sampled:
+        square = population.moments(full, full).spread
+        return math.sqrt(max(square, 0.0))
+    total, own = full[0].sum(0), 0.0
+    for b in range(chain.B):
+        one = gradient_of(chain.select([b]).prepared(), population.layout, _column(delta, b))
+        own += float(one.double().square().sum())
+    spread = own - float(total.double().square().sum()) / population.batch
+    return math.sqrt(max(spread * population.batch / (population.batch - 1), 0.0))
+
+
+def _column(delta: State, b: int) -> State:
+    return tuple(part[:, b : b + 1] for part in delta)
+
+
+def sequence_norms(chain: Chain, layout: Layout, delta: State) -> Tensor:
+    """|g_b| of every sequence's share of the gradient, (B,)."""
+    norms = [
+        gradient_of(chain.select([b]).prepared(), layout, _column(delta, b)).norm()
+        for b in range(chain.B)
+    ]
+    return torch.stack(norms)

@@ -1,0 +1,95 @@
+"""Layer runs made into a chain: one layer by itself, or a one-directional stack whose layers are cut together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.adjoints import adjoints
+from rnndiag.engine.cells import State
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.truncation.chain import Chain, Link
+from rnndiag.errors import BadArgument, NotSupported
+
+Runs = LayerRun | Sequence[LayerRun]
+"""A layer run (layer semantics), or the layer runs of one stack, lowest first (stack semantics)."""
+
+ROUNDING = 64
+"""Direct gradients below this many roundings of what was subtracted from them count as zero."""
+
+
+def chain_of(runs: Runs) -> Chain:
+    """The chain of one layer run, or of the runs of a stack (lowest first; each one's outputs feed the next)."""
+    if isinstance(runs, LayerRun):
+        return Chain((Link(runs, _masked(runs, runs.direct)),)).prepared()
+    stack = tuple(runs)
+    if not stack:
+        raise BadArgument("No layer run was given.", "Give one, or the runs of one stack.")
+    _check_directions(stack)
+    links: list[Link] = []
+    for lower, run in zip((None, *stack[:-1]), stack, strict=True):
+        gain = None if lower is None else _gain(lower, run)
+        links.append(Link(run, _masked(run, run.direct), gain))
+    for k in reversed(range(len(links) - 1)):
+        links[k] = _without_upper(links[k], links[k + 1])
+    return Chain(tuple(links)).prepared()
+
+
+def _check_directions(stack: tuple[LayerRun, ...]) -> None:
+    if len({run.reverse for run in stack}) > 1:
+        raise NotSupported(
+            f"{stack[0].name} to {stack[-1].name} run in both directions.",
+            "A bidirectional stack has no common time step to cut at: measure its layer runs one by one.",
+        )
+    for lower, upper in zip(stack, stack[1:], strict=False):
+        if (lower.T, lower.B) != (upper.T, upper.B):
+            raise BadArgument(
+                f"{lower.name} has (T, B) = {(lower.T, lower.B)} and {upper.name} has {(upper.T, upper.B)}.",
+                "Give the runs of one stack in one forward pass, the lowest first.",
+            )
+
+
+def _masked(run: LayerRun, direct: State) -> State:
+    if run.lengths is None:
+        return direct
+    keep = run.mask()[..., None]
+    return tuple(torch.where(keep, part, torch.zeros_like(part)) for part in direct)
+
+
+def _gain(lower: LayerRun, upper: LayerRun) -> Tensor | None:
+    """The dropout mask between two layers, read off the recorded inputs and outputs; None: there is none."""
+    h, x = lower.states[0], upper.inputs
+    if h.shape != x.shape:
+        raise NotSupported(
+            f"{upper.name} takes inputs of size {x.shape[-1]}, but {lower.name} gives {h.shape[-1]}.",
+            "A stack is cut together only where each layer's output is the next one's input; "
+            "measure the layer runs one by one.",
+        )
+    if torch.equal(h, x):
+        return None
+    kept = (x != 0) & (h != 0)
+    ratio = x[kept].double() / h[kept].double()
+    factor = float(ratio.median()) if ratio.numel() else 1.0
+    slack = 1e3 * torch.finfo(x.dtype).eps
+    if ratio.numel() and float((ratio - factor).abs().max()) > slack * abs(factor):
+        raise NotSupported(
+            f"What stands between {lower.name} and {upper.name} is neither nothing nor dropout.",
+            "A stack is cut together only through those; measure the layer runs one by one.",
+        )
+    return torch.where(x != 0, torch.full_like(x, factor), torch.zeros_like(x))
+
+
+def _without_upper(link: Link, upper: Link) -> Link:
+    """The layer's direct gradient without what its outputs get through the upper layer of the chain."""
+    through = adjoints(upper.run).inputs()
+    if upper.gain is not None:
+        through = through * upper.gain
+    whole = link.direct[0]
+    rest = whole - through
+    floor = ROUNDING * torch.finfo(whole.dtype).eps * (upper.run.T**0.5)
+    size = torch.linalg.vector_norm(whole, dim=-1) + torch.linalg.vector_norm(through, dim=-1)
+    noise = torch.linalg.vector_norm(rest, dim=-1) <= floor * size
+    rest = torch.where(noise[..., None], torch.zeros_like(rest), rest)
+    return Link(link.run, (rest, *link.direct[1:]), link.gain)

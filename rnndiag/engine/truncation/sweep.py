@@ -1,0 +1,208 @@
+"""The lag sweep: every window at once, exactly, from one pass over all lags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.truncation.chain import Chain
+from rnndiag.engine.truncation.chunks import ChunkScores, chunk_scores, default_sizes
+from rnndiag.engine.truncation.credit import (
+    CreditLedger,
+    Profile,
+    complete,
+    lag_count,
+    log_matrix,
+    profile_of,
+)
+from rnndiag.engine.truncation.noise import group_count, sequence_noise
+from rnndiag.engine.truncation.parameters import ALL, Layout, layout_of
+from rnndiag.engine.truncation.population import Population
+from rnndiag.engine.truncation.sampling import Sampled, Sampling, choose, sample
+from rnndiag.engine.truncation.stack import Runs, chain_of
+from rnndiag.engine.truncation.tails import TailLedger, Tails
+from rnndiag.engine.truncation.travel import Rows, packed_rows, rows_of, travel
+from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
+
+SEED = 0
+"""Seed of the sampling where no generator is given: the same call samples the same."""
+
+
+@dataclass(frozen=True)
+class LagSweep:
+    """What one sweep found. Lags d = 0 .. D-1, windows τ = 0 .. D; NaN where something was not measured."""
+
+    name: str
+    lags: int
+    """D."""
+    log_credit: Tensor
+    """ln C[u, s] (T, T)."""
+    profile: Profile
+    tails: Tails
+    chunks: ChunkScores
+    noise: float
+    """σ, the standard deviation of the minibatch gradient; NaN where it is not available."""
+    gradient: dict[str, Tensor]
+    """The full gradient by parameter, of the losses and sequences looked at (scaled up to all of them)."""
+    sampling: Sampling
+    lag_gradients: dict[str, Tensor] = field(default_factory=dict)
+    """c_d by parameter, (D, *shape), where they were asked for."""
+    notes: tuple[str, ...] = ()
+    """What is not available, and why."""
+
+    @property
+    def credit(self) -> Tensor:
+        """C[u, s] (T, T)."""
+        return self.log_credit.exp()
+
+    @property
+    def credit_profile(self) -> Tensor:
+        """(D, 6): ln of the profile and of its quantiles over outputs (5, 25, 50, 75, 95 %)."""
+        return torch.cat([self.profile.log[None], self.profile.log_quantiles]).T
+
+    @property
+    def tail_norms(self) -> dict[str, Tensor]:
+        """|S_d| by parameter and for `all` together, (D+1,): what a window of d steps leaves out; d = 0 is |g|."""
+        return self.tails.norms
+
+    @property
+    def lag_gradient_norms(self) -> dict[str, Tensor]:
+        """|c_d| by parameter and for `all` together, (D,)."""
+        return self.tails.lag_norms
+
+    @property
+    def window_bias(self) -> Tensor:
+        """|g_τ - g| / |g| by window τ, (D+1,)."""
+        return self.tails.norms[ALL] / self.tails.norms[ALL][0]
+
+    @property
+    def window_cosine(self) -> Tensor:
+        """cos(g_τ, g) by window τ, (D+1,); NaN for τ = 0."""
+        return self.tails.cosine
+
+    @property
+    def window_progress(self) -> Tensor:
+        """<g_τ, g> / |g|² by window τ, (D+1,)."""
+        return self.tails.progress
+
+    @property
+    def tail_mean_square(self) -> Tensor:
+        """Unbiased |E S_d|² over sequences, (D+1,); it may be negative."""
+        return self.tails.mean_square
+
+    @property
+    def tail_mean_square_error(self) -> Tensor:
+        """Standard error of `tail_mean_square`, (D+1,)."""
+        return self.tails.mean_square_error
+
+    @property
+    def gradient_mean_square(self) -> float:
+        """Unbiased |E g|² over sequences."""
+        return float(self.tails.mean_square[0])
+
+    @property
+    def full_gradient_norm(self) -> float:
+        """|g| over all parameters."""
+        return float(self.tails.norms[ALL][0])
+
+
+@torch.no_grad()
+def lag_sweep(
+    layer_run: Runs,
+    max_lag: int | None = None,
+    *,
+    budget: float | None = 3.0,
+    samples: int | tuple[int, ...] | None = None,
+    anchors: int | None = None,
+    lag_gradients: bool = False,
+    chunks: tuple[int, ...] | None = None,
+    independent: bool = True,
+    generator: torch.Generator | None = None,
+) -> LagSweep:
+    """All windows τ = 1 .. D of one recorded step, with credit, tails, chunk sizes, systematic part and noise.
+
+    layer_run: a LayerRun (layer semantics), or the runs of one stack, lowest first (stack semantics).
+    max_lag: D, the number of lags: 0 .. D-1 (None: T).
+    budget: what the sweep may cost, in plain training steps of these layers. Sequences, losses and windows are sampled
+        to keep it, `sampling.sentence` says which and how much; small problems fit whole. None: nothing is sampled.
+    samples, anchors: how many sequences, and how many of the losses' output steps, to look at, chosen by hand.
+    lag_gradients: keep every c_d (exact sweeps only).
+    chunks: chunk sizes k to score (None: 1, 2, 3, 4, 6, 8, ... up to T).
+    independent: whether the loss is a sum over sequences; if not, noise and systematic part are not available.
+    """
+    chain = chain_of(layer_run)
+    draw = generator or torch.Generator().manual_seed(SEED)
+    lags = lag_count(chain, max_lag)
+    whole = None if lag_gradients else budget
+    sampling = choose(chain, lags, whole, samples, anchors, draw)
+    taken = sample(chain, sampling, draw)
+    return _sweep(chain, taken, sampling, lag_gradients, chunks, independent)
+
+
+def _sweep(
+    chain: Chain,
+    taken: Sampled,
+    sampling: Sampling,
+    keep: bool,
+    chunks: tuple[int, ...] | None,
+    independent: bool,
+) -> LagSweep:
+    layout, part = layout_of(chain), taken.chain
+    population = Population(layout, chain.B, len(sampling.sequences))
+    groups = group_count(layout, population.sampled, sampling.replicas, part.direct[0])
+    delta = total_adjoint(part)
+    full = gradient_of(part, layout, delta, groups * sampling.replicas)
+    full = full.unflatten(0, (sampling.replicas, groups))
+    rows = _rows(part, taken)
+    credit = CreditLedger(part, rows, sampling.lags, taken.weights, taken.picked)
+    tails = TailLedger(part, population, full, sampling, keep)
+    for lag in travel(part, rows, sampling.lags, tails.wants_visits):
+        credit.add(lag)
+        tails.add(lag)
+    found = tails.finish(independent)
+    sizes = default_sizes(chain.T) if chunks is None else chunks
+    notes = []
+    noise = sequence_noise(part, population, delta, full) if independent else float("nan")
+    if not independent:
+        notes.append("The loss mixes sequences: no noise yardstick and no systematic part.")
+    elif chain.B < 2:
+        notes.append("One sequence only: no noise yardstick and no systematic part.")
+    if not sampling.complete:
+        notes.append(sampling.sentence)
+    shares = (population.sampled / chain.B, sampling.outputs / max(1, sampling.of_outputs))
+    return LagSweep(
+        name=chain.name,
+        lags=sampling.lags,
+        log_credit=complete(credit) if sampling.replicas == 1 else log_matrix(credit),
+        profile=profile_of(credit, *shares),
+        tails=found,
+        chunks=chunk_scores(part, population, full, sizes),
+        noise=noise,
+        gradient=layout.split(_scaled_up(full, population)),
+        sampling=sampling,
+        lag_gradients=tails.lag_gradients(),
+        notes=tuple(notes),
+    )
+
+
+def _rows(part: Chain, taken: Sampled) -> Rows:
+    if taken.picked is None:
+        return rows_of(part)
+    return packed_rows(part, taken.picked, int(taken.picked.sum(0).max()))
+
+
+def _scaled_up(full: Tensor, population: Population) -> Tensor:
+    return full.mean(0).sum(0) * (population.batch / population.sampled)
+
+
+def exact_tails(chain: Chain, layout: Layout) -> Tails:
+    """The tails of a chain as it is, every sequence, loss and lag."""
+    sampling = choose(chain, chain.T, None, None, None, torch.Generator())
+    population = Population(layout, chain.B, chain.B)
+    full = gradient_of(chain, layout, total_adjoint(chain))[None]
+    ledger = TailLedger(chain, population, full, sampling, keep=False)
+    for lag in travel(chain, rows_of(chain), chain.T, ledger.wants_visits):
+        ledger.add(lag)
+    return ledger.finish(False)

@@ -1,0 +1,145 @@
+"""All losses moved back one lag at a time, side by side: a^0_t = e_t, a^{d+1}_{t-1} = J_t^T a^d_t.
+
+A row is one loss: it starts at its output u and stands at u - d after d moves. Rows are renormalised when they leave a
+safe range, and the logarithm of what was taken out travels with them, so nothing under- or overflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.cells import State
+from rnndiag.engine.truncation.chain import Chain, Visit, visit
+from rnndiag.engine.truncation.where import Where, earlier, steps_of, take
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where losses start: K rows over N columns (sequences), outputs ascending along K."""
+
+    where: Where
+    steps: Tensor
+    """The output u of every row, (K,) for all columns or (K, N)."""
+    columns: int
+
+    def first_alive(self, lag: int) -> int:
+        """The first row that has a state `lag` steps before its output."""
+        last = self.steps if self.steps.dim() == 1 else self.steps.amax(1)
+        return int((last < lag).sum())
+
+
+@dataclass(frozen=True)
+class Lag:
+    """All rows that are alive at one lag."""
+
+    d: int
+    first: int
+    """The rows first, first + 1, ... are alive."""
+    where: Where
+    """Where they stand."""
+    cotangent: State
+    """a^d (K', N, S_p) over exp(log)."""
+    log: Tensor | None
+    """What was taken out, natural log (K', N) float64; None: nothing."""
+    norm: Tensor
+    """|a^d| over exp(log), (K', N)."""
+    visits: tuple[Visit, ...]
+
+    @property
+    def log_norm(self) -> Tensor:
+        """ln |a^d_s| (K', N), float64; -inf where it is exactly zero."""
+        own = self.norm.double().log()
+        return own if self.log is None else own + self.log
+
+    @property
+    def scale(self) -> Tensor | None:
+        """exp(log), what the cotangents have to be multiplied with; None: 1."""
+        return None if self.log is None else self.log.exp()
+
+
+def rows_of(chain: Chain) -> Rows:
+    """A row for every output that has a loss. Where each sequence has its own few outputs, rows are packed by sequence."""
+    hit = chain.outputs()
+    steps = hit.any(1).nonzero().squeeze(1)
+    if len(steps) == 0:
+        return Rows(slice(0, 0), steps, chain.B)
+    most = int(hit.sum(0).max())
+    if 2 * most <= len(steps):
+        return packed_rows(chain, hit, most)
+    first, last = int(steps[0]), int(steps[-1])
+    if last - first + 1 == len(steps):
+        return Rows(slice(first, last + 1), steps, chain.B)
+    return Rows(steps, steps, chain.B)
+
+
+def packed_rows(chain: Chain, hit: Tensor, most: int) -> Rows:
+    """Rows that stand at another output in every column: the last `most` places of each column that `hit` marks."""
+    T = chain.T
+    order = torch.where(hit, torch.arange(T, device=hit.device)[:, None], -1)
+    steps = order.sort(0).values[T - most :]
+    columns = torch.arange(chain.B, device=hit.device)
+    return Rows(steps.clamp(min=0) * chain.B + columns, steps, chain.B)
+
+
+Wanted = Callable[[int], bool]
+
+
+@torch.no_grad()
+def travel(chain: Chain, rows: Rows, lags: int, gradients: Wanted | None = None) -> Iterator[Lag]:
+    """All lags 0 .. lags-1, one after the other; visits hold gradients at those that `gradients` wants (None: all)."""
+    where, log = rows.where, None
+    cotangent = tuple(take(part, where) for part in chain.direct)
+    if rows.steps.dim() == 2:
+        cotangent = _silence(cotangent, rows.steps >= 0)
+    first = 0
+    for d in range(lags):
+        if cotangent[0].shape[0] == 0:
+            return
+        cotangent, log, norm = _renormalise(cotangent, log)
+        wanted = gradients is None or gradients(d)
+        visits, back = visit(chain, where, cotangent, gradients=wanted)
+        yield Lag(d, first, where, cotangent, log, norm, visits)
+        start = rows.first_alive(d + 1)
+        step = start - first
+        where = earlier(where, step)
+        cotangent = tuple(part[step:] for part in back)
+        log = None if log is None else log[step:]
+        first = start
+        if rows.steps.dim() == 2:
+            cotangent = _silence(cotangent, rows.steps[first:] > d)
+
+
+def _silence(cotangent: State, alive: Tensor) -> State:
+    return tuple(torch.where(alive[..., None], part, 0.0) for part in cotangent)
+
+
+def _norm(cotangent: State) -> Tensor:
+    norms = [torch.linalg.vector_norm(part, dim=-1) for part in cotangent]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+
+def _renormalise(cotangent: State, log: Tensor | None) -> tuple[State, Tensor | None, Tensor]:
+    """(a / factor, log + ln factor, |a / factor|), where some row left the range in which squares are safe."""
+    norm = _norm(cotangent)
+    safe = torch.finfo(norm.dtype).tiny ** 0.125
+    wild = (norm < safe) | (norm > 1 / safe)
+    if not bool(wild.any()):
+        return cotangent, log, norm
+    size = torch.stack([part.abs().amax(-1) for part in cotangent]).amax(0)
+    wild &= (size > 0) & torch.isfinite(size)
+    if not bool(wild.any()):
+        return cotangent, log, norm
+    factor = torch.where(wild, size, torch.ones_like(size))
+    scaled = tuple(part / factor[..., None] for part in cotangent)
+    taken = factor.double().log()
+    return scaled, taken if log is None else log + taken, _norm(scaled)
+
+
+def starts(rows: Rows) -> Tensor:
+    """Output step of every row, (K, 1) or (K, N)."""
+    steps = rows.steps if isinstance(rows.steps, Tensor) else steps_of(rows.where, rows.columns)
+    return steps[:, None] if steps.dim() == 1 else steps

@@ -1,0 +1,49 @@
+"""Which steps of which sequences a set of rows stands at."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Where = slice | Tensor
+"""A slice of time steps, all sequences; steps (K,), all sequences; or flat places t*N + n, (K, N)."""
+
+
+def take(values: Tensor, where: Where) -> Tensor:
+    """Rows (K, N, ...) of values (T, N, ...)."""
+    if isinstance(where, slice):
+        return values[where]
+    if where.dim() == 1:
+        return values.index_select(0, where)
+    return values.flatten(0, 1).index_select(0, where.flatten()).unflatten(0, where.shape)
+
+
+def add_at(values: Tensor, where: Where, rows: Tensor) -> None:
+    """values[where] += rows, in place; places may occur twice."""
+    if isinstance(where, slice):
+        values[where] += rows
+    elif where.dim() == 1:
+        values.index_add_(0, where, rows)
+    else:
+        values.flatten(0, 1).index_add_(0, where.flatten(), rows.flatten(0, 1))
+
+
+def earlier(where: Where, first: int, steps: int = 1) -> Where:
+    """The places `steps` time steps before rows first, first+1, ...; `where` is no strided slice."""
+    if isinstance(where, slice):
+        return slice(where.start + first - steps, where.stop - steps)
+    if where.dim() == 1:
+        return where[first:] - steps
+    return (where[first:] - steps * where.shape[1]).clamp(min=0)
+
+
+def every(count: int) -> Where:
+    """All of `count` time steps."""
+    return slice(0, count)
+
+
+def steps_of(where: Where, columns: int) -> Tensor:
+    """Time step of every row, (K,) or (K, N)."""
+    if isinstance(where, slice):
+        return torch.arange(where.start, where.stop, where.step or 1)
+    return where if where.dim() == 1 else where // columns
