@@ -18,9 +18,8 @@ def recurrence_of(cell, layers=1, **options):
 
 
 def weights(recurrence, kind):
-    return [
-        w for name, w in recurrence.named_parameters() if name.rpartition(".")[2].startswith(kind)
-    ]
+    named = recurrence.named_parameters()
+    return [weight.detach() for name, weight in named if name.rpartition(".")[2].startswith(kind)]
 
 
 @pytest.mark.parametrize("cell", CELLS)
