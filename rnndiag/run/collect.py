@@ -50,11 +50,12 @@ class Collector:
         wanted = _step_filter(steps)
         for group in self._groups:
             for place in group if wanted(group[0].step) else ():
-                names.update(dict.fromkeys(self._directory(place)))
+                names.update(dict.fromkeys(self.directory(place)))
         found = (stored.entry_key(name) for name in names)
         return {key: None for key in found if key is not None}
 
-    def _directory(self, place: Place) -> Directory:
+    def directory(self, place: Place) -> Directory:
+        """All entries of a recording, read once; empty where it is unreadable, which `problems` then says."""
         if place not in self._directories:
             found = self._guarded(place, lambda: place.segment.directory(place))
             self._directories[place] = found
@@ -87,7 +88,7 @@ class Collector:
 
     def facts(self, place: Place) -> dict[str, Any]:
         """Step, phase, time, verdict and notes; of a damaged recording just step and phase."""
-        entry = self._directory(place).get(stored.FACTS)
+        entry = self.directory(place).get(stored.FACTS)
         found = None
         if entry is not None:
             found = self._guarded(
@@ -172,7 +173,7 @@ class Collector:
         )
 
     def _measurement(self, place: Place, name: str) -> Measurement | None:
-        directory = self._directory(place)
+        directory = self.directory(place)
         entry, labels_entry = directory.get(name), directory.get(stored.LABELS)
         if entry is None:
             return None

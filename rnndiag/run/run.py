@@ -23,6 +23,7 @@ from rnndiag.run.recording import Recording
 from rnndiag.run.recordings import Recordings
 from rnndiag.run.scan import Scan
 from rnndiag.run.segment import Place
+from rnndiag.run.select import layers_for, listed, select
 from rnndiag.run.status import Status, status_of
 from rnndiag.run.window import Recommendation
 
@@ -39,18 +40,18 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str], salvage: bool = False) -> None:
         self.path = path if isinstance(path, str) and "://" in path else Path(path)
-        self._scan = Scan(path, salvage)
+        self.scan = Scan(path, salvage)
         self._settle()
 
     def _settle(self) -> None:
-        self._ledger = ledger.ledger(self._scan.segments)
+        self._ledger = ledger.ledger(self.scan.segments)
         self.collector = Collector(self._ledger.groups)
 
     def refresh(self) -> int:
         """Read what was appended since, new bytes only; the number of new recordings."""
-        before = sum(len(segment.places) for segment in self._scan.segments)
-        self._scan.advance()
-        now = sum(len(segment.places) for segment in self._scan.segments)
+        before = sum(len(segment.places) for segment in self.scan.segments)
+        self.scan.advance()
+        now = sum(len(segment.places) for segment in self.scan.segments)
         found = self.collector
         self._settle()
         self.collector.inherit(found)
@@ -64,24 +65,24 @@ class Run:
     @property
     def provenance(self) -> dict[str, Any]:
         """Where the run comes from, as its newest start says: versions, host, git, model, config, trainer."""
-        facts = self._scan.newest_facts.get("provenance")
+        facts = self.scan.newest_facts.get("provenance")
         return facts if isinstance(facts, dict) else {}
 
     @property
     def facts(self) -> dict[str, Any]:
         """The newest open.json, with format, start, world size and registry."""
-        return self._scan.newest_facts
+        return self.scan.newest_facts
 
     @property
     def starts(self) -> tuple[dict[str, Any], ...]:
         """open.json of the lowest rank of each start, in order, without the registry."""
-        return self._scan.starts
+        return self.scan.starts
 
     @property
     def status(self) -> Status:
         """`finished`, `running`, or `not closed, last recording 3 h ago`."""
         count = len(self.recordings)
-        return status_of(self._scan.segments, count, self._interval())
+        return status_of(self.scan.segments, count, self._interval())
 
     def _interval(self) -> float:
         if len(self.recordings) < 2:
@@ -92,8 +93,8 @@ class Run:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with the run, one sentence each: what opening it showed, and what reading showed since."""
-        found = [*self._scan.problems, *self._ledger.problems, *self.collector.problems]
-        cut = [s for s in self._scan.segments if s.missing]
+        found = [*self.scan.problems, *self._ledger.problems, *self.collector.problems]
+        cut = [s for s in self.scan.segments if s.missing]
         if cut and self.status.word != "running":
             found += [
                 problem.cut_off(s.label, s.missing, len(s.places), s.missing_step) for s in cut
@@ -108,7 +109,7 @@ class Run:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(segment.file.size() for segment in self._scan.segments)
+        return sum(segment.file.size() for segment in self.scan.segments)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -146,6 +147,11 @@ class Run:
     def layers_of(self, quantity: str) -> tuple[str, ...]:
         """The layers (or the whole model, `model`) for which a quantity was measured."""
         return tuple(layer for name, layer in self.collector.keys if name == quantity)
+
+    @property
+    def groups(self) -> tuple[tuple[Place, ...], ...]:
+        """Where the recordings that count lie: per step and phase, one place per rank."""
+        return self._ledger.groups
 
     def __contains__(self, key: object) -> bool:
         return key in self.collector.keys if isinstance(key, tuple) else key in self.quantities
@@ -190,7 +196,7 @@ class Run:
                 return self._read(group, rank)
         raise RunUnreadable(
             f"{self.name} has no recording of step {step} in phase {wanted!r}.",
-            f"It has steps {_listed(self.steps_of(wanted))}.",
+            f"It has steps {listed(self.steps_of(wanted))}.",
         )
 
     def _read(self, group: Sequence[Place], rank: int | None = None) -> Recording:
@@ -224,18 +230,7 @@ class Run:
         `steps` is a slice of steps (both ends count) or the wanted steps; `rank` keeps to one rank instead of
         pooling all.
         """
-        wanted = phase or (self.phases[0] if self.phases else "train")
-        layers = (layer,) if layer is not None else self.layers_for(quantity, None)
-        found = [self.collector.series(quantity, name, steps, rank, wanted) for name in layers]
-        kept = [series for series in found if series is not None]
-        if kept:
-            return kept[0] if len(kept) == 1 else self.collector.over_layers(kept)
-        self.layers_for(quantity, layer)
-        of = f"{layer or 'any layer'}, {'any rank' if rank is None else f'rank {rank}'}"
-        raise RunUnreadable(
-            f"{self.name} has no readable {quantity!r} of {of}, phase {wanted!r} at these steps.",
-            f"It has ranks {self.ranks}, phases {self.phases}, steps {_listed(self.steps)}.",
-        )
+        return select(self, quantity, layer, steps, rank, phase)
 
     def find(
         self, quantity: str, layer: str, steps: Iterable[int] | slice | None = None
@@ -248,19 +243,7 @@ class Run:
         self, quantity: str, layer: str | None, steps: Iterable[int] | slice | None = None
     ) -> tuple[str, ...]:
         """The layers that a choice stands for: the one named, or all that have the quantity (at these steps)."""
-        keys = self.collector.keys if steps is None else self.collector.keys_at(steps)
-        layers = tuple(of for name, of in keys if name == quantity)
-        if not layers:
-            raise RunUnreadable(
-                f"{self.name} has no quantity {quantity!r}{'' if steps is None else ' at these steps'}.",
-                f"It has {', '.join(self.quantities) or 'none'}.",
-            )
-        if layer is not None and layer not in layers:
-            raise RunUnreadable(
-                f"{self.name} has no {quantity!r} of layer {layer!r}.",
-                f"It has it of {', '.join(layers)}.",
-            )
-        return layers if layer is None else (layer,)
+        return layers_for(self, quantity, layer, steps)
 
     def judged(
         self, window: str = DEFAULT_WINDOW, at_least: int = AT_LEAST, phase: str | None = None
@@ -285,7 +268,7 @@ class Run:
 
     def verify(self) -> tuple[Problem, ...]:
         """Read every byte and check every CRC, superseded recordings too; all problems found."""
-        everything = [place for segment in self._scan.segments for place in segment]
+        everything = [place for segment in self.scan.segments for place in segment]
         for place in everything:
             self.collector.recordings((place,), None)
         return self.problems
@@ -301,12 +284,6 @@ class Run:
         from rnndiag.run.frames import to_xarray
 
         return to_xarray(self, quantity, layer)
-
-
-def _listed(steps: np.ndarray) -> str:
-    if steps.size > 12:
-        return f"{steps[0]} to {steps[-1]} ({steps.size} of them)"
-    return ", ".join(map(str, steps.tolist())) or "none"
 
 
 def open_run(path: str | os.PathLike[str], salvage: bool = False) -> Run:

@@ -28,6 +28,11 @@ class Scan:
         if not names and self._has_segments(SET_ASIDE):
             self.folder = SET_ASIDE
             self._own.append(problem.interrupted_compact(SET_ASIDE))
+        elif not names and not self._directory.exists():
+            raise RunUnreadable(
+                f"There is no directory {self._directory.name}.",
+                "Give the directory that the callback named in its log.",
+            )
         elif not names:
             raise RunUnreadable(
                 f"No rnndiag run in {self._directory.name} (expected {FOLDER}/r*.tar).",

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 from rnndiag.run import limits, npz, problem, stored, tar
 from rnndiag.run.problem import Problem
@@ -111,7 +110,7 @@ class Segment:
     def _take(self, found: tar.Member) -> None:
         key = tar.recording_key(found.name)
         if key is not None:
-            phase = unquote(key[1], errors="replace")
+            phase = stored.decoded_phase(key[1])
             self.places.append(Place(self, key[0], phase, found.start, found.size))
         elif found.name == tar.CLOSE:
             try:

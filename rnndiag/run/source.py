@@ -72,6 +72,10 @@ class LocalDirectory:
         self.path = Path(path)
         self.name = str(path)
 
+    def exists(self) -> bool:
+        """Whether it is there."""
+        return self.path.is_dir()
+
     def names(self, folder: str) -> list[str]:
         """Names in a folder of the directory, sorted; empty where there is none."""
         try:
@@ -135,6 +139,10 @@ class RemoteDirectory:
                 "Install what fsspec needs for it, or copy the run here.",
             ) from None
         self.name = url
+
+    def exists(self) -> bool:
+        """Whether it is there."""
+        return bool(self._filesystem.isdir(self._root))
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder of the directory, sorted; empty where there is none."""

@@ -22,6 +22,19 @@ Key = tuple[str, str]
 """Quantity and layer."""
 
 
+def encoded_phase(phase: str) -> str:
+    """A phase as it stands in a member's name."""
+    return quote(phase, safe="", errors="surrogatepass")
+
+
+def decoded_phase(text: str) -> str:
+    """The phase of a member's name."""
+    try:
+        return unquote(text, errors="surrogatepass")
+    except UnicodeDecodeError:
+        return text
+
+
 @lru_cache(maxsize=65536)
 def entry_name(quantity: str, layer: str) -> str:
     """`credit_profile@rnn.l0.npy`, every other character percent-encoded: no path, no escape code survives."""

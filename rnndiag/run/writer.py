@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 from rnndiag.errors import RnndiagError, RunNotWritten
 from rnndiag.run import limits, problem, stored, tar
@@ -134,7 +133,7 @@ class RunWriter:
             return False
 
     def _store(self, recording: Recording) -> bool:
-        phase = quote(recording.phase, safe="", errors="surrogatepass")
+        phase = stored.encoded_phase(recording.phase)
         if not 0 < len(phase) <= limits.PHASE_BYTES:
             raise ValueError(f"the phase {recording.phase!r} is empty or too long")
         content = stored.pack(recording)

@@ -1,0 +1,183 @@
+"""`rnndiag export`: the numbers of a run as csv or json, with nothing but numpy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rnndiag.run.measurement import Series
+    from rnndiag.run.run import Run
+
+_FORMULA_MARKS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.epilog = (
+        "csv: one row per number, with step, phase, quantity, layer, unit, scale and one column per dim. json: one "
+        "object per quantity and layer with nested lists; NaN and padding are null, infinities the strings 'inf' and '-inf'. "
+        "For pandas and xarray: rnndiag.open_run(RUN).to_frame() and .to_xarray()."
+    )
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="-",
+        metavar="FILE",
+        help="file to write, .csv or .json (default: csv to the screen)",
+    )
+    parser.add_argument("--format", choices=("csv", "json"), help="default: by the file's ending")
+    parser.add_argument(
+        "-q", "--quantity", action="append", metavar="Q", help="only this quantity; may be repeated"
+    )
+    parser.add_argument(
+        "-l", "--layer", action="append", metavar="L", help="only this layer; may be repeated"
+    )
+    parser.add_argument(
+        "--steps", metavar="A:B", help="only recordings from step A to step B, both included"
+    )
+    parser.add_argument(
+        "--rank", type=int, metavar="R", help="only this rank (default: ranks pooled)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file and say what is in it."""
+    from rnndiag.errors import BadConfig
+    from rnndiag.run.run import open_run
+
+    ending = args.output.lower().rpartition(".")[2]
+    form = (
+        args.format
+        or (ending if ending in ("csv", "json") else None)
+        or ("csv" if args.output == "-" else None)
+    )
+    if form is None:
+        raise BadConfig(
+            f"{args.output} ends in neither .csv nor .json.", "Say which with --format."
+        )
+    one = open_run(args.run)
+    found = list(chosen(one, args))
+    write = {"csv": write_csv, "json": write_json}[form]
+    if args.output == "-":
+        write(one, found, sys.stdout)
+        return 0
+    with open(args.output, "w", encoding="utf-8", newline="") as file:
+        count = write(one, found, file)
+    sys.stderr.write(f"{args.output}: {count} numbers of {len(found)} quantities and layers\n")
+    for problem in one.problems:
+        sys.stderr.write(f"rnndiag: {problem}\n")
+    return 0
+
+
+def chosen(one: Run, args: argparse.Namespace) -> Iterator[Series]:
+    """Every series asked for, phase by phase."""
+    from rnndiag.run.frames import chosen as keys
+
+    steps = _steps(args.steps)
+    wanted = [pair for quantity in args.quantity or [None] for pair in keys(one, quantity, None)]
+    for layer in args.layer or ():
+        if layer not in one.layers and not any(of == layer for _, of in wanted):
+            one.layers_for(one.quantities[0], layer)
+    for quantity, layer in dict.fromkeys(wanted):
+        if args.layer and layer not in args.layer:
+            continue
+        for phase in one.phases:
+            series = one.collector.series(quantity, layer, steps, args.rank, phase)
+            if series is not None:
+                yield series
+
+
+def _steps(text: str | None) -> slice | None:
+    from rnndiag.errors import BadConfig
+
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        first = int(low) if low else None
+        last = (int(high) if high else None) if colon else first
+    except ValueError:
+        raise BadConfig(
+            f"--steps {text!r} is not understood.", "Write --steps 100:900, 100: or :900."
+        ) from None
+    return slice(first, last)
+
+
+def write_csv(one: Run, found: list[Series], file: IO[str]) -> int:
+    """One row per number; the number of rows."""
+    import csv
+
+    from rnndiag.run.frames import columns
+
+    dims = list(dict.fromkeys(dim for series in found for dim in series.dims[1:]))
+    head = ["step", "phase", "quantity", "layer", "unit", "scale", *dims, "value"]
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(head)
+    count = 0
+    for series in found:
+        table: dict[str, Any] = dict(columns(series))
+        size = len(table["step"])
+        table |= {"unit": [series.unit] * size, "scale": [series.scale] * size}
+        table["value"] = [str(value) for value in table["value"]]
+        cells = [map(_cell, table[name]) if name in table else [""] * size for name in head[:-1]]
+        rows.writerows(zip(*cells, table["value"], strict=True))
+        count += size
+    return count
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula gets an apostrophe: a run is data, never code."""
+    if isinstance(value, str) and value.startswith(_FORMULA_MARKS):
+        return "'" + value
+    return value
+
+
+def write_json(one: Run, found: list[Series], file: IO[str]) -> int:
+    """One object per quantity and layer; the number of numbers."""
+    import json
+
+    file.write(
+        f'{{"format": "rnndiag export 1", "run": {json.dumps(one.name)},\n"status": {json.dumps(str(one.status))},\n'
+    )
+    file.write('"series": [')
+    count = 0
+    for at, series in enumerate(found):
+        told = {
+            "quantity": series.name,
+            "layer": series.layer,
+            "phase": series.phase,
+            "unit": series.unit,
+            "scale": series.scale,
+            "dims": list(series.dims),
+            "steps": series.steps.tolist(),
+            "coordinates": {dim: list(labels) for dim, labels in series.coordinates.items()},
+            "lengths": {dim: lengths.tolist() for dim, lengths in series.lengths.items()},
+            "values": _listed(series.values),
+        }
+        file.write(("," if at else "") + "\n" + json.dumps(told, allow_nan=False))
+        count += series.values.size
+    file.write("\n]}\n")
+    return count
+
+
+def _listed(values: np.ndarray) -> Any:
+    """Nested lists that strict JSON can hold."""
+    import numpy as np
+
+    if np.iscomplexobj(values):
+        values = np.stack([values.real, values.imag], -1)
+    if values.dtype.kind != "f":
+        return values.tolist()
+    short = np.array([float(str(value)) for value in values.reshape(-1)], object).reshape(
+        values.shape
+    )
+    short[np.isnan(values)] = None
+    short[np.isposinf(values)] = "inf"
+    short[np.isneginf(values)] = "-inf"
+    return short.tolist()

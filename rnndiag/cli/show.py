@@ -1,0 +1,254 @@
+"""`rnndiag show`: what is in a run, in one screen; or what the quantities mean."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rnndiag.run.measurement import Series
+    from rnndiag.run.run import Run
+
+_EPILOG = "exit codes: 0 shown; 2 usage error; 3 the run cannot be read"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="run directory, or a pattern in quotes"
+    )
+    parser.add_argument(
+        "-q",
+        "--quantity",
+        metavar="Q",
+        help="show one quantity: its meaning and its range per layer",
+    )
+    parser.add_argument("-l", "--layer", metavar="L", help="of one layer only")
+    parser.add_argument(
+        "--registry",
+        action="store_true",
+        help="list every quantity that rnndiag knows, with its meaning",
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="the registry as a Markdown table, for docs"
+    )
+    parser.add_argument("--json", action="store_true", help="print the overview as JSON")
+    parser.add_argument(
+        "--salvage", action="store_true", help="also read recordings whose open.json is damaged"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was asked for."""
+    from rnndiag.errors import BadConfig
+    from rnndiag.run.run import open_run
+    from rnndiag.run.runs import open_runs
+    from rnndiag.run.text import printable, to_json
+
+    if args.registry:
+        sys.stdout.write(registry_markdown() if args.markdown else registry_text())
+        return 0
+    if not args.runs:
+        raise BadConfig("No run was named.", "Write: rnndiag show RUN, or rnndiag show --registry.")
+    runs = (
+        [open_run(args.runs[0], args.salvage)]
+        if len(args.runs) == 1 and not _is_pattern(args.runs[0])
+        else open_runs(args.runs)
+    )
+    if args.json:
+        told: Any = [facts(one) for one in runs]
+        sys.stdout.write(to_json({"runs": told}, indent=1).decode() + "\n")
+        return 0
+    for one in runs:
+        lines = quantity_lines(one, args.quantity, args.layer) if args.quantity else overview(one)
+        sys.stdout.write("".join(printable(line) + "\n" for line in lines))
+    for sentence in getattr(runs, "unreadable", ()):
+        sys.stdout.write(f"not shown: {printable(sentence)}\n")
+    return 0
+
+
+def _is_pattern(text: str) -> bool:
+    return any(mark in text for mark in "*?[") and "://" not in text
+
+
+def registry_text() -> str:
+    """Every registered quantity in words."""
+    from rnndiag.run.quantities import QUANTITIES
+
+    lines = []
+    group = ""
+    for q in QUANTITIES.values():
+        if q.group != group:
+            group = q.group
+            lines.append(f"\n{group}")
+        dims = " x ".join(q.dims) or "one number"
+        lines.append(f"  {q.name:26s} {dims}; {q.unit}, {q.scale}\n      {q.meaning}")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def registry_markdown() -> str:
+    """Every registered quantity as a Markdown table."""
+    from rnndiag.run.quantities import QUANTITIES
+
+    rows = ["| quantity | dims | unit | scale | of | meaning |", "|---|---|---|---|---|---|"]
+    for q in QUANTITIES.values():
+        meaning = q.meaning.replace("|", "\\|")
+        rows.append(
+            f"| `{q.name}` | {', '.join(q.dims) or '–'} | {q.unit} | {q.scale} | {q.owner} | {meaning} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def size_text(size: float) -> str:
+    """Bytes in a unit that fits: 512 B, 4.8 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def when(seconds: float) -> str:
+    """A moment in UTC, to the minute."""
+    from datetime import datetime, timezone
+
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"
+
+
+def facts(one: Run) -> dict[str, Any]:
+    """The overview as data."""
+    steps = one.steps
+    return {
+        "path": str(one.path),
+        "status": str(one.status),
+        "reason": one.status.reason,
+        "recordings": len(one),
+        "phases": {phase: len(one.steps_of(phase)) for phase in one.phases},
+        "steps": [int(steps[0]), int(steps[-1])] if steps.size else [],
+        "ranks": list(one.ranks),
+        "superseded": one.superseded,
+        "bytes": one.size,
+        "layers": list(one.layers),
+        "quantities": {name: list(one.layers_of(name)) for name in one.quantities},
+        "verdicts": _verdicts(one),
+        "provenance": one.provenance,
+        "problems": [str(problem) for problem in one.problems],
+    }
+
+
+def _verdicts(one: Run) -> dict[str, int]:
+    from collections import Counter
+
+    return dict(Counter(outline.verdict for outline in one.outlines))
+
+
+def overview(one: Run) -> Iterator[str]:
+    """The overview in lines: how it stands, where it is from, layers, quantities, problems."""
+    steps = one.steps
+    span = f"steps {steps[0]} to {steps[-1]}" if steps.size else "no steps"
+    phases = ", ".join(f"{len(one.steps_of(phase))} {phase}" for phase in one.phases)
+    reason = f" ({one.status.reason})" if one.status.reason not in ("", "finished") else ""
+    yield f"{one.path}: {one.status}{reason}"
+    yield f"  {len(one)} recordings{f' ({phases})' if len(one.phases) > 1 else ''}, {span}, {size_text(one.size)}"
+    if len(one.ranks) > 1:
+        yield f"  {len(one.ranks)} ranks ({', '.join(map(str, one.ranks))}): pooled, unless one is named"
+    for start in one.starts:
+        step = start.get("resumed_from_step")
+        begun = f"resumed at step {step}" if step is not None else "started"
+        yield f"  {begun} {when(float(start.get('started') or 0))}"
+    yield from _provenance_lines(one.provenance)
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in _verdicts(one).items())
+    yield f"  proofs: {verdicts or 'none'}"
+    yield from _headline_lines(one)
+    yield "  quantities"
+    for name in one.quantities:
+        yield f"    {_quantity_line(one, name)}"
+    problems = one.problems
+    yield "  problems" if problems else "  no problems seen (`rnndiag verify` reads every byte)"
+    for problem in problems:
+        yield f"    {problem}"
+
+
+def _provenance_lines(provenance: dict[str, Any]) -> Iterator[str]:
+    versions = provenance.get("versions")
+    if isinstance(versions, dict) and versions:
+        yield "  " + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    git = provenance.get("git")
+    if isinstance(git, dict) and git.get("commit"):
+        yield f"  git {str(git['commit'])[:12]}{' with uncommitted changes' if git.get('dirty') else ''}"
+    command = provenance.get("command")
+    if command:
+        yield f"  command: {' '.join(map(str, command)) if isinstance(command, list) else command}"
+
+
+def _headline_lines(one: Run) -> Iterator[str]:
+    from rnndiag.errors import RnndiagError
+
+    if one.layers:
+        yield "  layers"
+    for layer in one.layers:
+        told = []
+        if ("credit_profile", layer) in one:
+            try:
+                told.append(f"reach {one.reach(0.9, layer).text}")
+            except RnndiagError as fault:
+                told.append(f"reach unknown: {fault.what}")
+        yield f"    {layer}" + (f"   {', '.join(told)}" if told else "")
+
+
+def _quantity_line(one: Run, name: str) -> str:
+    from rnndiag.run.quantities import MODEL, QUANTITIES
+
+    known = QUANTITIES.get(name)
+    layers = one.layers_of(name)
+    of = (
+        "the model"
+        if layers == (MODEL,)
+        else f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
+    )
+    if known is None:
+        return f"{name:26s} {of}; not in this version's registry"
+    return f"{name:26s} {of}; {' x '.join(known.dims) or 'one number'}; {known.unit}, {known.scale}"
+
+
+def quantity_lines(one: Run, name: str, layer: str | None) -> Iterator[str]:
+    """One quantity: its meaning, and per layer its dims and its range over all recordings and at the last one."""
+    from rnndiag.run.quantities import QUANTITIES
+
+    yield f"{one.path}: {name}"
+    if name in QUANTITIES:
+        yield f"  {QUANTITIES[name].meaning}"
+    for of in one.layers_for(name, layer):
+        series = one.select(name, of)
+        dims = ", ".join(f"{dim} {size}" for dim, size in series.sizes.items())
+        yield f"  {of}: {dims}; {series.unit}, {series.scale}; {series.values.dtype}"
+        if series.pooling:
+            yield f"    {series.pooling} ({series.ranks.min()} to {series.ranks.max()} ranks)"
+        yield f"    all recordings: {_range(series, slice(None))}"
+        yield f"    step {series.steps[-1]}: {_range(series, slice(-1, None))}"
+        for dim, labels in series.coordinates.items():
+            yield f"    {dim}: {', '.join(labels)}"
+
+
+def _range(series: Series, rows: slice) -> str:
+    import numpy as np
+
+    values = series.values[rows]
+    if np.iscomplexobj(values):
+        values = np.abs(values)
+    finite = values[np.isfinite(values)].astype(np.float64)
+    told = "nothing finite"
+    if finite.size:
+        told = f"{finite.min():.4g} to {finite.max():.4g}, median {np.median(finite):.4g}"
+    rest = [
+        (np.isposinf(values).sum(), "+inf"),
+        (np.isneginf(values).sum(), "-inf"),
+        (np.isnan(values).sum(), "NaN or padding"),
+    ]
+    return told + "".join(f", {count} {what}" for count, what in rest if count)
