@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ class Growth:
         blocks = min(blocks, run.T - warmup)
         edges = torch.linspace(warmup, run.T, blocks + 1).round().long()
         self.edges = edges.to(run.device)
-        self._stops = {*edges.tolist()}
+        self._stops: list[int] = edges.tolist()
         self.sums = torch.zeros(blocks, run.B, k, dtype=dtype, device=run.device)
         """(blocks, B, k)"""
 
@@ -35,7 +37,7 @@ class Growth:
         """
         over = self.lengths <= t - steps
         if t > self.warmup:
-            block = int(torch.searchsorted(self.edges, t)) - 1
+            block = bisect_left(self._stops, t) - 1
             self.sums[block] += torch.where(over[:, None], 0.0, seen)
         return seen.masked_fill(over[:, None], torch.nan)
 

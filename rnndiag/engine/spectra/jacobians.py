@@ -65,7 +65,7 @@ def _steps_at_once(run: LayerRun) -> int:
 
 def _closed_form(run: LayerRun, before: State, inputs: Tensor, out: Tensor) -> None:
     """Σ over blocks of diag(derivative by the pre-activation) W_block, and the diagonals by the carried parts."""
-    diagonal = coefficients(replace(run, inputs=inputs), previous=before)
+    diagonal = coefficients(replace(run, inputs=inputs, pre=None), previous=before)
     weights = run.weights
     blocks = weights["weight_hh"].unflatten(0, (len(run.cell.blocks), -1))
     projection = weights.get("weight_hr")
