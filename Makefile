@@ -44,7 +44,7 @@ $(VENV)/docs: $(VENV)/dev
 
 .PHONY: test
 test: $(VENV)/dev  ## run all tests, two at a time, and print the coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=rnndiag $(TESTS)
 
 .PHONY: demo
 demo: $(VENV)/train  ## train a small LSTM, record it, and print where the report is
