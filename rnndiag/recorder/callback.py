@@ -16,6 +16,7 @@ from rnndiag.recorder.run_names import default_directory
 from rnndiag.recorder.settings import LogChoice, settings_from
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
 
     class _Base:
         """Callback of `lightning.pytorch`, of `pytorch_lightning`, or both."""
@@ -25,7 +26,16 @@ else:
 _LIVE: weakref.WeakSet[GradientDiagnostics] = weakref.WeakSet()
 
 
-class GradientDiagnostics(_Base):
+class _Adopting(_Base):
+    """Stands apart because LightningCLI reads a class's arguments from its own `__new__` before its `__init__`."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """An instance that is a Callback of every Lightning package loaded by now."""
+        adopt(GradientDiagnostics)
+        return super().__new__(cls)
+
+
+class GradientDiagnostics(_Adopting):
     """Records, while a Lightning module trains, how far back the gradients of its recurrent layers reach.
 
     Training is not touched: with and without the callback the weights are bit-identical. A fault of its own is told
@@ -53,11 +63,6 @@ class GradientDiagnostics(_Base):
         report: Write report.html into the run directory at the end of the fit.
         strict: Raise the recorder's own faults instead of telling them (for tests and CI).
     """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> GradientDiagnostics:
-        """An instance that is a Callback of every Lightning package loaded by now."""
-        adopt(GradientDiagnostics)
-        return super().__new__(cls)
 
     def __init__(
         self,
