@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rnndiag.errors import RnndiagError
@@ -42,18 +40,14 @@ class Faults:
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _new: list[str] = field(default_factory=list)
 
-    @contextmanager
-    def guard(self, part: str, remedy: str = "") -> Iterator[None]:
-        """Run a part of the recorder: an error in it is told once and kept; with `strict` it is raised."""
-        try:
-            yield
-        except Exception as error:
-            if self.strict:
-                raise
-            self.add(part, error, remedy)
-        else:
-            if self._in_a_row:
-                self._in_a_row.pop(part, None)
+    def guard(self, part: str, remedy: str = "") -> Guard:
+        """`with faults.guard("part"):` an error inside is told once and kept; with `strict` it is raised."""
+        return Guard(self, part, remedy)
+
+    def succeeded(self, part: str) -> None:
+        """The part has worked: what failed before is not in a row any more."""
+        if self._in_a_row:
+            self._in_a_row.pop(part, None)
 
     def add(self, part: str, error: Exception, remedy: str = "") -> None:
         """Keep a fault, and tell it if it is new."""
@@ -78,6 +72,29 @@ class Faults:
         """The messages since the last call: they go into the next recording."""
         new, self._new = self._new, []
         return new
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Keeps an error in a part of the recorder from ending the training run."""
+
+    faults: Faults
+    part: str
+    remedy: str = ""
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> bool:
+        if error is None:
+            self.faults.succeeded(self.part)
+            return False
+        if not isinstance(error, Exception) or self.faults.strict:
+            return False
+        self.faults.add(self.part, error, self.remedy)
+        return True
 
 
 _REMEDY = "To see where it comes from, fit once with GradientDiagnostics(strict=True)."

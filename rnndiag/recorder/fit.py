@@ -172,13 +172,16 @@ class FitRecorder:
 
     def close(self, reason: str) -> None:
         """However the fit ended: let go of the model, keep what was measured."""
-        try:
+        if reason != "finished":
+            self.faults.strict = (
+                False  # the person's own exception is on its way, and stays what it is
+            )
+        with self.faults.guard("letting go of the model"):
             self.watch.release()
-        finally:
-            if not self.chronicle.closed:
-                with self.ledger.own():
-                    self._store_rest()
-                    self.chronicle.close(reason)
+        if not self.chronicle.closed:
+            with self.ledger.own():
+                self._store_rest()
+                self.chronicle.close(reason)
 
     # -- parts -----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from rnndiag.recorder.ledger import Ledger
 
+_NOT_YET = "not at the first recording: what it costs here is not known yet"
 MIN_RECORDINGS = 8
 """So many recordings a fit of known length gets, whatever the budget says."""
 
@@ -21,11 +22,14 @@ class GroupCost:
     """What is known of a group of measures before it has run: its price and how often it should run."""
 
     steps: float
-    """Its cost in plain training steps, until it has been timed."""
+    """Its cost in plain training steps, until it has been timed; `seconds` if those are more."""
     share: float
     """Its share of the budget; 0: it comes with every recording."""
     every: int
     """It runs on every so-many-th recording where there is no budget to keep."""
+    seconds: float = 0.0
+    promised: bool = False
+    """It comes with the first recording, and with the last promised one of a fit of known length, at any price."""
 
 
 @dataclass(frozen=True)
@@ -111,19 +115,22 @@ class WithinBudget:
         """Record if it can be paid for, if it is the first, or if the promised few would not come together."""
         seconds = self.ledger.step_seconds
         if self._count == 0:
-            return Decision(True, self._always(), tick + 1, self._later())
+            return Decision(True, self._with_promised(), tick + 1, self._later())
         if seconds is None:
             return Decision(False, next_tick=tick + 1)
-        promised = self._promised(tick)
-        price = (self.ledger.base_cost or 0.0) + sum(
-            self._price(name, seconds) for name in self._always()
-        )
+        due = self._due(tick)
+        price = self._base_price(seconds)
         allowed = self._allowed(tick, seconds)
-        if self.ledger.spent + price > allowed and not promised:
+        room = allowed - self.ledger.spent - price
+        short = room < 0 or self._base_spent + price > self._base_share * allowed
+        if short and not due:
             return Decision(False, next_tick=self._affordable(tick, price, seconds))
-        groups, left = self._affordable_groups(tick, seconds, allowed - self.ledger.spent - price)
-        wait = self._affordable(tick, 2 * price, seconds)
-        return Decision(True, groups, min(wait, self._next_promise(tick)), left)
+        groups, left = self._affordable_groups(allowed, seconds, room)
+        if due and tick >= self._positions()[-1]:
+            promised = self._with_promised()
+            groups = tuple(name for name in self.groups if name in groups or name in promised)
+            left = {name: why for name, why in left.items() if name not in groups}
+        return Decision(True, groups, self._affordable(tick, 2 * price, seconds), left)
 
     def adopt(self, decision: Decision) -> None:
         """Count the recordings."""
@@ -133,16 +140,30 @@ class WithinBudget:
     def _always(self) -> tuple[str, ...]:
         return tuple(name for name, cost in self.groups.items() if cost.share == 0)
 
+    def _with_promised(self) -> tuple[str, ...]:
+        return tuple(name for name, cost in self.groups.items() if cost.share == 0 or cost.promised)
+
     def _later(self) -> dict[str, str]:
-        return {
-            name: "its cost is not known yet at the first recording"
-            for name, cost in self.groups.items()
-            if cost.share > 0
-        }
+        first = self._with_promised()
+        return {name: _NOT_YET for name in self.groups if name not in first}
+
+    @property
+    def _base_share(self) -> float:
+        """What the optional groups leave of the budget for recording at all."""
+        return 1.0 - sum(cost.share for cost in self.groups.values())
+
+    @property
+    def _base_spent(self) -> float:
+        optional = (name for name, cost in self.groups.items() if cost.share > 0)
+        return self.ledger.spent - sum(self.ledger.by_group.get(name, 0.0) for name in optional)
+
+    def _base_price(self, step_seconds: float) -> float:
+        always = sum(self._price(name, step_seconds) for name in self._always())
+        return (self.ledger.base_cost or 0.0) + always
 
     def _price(self, group: str, step_seconds: float) -> float:
-        known = self.ledger.group_cost(group)
-        return self.groups[group].steps * step_seconds if known is None else known
+        known, cost = self.ledger.group_cost(group), self.groups[group]
+        return max(cost.steps * step_seconds, cost.seconds) if known is None else known
 
     def _allowed(self, tick: int, step_seconds: float) -> float:
         """Seconds that the diagnostics may have taken by this tick."""
@@ -155,7 +176,7 @@ class WithinBudget:
 
     def _affordable(self, tick: int, price: float, step_seconds: float) -> int:
         """The next tick at which a recording of that price can be paid for (found by doubling, then halving)."""
-        need = self.ledger.spent + price
+        need = max(self.ledger.spent + price, (self._base_spent + price) / self._base_share)
         low, high = tick, tick + 1
         while self._allowed(high, step_seconds) < need and high - tick < 10**9:
             low, high = high, tick + 2 * (high - tick)
@@ -167,11 +188,10 @@ class WithinBudget:
         return min(high, self._next_promise(tick))
 
     def _affordable_groups(
-        self, tick: int, seconds: float, room: float
+        self, allowed: float, seconds: float, room: float
     ) -> tuple[tuple[str, ...], dict[str, str]]:
         """The groups whose own share of the budget pays for them now, within the room that is left."""
         chosen, left = list(self._always()), {}
-        allowed = self._allowed(tick, seconds)
         for name, cost in self.groups.items():
             if cost.share == 0:
                 continue
@@ -197,7 +217,8 @@ class WithinBudget:
             for i in range(MIN_RECORDINGS)
         ]
 
-    def _promised(self, tick: int) -> bool:
+    def _due(self, tick: int) -> bool:
+        """Whether a promised recording is to be made by now."""
         return sum(1 for position in self._positions() if position <= tick) > self._count
 
     def _next_promise(self, tick: int) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 from rnndiag.recorder.capture import BackwardPass, Capture
-from rnndiag.recorder.capture.watch import recurrent_modules
 from rnndiag.recorder.faults import Faults
 
 
@@ -16,22 +16,21 @@ class Watch:
     def __init__(self, model: Any, loss_scale: Callable[[], float], faults: Faults) -> None:
         self._model, self._loss_scale, self._faults = model, loss_scale, faults
         self._capture: Capture | None = None
-        self._modules: dict[str, Any] = {}
+        self._seen: tuple[Any, ...] = ()
         self._passes: list[BackwardPass] = []
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the recurrent modules that are watched."""
-        return tuple(self._modules)
+        return () if self._capture is None else tuple(self._capture.modules)
 
     def rescan(self) -> None:
         """Look for recurrent modules again: they may be made late, or be swapped between epochs."""
-        modules = recurrent_modules(self._model)
-        known = self._modules
-        same = modules.keys() == known.keys() and all(modules[k] is known[k] for k in modules)
+        modules = tuple(self._model.modules())
+        same = len(modules) == len(self._seen) and all(map(is_, modules, self._seen))
         if not same or self._capture is None:
             self.release()
-            self._modules = modules
+            self._seen = modules
             self._capture = Capture(self._model, loss_scale=self._loss_scale, faults=self._faults)
 
     def arm(self) -> None:
@@ -39,7 +38,7 @@ class Watch:
         if self._capture is None:
             self.rescan()
         self._passes.clear()
-        if self._capture is not None and self._modules:
+        if self._capture is not None and self._capture.modules:
             self._capture.arm()
 
     def new_passes(self) -> list[BackwardPass]:
@@ -71,4 +70,4 @@ class Watch:
     def release(self) -> None:
         """Let go of the model."""
         self.disarm()
-        self._capture, self._modules = None, {}
+        self._capture, self._seen = None, ()

@@ -12,6 +12,7 @@ from rnndiag.engine.adjoints import Adjoints
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.measures.measure import Analysis, Measure, Subject, register_measure
 from rnndiag.recorder.measures.pooling import array, masked_mean, stats
+from rnndiag.recorder.measures.sequences import sequences
 from rnndiag.recorder.schedule import GroupCost
 from rnndiag.run.measurement import Measurement
 
@@ -22,6 +23,7 @@ def contributions(subject: Subject) -> Iterator[Measurement]:
         yield from _over_time(run, analysis[0])
         yield from _of_parameters(run, analysis)
         yield from _proofs(subject, run)
+    yield from sequences(subject)
 
 
 def _over_time(run: LayerRun, adj: Adjoints) -> Iterator[Measurement]:

@@ -28,6 +28,8 @@ class Extent:
     """Sequences of the batch; None: all."""
     sweep_steps: float = 3.0
     """Price of a lag sweep in plain training steps, which its sampling is chosen by."""
+    seconds: float = 0.3
+    """About how long the Jacobian products of one layer may take; their sampling is chosen by it."""
     seed: int = 0
 
 
@@ -73,8 +75,17 @@ class Subject:
         if count is None or count >= run.B:
             return run
         picked = torch.linspace(0, run.B - 1, count).round().long()
-        self.sampling[run.name] = f"the costly measures look at {count} of {run.B} sequences"
+        self.say_sampled(run.name, f"gates: {count} of {run.B} sequences")
         return run.select(picked)
+
+    def say_sampled(self, layer: str, words: str) -> None:
+        """Note what a measure looked at, where that is not everything."""
+        before = self.sampling.get(layer)
+        self.sampling[layer] = words if before is None else f"{before}; {words}"
+
+    def finite(self, run: LayerRun) -> bool:
+        """Whether all states and direct gradients of a run are finite."""
+        return all(bool(part.isfinite().all()) for part in (*run.states, *run.direct))
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,8 @@ class Measure:
     cost: GroupCost
     of_layer: Callable[[Subject, LayerRun], Iterable[Measurement]] | None = None
     of_all: Callable[[Subject], Iterable[Measurement]] | None = None
+    needs_finite: bool = False
+    """Runs with numbers that are not finite are left out, and said to be."""
 
 
 MEASURES: dict[str, Measure] = {}

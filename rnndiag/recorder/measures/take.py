@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from rnndiag.errors import NotSupported
 from rnndiag.recorder.faults import Faults
-from rnndiag.recorder.measures.measure import MEASURES, Subject
+from rnndiag.recorder.measures.measure import MEASURES, Measure, Subject
 from rnndiag.run.measurement import Measurement
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.recording import Verdict
@@ -54,8 +55,8 @@ def take(
                 subject.not_measured.setdefault(group, "it failed before, see the errors")
                 continue
             count = faults.caught
-            with faults.guard(f"measuring {group}"), timer(group):
-                taken.measurements.extend(_of_group(group, subject))
+            with timer(group):
+                _take_group(MEASURES[group], subject, taken, faults)
             if faults.caught > count:
                 subject.not_measured[group] = faults.last
         with faults.guard("proving the contributions"):
@@ -72,15 +73,24 @@ def take(
     return taken
 
 
-def _of_group(group: str, subject: Subject) -> list[Measurement]:
-    measure = MEASURES[group]
-    found: list[Measurement] = []
+def _take_group(measure: Measure, subject: Subject, taken: Taken, faults: Faults) -> None:
+    what = f"measuring {measure.name}"
     if measure.of_all is not None:
-        found.extend(measure.of_all(subject))
-    if measure.of_layer is not None:
-        for run in subject.runs:
-            found.extend(measure.of_layer(subject, run))
-    return found
+        with faults.guard(what):
+            taken.measurements.extend(measure.of_all(subject))
+    if measure.of_layer is None:
+        return
+    for run in subject.runs:
+        if measure.needs_finite and not subject.finite(run):
+            subject.not_measured[f"{measure.name} of {run.name}"] = (
+                "its states or gradients are not finite"
+            )
+            continue
+        with faults.guard(what):
+            try:
+                taken.measurements.extend(measure.of_layer(subject, run))
+            except NotSupported as limit:
+                subject.not_measured[f"{measure.name} of {run.name}"] = str(limit)
 
 
 def _judge(subject: Subject, taken: Taken) -> None:

@@ -1,0 +1,79 @@
+"""Why a reach is what it is: the Jacobian cannot carry the gradient, the loss does not ask, or a detach cuts it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.recorder.measures.pooling import Array
+from rnndiag.run.reach import decay, reach
+
+SHORT = 0.5
+"""A reach below this share of the steps there are is short."""
+FADES = 0.1
+"""The profile has faded where its last measured lag holds less than this share of lag 0."""
+SILENT = 1e-3
+"""Direct gradients below this share of the largest are as good as none."""
+
+
+def cause_of(run: LayerRun, profile_log: Array) -> dict[str, Any]:
+    """{"kind": "decay" | "loss" | "detach" | "none", "sentence": ...} of one layer run."""
+    found = reach(profile_log, steps=run.T)
+    asks = _asking_steps(run)
+    cut = run.tie.startswith("detached") or (run.tie == "given" and _started_elsewhere(run))
+    faded = _faded(profile_log)
+    if not asks.size:
+        return _cause(
+            "loss", f"No gradient of the loss reaches {run.name} at any of its {run.T} steps."
+        )
+    if faded and found.reached and found.value < SHORT * run.T:
+        return _cause(
+            "decay",
+            f"The Jacobian of {run.name} changes the gradient by {decay(profile_log):.3g} a step, "
+            f"so 90 % of it lies within {found.value:.1f} of {run.T} steps.",
+        )
+    furthest = int(asks.max()) + 1
+    if furthest < SHORT * run.T:
+        return _cause(
+            "loss",
+            f"The loss asks {run.name} only at its first {furthest} of {run.T} steps, "
+            "so no gradient can reach further back than that.",
+        )
+    if cut and not faded:
+        return _cause(
+            "detach",
+            f"{run.name} starts from a state that was detached: the gradient still has strength after "
+            f"{run.T} steps, and the cut ends it there.",
+        )
+    if asks.size == 1 and run.T > 1:
+        return _cause(
+            "none",
+            f"The loss asks {run.name} at step {furthest} only, and its gradient gets to the start.",
+        )
+    return _cause("none", f"The gradient of {run.name} gets through its {run.T} steps.")
+
+
+def _cause(kind: str, sentence: str) -> dict[str, Any]:
+    return {"kind": kind, "sentence": sentence}
+
+
+def _asking_steps(run: LayerRun) -> np.ndarray:
+    """Steps at which the loss sends a gradient worth speaking of."""
+    size = torch.cat(run.direct, -1).double().norm(dim=-1).where(run.mask(), 0.0).amax(1)
+    largest = float(size.max())
+    if not largest > 0:
+        return np.zeros(0, np.int64)
+    found: np.ndarray = (size > SILENT * largest).nonzero().flatten().cpu().numpy()
+    return found
+
+
+def _started_elsewhere(run: LayerRun) -> bool:
+    return any(bool(part.any()) for part in run.initial)
+
+
+def _faded(profile_log: Array) -> bool:
+    known = profile_log[~np.isnan(profile_log)]
+    return bool(known.size > 1 and known[-1] < known[0] + np.log(FADES))

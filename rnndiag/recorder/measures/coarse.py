@@ -1,0 +1,29 @@
+"""Lag x lag matrices of long sequences, small enough to be kept: each entry the largest of a block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnndiag.recorder.measures.pooling import Array
+from rnndiag.run.measurement import Measurement
+
+MOST = 256
+"""A matrix keeps at most so many rows and columns."""
+
+
+def coarse(name: str, matrix: Array, layer: str) -> Measurement:
+    """The matrix as it is, or by blocks with the first step of each block as its label."""
+    size = matrix.shape[0]
+    block = -(-size // MOST)
+    if block == 1:
+        return Measurement.of(name, matrix, layer)
+    count = -(-size // block)
+    padded = np.full((count * block, count * block), -np.inf, matrix.dtype)
+    padded[:size, :size] = matrix
+    blocks = padded.reshape(count, block, count, block)
+    known = np.where(np.isnan(blocks), -np.inf, blocks).max((1, 3))
+    unmeasured = np.isnan(blocks).any((1, 3)) & np.isneginf(known)
+    labels = tuple(str(i * block) for i in range(count))
+    dims = ("output", "source")
+    values = np.where(unmeasured, np.nan, known)
+    return Measurement.of(name, values, layer, dict.fromkeys(dims, labels))

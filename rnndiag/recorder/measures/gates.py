@@ -1,0 +1,29 @@
+"""What gates and units do: saturation, openness, time constants, dead units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.spectra.gate_statistics import gate_statistics
+from rnndiag.recorder.measures.measure import Measure, Subject, register_measure
+from rnndiag.recorder.measures.stored import measurements
+from rnndiag.recorder.schedule import GroupCost
+from rnndiag.run.measurement import Measurement
+
+
+def gates(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
+    """Statistics over the sampled sequences; nothing for a cell that names no activations."""
+    found = gate_statistics(subject.sampled(run))
+    if found is not None:
+        yield from measurements(found.rows(), found.coordinates(), run.name)
+
+
+GATES = register_measure(
+    Measure(
+        "gates",
+        GroupCost(steps=1.0, share=0.05, every=1, seconds=0.01),
+        of_layer=gates,
+        needs_finite=True,
+    )
+)

@@ -1,0 +1,69 @@
+"""Who causes the gradient: the sequences of the batch with the largest share of it, and where in time it arises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnndiag.engine.contributions import factors
+from rnndiag.recorder.measures.measure import Analysis, Subject
+from rnndiag.recorder.measures.pooling import array
+from rnndiag.run.measurement import Measurement
+
+MOST = 5
+"""So many sequences are named."""
+AT_ONCE = 32 * 2**20
+"""Gradients of single sequences are formed for as many at a time as take this many bytes."""
+
+
+def sequences(subject: Subject) -> Iterator[Measurement]:
+    """The sequences with the largest |g_b| over all recurrent weights of all layers that share the batch."""
+    sizes: dict[int, list[int]] = {}
+    for k, run in enumerate(subject.runs):
+        sizes.setdefault(run.B, []).append(k)
+    batch = max(sizes, key=lambda size: (len(sizes[size]), size))
+    chosen = [subject.analyses[k] for k in sizes[batch]]
+    if batch < 2:
+        subject.not_measured["sequence_gradient_norm"] = "the batch is one sequence"
+        return
+    square = torch.stack([_squares(analysis) for analysis in chosen]).sum(0)
+    top = square.topk(min(MOST, batch))
+    yield Measurement.of("sequence_gradient_norm", array(top.values.sqrt()))
+    yield Measurement.of("sequence_index", array(top.indices))
+    yield Measurement.of("sequence_peak_time", _peaks(chosen, top.indices))
+    total = float(square.sum())
+    subject.facts["sequence_share"] = [float(v) / total if total > 0 else 0.0 for v in top.values]
+
+
+def _squares(analysis: Analysis) -> Tensor:
+    """|g_b|² of every sequence (B,), over the matrix weights of one layer run."""
+    found = [factors(analysis[0], key) for key in ("weight_ih", "weight_hh")]
+    total = torch.zeros(analysis[0].run.B, dtype=torch.float64, device=analysis[0].run.device)
+    for pair in found:
+        if pair is None or pair.right is None:
+            continue
+        left, right = pair.left.movedim(0, 1), pair.right.movedim(0, 1)
+        one = left.shape[-1] * right.shape[-1] * left.element_size()
+        size = max(1, AT_ONCE // one)
+        parts = zip(left.split(size), right.split(size), strict=True)
+        total += torch.cat([(a.mT @ b).double().square().sum((1, 2)) for a, b in parts])
+    return total
+
+
+def _peaks(analyses: list[Analysis], chosen: Tensor) -> np.ndarray:
+    """The time step at which each of the chosen sequences contributes most, in the layer where that is."""
+    tops = []
+    for adj, _ in analyses:
+        pair = factors(adj, "weight_hh")
+        if pair is None or pair.right is None:
+            continue
+        size = pair.left[:, chosen].norm(dim=-1) * pair.right[:, chosen].norm(dim=-1)
+        tops.append(size.max(0))
+    if not tops:
+        return np.zeros(len(chosen), np.int64)
+    values = torch.stack([top.values for top in tops])
+    times = torch.stack([top.indices for top in tops])
+    return array(times.gather(0, values.argmax(0, keepdim=True))[0])
