@@ -86,8 +86,10 @@ class Problem:
         return torch.cat([g.flatten() for g in grads])
 
     def window(self, tau: int) -> Tensor:
-        """Every loss reaches tau states, its own included."""
-        return self.gradient((max(0, u - tau + 1), u + 1, [u]) for u in range(self.T))
+        """Every loss reaches tau states, its own included; the first tau losses reach the start together."""
+        first = min(tau, self.T)
+        later = [(u - tau + 1, u + 1, [u]) for u in range(first, self.T)]
+        return self.gradient([(0, first, range(first)), *later])
 
     def chunk(self, k1: int, k2: int) -> Tensor:
         """A backward pass every k1 steps through the last k2."""

@@ -205,25 +205,32 @@ def _visit_diagonal(
 ) -> Visited:
     run, diagonal = link.run, link.at(where)
     back = project_back(run, own)
-
-    def gates(rows: tuple[Tensor | None, ...]) -> Tensor:
-        total = weighted([(c, part.unsqueeze(-2)) for c, part in zip(rows, back, strict=True)])
-        assert total is not None
-        return total.flatten(-2)
-
-    a_hh = gates(diagonal.a_hh)
+    a_hh = _gates(diagonal.a_hh, back)
     a_ih = None
     if gradients or has_below:
-        a_ih = a_hh if run.cell.additive else gates(diagonal.a_ih)
+        a_ih = a_hh if run.cell.additive else _gates(diagonal.a_ih, back)
+    flat, weight_hh = a_hh.flatten(0, 1), run.weights["weight_hh"]
     carried: list[Tensor] = []
     for q, part in enumerate(own):
         value = weighted([(row[q], b) for row, b in zip(diagonal.state, back, strict=True)])
-        if q == 0:
-            through = a_hh @ run.weights["weight_hh"]
-            value = through if value is None else value.add_(through)
+        if q == 0 and value is None:
+            value = (flat @ weight_hh).view_as(part)
+        elif q == 0 and value is not None:
+            value = value.flatten(0, 1).addmm_(flat, weight_hh).view_as(part)
         carried.append(torch.zeros_like(part) if value is None else value)
     down = a_ih @ run.weights["weight_ih"] if has_below and a_ih is not None else None
     return Visit(link, where, own, a_ih, a_hh, diagonal.projected), tuple(carried), down
+
+
+def _gates(rows: tuple[Tensor | None, ...], back: State) -> Tensor:
+    """Σ over parts of diagonal derivative (K, N, gates, H) times cotangent (K, N, H), summed in place."""
+    total: Tensor | None = None
+    for c, part in zip(rows, back, strict=True):
+        if c is not None:
+            wide = part.unsqueeze(-2)
+            total = c * wide if total is None else total.addcmul_(c, wide)
+    assert total is not None
+    return total.flatten(-2)
 
 
 def _visit_by_autograd(
@@ -285,4 +292,3 @@ def _pull(out: State, leaves: tuple[Tensor, ...], cotangent: State) -> tuple[Ten
         allow_unused=True,
         materialize_grads=True,
     )
-

@@ -40,14 +40,14 @@ def chunk_scores(
 ) -> ChunkScores:
     """Scores of Chunk(k) for every k of `sizes`; full (R, M, P) is the gradient without truncation."""
     replicas, groups, _ = full.shape
-    square = population.moments(full, full).minibatch[ALL]
+    square = population.minibatch(full, full)[ALL]
     bias, cosine, mean, error = [], [], [], []
     for k in sizes:
         cut = gradient_of(chain, population.layout, segments(chain, k, k), replicas * groups)
         cut = cut.unflatten(0, (replicas, groups))
-        off = population.moments(cut - full, cut - full)
-        inner = population.moments(cut, full).minibatch[ALL]
-        own = population.moments(cut, cut).minibatch[ALL]
+        off = population.moments(cut - full)
+        inner = population.minibatch(cut, full)[ALL]
+        own = population.minibatch(cut, cut)[ALL]
         bias.append(_ratio(math.sqrt(max(off.minibatch[ALL], 0.0)), math.sqrt(max(square, 0.0))))
         cosine.append(_ratio(inner, math.sqrt(max(square, 0.0) * max(own, 0.0))))
         mean.append(off.mean)

@@ -36,9 +36,7 @@ class CreditLedger:
         self.log_count = count.sum(1).clamp(min=1).double().log()
         self.outputs = self.starts[self.starts >= 0].unique()
         self.by_lag = torch.full((T, lags), math.nan, dtype=torch.float64, device=device)
-        self.by_column = torch.full(
-            (lags, chain.B), -math.inf, dtype=torch.float64, device=device
-        )
+        self.by_column = torch.full((lags, chain.B), -math.inf, dtype=torch.float64, device=device)
 
     def add(self, lag: Lag) -> None:
         """Take in one lag."""
@@ -49,7 +47,9 @@ class CreditLedger:
         else:
             at = self.outputs[self.outputs >= lag.d]
             logs = torch.where(steps >= lag.d, logs, -math.inf)
-            value = _logsumexp_at(logs.flatten(), steps.flatten().clamp(min=0), self.by_lag.shape[0])[at]
+            value = _logsumexp_at(
+                logs.flatten(), steps.flatten().clamp(min=0), self.by_lag.shape[0]
+            )[at]
         value = value - self.log_count[at]
         if self.weights is not None:
             value = value - self.weights[at].double().log()
@@ -92,7 +92,9 @@ def profile_of(ledger: CreditLedger, sampled_columns: float, sampled_outputs: fl
     over, under = (v + log_weight[:, None] for v in (top, base))
     log = over.logsumexp(0) - under.logsumexp(0)
     log = torch.where(reached.any(0), log, math.nan)
-    quantiles = torch.stack([_log_quantiles(table[:, d] - table[:, 0], reached[:, d]) for d in lags], 1)
+    quantiles = torch.stack(
+        [_log_quantiles(table[:, d] - table[:, 0], reached[:, d]) for d in lags], 1
+    )
     error = torch.zeros_like(log)
     if sampled_columns < 1:
         columns = ledger.by_column
@@ -154,7 +156,7 @@ def credit_matrix(layer_run: Runs, max_lag: int | None = None) -> Tensor:
 
 def complete(ledger: CreditLedger) -> Tensor:
     """ln C[u, s] of a sweep over all losses: rows of outputs without a loss are exactly zero."""
-    T, lags = ledger.by_lag.shape
+    T = ledger.by_lag.shape[0]
     steps = torch.arange(T, device=ledger.by_lag.device)
     silent = torch.ones(T, dtype=torch.bool, device=steps.device)
     silent[ledger.outputs] = False
@@ -167,5 +169,7 @@ def lag_count(chain: Chain, max_lag: int | None) -> int:
     if max_lag is None:
         return chain.T
     if max_lag < 1:
-        raise BadArgument(f"max_lag is {max_lag}.", "Give the number of lags to measure, 1 or more.")
+        raise BadArgument(
+            f"max_lag is {max_lag}.", "Give the number of lags to measure, 1 or more."
+        )
     return min(max_lag, chain.T)

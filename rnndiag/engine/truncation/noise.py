@@ -29,7 +29,7 @@ def sequence_noise(chain: Chain, population: Population, delta: State, full: Ten
     if population.batch < 2 or population.sampled < 2:
         return math.nan
     if full.shape[1] == population.sampled:
-        square = population.moments(full, full).spread
+        square = population.moments(full).spread
         return math.sqrt(max(square, 0.0))
     total, own = full[0].sum(0), 0.0
     for b in range(chain.B):

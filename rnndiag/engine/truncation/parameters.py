@@ -115,7 +115,7 @@ def add_gradients(
             left, right = (left * weight, None) if right is None else (left, right * weight)
         view = buffer[:, slot.start : slot.stop]
         if right is None:
-            view.add_(left.unflatten(1, (groups, -1)).sum((0, 2)), alpha=sign)
+            view.add_(_column_sums(left, groups), alpha=sign)
             continue
         view = view.view(groups, *slot.shape)
         if groups == 1:
@@ -124,6 +124,13 @@ def add_gradients(
             view.baddbmm_(_by_group(left, groups).mT, _by_group(right, groups), alpha=sign)
     for number, visit in enumerate(visits):
         _add_loose(buffer, layout, number, visit, scale, sign)
+
+
+def _column_sums(rows: Tensor, groups: int) -> Tensor:
+    """(K, N, m) -> (groups, m), by a matrix product with ones: sums over a leading axis are slow."""
+    ones = rows.new_ones(1, rows.shape[0])
+    by_column = (ones @ rows.flatten(1)).view(rows.shape[1:])
+    return by_column.unflatten(0, (groups, -1)).sum(1)
 
 
 def _by_group(rows: Tensor, groups: int) -> Tensor:

@@ -26,7 +26,7 @@ class Moments:
     mean_error: float
     """Its standard error over sequences (jackknife); NaN for fewer than three groups."""
     spread: float
-    """Σ over sequences of <x_b - x/B, y_b - y/B>, times B / (B-1): for x = y the squared noise of a minibatch gradient."""
+    """B/(B-1) Σ over sequences of <x_b - x/B, y_b - y/B>: for x = y the squared noise of a minibatch gradient."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,45 @@ class Population:
     sampled: int
     """Sequences looked at."""
 
-    def moments(self, x: Tensor, y: Tensor) -> Moments:
-        """<x, y> of two buffers (R, M, P) of the same sequences and losses."""
+    def moments(self, x: Tensor, y: Tensor | None = None) -> Moments:
+        """<x, y> of two buffers (R, M, P) of the same sequences and losses; y None: x itself."""
+        other = x if y is None else y
         replicas, groups, _ = x.shape
-        pairs = [(0, 0)] if replicas == 1 else [(0, 1), (1, 0)]
+        pairs = [(0, 0)] if replicas == 1 else [(0, 1), (1, 0)] if y is not None else [(0, 1)]
         weight = 1 / len(pairs)
         total: dict[str, float] = {}
         own: dict[str, float] = {}
         diagonal = x.new_zeros(groups, dtype=torch.float64)
         reach = x.new_zeros(groups, dtype=torch.float64)
         for i, j in pairs:
-            sum_x, sum_y = x[i].sum(0), y[j].sum(0)
-            for slot in self.layout.slots:
-                part = slice(slot.start, slot.stop)
-                same = torch.linalg.vecdot(x[i][:, part], y[j][:, part]).double()
-                both = torch.dot(sum_x[part], sum_y[part]).double()
-                total[slot.name] = total.get(slot.name, 0.0) + weight * float(both)
-                own[slot.name] = own.get(slot.name, 0.0) + weight * float(same.sum())
-                diagonal += weight * same
-                mixed = x[i][:, part] @ sum_y[part] + y[j][:, part] @ sum_x[part]
-                reach += weight * 0.5 * mixed.double()
-        total[ALL], own[ALL] = sum(total.values()), sum(own.values())
-        minibatch = {key: self._of_batch(total[key], own[key]) for key in total}
+            sum_x, sum_y = x[i].sum(0), other[j].sum(0)
+            for key, value in self.layout.sums(sum_x * sum_y).items():
+                total[key] = total.get(key, 0.0) + weight * float(value)
+            same = self._own(x[i], other[j])
+            for key, column in same.items():
+                own[key] = own.get(key, 0.0) + weight * float(column.sum())
+            diagonal += weight * same[ALL]
+            across = x[i] @ sum_y
+            if y is not None or i != j:
+                across = 0.5 * (across + other[j] @ sum_x)
+            reach += weight * across.double()
+        minibatch = {key: self._of_batch(total[key], own.get(key, 0.0)) for key in total}
         mean, error = self._of_mean(total[ALL], diagonal, reach)
         return Moments(minibatch, mean, error, self._spread(total[ALL], own[ALL], groups))
+
+    def _own(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """<x_g, y_g> of every group (M,): by parameter only where sequences are sampled, else over all."""
+        if self.sampled < self.batch:
+            return {key: value.double() for key, value in self.layout.sums(x * y).items()}
+        if x.data_ptr() == y.data_ptr():
+            return {ALL: torch.linalg.vector_norm(x, dim=-1).double().square()}
+        return {ALL: (x * y).sum(-1).double()}
+
+    def minibatch(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """<x, y> on this minibatch alone, by parameter and over all: `moments` without the rest."""
+        if x.shape[0] > 1 or self.sampled < self.batch:
+            return self.moments(x, y).minibatch
+        return {k: float(v) for k, v in self.layout.sums(x[0].sum(0) * y[0].sum(0)).items()}
 
     def _of_batch(self, total: float, own: float) -> float:
         m, B = self.sampled, self.batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def _check_directions(stack: tuple[LayerRun, ...]) -> None:
             f"{stack[0].name} to {stack[-1].name} run in both directions.",
             "A bidirectional stack has no common time step to cut at: measure its layer runs one by one.",
         )
-    for lower, upper in zip(stack, stack[1:], strict=False):
+    for lower, upper in pairwise(stack):
         if (lower.T, lower.B) != (upper.T, upper.B):
             raise BadArgument(
                 f"{lower.name} has (T, B) = {(lower.T, lower.B)} and {upper.name} has {(upper.T, upper.B)}.",

@@ -50,7 +50,7 @@ class TailLedger:
         self.windows = set(sampling.windows)
         self.every_lag = len(sampling.windows) == sampling.lags
         self.tail: dict[int, Moments] = {}
-        self.toward: dict[int, Moments] = {}
+        self.toward: dict[int, dict[str, float]] = {}
         self.lag_squares: dict[int, dict[str, float]] = {}
         self.kept: list[Tensor] = []
         self.keep = keep
@@ -77,7 +77,9 @@ class TailLedger:
         else:
             scale = lag.scale
             for whole, part in zip(self.summed, lag.cotangent, strict=True):
-                add_at(whole, lag.where, part if scale is None else part * scale.to(part)[..., None])
+                add_at(
+                    whole, lag.where, part if scale is None else part * scale.to(part)[..., None]
+                )
             if lag.d + 1 not in self.windows:
                 return
             flat.zero_()
@@ -87,14 +89,14 @@ class TailLedger:
                 whole.zero_()
         self.left.sub_(self.now)
         if self.every_lag or (lag.d in self.tail):
-            self.lag_squares[lag.d] = self.population.moments(self.now, self.now).minibatch
+            self.lag_squares[lag.d] = self.population.minibatch(self.now, self.now)
         if self.keep:
             self.kept.append(self.now.mean(0).sum(0))
         self._write(lag.d + 1)
 
     def _write(self, window: int) -> None:
-        self.tail[window] = self.population.moments(self.left, self.left)
-        self.toward[window] = self.population.moments(self.left, self.full)
+        self.tail[window] = self.population.moments(self.left)
+        self.toward[window] = self.population.minibatch(self.left, self.full)
 
     def lag_gradients(self) -> dict[str, Tensor]:
         """c_d by parameter, (D, *shape); empty where they were not asked for."""
@@ -105,7 +107,7 @@ class TailLedger:
         return self.population.layout.split(torch.stack([*self.kept, *zeros]))
 
     def finish(self, independent: bool) -> Tails:
-        """The sizes of all tails. Lags beyond the last row that is alive carry nothing: their tails are the last one's."""
+        """The sizes of all tails. Lags beyond the last row that is alive carry nothing."""
         last = max(self.tail)
         for window in range(last + 1, self.lags + 1):
             self.tail[window], self.toward[window] = self.tail[last], self.toward[last]
@@ -113,7 +115,7 @@ class TailLedger:
         names = (*self.population.layout.names, ALL)
         size = self.lags + 1
         square = self._column(size, {w: m.minibatch[ALL] for w, m in self.tail.items()})
-        inner = self._column(size, {w: m.minibatch[ALL] for w, m in self.toward.items()})
+        inner = self._column(size, {w: m[ALL] for w, m in self.toward.items()})
         full = square[0].clamp(min=0)
         kept = (full - 2 * inner + square).clamp(min=0)
         mean = {w: m.mean if independent else math.nan for w, m in self.tail.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.truncation.chain import Chain, Visit, visit
-from rnndiag.engine.truncation.where import Where, earlier, steps_of, take
+from rnndiag.engine.truncation.where import Where, earlier, take
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Lag:
 
 
 def rows_of(chain: Chain) -> Rows:
-    """A row for every output that has a loss. Where each sequence has its own few outputs, rows are packed by sequence."""
+    """A row for every output that has a loss; packed by sequence where each has its own few outputs."""
     hit = chain.outputs()
     steps = hit.any(1).nonzero().squeeze(1)
     if len(steps) == 0:
@@ -141,5 +141,5 @@ def _renormalise(cotangent: State, log: Tensor | None) -> tuple[State, Tensor | 
 
 def starts(rows: Rows) -> Tensor:
     """Output step of every row, (K, 1) or (K, N)."""
-    steps = rows.steps if isinstance(rows.steps, Tensor) else steps_of(rows.where, rows.columns)
+    steps = rows.steps
     return steps[:, None] if steps.dim() == 1 else steps

@@ -1,7 +1,7 @@
 """Adjoints of truncated gradients: which pairs (loss at u, state at s) are kept is decided while walking back.
 
-Every estimator that keeps pairs (u, s) by a rule is a sum over s of what its summed cotangents w_s = Σ_u w(u,s) a^{u-s}_s
-give to the parameters; a walk returns these w_s, one tensor (T, B, S_p) a part of the chain's state.
+Every estimator that keeps pairs (u, s) by a rule is a sum over s of what its summed cotangents
+w_s = Σ_u w(u,s) a^{u-s}_s give to the parameters; a walk returns these w_s, one tensor (T, B, S_p) a part of the state.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 Where = slice | Tensor
@@ -40,10 +39,3 @@ def earlier(where: Where, first: int, steps: int = 1) -> Where:
 def every(count: int) -> Where:
     """All of `count` time steps."""
     return slice(0, count)
-
-
-def steps_of(where: Where, columns: int) -> Tensor:
-    """Time step of every row, (K,) or (K, N)."""
-    if isinstance(where, slice):
-        return torch.arange(where.start, where.stop, where.step or 1)
-    return where if where.dim() == 1 else where // columns
