@@ -15,6 +15,8 @@ from rnndiag.recorder.capture.kernels import Plan
 from rnndiag.recorder.capture.weights import Weight, hook_first
 
 Keep = Callable[[Tensor | None], None]
+Shaping = Callable[[Tensor], Tensor]
+Keeper = Callable[[Shaping], Keep]
 
 OUTPUT = 0
 """Slot of the outputs y; the final state's part p has slot 1 + p."""
@@ -84,6 +86,10 @@ class Call:
     input_gradients: dict[int, Tensor] = field(default_factory=dict)
     hx_gradients: dict[int, dict[int, Tensor]] = field(default_factory=dict)
     """Backward pass -> part -> gradient of this call alone."""
+    loose: int = 0
+    """Trailing parts that no later step looks at: outputs of a step module that are no state."""
+    sure: bool = True
+    """False: a step module known by its argument's name only, a recurrence if its calls form a chain."""
     in_backward: bool = False
     """Made while a backward pass ran: a checkpoint's recomputation."""
     notes: list[str] = field(default_factory=list)
@@ -134,7 +140,7 @@ def keep_slot(
     return keep
 
 
-def watch_output(output: Tensor, keep: Callable[[Callable[[Tensor], Tensor]], Keep]) -> None:
+def watch_output(output: Tensor, keep: Keeper) -> None:
     """Hook an output's gradient. Of a view the base is hooked: a view's own hook is lost on a write in place."""
     base = output._base
     if base is None or base.grad_fn is None:

@@ -44,7 +44,11 @@ def chains(calls: Sequence[Call]) -> list[Chain]:
 def _predecessor(call: Call, by_number: dict[int, Call]) -> Call | None:
     plan = call.plan
     links = call.links
-    if plan.directions != 1 or plan.packed or len(links) != len(call.hx) * plan.layers:
+    if (
+        plan.directions != 1
+        or plan.packed
+        or len(links) != (len(call.hx) - call.loose) * plan.layers
+    ):
         return None
     numbers = {link.call for link in links.values()}
     before = by_number.get(numbers.pop()) if len(numbers) == 1 else None

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
-from rnndiag.recorder.capture.backward_pass import Tasks, running_task
+from rnndiag.recorder.capture.backward_pass import running_task
 from rnndiag.recorder.capture.call import (
-    OUTPUT,
     Autocast,
     Call,
-    Keep,
     alias_in,
     keep_slot,
     keep_under,
-    watch_output,
 )
+from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.kernels import KernelCall
-from rnndiag.recorder.capture.links import Ends, kind_of_start, mark
-from rnndiag.recorder.capture.weights import Weights
+from rnndiag.recorder.capture.links import kind_of_start
 from rnndiag.recorder.faults import Faults
 
 
@@ -34,6 +30,9 @@ class Frame:
     owner: str
     module: Any
     grad: bool
+    sure: bool = True
+    asked: Any = None
+    """What a step module was called with."""
     unsorted: Tensor | None = None
     """Of the PackedSequence it was called with."""
     hx: State | None = None
@@ -42,19 +41,11 @@ class Frame:
 
 
 @dataclass
-class CallLog:
-    """The calls seen since the recorder was armed."""
+class KernelCalls:
+    """Runs kernels as asked, and keeps their calls."""
 
-    tasks: Tasks
-    weights: Weights
+    log: CallLog
     faults: Faults
-    calls: list[Call] = field(default_factory=list)
-    ends: Ends = field(default_factory=Ends)
-
-    def clear(self) -> None:
-        """Forget all calls."""
-        self.calls.clear()
-        self.ends.clear()
 
     def run(self, frame: Frame, asked: KernelCall) -> tuple[Tensor, ...]:
         """Run the kernel as asked and keep the call, if gradients can flow back through it."""
@@ -67,33 +58,42 @@ class CallLog:
         outputs = asked.run(inputs, hx)
         if any(output.requires_grad for output in outputs):
             if call.plan.one_step:
-                outputs = (outputs[0], *(_out_alias(part, outputs[0]) for part in outputs[1:]))
+                outputs = _own_names(outputs)
             with self.faults.guard("watching a recurrent call"):
-                self._after(call, outputs)
+                if call.plan.one_step:
+                    self.log.watch_inputs(call, outputs, inputs, dict(enumerate(hx)))
+                self.log.keep(call, outputs)
                 frame.last = call
         return outputs
 
     def _before(self, frame: Frame, asked: KernelCall) -> tuple[Call, Tensor, State]:
-        """The call so far, and aliases of its inputs and initial state, whose gradients are this call's alone."""
+        """The call so far, and its inputs and initial state, as aliases whose gradients are this call's alone.
+
+        A sequence kernel reads h_0 once, and x once in one direction; in two directions, and in a kernel of one step,
+        an alias would change the order in which gradients add up.
+        """
         call = self._new_call(frame, asked)
-        inputs = asked.inputs
-        if asked.plan.directions == 1:
-            # in two directions the kernel reads x twice: an alias would change the order in which gradients add up
-            inputs = alias_in(inputs, keep_under(self.tasks, call.input_gradients))
+        inputs, hx, plan = asked.inputs, asked.hx, asked.plan
+        if plan.one_step:
+            if any(inputs is part for part in hx):
+                inputs = inputs.view_as(inputs)
+            return call, inputs, hx
+        if plan.directions == 1:
+            inputs = alias_in(inputs, keep_under(self.log.tasks, call.input_gradients))
         hx = tuple(
-            alias_in(part, keep_slot(self.tasks, call.hx_gradients, k, _same))
-            for k, part in enumerate(asked.hx)
+            alias_in(part, keep_slot(self.log.tasks, call.hx_gradients, k, _same))
+            for k, part in enumerate(hx)
         )
         return call, inputs, hx
 
     def _new_call(self, frame: Frame, asked: KernelCall) -> Call:
-        plan = asked.plan
+        plan, log = asked.plan, self.log
         if plan.packed:
             plan = replace(plan, unsorted=frame.unsorted)
         given = asked.hx if frame.hx is None else frame.hx
-        links = self.ends.links(given, frame.owner, plan.one_step)
+        links = log.ends.links(given, frame.owner, plan.one_step)
         return Call(
-            number=len(self.calls),
+            number=len(log.calls),
             owner=frame.owner,
             plan=plan,
             inputs=asked.inputs.detach(),
@@ -101,10 +101,7 @@ class CallLog:
             hx_kind=() if links else tuple(kind_of_start(part) for part in given),
             weights=tuple(
                 {
-                    key: (
-                        weight := self.weights.watch(value, _name(frame, key, index, plan)),
-                        weight.snapshot(),
-                    )
+                    key: log.weight(value, _name(frame, key, index, plan))
                     for key, value in group.items()
                 }
                 for index, group in enumerate(asked.weights)
@@ -115,33 +112,23 @@ class CallLog:
             in_backward=running_task() >= 0,
         )
 
-    def _after(self, call: Call, outputs: tuple[Tensor, ...]) -> None:
-        first = 1 if call.plan.one_step else OUTPUT
-        for slot, output in enumerate(outputs, first):
-            call.outputs[slot] = output.detach()
-            call.versions[slot] = output._version
-            if call.plan.one_step:
-                call.copies[slot] = output.detach().clone()
-            if output.requires_grad:
-                watch_output(output, self._keeper(call, slot))
-                mark(output, call.number, slot)
-        self.calls.append(call)
-        self.ends.add(call)
-
-    def _keeper(self, call: Call, slot: int) -> Callable[[Callable[[Tensor], Tensor]], Keep]:
-        return lambda shape: keep_slot(self.tasks, call.output_gradients, slot, shape)
-
 
 def _same(gradient: Tensor) -> Tensor:
     return gradient
 
 
-def _out_alias(part: Tensor, h: Tensor) -> Tensor:
-    """A later part that h was computed from would collect h's gradient too: hand out a name of its own instead."""
-    if not part.requires_grad or part.grad_fn is h.grad_fn:
+def out_alias(part: Tensor) -> Tensor:
+    """A name of its own for a returned tensor that another one is computed from: its gradient is the users' alone."""
+    if not part.requires_grad:
         return part
     alias: Tensor = torch.ops.aten._unsafe_view(part, part.shape)
     return alias
+
+
+def _own_names(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Where a kernel is made of several operations, h is computed from the later parts."""
+    h, *rest = outputs
+    return (h, *(part if part.grad_fn is h.grad_fn else out_alias(part) for part in rest))
 
 
 def _name(frame: Frame, key: str, index: int, plan: Any) -> str:

@@ -83,7 +83,8 @@ def backward_passes(
         taking_part = [call for call in calls if task in call.output_gradients]
         gradients = _by_name(weights, task)
         if taking_part or gradients:
-            found.append(_one_pass(task, scale, taking_part, gradients, names))
+            shared = Pass(task, scale, gradients, names.of_end)
+            found.append(_one_pass(shared, taking_part, weights, names))
         if task in tasks.double:
             for call in taking_part:  # a later pass through these is no plain backward pass
                 if _GRADIENT_OF_GRADIENT not in call.notes:
@@ -103,12 +104,9 @@ def _by_name(weights: list[Weight], task: int) -> dict[str, Tensor]:
     return found
 
 
-def _one_pass(
-    task: int, scale: float, calls: list[Call], gradients: Mapping[str, Tensor], names: Names
-) -> BackwardPass:
-    recurrences = chains(calls)
+def _one_pass(shared: Pass, calls: list[Call], weights: list[Weight], names: Names) -> BackwardPass:
+    recurrences = _without_lone_guesses(chains(calls))
     suffixes = [names.suffix(chain) for chain in recurrences]
-    shared = Pass(task, scale, gradients, names.of_end)
     runs: list[LayerRun] = []
     made: dict[str, Adjoints] = {}
     for chain, suffix in zip(recurrences, suffixes, strict=True):
@@ -116,14 +114,21 @@ def _one_pass(
         made |= {run.name: adj for run, adj in found if adj is not None}
         by_index = {run.name: run for run, _ in found}
         runs += [by_index[name] for name in _lowest_first(chain, suffix)]
+    expected = {weight.name for weight in weights if weight.expected}
     claimed = {name for run in runs for name in run.parameters.values()}
     missed = {
         name: "it received a gradient, but no call that used it was seen"
-        for name in gradients
-        if name not in claimed
+        for name in shared.gradients
+        if name not in claimed and name in expected
     }
     dtype = min((call.dtype for call in calls), key=_PRECISION.index, default=torch.float32)
-    return BackwardPass(tuple(runs), made, dtype, missed, scale)
+    return BackwardPass(tuple(runs), made, dtype, missed, shared.scale)
+
+
+def _without_lone_guesses(found: list[Chain]) -> list[Chain]:
+    """A module that merely looks like a step is one if its calls carry a state on."""
+    steps = {chain[0].owner for chain in found if len(chain) > 1}
+    return [chain for chain in found if chain[0].sure or chain[0].owner in steps]
 
 
 def _lowest_first(chain: Chain, suffix: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +11,16 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from rnndiag.engine.cells import Cell
+from rnndiag.errors import CaptureFault, NotSupported
 from rnndiag.recorder.capture.backward_pass import Tasks
+from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.hook import ModuleHook
-from rnndiag.recorder.capture.kernel_calls import CallLog, Frame
+from rnndiag.recorder.capture.kernel_calls import Frame, KernelCalls
 from rnndiag.recorder.capture.kernel_mode import KernelMode
 from rnndiag.recorder.capture.kernels import KernelCall, read_call
+from rnndiag.recorder.capture.modules import Watched, recurrent_modules
 from rnndiag.recorder.capture.passes import BackwardPass, Names, backward_passes
+from rnndiag.recorder.capture.step_calls import StepModules
 from rnndiag.recorder.capture.weights import Weights
 from rnndiag.recorder.faults import Faults
 
@@ -26,25 +30,32 @@ def _unscaled() -> float:
 
 
 class Capture:
-    """Hooks on the recurrent modules of one model. Nothing is hooked until `arm` or left after `disarm`."""
+    """Hooks on the recurrent modules of one model. Nothing is hooked until `arm` or left after `disarm`.
+
+    steps: names or classes of further modules that do one step of a recurrence. loss_scale: read during every backward
+    pass; its value is divided out.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         *,
+        steps: Iterable[str | type] = (),
         loss_scale: Callable[[], float] = _unscaled,
         faults: Faults | None = None,
     ) -> None:
         self.model = model
         self.faults = Faults(strict=True) if faults is None else faults
+        self.modules = recurrent_modules(model, steps)
         self._tasks = Tasks(loss_scale)
         self._weights = Weights(self._tasks)
-        self._log = CallLog(self._tasks, self._weights, self.faults)
+        self._log = CallLog(self._tasks, self._weights)
+        self._kernels = KernelCalls(self._log, self.faults)
+        self._steps = StepModules(self._log)
         self._names = Names()
         self._frames: list[Frame] = []
         self._mode: KernelMode | None = None
         self._handles: list[RemovableHandle] = []
-        self._modules = recurrent_modules(model)
 
     @property
     def armed(self) -> bool:
@@ -55,18 +66,19 @@ class Capture:
         """Put the hooks on. What was kept before is forgotten."""
         self.disarm()
         self.forget()
-        for name, module in self._modules.items():
-            enter, leave = ModuleHook(module, self._enter(name)), ModuleHook(module, self._leave)
+        for name, watched in self.modules.items():
+            module = watched.module
+            enter = ModuleHook(module, self._entering(name, watched))
             self._handles += [
                 module.register_forward_pre_hook(enter, with_kwargs=True),
-                module.register_forward_hook(leave, always_call=True),
+                module.register_forward_hook(ModuleHook(module, self._leave), always_call=True),
             ]
             for key, parameter in module.named_parameters():
                 # before the forward: the gradient of a call that nobody saw does not go unnoticed
-                self._weights.watch(parameter, f"{name}.{key}" if name else key)
+                self._weights.watch(parameter, f"{name}.{key}" if name else key, watched.sure)
 
     def disarm(self) -> None:
-        """Take all hooks off; what was kept stays until `take` or `forget`."""
+        """Take all hooks off; what was kept stays until `forget`."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -75,23 +87,34 @@ class Capture:
         self._frames.clear()
 
     def take(self) -> tuple[BackwardPass, ...]:
-        """The backward passes since `arm`, with their layer runs; they are forgotten here."""
+        """The backward passes since the last `take`, with their layer runs.
+
+        The calls stay known until `forget` or `arm`: later ones may go on where they ended.
+        """
         found = backward_passes(self._tasks, self._log.calls, self._weights, self._names)
-        self.forget()
+        self._tasks.clear()
+        self._weights.forget()
+        self._log.forget_gradients()
         return found
 
     def forget(self) -> None:
-        """Drop what was kept, keep watching."""
+        """Drop all that was kept, keep watching."""
         self._log.clear()
         self._tasks.clear()
         self._weights.forget()
+        self._steps.clear()
         self._names = Names()
 
-    def _enter(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]:
+    def _entering(
+        self, name: str, watched: Watched
+    ) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            frame = Frame(name, module, torch.is_grad_enabled())
+            frame = Frame(name, module, torch.is_grad_enabled(), watched.sure)
             self._frames.append(frame)
             if not frame.grad:
+                return
+            if watched.is_step:
+                self._enter_step(frame, args, kwargs)
                 return
             with self.faults.guard("watching a forward pass"):
                 _note_order(frame, args, kwargs)
@@ -100,15 +123,35 @@ class Capture:
 
         return enter
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _enter_step(self, frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        with self.faults.guard(f"watching a step of {frame.owner or 'the model'}"):
+            try:
+                frame.asked = self._steps.before(frame, args, kwargs)
+            except (NotSupported, CaptureFault):
+                if frame.sure:
+                    raise
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self._frames or self._frames[-1].module is not module:
-            return
+            return None
         frame = self._frames.pop()
+        if not any(other.grad for other in self._frames):
+            self._close_mode()
+        if frame.asked is not None and output is not None:
+            return self._leave_step(frame, output)
         if frame.last is not None and frame.last.plan.unsorted is not None:
             with self.faults.guard("watching a forward pass"):
                 self._note_final(frame, output)
-        if not any(frame.grad for frame in self._frames):
-            self._close_mode()
+        return None
+
+    def _leave_step(self, frame: Frame, output: Any) -> Any:
+        with self.faults.guard(f"watching a step of {frame.owner or 'the model'}"):
+            try:
+                return self._steps.after(frame, frame.asked, output)
+            except (NotSupported, CaptureFault):
+                if frame.sure:
+                    raise
+        return None
 
     def _close_mode(self) -> None:
         mode, self._mode = self._mode, None
@@ -131,7 +174,7 @@ class Capture:
             found.append(read_call(cell, one_step, kernel, args, kwargs))
         if not found:
             return kernel(*args, **kwargs)
-        outputs = self._log.run(frame, found[0])
+        outputs = self._kernels.run(frame, found[0])
         return outputs if len(outputs) > 1 else outputs[0]
 
     def _note_final(self, frame: Frame, output: Any) -> None:
@@ -142,15 +185,6 @@ class Capture:
         final = output[1] if isinstance(output[1], tuple) else (output[1],)
         for slot, part in enumerate(final, 1):
             self._log.ends.add_alias(frame.last, slot, part)
-
-
-def recurrent_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Qualified name -> module, of all modules that call a recurrent kernel of torch."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.RNNBase, nn.RNNCellBase))
-    }
 
 
 def _note_order(frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -28,6 +28,8 @@ class Weight:
     """One effective weight tensor: a parameter, or what a parametrization or functional_call put in its place."""
 
     name: str
+    expected: bool
+    """A gradient of it without a call that used it means that the call was missed."""
     tensor: weakref.ref[Tensor]
     gradients: dict[int, Tensor] = field(default_factory=dict)
     """Backward pass -> G, a copy, so that whoever takes over the gradient cannot rewrite it."""
@@ -54,12 +56,12 @@ class Weights:
     def __iter__(self) -> Iterator[Weight]:
         return iter(self._known.values())
 
-    def watch(self, tensor: Tensor, name: str) -> Weight:
+    def watch(self, tensor: Tensor, name: str, expected: bool = False) -> Weight:
         """The record of this tensor; its gradient hook is put on at the first sight."""
         known = self._known.get(id(tensor))
         if known is not None and known.tensor() is tensor:
             return known
-        weight = Weight(name, weakref.ref(tensor))
+        weight = Weight(name, expected, weakref.ref(tensor))
         self._known[id(tensor)] = weight
         if tensor.requires_grad:
             self._handles.append(hook_first(tensor, self._keep(weight)))

@@ -1,0 +1,100 @@
+"""The calls seen since the recorder was armed, with hooks on what comes out of them and on what goes back in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from rnndiag.recorder.capture.arrivals import watch_arrivals
+from rnndiag.recorder.capture.backward_pass import Tasks
+from rnndiag.recorder.capture.call import (
+    OUTPUT,
+    Call,
+    Keep,
+    Keeper,
+    Shaping,
+    keep_slot,
+    watch_output,
+)
+from rnndiag.recorder.capture.links import Ends, mark
+from rnndiag.recorder.capture.step_signature import flat
+from rnndiag.recorder.capture.weights import Weight, Weights
+
+_INPUT = -1
+
+
+@dataclass
+class CallLog:
+    """Calls in order, and where each of them ended."""
+
+    tasks: Tasks
+    weights: Weights
+    calls: list[Call] = field(default_factory=list)
+    ends: Ends = field(default_factory=Ends)
+
+    def clear(self) -> None:
+        """Forget all calls."""
+        self.calls.clear()
+        self.ends.clear()
+
+    def forget_gradients(self) -> None:
+        """Keep the calls, so that later ones find where they start, without what came back to them."""
+        for call in self.calls:
+            call.output_gradients.clear()
+            call.input_gradients.clear()
+            call.hx_gradients.clear()
+
+    def weight(self, tensor: Tensor, name: str) -> tuple[Weight, Tensor]:
+        """The record of a weight and its copy as it is now."""
+        found = self.weights.watch(tensor, name)
+        return found, found.snapshot()
+
+    def keep(self, call: Call, outputs: Iterable[Tensor]) -> None:
+        """Add a call, with hooks on its outputs: (y, h_n[, c_n]), or the state parts after one step."""
+        one_step = call.plan.one_step
+        for slot, output in enumerate(outputs, 1 if one_step else OUTPUT):
+            value = flat(output.detach()) if one_step else output.detach()
+            call.outputs[slot] = value
+            call.versions[slot] = value._version
+            if one_step:
+                call.copies[slot] = value.clone()
+            if output.requires_grad:
+                watch_output(output, self._keeper(call, slot))
+                mark(output, call.number, slot)
+        self.calls.append(call)
+        self.ends.add(call)
+
+    def _keeper(self, call: Call, slot: int) -> Keeper:
+        def keeper(shape: Shaping) -> Keep:
+            def shaped(gradient: Tensor) -> Tensor:
+                gradient = shape(gradient)
+                return flat(gradient) if call.plan.one_step else gradient
+
+            return keep_slot(self.tasks, call.output_gradients, slot, shaped)
+
+        return keeper
+
+    def watch_inputs(
+        self, call: Call, outputs: Iterable[Tensor], inputs: Tensor, state: Mapping[int, Tensor]
+    ) -> None:
+        """Of a call of one step: its own share of the gradients of its input and of its state's parts."""
+
+        def arrived(key: int, gradient: Tensor) -> None:
+            task, gradient = self.tasks.enter(), gradient.detach()
+            if key == _INPUT:
+                known = call.input_gradients.get(task)
+                call.input_gradients[task] = gradient if known is None else known + gradient
+                return
+            parts = call.hx_gradients.setdefault(task, {})
+            gradient = flat(gradient)
+            parts[key] = gradient if key not in parts else parts[key] + gradient
+
+        targets = {_INPUT: inputs, **state}
+        once = {
+            key: tensor
+            for key, tensor in targets.items()
+            if sum(other is tensor for other in targets.values()) == 1
+        }
+        watch_arrivals(outputs, once, arrived)

@@ -1,0 +1,67 @@
+"""Which modules of a model are watched: torch's recurrent ones, and modules that do one step of a recurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from rnndiag.engine.cells import binding_of
+from rnndiag.errors import BadArgument
+from rnndiag.recorder.capture.step_signature import may_be_step
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One module to watch."""
+
+    module: nn.Module
+    is_step: bool
+    """A step module in Python; else it calls a recurrent kernel of torch."""
+    sure: bool = True
+    """False: only the name of its second argument speaks for a step module."""
+
+
+def recurrent_modules(model: nn.Module, steps: Iterable[str | type] = ()) -> dict[str, Watched]:
+    """Qualified name -> what is watched there.
+
+    steps: names or classes of further step modules, whatever their arguments are called. Modules inside of a step
+    module that is named, or bound to a registered cell, belong to that step.
+    """
+    named = dict(model.named_modules())
+    chosen = _chosen(named, tuple(steps))
+    found: dict[str, Watched] = {}
+    inside: set[int] = set()
+    for name, module in named.items():
+        if id(module) in inside:
+            continue
+        if name in chosen or binding_of(module) is not None:
+            found[name] = Watched(module, is_step=True)
+            inside.update(map(id, module.modules()))
+        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            found[name] = Watched(module, is_step=False)
+    taken = [part for watched in found.values() for part in watched.module.modules()]
+    recurrent = set(map(id, taken))
+    for name, module in reversed(named.items()):
+        parts = {id(part) for part in module.modules()}
+        if not parts & recurrent and may_be_step(module):
+            found[name] = Watched(module, is_step=True, sure=False)
+            recurrent |= parts
+    return {name: found[name] for name in named if name in found}
+
+
+def _chosen(named: Mapping[str, nn.Module], steps: tuple[str | type, ...]) -> set[str]:
+    found: set[str] = set()
+    for step in steps:
+        if isinstance(step, str):
+            matches = {step} & named.keys()
+        else:
+            matches = {name for name, module in named.items() if isinstance(module, step)}
+        if not matches:
+            raise BadArgument(
+                f"The model has no module {step!r}, which was named as a step of a recurrence.",
+                f"Its modules are: {', '.join(filter(None, named)) or 'none'}.",
+            )
+        found |= matches
+    return found

@@ -1,0 +1,143 @@
+"""Keeps one call of a user's step module: what it was given, what it returned, and its share of every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rnndiag.errors import CaptureFault
+from rnndiag.recorder.capture.backward_pass import running_task
+from rnndiag.recorder.capture.call import Autocast, Call
+from rnndiag.recorder.capture.call_log import CallLog
+from rnndiag.recorder.capture.kernel_calls import Frame, out_alias
+from rnndiag.recorder.capture.kernels import Plan
+from rnndiag.recorder.capture.links import kind_of_start
+from rnndiag.recorder.capture.step_cell import StepCell, bound_cell, cell_as_it_is
+from rnndiag.recorder.capture.step_signature import (
+    Arguments,
+    Returned,
+    Shape,
+    flat,
+    read_returned,
+    tensors_of,
+)
+
+_RANDOM = "its step draws random numbers, which a replay cannot draw again"
+_WRITTEN = "its step writes to its input or state in place"
+
+
+@dataclass
+class Asked:
+    """A step module's call before it ran."""
+
+    arguments: Arguments
+    random_state: Tensor
+    versions: tuple[int, ...]
+    given: Shape | None
+
+
+@dataclass
+class StepModules:
+    """The step modules of a model: one cell a module and way of calling it, so that its calls can be joined."""
+
+    log: CallLog
+    _cells: dict[Any, StepCell] = field(default_factory=dict)
+
+    def before(self, frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Asked:
+        """Note what a step was given."""
+        arguments = Arguments.read(frame.module, args, kwargs, frame.owner)
+        given = None if arguments.state is None else Shape.of(arguments.state)
+        if arguments.state is not None and given is None:
+            raise CaptureFault(
+                f"The state given to the step module {frame.owner!r} is neither a tensor nor a tuple of tensors.",
+                "Give every part of the state as a tensor, batch first.",
+            )
+        return Asked(arguments, torch.get_rng_state(), _versions(arguments), given)
+
+    def after(self, frame: Frame, asked: Asked, value: Any) -> Any:
+        """Keep the call; what the step returned, with names of their own for tensors that depend on one another."""
+        returned = read_returned(value, asked.given, frame.owner)
+        distinct = {id(tensor): tensor for tensor in returned.tensors}
+        if not any(tensor.requires_grad for tensor in distinct.values()):
+            return value
+        aliases = distinct
+        if len(distinct) > 1 or any(tensor._is_view() for tensor in distinct.values()):
+            aliases = {key: out_alias(tensor) for key, tensor in distinct.items()}
+        seen = Returned(
+            _swapped(returned.state, aliases),
+            None if returned.output is None else aliases[id(returned.output)],
+        )
+        call = self._new_call(frame, asked, seen)
+        self.log.keep(call, seen.tensors)
+        frame.last = call
+        return _swapped(value, aliases)
+
+    def clear(self) -> None:
+        """Forget the cells of what was seen."""
+        self._cells.clear()
+
+    def _new_call(self, frame: Frame, asked: Asked, returned: Returned) -> Call:
+        shape = asked.given or Shape.of(returned.state)
+        assert shape is not None
+        found = self._cell(frame, asked.arguments, shape, returned)
+        inputs = asked.arguments.inputs
+        if asked.given is None:
+            given = tuple(torch.zeros_like(flat(t.detach())) for t in tensors_of(returned.state))
+        else:
+            given = tuple(flat(part) for part in tensors_of(asked.arguments.state))
+        loose = returned.tensors[len(given) :]
+        links = self.log.ends.links(given, frame.owner, one_step=True)
+        unseen = tuple(torch.zeros_like(flat(part.detach())) for part in loose)
+        weights = {
+            key: self.log.weight(value, f"{frame.owner}.{key}" if frame.owner else key)
+            for key, value in found.parameters.items()
+        }
+        call = Call(
+            number=len(self.log.calls),
+            owner=frame.owner,
+            plan=Plan(found.cell, frame.module, one_step=True),
+            inputs=inputs.detach(),
+            hx=tuple(part.detach() if links else part.detach().clone() for part in given) + unseen,
+            hx_kind=() if links else tuple(kind_of_start(part) for part in given),
+            weights=(weights,),
+            autocast=Autocast.current(inputs.device.type),
+            links=links,
+            loose=len(loose),
+            sure=frame.sure,
+            in_backward=running_task() >= 0,
+        )
+        if not torch.equal(asked.random_state, torch.get_rng_state()):
+            call.notes.append(f"{frame.owner or 'cell'}: {_RANDOM}")
+        if asked.versions != _versions(asked.arguments):
+            call.notes.append(f"{frame.owner or 'cell'}: {_WRITTEN}")
+        targets = dict(enumerate(() if asked.given is None else tensors_of(asked.arguments.state)))
+        self.log.watch_inputs(call, returned.tensors, inputs, targets)
+        return call
+
+    def _cell(self, frame: Frame, asked: Arguments, shape: Shape, returned: Returned) -> StepCell:
+        module: nn.Module = frame.module
+        buffers = tuple((id(value), value._version) for value in module.buffers())
+        others = tuple(repr(v) for v in asked.args[2:]) + tuple(sorted(map(repr, asked.kwargs)))
+        key = (frame.owner, shape, returned.output is None, buffers, others, module.training)
+        if key not in self._cells:
+            bound = bound_cell(module, returned)
+            self._cells[key] = bound or cell_as_it_is(module, asked, shape, returned, frame.owner)
+        return self._cells[key]
+
+
+def _versions(asked: Arguments) -> tuple[int, ...]:
+    given = () if asked.state is None else tensors_of(asked.state)
+    return tuple(tensor._version for tensor in (asked.inputs, *given))
+
+
+def _swapped(value: Any, aliases: Mapping[int, Tensor]) -> Any:
+    """The same structure with every tensor's alias in its place."""
+    if isinstance(value, Tensor):
+        return aliases.get(id(value), value)
+    if type(value) in (tuple, list):
+        return type(value)(_swapped(part, aliases) for part in value)
+    return value
