@@ -35,6 +35,18 @@ def _seed(value: bool | int) -> int:
     return int(value)
 
 
+def run(arguments: list[str]) -> ProgramCLI:
+    """LightningCLI with these arguments."""
+    return ProgramCLI(
+        Program,
+        TaskData,
+        seed_everything_default=0,
+        save_config_callback=None,
+        trainer_defaults=TRAINER,
+        args=arguments,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run LightningCLI, or print what there is to choose from."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -42,14 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(listing())
         return 0
     try:
-        ProgramCLI(
-            Program,
-            TaskData,
-            seed_everything_default=0,
-            save_config_callback=None,
-            trainer_defaults=TRAINER,
-            args=arguments,
-        )
+        run(arguments)
     except RnndiagError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
