@@ -8,6 +8,7 @@ from functools import cache
 import reference
 import torch
 from torch import Tensor, nn
+from torch.func import jacrev, vmap
 
 from rnndiag.engine.cells import find_cell
 from rnndiag.engine.layer_run import LayerRun, unroll
@@ -75,22 +76,16 @@ def jacobians_by_jacrev(run: LayerRun) -> Tensor:
     """J_t of each step and sequence by torch.func.jacrev of the reference step; zeros past the end."""
     step = reference.STEPS[run.cell.name]
     projected = "weight_hr" in run.weights and run.cell.name != "lstm"  # the reference LSTM does it
-    out = torch.zeros(run.T, run.B, run.S, run.S, dtype=torch.float64)
-    before = [*run.initial], *[[part[t] for part in run.states] for t in range(run.T - 1)]
-    for t in range(run.T):
-        for b in range(run.B):
-            if run.lengths is not None and t >= run.lengths[b]:
-                continue
-            x = run.inputs[t, b]
 
-            def of(state: Tensor, x: Tensor = x) -> Tensor:
-                h, *rest = step(run.weights, x, run.split(state))
-                if projected:
-                    h = h @ run.weights["weight_hr"].T
-                return torch.cat([h, *rest])
+    def of(state: Tensor, x: Tensor) -> Tensor:
+        h, *rest = step(run.weights, x, run.split(state))
+        return torch.cat([h @ run.weights["weight_hr"].T if projected else h, *rest])
 
-            out[t, b] = torch.func.jacrev(of)(torch.cat([part[b] for part in before[t]]))
-    return out
+    before = torch.cat([torch.cat(run.initial, -1)[None], run.state_vector()[:-1]])
+    found = vmap(vmap(jacrev(of)))(before, run.inputs)
+    for b, length in enumerate([] if run.lengths is None else run.lengths):
+        found[length:, b] = 0.0
+    return found
 
 
 @cache

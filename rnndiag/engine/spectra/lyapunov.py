@@ -51,7 +51,7 @@ class Lyapunov:
     steps: Tensor
     """(B,): steps counted of each sequence."""
     finite_time_exponents: Tensor | None = None
-    """(lags, S): ln σ_i(Φ) / d, where lags were asked for."""
+    """The k largest ln σ_i(Φ) / d, (lags, k), where lags were asked for."""
     lags: tuple[int, ...] = ()
 
     @property
@@ -73,11 +73,7 @@ class Lyapunov:
 
     def coordinates(self) -> dict[str, tuple[str, ...]]:
         """Labels of the dims of `rows`."""
-        size = max(
-            len(self.exponents),
-            0 if self.finite_time_exponents is None else self.finite_time_exponents.shape[-1],
-        )
-        numbers = tuple(str(number) for number in range(1, size + 1))
+        numbers = tuple(str(number) for number in range(1, len(self.exponents) + 1))
         return {"exponent": numbers, "lag": tuple(map(str, self.lags))}
 
 
@@ -232,6 +228,8 @@ def _result(
         log_condition=pace.log_condition,
         interval_error=check.error,
         steps=growth.steps,
-        finite_time_exponents=None if products is None else products.finite_time_exponents,
+        finite_time_exponents=None
+        if products is None
+        else products.finite_time_exponents[:, : len(order)],
         lags=() if products is None else products.lags,
     )
