@@ -22,6 +22,7 @@ import yaml
 
 import rnndiag
 from lightning_modules.__main__ import run
+from lightning_modules.markdown import table
 from lightning_modules.programs import HERE, Entry, entries, entry
 from rnndiag.errors import RnndiagError
 
@@ -119,17 +120,11 @@ def store(rows: Mapping[str, Row]) -> None:
     RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; numbers stand right."""
-    rule = ["---" if number == 0 else "---:" for number in range(len(head))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
-
-
 def programs_table(rows: Mapping[str, Row]) -> str:
     """Every program and what it reached."""
     head = ("program", "parameters", "loss", "chance", "solved at", "metric (chance)", "T")
     head += ("reach", "window", "proofs", "seconds")
-    return markdown(head, (_cells(name, rows[name]) for name in entries() if name in rows))
+    return table(head, (_cells(name, rows[name]) for name in entries() if name in rows))
 
 
 def _cells(name: str, row: Row) -> Sequence[str]:
@@ -156,13 +151,13 @@ def lectures_table() -> str:
         runs = [f"`{name}`" for name, program in entries().items() if number in program.lectures]
         where = ", ".join([*runs, *([row["also"]] if "also" in row else [])])
         lines.append((str(number), row["system"], where))
-    return markdown(("row", "system", "programs, commands"), lines).replace("---:", "---")
+    return table(("row", "system", "programs, commands"), lines).replace("---:", "---")
 
 
 def commands_table() -> str:
     """Every program's sentence and command."""
     rows = ((f"`{name}`", item.title, f"`{item.command()}`") for name, item in entries().items())
-    return markdown(("program", "what it shows", "command"), rows).replace("---:", "---")
+    return table(("program", "what it shows", "command"), rows).replace("---:", "---")
 
 
 def write(rows: Mapping[str, Row]) -> None:
@@ -173,10 +168,10 @@ def write(rows: Mapping[str, Row]) -> None:
         "lectures": lectures_table(),
         "commands": commands_table(),
     }
-    for name, table in tables.items():
+    for name, made in tables.items():
         begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
-        text = f"{before}{begin}{table}{end}{after}"
+        text = f"{before}{begin}{made}{end}{after}"
     README.write_text(text, encoding="utf-8")
 
 
@@ -193,7 +188,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in names:
             row = train(entry(name))
-            print(f"{name}: loss {row.loss:.4f}, reach {row.reach}, {row.seconds:.0f} s", flush=True)
+            print(
+                f"{name}: loss {row.loss:.4f}, reach {row.reach}, {row.seconds:.0f} s", flush=True
+            )
             store({**stored(), name: row})
         write(stored())
     except RnndiagError as error:

@@ -1,0 +1,1 @@
+"""Experiments: several trainings side by side, and the table that they make."""
