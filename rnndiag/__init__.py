@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.health.gate import check as check
     from rnndiag.recorder.probe import probe as probe
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
+    from rnndiag.recorder.preflight import preflight as preflight
     from rnndiag.run.measurement import Measurement as Measurement
     from rnndiag.run.recording import Recording as Recording
     from rnndiag.run.run import open_run as open_run
@@ -72,6 +73,7 @@ _PUBLIC: dict[str, str] = {
     "open_run": "rnndiag.run.run",
     "open_runs": "rnndiag.run.runs",
     "probe": "rnndiag.recorder.probe",
+    "preflight": "rnndiag.recorder.preflight",
     "prove": "rnndiag.engine.proof",
     "register_cell": "rnndiag.engine.cells.registry",
     "singular_spectrum": "rnndiag.engine.spectra.products",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -47,10 +48,10 @@ class Config:
 
 
 def find_config(start: Path) -> Path | None:
-    """The nearest pyproject.toml at or above `start`."""
+    """The nearest pyproject.toml at or above `start`, as seen from the working directory."""
     for folder in (start, *start.parents):
         if (folder / "pyproject.toml").is_file():
-            return folder / "pyproject.toml"
+            return Path(os.path.relpath(folder / "pyproject.toml"))
     return None
 
 

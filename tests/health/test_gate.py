@@ -135,7 +135,10 @@ def test_too_few_recordings_say_so_and_how_to_judge_what_is_there(make_run: Make
 
 
 def test_nothing_checked_is_not_a_pass(make_run: MakeRun) -> None:
-    off = {name: {"level": "off"} for name in ("nonfinite", "exploding", "residual", "damage")}
+    off = {
+        name: {"level": "off"}
+        for name in ("nonfinite", "exploding", "residual", "damage", "unfinished")
+    }
     with pytest.raises(CannotJudge, match="Nothing was checked"):
         rnndiag.check(make_run(), config={"checks": off})
 

@@ -1,0 +1,5 @@
+"""Preflight: structural faults that recurrent projects make once, found before any training."""
+
+from rnndiag.recorder.preflight.entry import preflight
+
+__all__ = ["preflight"]

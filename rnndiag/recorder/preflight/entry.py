@@ -1,0 +1,97 @@
+"""`rnndiag.preflight(model, batch, loss_fn)`: the structural checks, in seconds, without training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rnndiag.errors import BadArgument
+from rnndiag.recorder.preflight.finding import finding
+from rnndiag.recorder.preflight.gradient import check_gradient
+from rnndiag.recorder.preflight.layout import layout_of
+from rnndiag.recorder.preflight.observe import SEED, LossFn, Observer
+from rnndiag.recorder.preflight.padding import check_padding
+from rnndiag.recorder.preflight.samples import check_samples
+from rnndiag.recorder.preflight.state import check_state
+from rnndiag.recorder.preflight.subject import Subject
+from rnndiag.recorder.preflight.time import check_time
+from rnndiag.recorder.preflight.untouched import untouched
+
+if TYPE_CHECKING:
+    from rnndiag.health.finding import Finding
+
+CHECKS: tuple[Callable[[Subject], list[Finding]], ...] = (
+    check_samples,
+    check_time,
+    check_padding,
+    check_state,
+    check_gradient,
+)
+
+
+def preflight(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFn | None = None,
+    *,
+    batch_dim: int | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    detach: int | str | None = None,
+) -> list[Finding]:
+    """Look for faults of structure that every recurrent project makes once: one finding a check and layer.
+
+    `loss_fn(model, batch)` returns the scalar loss; without it the model's own `training_step(batch, 0)` is used.
+    `batch_dim` says which dim of the batch's tensors are the samples (0, or 1 for time first), `lengths` how many steps
+    of each sample are real, `detach` every how many steps the state is meant to be detached (`any`: wherever it is).
+    The model, its gradients and the random number streams are left as they were.
+    """
+    if loss_fn is None:
+        loss_fn = _training_step(model)
+    subject = Subject(Observer(model, loss_fn), batch, layout_of(batch, batch_dim, lengths), detach)
+    with warnings.catch_warnings(), untouched(model):
+        torch.manual_seed(SEED)
+        warnings.simplefilter("ignore")
+        if not subject.seen().runs:
+            return [_nothing(subject)]
+        found: list[Finding] = []
+        for check in CHECKS:
+            found += check(subject)
+    return _without_consequences(found)
+
+
+def _training_step(model: nn.Module) -> LossFn:
+    step = getattr(model, "training_step", None)
+    if not callable(step):
+        raise BadArgument(
+            f"{type(model).__name__} has no training_step, and no loss_fn was given.",
+            "Pass loss_fn, a function of (model, batch) that returns the scalar loss.",
+        )
+    return lambda own, batch: own.training_step(batch, 0)  # type: ignore[operator, union-attr]
+
+
+def _nothing(subject: Subject) -> Finding:
+    recurrent = [
+        name
+        for name, module in subject.observe.model.named_modules()
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase) and name in subject.seen().called
+    ]
+    if recurrent:
+        return check_gradient(subject)[0]
+    return finding(
+        "nothing to check",
+        "not_judged",
+        "no recurrent layer ran and got a gradient",
+        "Give a batch and a loss that use the model's recurrent layers.",
+    )
+
+
+def _without_consequences(found: list[Finding]) -> list[Finding]:
+    """A layer whose time and batch are exchanged looks ahead and forgets too: the cause alone is told."""
+    if any(one.check.endswith(("swapped", "transposed")) for one in found):
+        effects = ("looks ahead", "padding counts", "state not carried")
+        return [one for one in found if not one.check.endswith(effects)]
+    return found

@@ -1,0 +1,150 @@
+"""Where samples and time lie in a batch, and how long its sequences are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnndiag.errors import BadArgument
+from rnndiag.recorder.preflight.leaves import Path, leaves
+
+IGNORED = -100
+"""torch's own mark for a target that does not count."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The dims of the batch's tensors: `samples` along `batch_dim`, `steps` along `time_dim`."""
+
+    batch_dim: int
+    samples: int
+    steps: int
+    assumed: bool
+    """Whether nothing in the batch told the two dims apart, so that dim 0 was taken for the samples."""
+    lengths: Tensor | None
+    """(N,) how many steps of each sequence are real, where that is known."""
+    lengths_from: str = ""
+
+    @property
+    def time_dim(self) -> int:
+        """The dim along which time runs."""
+        return 1 - self.batch_dim
+
+    def has_samples(self, tensor: Tensor) -> bool:
+        """Whether the tensor holds one entry a sample, and more than one number of each."""
+        return tensor.ndim >= 2 and tensor.shape[self.batch_dim] == self.samples
+
+    def has_time(self, tensor: Tensor) -> bool:
+        """Whether the tensor holds one entry a sample and step."""
+        return self.has_samples(tensor) and tensor.shape[self.time_dim] == self.steps
+
+    def padding(self) -> Tensor | None:
+        """(N, T) bool: which steps are padding; None where no sequence has any."""
+        if self.lengths is None or bool((self.lengths >= self.steps).all()):
+            return None
+        return torch.arange(self.steps)[None, :] >= self.lengths.cpu()[:, None]
+
+
+def layout_of(batch: Any, batch_dim: int | None, lengths: Tensor | Sequence[int] | None) -> Layout:
+    """Read the layout off the batch; `batch_dim` and `lengths` where the caller knows them."""
+    found = list(leaves(batch))
+    wide = [tensor for _, tensor in found if tensor.ndim >= 2]
+    if not wide:
+        raise BadArgument(
+            "The batch holds no tensor with samples and steps.",
+            "Give a batch as the training step gets it.",
+        )
+    if batch_dim not in (None, 0, 1):
+        raise BadArgument(
+            f"batch_dim is {batch_dim}.", "It is 0 (samples first) or 1 (time first)."
+        )
+    main = max(wide, key=lambda tensor: (tensor.ndim, tensor.numel()))
+    dim, assumed = (batch_dim, False) if batch_dim is not None else _batch_dim(batch, found, main)
+    samples, steps = int(main.shape[dim]), int(main.shape[1 - dim])
+    known = Layout(dim, samples, steps, assumed, None)
+    if lengths is not None:
+        given = torch.as_tensor(lengths).reshape(-1)
+        if len(given) != samples:
+            raise BadArgument(
+                f"{len(given)} lengths were given for {samples} samples.", "Give one a sample."
+            )
+        return Layout(dim, samples, steps, assumed, given, "the lengths given")
+    told, source = _lengths(found, known)
+    return Layout(dim, samples, steps, assumed, told, source)
+
+
+def _batch_dim(batch: Any, found: list[tuple[Path, Tensor]], main: Tensor) -> tuple[int, bool]:
+    """The dim of the samples: told by a tensor with one number a sample, else dim 0 by convention."""
+    if isinstance(batch, PackedSequence):
+        return 0, False
+    singles = {int(tensor.shape[0]) for _, tensor in found if tensor.ndim == 1}
+    first, second = int(main.shape[0]), int(main.shape[1])
+    if first != second and (first in singles) != (second in singles):
+        return (0 if first in singles else 1), False
+    return 0, True
+
+
+def _lengths(found: list[tuple[Path, Tensor]], layout: Layout) -> tuple[Tensor | None, str]:
+    """Lengths as the batch tells them: a vector, a mask, or targets marked as ignored."""
+    data = [tensor for _, tensor in found if layout.has_time(tensor) and tensor.dtype != torch.bool]
+    for path, tensor in found:
+        if _could_be_lengths(tensor, layout) and (
+            _called_lengths(path) or _ends_agree(tensor, data, layout)
+        ):
+            return tensor.reshape(-1), f"{_named(path)} of the batch"
+    for path, tensor in found:
+        if not (layout.has_time(tensor) and tensor.ndim == 2):
+            continue
+        rows = tensor if layout.batch_dim == 0 else tensor.T
+        if tensor.dtype == torch.bool:
+            for real in (rows, ~rows):
+                counts = real.sum(1)
+                if bool(real[:, 0].all()) and bool((_prefix(counts, layout) == real.cpu()).all()):
+                    return counts, f"the mask {_named(path)} of the batch"
+        elif not tensor.is_floating_point() and bool((rows == IGNORED).any()):
+            counts = (rows != IGNORED).sum(1)
+            if bool((_prefix(counts, layout) == (rows != IGNORED).cpu()).all()):
+                return counts, f"the targets {_named(path)} that are {IGNORED}"
+    return None, ""
+
+
+def _could_be_lengths(tensor: Tensor, layout: Layout) -> bool:
+    integers = (
+        not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+    )
+    if not integers or tensor.ndim != 1 or len(tensor) != layout.samples:
+        return False
+    return (
+        bool((tensor >= 1).all())
+        and bool((tensor <= layout.steps).all())
+        and len(tensor.unique()) > 1
+    )
+
+
+def _called_lengths(path: Path) -> bool:
+    return bool(path) and "len" in str(path[-1]).lower()
+
+
+def _ends_agree(lengths: Tensor, data: list[Tensor], layout: Layout) -> bool:
+    """Whether some data are one constant from each sequence's length on: then the numbers are lengths."""
+    padding = _prefix(lengths, layout).logical_not()
+    for tensor in data:
+        rows = (tensor if layout.batch_dim == 0 else tensor.transpose(0, 1)).detach().cpu()
+        ends = rows[padding]
+        if ends.numel() and bool((ends == ends.reshape(-1)[0]).all()):
+            return True
+    return False
+
+
+def _prefix(counts: Tensor, layout: Layout) -> Tensor:
+    """(N, T) bool: the first counts[n] steps of each sample."""
+    return torch.arange(layout.steps)[None, :] < counts.cpu()[:, None]
+
+
+def _named(path: Path) -> str:
+    return ".".join(map(str, path)) or "the only tensor"

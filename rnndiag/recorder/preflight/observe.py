@@ -1,0 +1,128 @@
+"""One forward and backward pass, seen: the layer runs, the loss, and which modules ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.errors import BadArgument
+from rnndiag.recorder.preflight.untouched import untouched
+from rnndiag.recorder.probe import probe
+
+LossFn = Callable[[nn.Module, Any], Any]
+
+SEED = 20240229
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module without children: its name, its first tensor in and out."""
+
+    name: str
+    kind: str
+    entered: Tensor | None
+    left: Tensor | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one pass showed."""
+
+    loss: float
+    runs: Mapping[str, LayerRun]
+    gradients: Mapping[str, bool]
+    """Trainable parameter -> whether a gradient other than zero reached it."""
+    called: frozenset[str]
+    """Names of the modules that ran."""
+    calls: tuple[ModuleCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Runs `loss_fn(model, batch)` as often as wanted, each time from the same state of everything."""
+
+    model: nn.Module
+    loss_fn: LossFn
+
+    def __call__(self, batch: Any, training: bool = False, calls: bool = False) -> Seen:
+        """One pass in eval mode, or in training mode with the same dropout masks each time."""
+        with untouched(self.model), torch.backends.cudnn.flags(enabled=False):
+            self.model.train(training)
+            for parameter in self.model.parameters():
+                parameter.grad = None
+            torch.manual_seed(SEED)
+            called: set[str] = set()
+            noted: list[ModuleCall] = []
+            handles = [
+                module.register_forward_hook(_watch(name, called, noted if calls else None))
+                for name, module in self.model.named_modules()
+            ]
+            try:
+                with probe(self.model) as seen:
+                    loss = scalar(self.loss_fn(self.model, batch))
+                    loss.backward()  # type: ignore[no-untyped-call]
+                runs = {run.name: run for run in seen.layer_runs}
+            finally:
+                for handle in handles:
+                    handle.remove()
+            reached = {
+                name: parameter.grad is not None and bool((parameter.grad != 0).any())
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad
+            }
+            return Seen(float(loss.detach()), runs, reached, frozenset(called), tuple(noted))
+
+
+def scalar(result: Any) -> Tensor:
+    """The loss in what a loss function or a training step returned."""
+    if isinstance(result, Mapping):
+        result = result.get("loss")
+    if not isinstance(result, Tensor) or result.numel() != 1:
+        raise BadArgument(
+            f"loss_fn returned {type(result).__name__}, not a loss.",
+            "It takes (model, batch) and returns the scalar loss, or a dict with the key 'loss'.",
+        )
+    if not result.requires_grad:
+        raise BadArgument(
+            "The loss of loss_fn carries no gradient.",
+            "Leave out torch.no_grad and .item() in loss_fn.",
+        )
+    return result.reshape(())
+
+
+def _watch(name: str, called: set[str], noted: list[ModuleCall] | None) -> Callable[..., None]:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        called.add(name)
+        if noted is not None and not list(module.children()):
+            noted.append(
+                ModuleCall(name, type(module).__name__, _tensor(arguments), _tensor(output))
+            )
+
+    return hook
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.is_floating_point() else None
+    if isinstance(value, list | tuple):
+        return next((found for item in value if (found := _tensor(item)) is not None), None)
+    return None
+
+
+def differs(one: Tensor, other: Tensor) -> Tensor:
+    """(T, B) bool: where two (T, B, S) tensors differ by more than rounding."""
+    if one.shape != other.shape:
+        return torch.ones(one.shape[:2], dtype=torch.bool)
+    if not one.is_floating_point():
+        return (one != other).reshape(*one.shape[:2], -1).any(-1).cpu()
+    old, new = one.detach().double().cpu(), other.detach().double().cpu()
+    known = old[torch.isfinite(old)].abs()
+    scale = float(known.max()) if known.numel() else 1.0
+    away = (old - new).abs() > torch.finfo(one.dtype).eps ** 0.75 * max(scale, 1e-30)
+    odd = torch.isfinite(old) != torch.isfinite(new)
+    return (away | odd).reshape(*one.shape[:2], -1).any(-1)

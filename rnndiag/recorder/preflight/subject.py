@@ -1,0 +1,34 @@
+"""What a preflight looks at: the model with its loss, the batch with its layout, and the passes made so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rnndiag.recorder.preflight.layout import Layout
+from rnndiag.recorder.preflight.observe import Observer, Seen
+
+
+@dataclass
+class Subject:
+    """Model, loss, batch. Passes over the batch as it is are made once each."""
+
+    observe: Observer
+    batch: Any
+    layout: Layout
+    detach: int | str | None
+    """The window that the user declares: steps, or `any`."""
+    _seen: dict[tuple[bool, bool], Seen] = field(default_factory=dict)
+
+    def seen(self, training: bool = False, calls: bool = False) -> Seen:
+        """The pass over the batch as it is."""
+        key = training, calls
+        if key not in self._seen:
+            self._seen[key] = self.observe(self.batch, training, calls)
+        return self._seen[key]
+
+    def padding(self) -> torch.Tensor | None:
+        """(N, T) bool: padded steps, where the batch tells them."""
+        return self.layout.padding()

@@ -1,0 +1,67 @@
+"""Changing the inputs from step t on leaves the states before t alone, except where a direction runs backwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rnndiag.recorder.preflight.finding import finding
+from rnndiag.recorder.preflight.observe import differs
+from rnndiag.recorder.preflight.perturb import of_steps
+from rnndiag.recorder.preflight.subject import Subject
+
+if TYPE_CHECKING:
+    from rnndiag.health.finding import Finding
+
+AHEAD = "looks ahead"
+
+
+def check_time(subject: Subject) -> list[Finding]:
+    """One finding for the first layer that sees what comes later, or a pass.
+
+    What lies behind a reverse direction, or starts from the end of another run (a decoder), may see it.
+    """
+    layout, before = subject.layout, subject.seen()
+    judged = {
+        name: run
+        for name, run in before.runs.items()
+        if layout.steps == run.T and layout.samples == run.B and not run.reverse
+    }
+    if layout.steps < 2 or not judged:
+        return [finding(AHEAD, "not_judged", "no layer runs along the steps of the batch")]
+    first = (layout.steps + 1) // 2
+    after = subject.observe(of_steps(subject.batch, layout, first, layout.steps))
+    backwards = False
+    for name, run in before.runs.items():
+        backwards = backwards or run.reverse
+        other = after.runs.get(name)
+        if name not in judged or other is None:
+            continue
+        if any(
+            bool(differs(a[None], b[None]).any())
+            for a, b in zip(run.initial, other.initial, strict=True)
+        ):
+            break
+        entered = differs(run.inputs, other.inputs).any(1)
+        if bool(entered[: layout.steps - first].all()) and not bool(
+            entered[layout.steps - first :].any()
+        ):
+            backwards = True
+            continue
+        if bool(entered[:first].any()):
+            if backwards:
+                break
+            return [_told(name, f"the inputs of {name} at a step depend on later steps")]
+        if bool(differs(run.state_vector(), other.state_vector())[:first].any()):
+            return [_told(name, f"states of {name} depend on later steps")]
+    return [finding(AHEAD, "pass", "no state depends on later inputs, but for reverse directions")]
+
+
+def _told(name: str, message: str) -> Finding:
+    return finding(
+        AHEAD,
+        "warn",
+        message,
+        "Look for time and batch swapped, a convolution without causal padding, or a normalisation over time; "
+        "if the layer may see the future, this is fine.",
+        name,
+    )
