@@ -39,13 +39,17 @@ LAYERS = {
     "engine": layer("errors", "torch numpy scipy"),
     "run": layer("errors", "numpy", lazy="fsspec pandas xarray"),
     "recorder": layer(
-        "errors engine run", "torch numpy scipy", lazy="lightning pytorch_lightning jsonargparse"
+        # typing_extensions comes with every torch
+        "errors engine run",
+        "torch numpy scipy typing_extensions",
+        lazy="lightning pytorch_lightning jsonargparse",
     ),
     "health": layer("errors run", "numpy scipy tomli"),
     "report": layer("errors run health", "numpy scipy jinja2 markupsafe"),
     "plot": layer("errors run health report", "numpy", lazy="matplotlib"),
     "cli": layer("errors run health report", "numpy"),
     "pytest_plugin": layer("errors run health report cli", "pytest"),
+    "__main__": layer("cli"),
 }
 
 # The one door the other way, and always inside a function: what a recorder tells at the end of a
@@ -56,6 +60,9 @@ DOORS = {
     "run": {"rnndiag"},
     "cli": {"rnndiag"},
 }
+
+# Preflight runs the model and judges what it sees, so it speaks in findings from the start.
+FINDINGS = ("rnndiag.recorder.preflight", "rnndiag.health.finding")
 
 # These run without torch on a laptop or in a CI container, so they never import it, not even late.
 NUMPY_WING = ("run", "health", "report", "plot", "cli")
@@ -150,6 +157,7 @@ def faults(module: str, imported: Import, modules: set[str]) -> Iterator[str]:
         there = layer_of(to)
         private = is_private(imported)
         through_door = imported.when != "now" and imported.module in DOORS.get(here, set())
+        through_door |= module.startswith(FINDINGS[0]) and imported.module == FINDINGS[1]
         if there not in {here, *rules.layers} and not through_door and here != "":
             yield f"{where}: {here or 'rnndiag'} may import {sorted(rules.layers)}, not {there}"
         elif there != here and private:
