@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rnndiag.errors import BadArgument
 from rnndiag.recorder.directory import chosen_directory
 from rnndiag.recorder.faults import tell
 from rnndiag.recorder.fit import FitRecorder
@@ -17,6 +18,8 @@ from rnndiag.recorder.settings import LogChoice, settings_from
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from rnndiag.run.measurement import Measurement
 
     class _Base:
         """Callback of `lightning.pytorch`, of `pytorch_lightning`, or both."""
@@ -112,6 +115,18 @@ class GradientDiagnostics(_Adopting):
     def run_dir(self) -> Path:
         """The directory of the run: fixed at construction, the same in copies of the callback."""
         return self._run_dir
+
+    def add(self, *measurements: Measurement) -> None:
+        """Store measurements of your own with the last recording of the fit that is going on.
+
+        Each is of a registered quantity: `rnndiag.Measurement.of("state_map", values, layer=..., coordinates=...)`.
+        """
+        if self._fit is None:
+            raise BadArgument(
+                "Measurements were added while no fit was going on.",
+                "Add them in a hook of training, on_train_end of an earlier callback at the latest.",
+            )
+        self._fit.added += measurements
 
     @property
     def _identity(self) -> str:

@@ -32,6 +32,7 @@ from rnndiag.recorder.training_facts import (
     training_measurements,
 )
 from rnndiag.recorder.watch import Watch
+from rnndiag.run.measurement import Measurement
 from rnndiag.run.recording import Recording
 
 BLACK_BOX_GROUPS = ("contributions", "gates")
@@ -67,6 +68,7 @@ class FitRecorder:
             world_size=trainer.world_size,
             resumed_from_step=resumed_from_step,
         )
+        self.added: tuple[Measurement, ...] = ()
         self._first_runs: tuple[Any, ...] = ()
         self._pending: Pending | None = None
         self._done: list[tuple[Pending, StepFacts | None]] = []
@@ -322,6 +324,7 @@ class FitRecorder:
             measured = (
                 training_measurements(None, float("nan"), self.ledger.spent, self.ledger.share)
                 + self.history.measurements()
+                + self.added
             )
             self.chronicle.append(
                 Recording(
