@@ -1,4 +1,4 @@
-"""The gradient of a recurrence accumulated forwards in time, a_t = b_t + c_t a_{t-1}, is the one that goes backwards."""
+"""The gradient accumulated forwards in time, a_t = b_t + c_t a_{t-1}, is the one that goes backwards."""
 
 import torch
 
