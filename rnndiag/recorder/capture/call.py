@@ -93,11 +93,15 @@ class Call:
     in_backward: bool = False
     """Made while a backward pass ran: a checkpoint's recomputation."""
     notes: list[str] = field(default_factory=list)
+    refusal: str = ""
+    """Why the call cannot be replayed."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision the call computed in."""
-        return next(iter(self.outputs.values())).dtype
+        """The precision the call computed in: under autocast the coarser one, though its output may be wide."""
+        returned = next(iter(self.outputs.values())).dtype
+        rounds = self.autocast.enabled and returned == torch.float32
+        return self.autocast.dtype if rounds else returned
 
     def gradient(self, task: int, slot: int) -> Tensor | None:
         """What came back to an output in that backward pass; None: nothing."""

@@ -57,7 +57,7 @@ def layer_runs(
 def run_name(owner: str, layer: int, direction: int, one_step: bool, suffix: str) -> str:
     """encoder.lstm.l0, .l1.reverse, .l0#2; a cell's loop has the cell's own name."""
     place = "" if one_step else f"l{layer}" + (".reverse" if direction else "")
-    return ".".join(filter(None, (owner, place))) + suffix or "cell"
+    return (".".join(filter(None, (owner, place))) or "cell") + suffix
 
 
 class _ChainReplay:
@@ -161,7 +161,7 @@ class _ChainReplay:
         }
         names = {key: weight.name for key, (weight, _) in chain[0].weights[index].items()}
         initial = tuple(
-            self._as_computed(to_user_order(plan, row)) for row in self._rows(chain[0].hx, index)
+            to_user_order(plan, row).to(self.work) for row in self._rows(chain[0].hx, index)
         )
         inputs = self._in_order(self._below(layer), direction)
         states = self._states(layer, direction, weights, inputs, initial)

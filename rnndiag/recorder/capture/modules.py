@@ -11,6 +11,8 @@ from rnndiag.engine.cells import binding_of
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.capture.step_signature import may_be_step
 
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -21,6 +23,14 @@ class Watched:
     """A step module in Python; else it calls a recurrent kernel of torch."""
     sure: bool = True
     """False: only the name of its second argument speaks for a step module."""
+
+    def is_weight(self, key: str) -> bool:
+        """Whether a recurrent call, once made, uses this very parameter: not the inner ones of a parametrization."""
+        if self.is_step:
+            return self.sure
+        own = self.module
+        names = own._flat_weights_names if isinstance(own, nn.RNNBase) else _CELL_WEIGHTS
+        return key in names
 
 
 def recurrent_modules(model: nn.Module, steps: Iterable[str | type] = ()) -> dict[str, Watched]:

@@ -36,7 +36,7 @@ class BackwardPass:
     dtype: torch.dtype = torch.float32
     """The coarsest precision among the calls."""
     missed: Mapping[str, str] = field(default_factory=dict)
-    """Recurrent parameter -> why its gradient is not explained: no call that used it was seen."""
+    """Module -> why its calls could not be replayed; recurrent parameter -> why its gradient is not explained."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
 
@@ -105,7 +105,9 @@ def _by_name(weights: list[Weight], task: int) -> dict[str, Tensor]:
 
 
 def _one_pass(shared: Pass, calls: list[Call], weights: list[Weight], names: Names) -> BackwardPass:
-    recurrences = _without_lone_guesses(chains(calls))
+    seen = _without_lone_guesses(calls)
+    refused = {call.owner: call.refusal for call in seen if call.refusal}
+    recurrences = chains([call for call in seen if call.owner not in refused])
     suffixes = [names.suffix(chain) for chain in recurrences]
     runs: list[LayerRun] = []
     made: dict[str, Adjoints] = {}
@@ -116,19 +118,24 @@ def _one_pass(shared: Pass, calls: list[Call], weights: list[Weight], names: Nam
         runs += [by_index[name] for name in _lowest_first(chain, suffix)]
     expected = {weight.name for weight in weights if weight.expected}
     claimed = {name for run in runs for name in run.parameters.values()}
-    missed = {
+    missed = refused | {
         name: "it received a gradient, but no call that used it was seen"
         for name in shared.gradients
-        if name not in claimed and name in expected
+        if name not in claimed and name in expected and name.rpartition(".")[0] not in refused
     }
     dtype = min((call.dtype for call in calls), key=_PRECISION.index, default=torch.float32)
     return BackwardPass(tuple(runs), made, dtype, missed, shared.scale)
 
 
-def _without_lone_guesses(found: list[Chain]) -> list[Chain]:
+def _without_lone_guesses(calls: list[Call]) -> list[Call]:
     """A module that merely looks like a step is one if its calls carry a state on."""
-    steps = {chain[0].owner for chain in found if len(chain) > 1}
-    return [chain for chain in found if chain[0].sure or chain[0].owner in steps]
+    owners = {call.number: call.owner for call in calls}
+    steps = {
+        call.owner
+        for call in calls
+        if any(owners.get(link.call) == call.owner for link in call.links.values())
+    }
+    return [call for call in calls if call.sure or call.owner in steps]
 
 
 def _lowest_first(chain: Chain, suffix: str) -> list[str]:

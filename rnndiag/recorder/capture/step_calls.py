@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rnndiag.errors import CaptureFault
 from rnndiag.recorder.capture.backward_pass import running_task
@@ -26,8 +27,9 @@ from rnndiag.recorder.capture.step_signature import (
     tensors_of,
 )
 
-_RANDOM = "its step draws random numbers, which a replay cannot draw again"
+_RANDOM = "its step draws random numbers (dropout, say), which a replay cannot draw again"
 _WRITTEN = "its step writes to its input or state in place"
+_MIXES = "its step normalises over the batch, so its sequences cannot be told apart"
 
 
 @dataclass
@@ -110,10 +112,7 @@ class StepModules:
             sure=frame.sure,
             in_backward=running_task() >= 0,
         )
-        if not torch.equal(asked.random_state, torch.get_rng_state()):
-            call.notes.append(f"{frame.owner or 'cell'}: {_RANDOM}")
-        if asked.versions != _versions(asked.arguments):
-            call.notes.append(f"{frame.owner or 'cell'}: {_WRITTEN}")
+        call.refusal = _refusal(frame.module, asked)
         targets = dict(enumerate(() if asked.given is None else tensors_of(asked.arguments.state)))
         self.log.watch_inputs(call, returned.tensors, inputs, targets)
         return call
@@ -127,6 +126,16 @@ class StepModules:
             bound = bound_cell(module, returned)
             self._cells[key] = bound or cell_as_it_is(module, asked, shape, returned, frame.owner)
         return self._cells[key]
+
+
+def _refusal(module: nn.Module, asked: Asked) -> str:
+    if not torch.equal(asked.random_state, torch.get_rng_state()):
+        return _RANDOM
+    if asked.versions != _versions(asked.arguments):
+        return _WRITTEN
+    if any(part.training for part in module.modules() if isinstance(part, _BatchNorm)):
+        return _MIXES
+    return ""
 
 
 def _versions(asked: Arguments) -> tuple[int, ...]:

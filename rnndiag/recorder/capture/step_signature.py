@@ -15,19 +15,9 @@ from rnndiag.errors import NotSupported
 
 STATE_NAMES = frozenset(
     (
-        "state",
-        "states",
-        "hidden",
-        "hiddens",
-        "hidden_state",
-        "h",
-        "hx",
-        "h_prev",
-        "prev_h",
-        "h_0",
-        "h0",
+        *("state", "states", "hidden", "hiddens", "hidden_state", "prev_state", "previous_state"),
+        *("h", "hx", "h_prev", "prev_h", "h_0", "h0", "carry"),
     )
-    + ("prev_state", "previous_state", "carry")
 )
 """A second argument of one of these names makes a module a step of a recurrence, if its calls form a chain."""
 

@@ -75,7 +75,8 @@ class Capture:
             ]
             for key, parameter in module.named_parameters():
                 # before the forward: the gradient of a call that nobody saw does not go unnoticed
-                self._weights.watch(parameter, f"{name}.{key}" if name else key, watched.sure)
+                path = f"{name}.{key}" if name else key
+                self._weights.watch(parameter, path, expected=watched.is_weight(key))
 
     def disarm(self) -> None:
         """Take all hooks off; what was kept stays until `forget`."""
