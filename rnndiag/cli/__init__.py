@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("rnndiag.cli.export", "write the numbers of a run as csv or json"),
     "verify": ("rnndiag.cli.verify", "read every byte of runs and check every checksum"),
     "compact": ("rnndiag.cli.compact", "make a finished run smaller"),
-    "doctor": ("rnndiag.cli.doctor", "look for structural faults in a model, without training"),
+    "doctor": ("rnndiag.cli.doctor", "say what is installed, and whether recording works here"),
 }
 
 EXIT_CODES = (

@@ -10,7 +10,7 @@ from pathlib import Path
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directories: seeds of one program, 5 or more"
+        "runs", nargs="*", metavar="RUN", help="run directories: seeds of one program, 5 or more"
     )
     parser.add_argument(
         "-o",
@@ -29,6 +29,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print old -> new, write."""
+    if bool(args.runs) == bool(args.snapshot):
+        return _usage("Name either runs or --snapshot DIR.")
+    if args.snapshot:
+        return _accept_snapshot(Path(args.snapshot), args.output)
+    if not args.output:
+        return _usage("Name the file to write with -o FILE.")
+    return _accept_runs(args)
+
+
+def _usage(text: str) -> int:
+    sys.stderr.write(f"rnndiag baseline: {text}\nsee: rnndiag baseline --help\n")
+    return 2
+
+
+def _accept_snapshot(folder: Path, output: str | None) -> int:
+    from rnndiag.health.frozen import NUMBERS, store_numbers
+    from rnndiag.health.torch_side import ask
+
+    path = Path(output) if output else folder / NUMBERS
+    for line in store_numbers(path, ask("snapshot", ["measure", str(folder)])):
+        sys.stdout.write(f"  {line}\n")
+    sys.stdout.write(f"{path}: written\n")
+    return 0
+
+
+def _accept_runs(args: argparse.Namespace) -> int:
     from rnndiag.cli.check import configuration
     from rnndiag.errors import BadArgument, CannotJudge
     from rnndiag.health.baseline import changes, measure, read_baseline, write_baseline

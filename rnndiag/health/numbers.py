@@ -43,6 +43,15 @@ class Stack:
             self.steps, self.values.take(labels.index(label), axis + 1), rest, self.coordinates
         )
 
+    def positions(self, dim: str) -> np.ndarray:
+        """Numbers along a dim: its labels where they are numbers, else 0, 1, 2, ..."""
+        size = self.values.shape[1 + self.dims.index(dim)]
+        try:
+            labels = [float(label) for label in self.coordinates.get(dim, ())]
+        except ValueError:
+            labels = []
+        return np.array(labels) if len(labels) == size else np.arange(float(size))
+
 
 class RunNumbers:
     """A run's numbers, read once each. `steps` limits them to some recordings."""

@@ -26,8 +26,9 @@ def _lines(judgement: Judgement) -> Iterator[str]:
     yield f"judged: {judgement.scope}"
     yield ""
     shown = [group for group in groups if group.status in _LABELS]
+    told: set[str] = set()
     for group in sorted(shown, key=lambda group: list(_LABELS).index(group.status)):
-        yield from _group(group, judgement)
+        yield from _group(group, judgement, told)
     if shown:
         yield ""
     passed = [group.check for group in groups if group.status == "pass"]
@@ -52,7 +53,8 @@ def _lines(judgement: Judgement) -> Iterator[str]:
         yield f"meant to change it?  {printable(judgement.accept)}"
 
 
-def _group(group: CheckGroup, judgement: Judgement) -> Iterator[str]:
+def _group(group: CheckGroup, judgement: Judgement, told: set[str]) -> Iterator[str]:
+    """One check that is not well; advice that was `told` before is not repeated."""
     one = group.worst
     yield f"  {_LABELS[one.status]}  {one.check:<22} {printable(one.text_value):>12}    {one.allowed}".rstrip()
     failed = {other.check for other in judgement.findings if other.status == "fail"}
@@ -62,10 +64,11 @@ def _group(group: CheckGroup, judgement: Judgement) -> Iterator[str]:
     yield from (line for detail in one.details[:1] for line in _detail(detail))
     yield from _detail(f"means {one.message}")
     yield from (line for detail in one.details[1:] for line in _detail(detail))
-    if one.remedy:
-        yield from _detail(f"do {one.remedy}")
-    if one.status == "fail":
-        yield from _detail(f"see {judgement.see}")
+    see = judgement.see if one.status == "fail" else ""
+    for label, advice in (("do", one.remedy), ("see", see)):
+        if advice and advice not in told:
+            told.add(advice)
+            yield from _detail(f"{label} {advice}")
 
 
 def _where(group: CheckGroup) -> str:

@@ -54,7 +54,8 @@ def _lines(judgement: Judgement) -> Iterator[str]:
     if judgement.accept and outcome.failed:
         yield f"Meant to change it? {code(judgement.accept)}"
         yield ""
-    yield f"More: {code(judgement.see)}"
+    if judgement.see:
+        yield f"More: {code(judgement.see)}"
     if judgement.versions:
         versions = ", ".join(
             f"{name} {version}" for name, version in sorted(judgement.versions.items())

@@ -70,7 +70,7 @@ def _training_step(model: nn.Module) -> LossFn:
             f"{type(model).__name__} has no training_step, and no loss_fn was given.",
             "Pass loss_fn, a function of (model, batch) that returns the scalar loss.",
         )
-    return lambda own, batch: own.training_step(batch, 0)  # type: ignore[operator, union-attr]
+    return lambda own, batch: own.training_step(batch, 0)  # type: ignore[operator]
 
 
 def _nothing(subject: Subject) -> Finding:

@@ -65,7 +65,7 @@ class Observer:
             try:
                 with probe(self.model) as seen:
                     loss = scalar(self.loss_fn(self.model, batch))
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                 runs = {run.name: run for run in seen.layer_runs}
             finally:
                 for handle in handles:

@@ -1,0 +1,190 @@
+"""The frozen gate: the same weights and batch through today's code, held against stored numbers at the dtype's rounding.
+
+No seeds and no training, so nothing to be flaky: what moves beyond rounding was moved by a change of the code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rnndiag.errors import CannotJudge
+from rnndiag.health.finding import UNTRUSTED, Change, Finding
+from rnndiag.health.judgement import Judgement
+from rnndiag.health.torch_side import ask
+
+EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+FACTOR = 2000.0
+"""A number may move by so many roundings of its dtype: one rounding a step adds up over a sequence."""
+MOST = 0.25
+NUMBERS = "numbers.json"
+
+
+def tolerance(dtype: str) -> float:
+    """The relative difference that rounding may make, by dtype."""
+    if dtype not in EPSILONS:
+        raise CannotJudge(
+            f"The model computes in {dtype}.", "Use float64, float32, bfloat16 or float16."
+        )
+    return min(FACTOR * EPSILONS[dtype], MOST)
+
+
+def judge_snapshot(folder: Path, baseline: str | None = None) -> Judgement:
+    """Run the snapshot and compare it with its own numbers, or with those in the file `baseline`."""
+    path = Path(baseline) if baseline else folder / NUMBERS
+    old = read_numbers(path)
+    new = ask("snapshot", ["measure", str(folder)])
+    findings = compare(old, new, folder.name)
+    layers = len(new["layers"])
+    return Judgement(
+        paths=(str(folder),),
+        against=str(path),
+        scope=f"one forward and backward pass in {new['dtype']}, {layers} layer run{'s' if layers != 1 else ''}",
+        findings=tuple(findings),
+        versions={},
+        accept=f"rnndiag baseline --snapshot {folder}" + (f" -o {path}" if baseline else ""),
+        see="",
+    )
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """The stored numbers; raises CannotJudge where they cannot be used."""
+    remedy = "Make them: rnndiag snapshot FACTORY -o DIR, or rnndiag baseline --snapshot DIR"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CannotJudge(
+            f"The numbers of the snapshot in {path} cannot be read.", remedy
+        ) from error
+    numbers = content.get("numbers") if isinstance(content, dict) else None
+    sound = isinstance(numbers, dict) and all(isinstance(row, list) for row in numbers.values())
+    if (
+        not sound
+        or not isinstance(content.get("layers"), dict)
+        or content.get("dtype") not in EPSILONS
+    ):
+        raise CannotJudge(f"{path} does not hold the numbers of a snapshot.", remedy)
+    return dict(content)
+
+
+def store_numbers(path: Path, new: Mapping[str, Any]) -> list[str]:
+    """Write the numbers; the lines that say what they were and are."""
+    if new.get("inexact"):
+        layer, reason = next(iter(new["inexact"].items()))
+        raise CannotJudge(
+            f"The proof of {layer} failed: {reason}.", "Such numbers are nothing to compare with."
+        )
+    try:
+        old = read_numbers(path) if path.exists() else None
+    except CannotJudge:
+        old = None
+    rows = [
+        f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(new["numbers"].items())
+    ]
+    head = {key: new[key] for key in ("layers", "dtype")}
+    text = json.dumps(head, indent=1)[:-2] + ',\n "numbers": {\n' + ",\n".join(rows) + "\n }\n}\n"
+    path.write_text(text, encoding="utf-8")
+    if old is None or old["dtype"] != new["dtype"]:
+        return []
+    moved = [one for one in compare(old, new) if one.status != "pass"]
+    return [f"{one.check} of {one.layer}: {one.message}" for one in moved] or ["nothing moved"]
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any], name: str = "") -> list[Finding]:
+    """One finding for the structure, one for each number and layer run."""
+    if old["dtype"] != new["dtype"]:
+        raise CannotJudge(
+            f"The model computes in {new['dtype']}, the stored numbers are of {old['dtype']}.",
+            "Make the snapshot again.",
+        )
+    found = [
+        Finding(
+            UNTRUSTED,
+            "not_judged",
+            layer,
+            message=str(reason),
+            remedy="The numbers are not to be trusted.",
+        )
+        for layer, reason in new.get("inexact", {}).items()
+    ]
+    found.append(_structure(old["layers"], new["layers"]))
+    limit = tolerance(new["dtype"])
+    for key in sorted(set(old["numbers"]) | set(new["numbers"])):
+        quantity, _, layer = key.partition("@")
+        before, after = old["numbers"].get(key), new["numbers"].get(key)
+        if before is None or after is None:
+            if layer in old["layers"] and layer in new["layers"]:
+                where = "now" if after is None else "in the stored numbers"
+                found.append(
+                    Finding(quantity, "not_judged", layer, message=f"it is not there {where}")
+                )
+            continue
+        if len(before) != len(after) and old["layers"][layer] != new["layers"][layer]:
+            continue
+        found.append(_moved(quantity, layer, before, after, limit, new["dtype"]))
+    return [one.but(run=name) for one in found]
+
+
+def _structure(old: Mapping[str, str], new: Mapping[str, str]) -> Finding:
+    """Which layer runs there are, how long they are and where they start."""
+    if dict(old) == dict(new):
+        return Finding(
+            "layer_runs", "pass", message="the same layer runs, as long and from the same starts"
+        )
+    odd = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
+    first = odd[0]
+    return Finding(
+        "layer_runs",
+        "fail",
+        first,
+        message=f"{first} was {old.get(first, 'absent')!r} and is {new.get(first, 'absent')!r}"
+        + (f"; {len(odd) - 1} more layer runs differ" if len(odd) > 1 else ""),
+        remedy="Look for a detach(), a state that is no longer passed on, or another initial state.",
+        change="out of bounds",
+        word="CHANGED",
+    )
+
+
+def _moved(
+    quantity: str, layer: str, old: Sequence[Any], new: Sequence[Any], limit: float, dtype: str
+) -> Finding:
+    moved = difference([float(x) for x in old], [float(x) for x in new])
+    failed = not moved <= limit
+    word: Change = "shifted" if failed else ("identical" if moved == 0 else "within noise")
+    return Finding(
+        check=quantity,
+        status="fail" if failed else "pass",
+        layer=layer,
+        value=moved,
+        text_value=f"{moved:.2g}",
+        allowed=f"at most {limit:.2g} ({dtype})",
+        message=f"{quantity} moved by {moved:.2g} of its largest number",
+        remedy="The same weights and batch give other numbers: look at what the code changed in the forward pass, "
+        "the initial state, or the path of the gradient."
+        if failed
+        else "",
+        change=word,
+        word="CHANGED" if failed else "",
+    )
+
+
+def difference(old: Sequence[float], new: Sequence[float]) -> float:
+    """The largest difference over the largest number; infinite where lengths or non-finite entries differ."""
+    if len(old) != len(new):
+        return math.inf
+    finite = [
+        (a, b) for a, b in zip(old, new, strict=True) if math.isfinite(a) and math.isfinite(b)
+    ]
+    odd = [
+        (a, b) for a, b in zip(old, new, strict=True) if not (math.isfinite(a) and math.isfinite(b))
+    ]
+    if any(str(a) != str(b) for a, b in odd):
+        return math.inf
+    size = max((abs(a) for a, _ in finite), default=0.0)
+    away = max((abs(a - b) for a, b in finite), default=0.0)
+    if away == 0:
+        return 0.0
+    return away / size if size > 0 else math.inf
