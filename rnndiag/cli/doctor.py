@@ -54,15 +54,15 @@ def _here() -> list[dict[str, str]]:
             f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         ),
     ]
-    for package, purpose in PACKAGES.items():
-        try:
-            rows.append(_row(package, "ok", version(package)))
-        except PackageNotFoundError:
-            needed = purpose == "needed"
-            rows.append(
-                _row(package, "fault" if needed else "absent", f"not installed ({purpose})")
-            )
-    return rows
+    return [*rows, *(_package(name, purpose) for name, purpose in PACKAGES.items())]
+
+
+def _package(name: str, purpose: str) -> dict[str, str]:
+    try:
+        return _row(name, "ok", version(name))
+    except PackageNotFoundError:
+        state = "fault" if purpose == "needed" else "absent"
+        return _row(name, state, f"not installed ({purpose})")
 
 
 def _torch_side() -> list[dict[str, str]]:

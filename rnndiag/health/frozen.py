@@ -1,4 +1,4 @@
-"""The frozen gate: the same weights and batch through today's code, held against stored numbers at the dtype's rounding.
+"""The frozen gate: the same weights and batch through today's code, held to stored numbers at the dtype's rounding.
 
 No seeds and no training, so nothing to be flaky: what moves beyond rounding was moved by a change of the code.
 """

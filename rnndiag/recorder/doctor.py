@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,8 @@ def _guarded(name: str, examination: Callable[[], dict[str, str]]) -> dict[str, 
 
 def _version(package: str) -> str:
     """The installed version, read without importing the package; empty where it is absent."""
-    for name in (package, package.replace("_", "-")):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
     return ""
 
 

@@ -59,7 +59,7 @@ def _windows(numbers: LayerNumbers) -> dict[int, float]:
 
 
 def at_window(values: np.ndarray, windows: np.ndarray, window: float) -> float:
-    """The value (lag,) at the largest measured window (lag,) that is not longer than `window`: never too small a bias."""
+    """The value (lag,) at the largest measured window (lag,) not longer than `window`: never too small a bias."""
     known = np.flatnonzero(~np.isnan(values) & (windows <= window))
     return float(values[known[-1]]) if len(known) and window >= 1 else float("nan")
 

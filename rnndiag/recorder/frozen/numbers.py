@@ -49,7 +49,7 @@ def measure(
             "No recurrent layer ran and got a gradient.",
             "Check the factory's model, batch and loss_fn.",
         )
-    numbers: dict[str, list[float]] = {}
+    numbers: dict[str, list[float | str]] = {}
     verdicts, reasons = [], {}
     for one in passes:
         subject = Subject(

@@ -125,4 +125,4 @@ def differs(one: Tensor, other: Tensor) -> Tensor:
     scale = float(known.max()) if known.numel() else 1.0
     away = (old - new).abs() > torch.finfo(one.dtype).eps ** 0.75 * max(scale, 1e-30)
     odd = torch.isfinite(old) != torch.isfinite(new)
-    return (away | odd).reshape(*one.shape[:2], -1).any(-1)
+    return torch.any((away | odd).reshape(*one.shape[:2], -1), -1)
