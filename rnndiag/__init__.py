@@ -27,19 +27,28 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.spectra.products import jacobian_products as jacobian_products
     from rnndiag.engine.spectra.products import singular_spectrum as singular_spectrum
     from rnndiag.engine.spectra.radius import spectral_radius as spectral_radius
+    from rnndiag.engine.truncation import estimators as estimators
     from rnndiag.engine.truncation.credit import credit_matrix as credit_matrix
+    from rnndiag.engine.truncation.estimate import Score as Score
+    from rnndiag.engine.truncation.estimate import compare_estimators as compare_estimators
+    from rnndiag.engine.truncation.estimate import estimate as estimate
+    from rnndiag.engine.truncation.gradient_scale import cell_only as cell_only
+    from rnndiag.engine.truncation.gradient_scale import scale_gradient as scale_gradient
+    from rnndiag.engine.truncation.seam import SeamMemory as SeamMemory
+    from rnndiag.engine.truncation.seam import seam_sweep as seam_sweep
     from rnndiag.engine.truncation.sweep import LagSweep as LagSweep
     from rnndiag.engine.truncation.sweep import lag_sweep as lag_sweep
     from rnndiag.engine.truncation.terms import loss_terms as loss_terms
+    from rnndiag.engine.truncation.unroll import truncated_unroll as truncated_unroll
     from rnndiag.health.finding import Finding as Finding
     from rnndiag.health.gate import check as check
-    from rnndiag.recorder.probe import probe as probe
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
     from rnndiag.recorder.preflight import preflight as preflight
+    from rnndiag.recorder.probe import probe as probe
     from rnndiag.run.measurement import Measurement as Measurement
     from rnndiag.run.recording import Recording as Recording
-    from rnndiag.run.run import open_run as open_run
     from rnndiag.run.run import Run as Run
+    from rnndiag.run.run import open_run as open_run
     from rnndiag.run.runs import open_runs as open_runs
     from rnndiag.run.writer import RunWriter as RunWriter
 
@@ -48,6 +57,14 @@ __version__ = "0.1.0"
 # public name -> the module that defines it
 _PUBLIC: dict[str, str] = {
     "LagSweep": "rnndiag.engine.truncation.sweep",
+    "Score": "rnndiag.engine.truncation.estimate",
+    "SeamMemory": "rnndiag.engine.truncation.seam",
+    "cell_only": "rnndiag.engine.truncation.gradient_scale",
+    "compare_estimators": "rnndiag.engine.truncation.estimate",
+    "estimate": "rnndiag.engine.truncation.estimate",
+    "scale_gradient": "rnndiag.engine.truncation.gradient_scale",
+    "seam_sweep": "rnndiag.engine.truncation.seam",
+    "truncated_unroll": "rnndiag.engine.truncation.unroll",
     "credit_matrix": "rnndiag.engine.truncation.credit",
     "lag_sweep": "rnndiag.engine.truncation.sweep",
     "loss_terms": "rnndiag.engine.truncation.terms",
@@ -82,6 +99,7 @@ _PUBLIC: dict[str, str] = {
 
 # public module -> its full name
 _PUBLIC_MODULES = {
+    "estimators": "rnndiag.engine.truncation.estimators",
     "errors": "rnndiag.errors",
 }
 

@@ -7,7 +7,7 @@ Layers are (cell name, weights); a stack is a list of them. Nothing here comes f
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from reference import STEPS, TWO_PARTS, State, draw_state, draw_weights, mask
@@ -96,7 +96,7 @@ class Problem:
         passes = []
         for end in range(k1, self.T + k1, k1):
             losses = range(end - k1, min(end, self.T))
-            passes.append((max(0, end - k2), min(end, self.T), losses))
+            passes.append((min(max(0, end - k2), self.T), min(end, self.T), losses))
         return self.gradient(passes)
 
     def full(self) -> Tensor:
@@ -147,10 +147,8 @@ def problem(
         silent = 0.0 if upper_only and layer < len(cells) - 1 else 1.0
         e = [torch.randn(T, B, H, dtype=torch.float64, generator=draw) for _ in range(parts)]
         direct.append(tuple(part * keep * exists * silent for part in e))
-    masks = []
-    if dropout:
-        for _ in cells[1:]:
-            masks.append((torch.rand(T, B, H, generator=draw) < 0.7).double() / 0.7)
+    between = cells[1:] if dropout else ()
+    masks = [(torch.rand(T, B, H, generator=draw) < 0.7).double() / 0.7 for _ in between]
     found = Problem(list(cells), weights, inputs, initial, direct, masks, None, [])
     found.lengths = None if lengths is None else list(lengths)
     found.runs = layer_runs(found)
@@ -179,14 +177,8 @@ def layer_runs(p: Problem) -> list[LayerRun]:
         if layer < len(p.masks):
             from_above = from_above * p.masks[layer]
         first, *rest = runs[layer].direct
-        runs[layer] = _with_direct(runs[layer], (first + from_above, *rest))
+        runs[layer] = replace(runs[layer], direct=(first + from_above, *rest))
     return runs
-
-
-def _with_direct(run: LayerRun, direct: State) -> LayerRun:
-    from dataclasses import replace
-
-    return replace(run, direct=direct)
 
 
 def flat(gradients: dict[str, Tensor]) -> Tensor:

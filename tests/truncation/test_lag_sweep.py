@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,8 +103,6 @@ def test_loss_at_the_end_of_every_packed_sequence() -> None:
     ends = torch.zeros(12, 4, 1, dtype=torch.float64)
     for b, n in enumerate(lengths):
         ends[n - 1, b] = 1
-    from dataclasses import replace
-
     p.direct = [tuple(part * ends for part in p.direct[0])]
     p.runs = [replace(p.run, direct=p.direct[0])]
     check_windows(p, p.run, range(1, 13))
@@ -287,11 +286,9 @@ def test_mistakes_are_told() -> None:
         loss_terms(p.runs[0], "weight_xx", 1)
     with pytest.raises(BadArgument, match="no output 4"):
         loss_terms(p.runs[0], "weight_hh", 4)
+    squashed = replace(p.runs[1], inputs=p.runs[1].inputs.tanh())
     with pytest.raises(NotSupported, match="neither nothing nor dropout"):
-        from dataclasses import replace
-
-        lag_sweep([p.runs[0], replace(p.runs[1], inputs=p.runs[1].inputs.tanh())])
+        lag_sweep([p.runs[0], squashed])
+    backwards = replace(p.runs[1], reverse=True)
     with pytest.raises(NotSupported, match="both directions"):
-        from dataclasses import replace
-
-        lag_sweep([p.runs[0], replace(p.runs[1], reverse=True)])
+        lag_sweep([p.runs[0], backwards])

@@ -50,7 +50,7 @@ class Link:
         """The diagonal derivatives at some rows."""
         if self.diagonal is not None:
             return _pick(self.diagonal, where)
-        rows = replace(self.run, inputs=take(self.run.inputs, where))
+        rows = replace(self.run, inputs=take(self.run.inputs, where), pre=None)
         return coefficients(rows, previous=tuple(take(part, where) for part in self.previous))
 
 

@@ -129,15 +129,16 @@ def add_gradients(
 def _column_sums(rows: Tensor, groups: int) -> Tensor:
     """(K, N, m) -> (groups, m), by a matrix product with ones: sums over a leading axis are slow."""
     ones = rows.new_ones(1, rows.shape[0])
-    by_column = (ones @ rows.flatten(1)).view(rows.shape[1:])
-    return by_column.unflatten(0, (groups, -1)).sum(1)
+    by_column: Tensor = ones @ rows.flatten(1)
+    return by_column.view(groups, -1, rows.shape[-1]).sum(1)
 
 
 def _by_group(rows: Tensor, groups: int) -> Tensor:
     """(K, N, m) -> (groups, K * N / groups, m)."""
     if rows.shape[1] == groups:
         return rows.transpose(0, 1)
-    return rows.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2)
+    wide = rows.reshape(rows.shape[0], groups, -1, rows.shape[-1])
+    return wide.transpose(0, 1).flatten(1, 2)
 
 
 def _add_loose(

@@ -29,13 +29,19 @@ def chain_of(runs: Runs) -> Chain:
     if not stack:
         raise BadArgument("No layer run was given.", "Give one, or the runs of one stack.")
     _check_directions(stack)
-    links: list[Link] = []
-    for lower, run in zip((None, *stack[:-1]), stack, strict=True):
-        gain = None if lower is None else _gain(lower, run)
-        links.append(Link(run, _masked(run, run.direct), gain))
+    links = joined_links(stack, [_masked(run, run.direct) for run in stack])
     for k in reversed(range(len(links) - 1)):
         links[k] = _without_upper(links[k], links[k + 1])
     return Chain(tuple(links)).prepared()
+
+
+def joined_links(stack: Sequence[LayerRun], direct: Sequence[State]) -> list[Link]:
+    """The layers of a stack with these direct gradients, and the dropout masks between them."""
+    lower: Sequence[LayerRun | None] = (None, *stack[:-1])
+    return [
+        Link(run, e, None if below is None else _gain(below, run))
+        for below, run, e in zip(lower, stack, direct, strict=True)
+    ]
 
 
 def _check_directions(stack: tuple[LayerRun, ...]) -> None:

@@ -134,14 +134,14 @@ def lag_sweep(
     """
     chain = chain_of(layer_run)
     draw = generator or torch.Generator().manual_seed(SEED)
-    lags = lag_count(chain, max_lag)
-    whole = None if lag_gradients else budget
-    sampling = choose(chain, lags, whole, samples, anchors, draw)
+    sampling = choose(
+        chain, lag_count(chain, max_lag), None if lag_gradients else budget, samples, anchors, draw
+    )
     taken = sample(chain, sampling, draw)
-    return _sweep(chain, taken, sampling, lag_gradients, chunks, independent)
+    return sweep_chain(chain, taken, sampling, lag_gradients, chunks, independent)
 
 
-def _sweep(
+def sweep_chain(
     chain: Chain,
     taken: Sampled,
     sampling: Sampling,
@@ -149,6 +149,7 @@ def _sweep(
     chunks: tuple[int, ...] | None,
     independent: bool,
 ) -> LagSweep:
+    """The sweep over a chain as it was sampled."""
     layout, part = layout_of(chain), taken.chain
     population = Population(layout, chain.B, len(sampling.sequences))
     groups = group_count(layout, population.sampled, sampling.replicas, part.direct[0])

@@ -118,8 +118,11 @@ def _silence(cotangent: State, alive: Tensor) -> State:
 
 
 def _norm(cotangent: State) -> Tensor:
-    norms = [torch.linalg.vector_norm(part, dim=-1) for part in cotangent]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    norms: list[Tensor] = [torch.linalg.vector_norm(part, dim=-1) for part in cotangent]
+    if len(norms) == 1:
+        return norms[0]
+    both: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return both
 
 
 def _renormalise(cotangent: State, log: Tensor | None) -> tuple[State, Tensor | None, Tensor]:

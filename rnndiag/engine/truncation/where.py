@@ -14,7 +14,8 @@ def take(values: Tensor, where: Where) -> Tensor:
         return values[where]
     if where.dim() == 1:
         return values.index_select(0, where)
-    return values.flatten(0, 1).index_select(0, where.flatten()).unflatten(0, where.shape)
+    rows = values.flatten(0, 1).index_select(0, where.flatten())
+    return rows.view(*where.shape, *values.shape[2:])
 
 
 def add_at(values: Tensor, where: Where, rows: Tensor) -> None:

@@ -1,0 +1,64 @@
+"""Chunked truncation: a backward pass every k1 steps through the last k2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.truncation.outcomes import Outcome, Task
+from rnndiag.engine.truncation.walks import segments
+from rnndiag.errors import BadArgument
+
+
+def pass_cost(losses: Tensor, k1: int, k2: int) -> float:
+    """Cell-steps over T of the backward passes that have a loss: each reaches at most k2 states."""
+    T, steps = len(losses), 0
+    for end in range(k1, T + k1, k1):
+        if bool(losses[end - k1 : end].any()):
+            steps += max(0, min(end, T) - max(0, end - k2))
+    return steps / T
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """(k1, k2) truncation; k2 None: chunks of k1 with the state carried over and detached at the seam."""
+
+    k1: int
+    k2: int | None = None
+
+    unbiased = False
+    drawn = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("k1", self.k1), ("k2", self.k2)):
+            if value is not None and value < 1:
+                raise BadArgument(f"{name} is {value}.", "Give a number of steps, 1 or more.")
+
+    @property
+    def label(self) -> str:
+        """As tables show it."""
+        return f"chunk {self.k1}" if self.k2 is None else f"chunk ({self.k1}, {self.k2})"
+
+    @property
+    def back(self) -> int:
+        """k2, how many states a backward pass reaches."""
+        return self.k1 if self.k2 is None else self.k2
+
+    def outcomes(self, task: Task) -> Iterator[Outcome]:
+        """The one outcome."""
+        gradient = task.gradient(segments(task.chain, self.k1, self.back))
+        cost = pass_cost(task.losses, self.k1, self.back)
+        yield Outcome(1.0, gradient, cost, min(self.back, task.T) / task.T)
+
+    def state_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
+        """0 at the first step of every chunk but the first, else 1; for k1 = k2."""
+        if self.back != self.k1:
+            raise BadArgument(
+                f"{self.label} is not a matter of cutting states.",
+                "Unroll it by windows: windowed_unroll.",
+            )
+        steps = torch.arange(T)
+        return ((steps % self.k1 != 0) | (steps == 0)).double()

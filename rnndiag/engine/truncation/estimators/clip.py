@@ -1,0 +1,41 @@
+"""Norm clipping on top of any estimator: it rescales, and keeps the relative contribution of every lag."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from rnndiag.engine.truncation.estimators.full import Full
+from rnndiag.engine.truncation.outcomes import Estimator, Outcome, Task
+from rnndiag.errors import BadArgument
+
+
+@dataclass(frozen=True)
+class Clip:
+    """g * min(1, max_norm / |g|), the norm over all parameters of the layer (or stack)."""
+
+    max_norm: float
+    of: Estimator = field(default_factory=Full)
+
+    unbiased = False
+
+    def __post_init__(self) -> None:
+        if not self.max_norm > 0:
+            raise BadArgument(f"max_norm is {self.max_norm}.", "Give a positive norm.")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the clipped estimator is drawn."""
+        return self.of.drawn
+
+    @property
+    def label(self) -> str:
+        """As tables show it."""
+        return f"{self.of.label}, clipped at {self.max_norm:g}"
+
+    def outcomes(self, task: Task) -> Iterator[Outcome]:
+        """The outcomes of the other estimator, each rescaled by its own norm."""
+        for outcome in self.of.outcomes(task):
+            size = float(outcome.gradient.norm())
+            factor = min(1.0, self.max_norm / size) if size else 1.0
+            yield replace(outcome, gradient=outcome.gradient * factor)

@@ -1,0 +1,27 @@
+"""Full backpropagation through time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rnndiag.engine.truncation.outcomes import Outcome, Task
+
+
+@dataclass(frozen=True)
+class Full:
+    """The gradient itself."""
+
+    unbiased = True
+    drawn = False
+    label = "full"
+
+    def outcomes(self, task: Task) -> Iterator[Outcome]:
+        """The one outcome."""
+        yield Outcome(1.0, task.full, 1.0, 1.0)
+
+    def state_factors(self, T: int, draw: object = None) -> Tensor | None:
+        """Nothing is cut."""
+        return None

@@ -1,0 +1,108 @@
+"""Russian roulette on lags: N ~ p, lag d is kept where d <= N and rescaled by 1/P(N >= d)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.truncation.outcomes import Outcome, Task
+from rnndiag.engine.truncation.parameters import ALL, add_gradients, empty_buffer
+from rnndiag.engine.truncation.roulette import lag_costs, optimal_survival
+from rnndiag.engine.truncation.sweep import exact_tails
+from rnndiag.engine.truncation.travel import rows_of, travel
+from rnndiag.errors import BadArgument
+
+
+@dataclass(frozen=True)
+class Roulette:
+    """p: 'optimal', 'geometric' (mean length `length`), a ratio P_{d+1}/P_d, or the probabilities of N = 0 .. T-1.
+
+    'optimal' minimises (variance + σ²) times expected cost on this very step, σ the noise yardstick.
+    """
+
+    p: str | float | Sequence[float] = "optimal"
+    length: float | None = None
+
+    unbiased = True
+    drawn = False
+
+    def __post_init__(self) -> None:
+        p = self.p
+        if isinstance(p, str):
+            if p not in ("optimal", "geometric"):
+                raise BadArgument(
+                    f"Roulette({p!r}) is not known.",
+                    "Give 'optimal', 'geometric', a ratio, or the probabilities of N.",
+                )
+        elif isinstance(p, (int, float)):
+            if not 0 < p <= 1:
+                raise BadArgument(f"The ratio is {p}.", "Give a number above 0 and up to 1.")
+        else:
+            given = tuple(float(value) for value in p)
+            if min(given) < 0 or abs(sum(given) - 1) > 1e-9:
+                raise BadArgument(
+                    f"The probabilities of N add up to {sum(given):g}.", "They must add up to 1."
+                )
+            object.__setattr__(self, "p", given)
+
+    @property
+    def label(self) -> str:
+        """As tables show it."""
+        if isinstance(self.p, tuple):
+            return f"roulette, {len(self.p)} given probabilities"
+        return f"roulette, {self.p}" if isinstance(self.p, str) else f"roulette, ratio {self.p:g}"
+
+    def survival(self, task: Task) -> Tensor:
+        """P_d = P(N >= d) for d = 0 .. T-1, float64."""
+        if self.p == "optimal":
+            tails = exact_tails(task.chain, task.layout).norms[ALL]
+            noise = 0.0 if task.noise != task.noise else task.noise
+            return optimal_survival(tails.square(), lag_costs(task.losses), noise)
+        return self.given_survival(task.T)
+
+    def given_survival(self, T: int) -> Tensor:
+        """P_d where it does not depend on the step at hand."""
+        if isinstance(self.p, tuple):
+            if len(self.p) != T:
+                raise BadArgument(
+                    f"{len(self.p)} probabilities were given for {T} lags.", "Give one a lag."
+                )
+            return torch.tensor(self.p, dtype=torch.float64).flip(0).cumsum(0).flip(0)
+        if self.p == "optimal":
+            raise BadArgument(
+                "The optimal p depends on the step at hand.",
+                "Measure it first and train with its probabilities: Roulette(p=...).",
+            )
+        ratio = self.p
+        if ratio == "geometric":
+            ratio = 1 - 1 / (self.length or max(2.0, T / 4))
+        return float(ratio) ** torch.arange(T, dtype=torch.float64)  # type: ignore[arg-type]
+
+    def lag_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
+        """(N+1,): 1/P_d for the lags that one drawn N keeps."""
+        survival = self.given_survival(T)
+        luck = float(torch.rand((), generator=draw, dtype=torch.float64))
+        return 1 / survival[: max(1, int((survival > luck).sum()))]
+
+    def outcomes(self, task: Task) -> Iterator[Outcome]:
+        """All values of N: each adds one lag to the one before."""
+        survival = self.survival(task)
+        costs = lag_costs(task.losses)
+        running, cost = torch.zeros_like(task.full), 0.0
+        rows = rows_of(task.chain)
+        lags = travel(task.chain, rows, task.T)
+        for d in range(task.T):
+            lag = next(lags, None)
+            if float(survival[d]) == 0:
+                return
+            if lag is not None:
+                buffer = empty_buffer(task.chain, task.layout, 1)
+                add_gradients(buffer, task.layout, lag.visits, lag.scale)
+                running = running + buffer[0] / float(survival[d])
+            cost += float(costs[d])
+            stops = float(survival[d]) - (float(survival[d + 1]) if d + 1 < task.T else 0.0)
+            if stops > 0:
+                yield Outcome(stops, running, cost, (d + 1) / task.T)

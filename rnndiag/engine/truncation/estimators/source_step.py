@@ -1,0 +1,40 @@
+"""Source-step truncation: only what the steps t >= K give is collected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from rnndiag.engine.truncation.outcomes import Outcome, Task
+from rnndiag.errors import BadArgument
+
+
+@dataclass(frozen=True)
+class SourceStep:
+    """Σ over the source steps t = K .. T, counted from 1: K = 1 is the full gradient."""
+
+    K: int
+
+    unbiased = False
+    drawn = False
+
+    def __post_init__(self) -> None:
+        if self.K < 1:
+            raise BadArgument(f"K is {self.K}.", "Source steps count from 1.")
+
+    @property
+    def label(self) -> str:
+        """As tables show it."""
+        return f"source steps >= {self.K}"
+
+    def source_factors(self, T: int, draw: object = None) -> torch.Tensor:
+        """(T,): the weight of every source step."""
+        return (torch.arange(1, T + 1) >= self.K).double()
+
+    def outcomes(self, task: Task) -> Iterator[Outcome]:
+        """The one outcome."""
+        weights = self.source_factors(task.T).to(task.full)
+        share = float(weights.mean())
+        yield Outcome(1.0, task.gradient(task.adjoint, weights), share, share)

@@ -1,0 +1,36 @@
+"""A uniform truncation point: K uniform on 1..T, the source steps i >= K kept and rescaled by T/i."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.truncation.outcomes import Outcome, Task
+from rnndiag.engine.truncation.walks import step_gradients
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """P(step i is kept) = P(K <= i) = i/T, so the weight T/i makes it unbiased. Enumerated: K has T values."""
+
+    unbiased = True
+    drawn = False
+    label = "uniform truncation point"
+
+    def source_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
+        """(T,): the weight of every source step, for one drawn K."""
+        K = int(torch.randint(1, T + 1, (1,), generator=draw))
+        steps = torch.arange(1, T + 1)
+        return torch.where(steps >= K, T / steps.double(), torch.zeros(T, dtype=torch.float64))
+
+    def outcomes(self, task: Task) -> Iterator[Outcome]:
+        """All T values of K, from T down to 1: each adds one source step to the one before."""
+        T = task.T
+        running = torch.zeros_like(task.full)
+        for t, step in step_gradients(task.chain, task.layout, task.adjoint):
+            running = running + step * (T / (t + 1))
+            share = (T - t) / T
+            yield Outcome(1 / T, running, share, share)

@@ -1,0 +1,53 @@
+"""A sliding window: every loss reaches the last τ states, its own included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.truncation.estimators.chunk import Chunk, pass_cost
+from rnndiag.engine.truncation.outcomes import Outcome, Task
+from rnndiag.errors import BadArgument
+
+
+@dataclass(frozen=True)
+class Window:
+    """Window(τ) keeps the pair (loss at u, state at s) where u - s < τ."""
+
+    tau: int
+
+    unbiased = False
+    drawn = False
+
+    def __post_init__(self) -> None:
+        if self.tau < 1:
+            raise BadArgument(f"tau is {self.tau}.", "A window holds 1 state or more.")
+
+    @classmethod
+    def beyond(cls, steps: int) -> Window:
+        """The window that keeps `steps` steps besides the immediate one.
+
+        This is how `bptt_truncate` of well-known listings, and sums over i from t - τ to t, count: steps + 1 states.
+        """
+        return cls(steps + 1)
+
+    @property
+    def label(self) -> str:
+        """As tables show it."""
+        return f"window {self.tau}"
+
+    def lag_factors(self, T: int, draw: object = None) -> Tensor:
+        """(τ,): every lag that is kept, as it is."""
+        return torch.ones(min(self.tau, T), dtype=torch.float64)
+
+    def outcomes(self, task: Task) -> Iterator[Outcome]:
+        """The one outcome. A window of T or more is full BPTT, and costs no more."""
+        if self.tau >= task.T:
+            yield Outcome(1.0, task.full, 1.0, 1.0)
+            return
+        (found,) = Chunk(1, self.tau).outcomes(task)
+        cost = pass_cost(task.losses, 1, self.tau)
+        yield Outcome(1.0, found.gradient, cost, found.memory)
