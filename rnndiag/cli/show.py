@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rnndiag.run.measurement import Series
     from rnndiag.run.run import Run
 
+_PROBLEMS_SHOWN = 50
 _EPILOG = "exit codes: 0 shown; 2 usage error; 3 the run cannot be read"
 
 
@@ -171,8 +172,15 @@ def overview(one: Run) -> Iterator[str]:
         yield f"    {_quantity_line(one, name)}"
     problems = one.problems
     yield "  problems" if problems else "  no problems seen (`rnndiag verify` reads every byte)"
-    for problem in problems:
-        yield f"    {problem}"
+    yield from (f"    {line}" for line in limited(problems))
+
+
+def limited(problems: Sequence[object]) -> Iterator[str]:
+    """Problems in lines; of very many the first ones and how many there are."""
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        yield str(problem)
+    if len(problems) > _PROBLEMS_SHOWN:
+        yield f"... and {len(problems) - _PROBLEMS_SHOWN} more"
 
 
 def _provenance_lines(provenance: dict[str, Any]) -> Iterator[str]:

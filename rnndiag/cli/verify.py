@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify each run and print what was found."""
+    from rnndiag.cli.show import limited
     from rnndiag.errors import RunUnreadable
     from rnndiag.run.run import open_run
     from rnndiag.run.text import printable
@@ -37,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(
             f"{printable(path)}: {word}, {len(one)} recordings of {len(one.ranks)} rank(s), {one.status}\n"
         )
-        sys.stdout.write("".join(f"  {problem}\n" for problem in problems))
+        sys.stdout.write("".join(f"  {line}\n" for line in limited(problems)))
         worst = max(worst, int(bool(lost)))
     return worst

@@ -182,7 +182,7 @@ def _write_writer(folder: Path, name: SegmentName, own: list[Segment], places: l
     while True:
         with open(folder / name.file, "xb") as file:
             file.write(
-                tar.member(tar.OPEN, to_json({**facts, "segment": name.number}), time.time())
+                tar.json_member(tar.OPEN, to_json({**facts, "segment": name.number}), time.time())
             )
             count = 0
             while (
@@ -196,7 +196,7 @@ def _write_writer(folder: Path, name: SegmentName, own: list[Segment], places: l
                 count += 1
             if not todo and end is not None:
                 file.write(
-                    tar.member(tar.CLOSE, to_json({**end, "count": len(places)}), time.time())
+                    tar.json_member(tar.CLOSE, to_json({**end, "count": len(places)}), time.time())
                     + tar.END
                 )
             file.flush()

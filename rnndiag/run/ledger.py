@@ -23,13 +23,8 @@ class Ledger:
 
 def _age(segment: Segment) -> tuple[int, float, str, int]:
     name = segment.name
-    started = segment.facts.get("started")
-    return (
-        name.start,
-        float(started) if isinstance(started, (int, float)) else 0.0,
-        name.token,
-        name.number,
-    )
+    started: float = segment.facts.get("started", 0.0)
+    return name.start, started, name.token, name.number
 
 
 def _resumed(segments: Sequence[Segment]) -> dict[int, int]:
@@ -37,7 +32,7 @@ def _resumed(segments: Sequence[Segment]) -> dict[int, int]:
     resumed: dict[int, int] = {}
     for segment in segments:
         step = segment.facts.get("resumed_from_step")
-        if isinstance(step, int) and not isinstance(step, bool):
+        if step is not None:
             resumed[segment.name.start] = min(step, resumed.get(segment.name.start, step))
     return resumed
 

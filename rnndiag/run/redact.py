@@ -19,13 +19,16 @@ _KEY_OWNERS = frozenset((
 ))
 # fmt: on
 _SECRET_VALUES = re.compile(
-    r"(?:AKIA|ASIA)[0-9A-Z]{16}|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|hf_\w{20,}"
-    r"|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*"
+    r"(?<!\w)(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
+    r"|hf_\w{20,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}"
+    r"|eyJ[\w-]{10,4000}\.[\w-]{10,4000}\.[\w-]{5,})"
+    r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*"
 )
-_ADDRESS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@]+@")
+_ADDRESS = re.compile(r"(?<![\w+.-])(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^/\s@]{1,500}@")
+# lengths are bounded and words begin at their beginning, so that no text takes long
 _ASSIGNED = re.compile(
-    r"(?P<name>(?:--?)?[A-Za-z_][\w.-]*)(?P<link>=|:\s|\s+)(?P<value>\"[^\"]*\"|'[^']*'|[^\s&\"']+)"
+    r"(?<![\w.-])(?P<name>-{0,2}[A-Za-z_][\w.-]{0,80})(?P<link>=|:\s|\s+)"
+    r"(?P<value>\"[^\"]*\"|'[^']*'|[^\s&\"']+)"
 )
 
 

@@ -94,8 +94,11 @@ class Run:
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with the run, one sentence each: what opening it showed, and what reading showed since."""
         found = [*self.scan.problems, *self._ledger.problems, *self.collector.problems]
-        cut = [s for s in self.scan.segments if s.missing]
-        if cut and self.status.word != "running":
+        cut = [segment for segment in self.scan.segments if segment.missing]
+        if cut and self.status.word == "running":
+            newest = max(segment.name.start for segment in self.scan.segments)
+            cut = [segment for segment in cut if segment.name.start < newest]
+        if cut:
             found += [
                 problem.cut_off(s.label, s.missing, len(s.places), s.missing_step) for s in cut
             ]
@@ -228,7 +231,7 @@ class Run:
 
         Without a layer: the whole model's or the only layer's, and of several layers all, with a first dim `layer`.
         `steps` is a slice of steps (both ends count) or the wanted steps; `rank` keeps to one rank instead of
-        pooling all.
+        pooling all. Without a `phase`: the main one, or for what it lacks the next one that has it.
         """
         return select(self, quantity, layer, steps, rank, phase)
 
@@ -270,7 +273,7 @@ class Run:
         """Read every byte and check every CRC, superseded recordings too; all problems found."""
         everything = [place for segment in self.scan.segments for place in segment]
         for place in everything:
-            self.collector.recordings((place,), None)
+            self.collector.recordings((place,), None, lenient=True)
         return self.problems
 
     def to_frame(self, quantity: str | None = None, layer: str | None = None) -> pandas.DataFrame:

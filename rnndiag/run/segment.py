@@ -80,12 +80,15 @@ class Segment:
                 self.problems.append(problem.refused(self.label, f"a file of {size} bytes"))
             self.readable, self.missing = False, 0
             return 0
-        if self._offset == 0 and size:
-            self._read_open(size)
         self.missing = 0
+        if self._offset == 0 and size and not self.problems:
+            self._read_open(size)
         while self.readable and self._offset < size and self._members < limits.SEGMENT_MEMBERS:
             if not self._step(size):
                 break
+            if self._members == limits.SEGMENT_MEMBERS and self._offset < size:
+                many = f"more than {limits.SEGMENT_MEMBERS} members in one file"
+                self.problems.append(problem.refused(self.label, many))
         return len(self.places) - before
 
     def _step(self, size: int) -> bool:
@@ -107,6 +110,12 @@ class Segment:
         self._members += 1
         return True
 
+    def _json(self, found: tar.Member) -> dict[str, Any]:
+        data = self.file.read(found.start, min(found.size, limits.JSON_BYTES + 1))
+        if len(data) <= limits.JSON_BYTES and tar.guard_of(data) != found.guard:
+            raise ValueError("it fails its checksum")
+        return from_json(data)
+
     def _take(self, found: tar.Member) -> None:
         key = tar.recording_key(found.name)
         if key is not None:
@@ -114,45 +123,42 @@ class Segment:
             self.places.append(Place(self, key[0], phase, found.start, found.size))
         elif found.name == tar.CLOSE:
             try:
-                self.end = from_json(
-                    self.file.read(found.start, min(found.size, limits.JSON_BYTES + 1))
-                )
+                self.end = self._json(found)
             except ValueError as fault:
                 self.problems.append(
                     problem.recording_damaged(self.label, 0, "end.json", str(fault))
                 )
 
     def _read_open(self, size: int) -> None:
-        found = tar.header(self.file.read(0, tar.BLOCK), 0)
-        if found is not None and found.name == tar.OPEN and found.start + found.size > size:
-            self.missing, self.readable = found.start + found.size - size, False
+        """Take in the first member, which says what the segment is; without it nothing is read, but to salvage."""
+        block = self.file.read(0, tar.BLOCK)
+        found = tar.header(block, 0)
+        is_open = found is not None and found.name == tar.OPEN
+        ends = found.start + found.size if found is not None and is_open else tar.BLOCK
+        begun = is_open or tar.OPEN.encode().startswith(block[: len(tar.OPEN)])
+        self.readable = ends <= size or not begun
+        if not self.readable:
+            self.missing = ends - size
             return
-        why = ""
-        if found is None or found.name != tar.OPEN:
-            why = "it is not the first member"
-        else:
+        why = "it is not the first member"
+        if found is not None and is_open:
             try:
-                self.facts = from_json(
-                    self.file.read(found.start, min(found.size, limits.JSON_BYTES + 1))
-                )
-                self._offset = found.end
+                self.facts = _of_their_kinds(self._json(found))
+                why = _fault_of_open(self.facts)
             except ValueError as fault:
                 why = str(fault)
-        why = why or _fault_of_open(self.facts)
-        version = self.facts.get("version")
+            self._offset = min(found.end, size)
         if why:
             self.facts = {}
             self.readable = self._salvage
             say = problem.salvaged if self._salvage else problem.open_unreadable
             self.problems.append(say(self.label, why))
-            if self._salvage and found is not None and found.name == tar.OPEN:
-                self._offset = min(found.end, size)
-        elif version is not None and version[0] > limits.FORMAT[0]:
+        elif self.facts["version"][0] > limits.FORMAT[0]:
             self.readable = False
-            known = ".".join(map(str, limits.FORMAT))
-            self.problems.append(
-                problem.newer_format(self.label, ".".join(map(str, version)), known)
+            version, known = (
+                ".".join(map(str, pair)) for pair in (self.facts["version"], limits.FORMAT)
             )
+            self.problems.append(problem.newer_format(self.label, version, known))
 
     def _pass_damage(self, block: bytes, size: int) -> bool:
         """Go to the next whole header, and say what was skipped. Zeros up to the end are the archive's end."""
@@ -228,3 +234,20 @@ def _fault_of_open(facts: dict[str, Any]) -> str:
         return "it does not name a format"
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in version)
     return "" if whole else "its version is not two numbers"
+
+
+_KINDS: dict[str, type] = {
+    "registry": dict,
+    "coordinates": dict,
+    "provenance": dict,
+    "process": dict,
+    "started": float,
+    "resumed_from_step": int,
+}
+
+
+def _of_their_kinds(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts without entries of another kind than we write: nobody downstream has to ask."""
+    return {
+        key: entry for key, entry in facts.items() if isinstance(entry, _KINDS.get(key, object))
+    }

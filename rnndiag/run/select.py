@@ -24,18 +24,21 @@ def select(
     rank: int | None,
     phase: str | None,
 ) -> Series:
-    """The series of `Run.select`; RunUnreadable, with what there is instead, where there is none."""
-    wanted = phase or (run.phases[0] if run.phases else "train")
+    """The series of `Run.select`; RunUnreadable, with what there is instead, where there is none.
+
+    Without a phase: the main one, or, for what it does not hold, the next one that does."""
     steps = steps if steps is None or isinstance(steps, slice) else list(steps)
     layers = (layer,) if layer is not None else layers_for(run, quantity, None, None)
-    found = [run.collector.series(quantity, name, steps, rank, wanted) for name in layers]
-    kept = [series for series in found if series is not None]
-    if kept:
-        return kept[0] if len(kept) == 1 else run.collector.over_layers(kept)
+    wanted = (phase,) if phase else run.phases
+    for one in wanted:
+        found = [run.collector.series(quantity, name, steps, rank, one) for name in layers]
+        kept = [series for series in found if series is not None]
+        if kept:
+            return kept[0] if len(kept) == 1 else run.collector.over_layers(kept)
     layers_for(run, quantity, layer, None)
     of = f"{layer or 'any layer'}, {'any rank' if rank is None else f'rank {rank}'}"
     raise RunUnreadable(
-        f"{run.name} has no readable {quantity!r} of {of}, phase {wanted!r} at these steps.",
+        f"{run.name} has no readable {quantity!r} of {of}, phase {' or '.join(wanted)} at these steps.",
         f"It has ranks {run.ranks}, phases {run.phases}, steps {listed(run.steps)}.",
     )
 

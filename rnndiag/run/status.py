@@ -11,6 +11,8 @@ from rnndiag.run.text import printable
 
 _PATIENCE_SECONDS = 120.0
 _PATIENCE_INTERVALS = 5
+_ALIVE_FACTOR = 30
+"""A process known to be alive (a notebook, say) may be silent so many times longer before it counts as gone."""
 
 
 class Status(str):
@@ -57,8 +59,9 @@ def status_of(segments: Sequence[Segment], recordings: int, interval: float) -> 
     silence = time.time() - last
     patience = max(_PATIENCE_SECONDS, _PATIENCE_INTERVALS * interval)
     for segment in newest.values():
-        alive = None if segment.end else is_alive(segment.facts.get("process") or {})
-        if segment.end is None and (alive or (alive is None and silence < patience)):
+        alive = is_alive(segment.facts.get("process") or {})
+        allowed = {True: _ALIVE_FACTOR * patience, None: patience, False: 0.0}[alive]
+        if segment.end is None and silence < allowed:
             return Status("running", last)
     when = f"last recording {ago(silence)} ago" if recordings else "nothing recorded"
     return Status("not closed", last, "", when)

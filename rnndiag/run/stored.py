@@ -230,6 +230,8 @@ def _checked(view: memoryview, name: str, entry: npz.Entry, warn: Warn) -> Any:
             return read_labels(bytes(found))
         return npz.array(found) if entry_key(name) is not None else None
     except ValueError as fault:
+        if name == FACTS:
+            raise npz.Damaged(f"its step and phase cannot be read: {fault}") from None
         warn(name, str(fault))
         return None
 

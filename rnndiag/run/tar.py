@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tarfile
 from dataclasses import dataclass
+from zlib import crc32
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -27,6 +28,7 @@ class Member:
     name: str
     start: int
     size: int
+    guard: str = ""
 
     @property
     def end(self) -> int:
@@ -39,9 +41,20 @@ def padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def member(name: str, content: bytes, time: float) -> bytes:
+def guard_of(content: bytes) -> str:
+    """The checksum of a JSON member, which stands in its header as the owner's name."""
+    return f"crc32-{crc32(content):08x}"
+
+
+def json_member(name: str, content: bytes, time: float) -> bytes:
+    """A member whose content carries no checksum of its own."""
+    return member(name, content, time, guard_of(content))
+
+
+def member(name: str, content: bytes, time: float, owner: str = "") -> bytes:
     """Header, content and padding of one member, to be written at once."""
     info = tarfile.TarInfo(name)
+    info.uname = owner
     info.size, info.mtime, info.mode = len(content), max(0, int(time)), 0o644
     return b"".join(
         (info.tobuf(tarfile.USTAR_FORMAT), content, bytes(padded(len(content)) - len(content)))
@@ -71,7 +84,8 @@ def header(block: bytes, at: int) -> Member | None:
         return None
     if sum(block) - sum(block[148:156]) + 8 * 32 != claimed or block[156:157] != b"0" or size < 0:
         return None
-    return Member(name, at + BLOCK, size)
+    guard = block[265:297].rstrip(b"\0").decode("ascii", "replace")
+    return Member(name, at + BLOCK, size, guard)
 
 
 def next_mark(window: bytes, at: int) -> int | None:

@@ -17,9 +17,9 @@ from rnndiag.run import limits, problem, stored, tar
 from rnndiag.run.budget import Budget
 from rnndiag.run.problem import Problem
 from rnndiag.run.process import process_started
+from rnndiag.run.provenance import prepared
 from rnndiag.run.quantities import FIXED_COORDINATES, QUANTITIES
 from rnndiag.run.recording import Recording
-from rnndiag.run.redact import redact
 from rnndiag.run.segment import SegmentName
 from rnndiag.run.starts import free_directory, next_start, refuse_used
 from rnndiag.run.text import to_json
@@ -73,7 +73,7 @@ class RunWriter:
             )
             self.budget = Budget(max_bytes / self.world_size, used=_bytes_of(folder, self.rank))
             self._token = secrets.token_hex(4)
-            self._open_json = self._described(redact(dict(provenance or {})))
+            self._open_json = self._described(prepared(provenance or {}))
             self._open_segment(0)
             if self.rank == 0:
                 self._write_copy({})
@@ -166,7 +166,9 @@ class RunWriter:
         """Create the next file, with all that is needed to read it alone, before letting go of the last one."""
         name = SegmentName(self.rank, self.start, self._token, number).file
         path = self.path / "recordings" / name
-        first = tar.member(tar.OPEN, to_json({**self._open_json, "segment": number}), time.time())
+        first = tar.json_member(
+            tar.OPEN, to_json({**self._open_json, "segment": number}), time.time()
+        )
         flags = (
             os.O_CREAT
             | os.O_EXCL
@@ -226,7 +228,7 @@ class RunWriter:
             "time": time.time(),
         }
         try:
-            self._append(tar.member(tar.CLOSE, to_json(end), time.time()) + tar.END)
+            self._append(tar.json_member(tar.CLOSE, to_json(end), time.time()) + tar.END)
             if self.rank == 0:
                 self._write_copy({"end": end})
         except OSError as fault:
