@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
     from rnndiag.recorder.preflight import preflight as preflight
     from rnndiag.recorder.probe import probe as probe
+    from rnndiag.report.write_report import write_report as write_report
     from rnndiag.run.measurement import Measurement as Measurement
     from rnndiag.run.recording import Recording as Recording
     from rnndiag.run.run import Run as Run
@@ -95,6 +96,7 @@ _PUBLIC: dict[str, str] = {
     "register_cell": "rnndiag.engine.cells.registry",
     "singular_spectrum": "rnndiag.engine.spectra.products",
     "spectral_radius": "rnndiag.engine.spectra.radius",
+    "write_report": "rnndiag.report.write_report",
 }
 
 # public module -> its full name

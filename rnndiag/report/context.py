@@ -1,0 +1,127 @@
+"""What every figure is given: the run, what was found in it, the layers worst first, and a baseline run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from rnndiag.errors import RunUnreadable
+from rnndiag.health.finding import Finding
+from rnndiag.health.verdict import Verdict, verdict
+from rnndiag.run.headline import lengths_of
+from rnndiag.run.measurement import Measurement, Series
+from rnndiag.run.reach import Decay, Reach, decay, reach
+from rnndiag.run.run import Run
+
+LN10 = math.log(10.0)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run as the figures see it."""
+
+    run: Run
+    findings: Sequence[Finding] = ()
+    baseline: Run | None = None
+    _seen: dict[tuple[str, str], Series | None] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The heading."""
+        return verdict(self.findings, self.run)
+
+    def series(self, quantity: str, layer: str) -> Series | None:
+        """One quantity of one layer over all recordings; None where it was not recorded."""
+        key = quantity, layer
+        if key not in self._seen:
+            self._seen[key] = self._read(quantity, layer)
+        return self._seen[key]
+
+    def _read(self, quantity: str, layer: str) -> Series | None:
+        if (quantity, layer) not in self.run:
+            return None
+        try:
+            found = self.run.find(quantity, layer)
+        except RunUnreadable:
+            return None
+        return found if found is not None and found.steps.size else None
+
+    def last(self, quantity: str, layer: str) -> Measurement | None:
+        """The newest recording of one quantity, without padding."""
+        found = self.series(quantity, layer)
+        return None if found is None else found.valid(found.steps.size - 1)
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Layers with the shortest reach first; those without one after them."""
+        reaches = {layer: self.reach(layer) for layer in self.run.layers}
+
+        def order(layer: str) -> tuple[bool, float]:
+            found = reaches[layer]
+            return found is None or math.isnan(found), math.inf if found is None else float(found)
+
+        return tuple(sorted(reaches, key=order))
+
+    @property
+    def lead(self) -> str:
+        """The layer that the single-layer figures show: that of the verdict, else the one of the shortest reach."""
+        found = self.verdict.finding
+        if found is not None and found.layer in self.run.layers:
+            return found.layer
+        return self.layers[0] if self.layers else ""
+
+    def reach(self, layer: str) -> Reach | None:
+        """Reach of one layer over the judged recordings; None where no credit was recorded."""
+        if ("credit_profile", layer) not in self.run:
+            return None
+        try:
+            return self.run.reach(layer=layer)
+        except (RunUnreadable, ValueError):
+            return None
+
+    def time_steps(self, layer: str) -> int | None:
+        """T: the longest sequence recorded for a layer."""
+        lengths = lengths_of(self.run, layer, self.run.steps)
+        known = [length for length in lengths if length is not None]
+        return max(known, default=None)
+
+    def profiles(self, layer: str) -> Series | None:
+        """The credit profile over recordings, ln, by lag and profile_stat."""
+        return self.series("credit_profile", layer)
+
+    def reaches(self, layer: str) -> tuple[np.ndarray, list[Reach], list[Decay]]:
+        """Steps, and reach and decay at each of them."""
+        series = self.profiles(layer)
+        if series is None:
+            return np.zeros(0), [], []
+        values = series.sel(profile_stat="profile").values
+        lengths = lengths_of(self.run, layer, series.steps)
+        reached = [reach(row, 0.9, length) for row, length in zip(values, lengths, strict=True)]
+        return series.steps, reached, [decay(row) for row in values]
+
+    def not_measured(self, *keys: str) -> str:
+        """Why something was not measured, as the newest recording that says so tells it; empty if none does."""
+        for outline in reversed(self.run.outlines):
+            told = outline.notes.get("not_measured")
+            if isinstance(told, dict):
+                for key in keys:
+                    if key in told:
+                        return str(told[key])
+        return ""
+
+    def nothing(self, quantity: str, layer: str = "") -> str:
+        """The sentence in place of a figure whose numbers were not recorded."""
+        if not len(self.run.steps):
+            return "No recordings: training stopped before the first recording step."
+        why = self.not_measured(quantity, layer) if layer else self.not_measured(quantity)
+        return why or f"Not recorded in this run: no {quantity.replace('_', ' ')}."
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """The finite entries, flat."""
+    known: np.ndarray = values[np.isfinite(values)]
+    return known

@@ -1,0 +1,140 @@
+"""What a figure shows, before anyone draws it: the page's SVG and matplotlib's axes are drawn from the same values.
+
+A figure is one or several panels. All numbers on an axis of scale `log10` or `log2` are given as they are, not as
+logarithms, but for `Matrix.values`, which are log10 where the matrix is logarithmic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Scale = Literal["linear", "log10", "log2"]
+Tone = Literal["main", "second", "third", "baseline", "bound", "limit", "bad"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: its words, scale and limits. `names` stand in place of numbers where they are given."""
+
+    label: str
+    low: float
+    high: float
+    scale: Scale = "linear"
+    names: tuple[str, ...] = ()
+    """Labels of the integers 0, 1, 2, ...: layers, tokens, gates."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve. NaN is a gap; a curve of one point is drawn as a dot."""
+
+    x: np.ndarray
+    y: np.ndarray
+    label: str = ""
+    tone: Tone = "main"
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """The area between two curves."""
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    label: str = ""
+    strength: float = 0.3
+    tone: Tone = "main"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A straight line at one value of an axis, with a word beside it."""
+
+    axis: Literal["x", "y"]
+    at: float
+    label: str
+    tone: Tone = "limit"
+
+
+@dataclass(frozen=True)
+class Bubble:
+    """A dot whose area says a third number, with its name beside it."""
+
+    x: float
+    y: float
+    area: float
+    label: str
+    tone: Tone = "main"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Cells over two axes: row i lies at y index i, column j at x index j, both from the low end.
+
+    values are log10 of sizes (`log`) or plain numbers; NaN with a `state` says why there is no number.
+    """
+
+    values: np.ndarray
+    low: float
+    high: float
+    log: bool = True
+    label: str = ""
+    diverging: bool = False
+    frame: str = ""
+    """Which of several matrices this is: `step 980`."""
+    cell: str = ""
+    """What one cell stands for where cells were merged."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes and what is drawn on it."""
+
+    x: Axis
+    y: Axis
+    title: str = ""
+    lines: tuple[Line, ...] = ()
+    bands: tuple[Band, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    bubbles: tuple[Bubble, ...] = ()
+    matrices: tuple[Matrix, ...] = ()
+    """Several: a slider chooses; they share the axes and the colour scale."""
+    allowed: tuple[float, float] | None = None
+    """The range of y that a check allows, shaded."""
+    notes: tuple[str, ...] = ()
+    """Words written inside: 'below 1e-16 from lag 99: not drawn'."""
+    circle: bool = False
+    """Draw the unit circle, and keep both axes at one scale."""
+    unseen: tuple[str, ...] = ()
+    """Reasons why something is left out of the picture."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; `numeric` says which columns are right-aligned."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """One figure of a report, as its figure module computed it from a run."""
+
+    name: str
+    question: str
+    finding: str
+    """What is so, in words, computed from the numbers."""
+    how_to_read: str
+    panels: tuple[Panel, ...] = ()
+    table: Table | None = None
+    absent: str = ""
+    """Why nothing is shown; empty where something is."""
+    layer: str = ""
+    warnings: tuple[str, ...] = field(default=())
+    """Sentences that must not be missed: steps that were not finite."""

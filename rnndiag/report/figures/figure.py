@@ -1,0 +1,38 @@
+"""The registry of figures: one entry a figure, in the order of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rnndiag.report.context import Context
+from rnndiag.report.figure_data import FigureData
+
+FIGURES: dict[str, Figure] = {}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: its name, the question it answers, and how its data are computed from a run."""
+
+    name: str
+    title: str
+    question: str
+    make: Callable[[Context], FigureData]
+
+
+def figure(
+    name: str, title: str, question: str
+) -> Callable[[Callable[[Context], FigureData]], Callable[[Context], FigureData]]:
+    """Register a function that computes a figure."""
+
+    def keep(make: Callable[[Context], FigureData]) -> Callable[[Context], FigureData]:
+        FIGURES[name] = Figure(name, title, question, make)
+        return make
+
+    return keep
+
+
+def absent(name: str, reason: str) -> FigureData:
+    """A figure of which nothing was recorded: its question and why."""
+    return FigureData(name, FIGURES[name].question, "", "", absent=reason)

@@ -1,0 +1,172 @@
+"""F9: small multiples over training: loss, gradient norm, reach, decay, spectral radius, window, saturation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rnndiag.report.context import Context, finite
+from rnndiag.report.figure_data import Axis, FigureData, Line, Mark, Panel, Table
+from rnndiag.report.figures.figure import absent, figure
+from rnndiag.report.ticks import number
+from rnndiag.run.quantities import MODEL
+from rnndiag.run.window import smallest_window
+
+QUESTION = "Is it healthy over training?"
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Small:
+    """One small picture: its title, where its numbers come from, and whether its axis is logarithmic."""
+
+    title: str
+    curve: Callable[[Context, str], Curve | None]
+    log: bool = False
+
+
+def _model(quantity: str) -> Callable[[Context, str], Curve | None]:
+    def curve(context: Context, layer: str) -> Curve | None:
+        series = context.series(quantity, MODEL)
+        return None if series is None else (series.steps, np.asarray(series.values, float))
+
+    return curve
+
+
+def _every_step(quantity: str, recorded: str) -> Callable[[Context, str], Curve | None]:
+    """The ring of all steps where there is one, else the recorded steps."""
+
+    def curve(context: Context, layer: str) -> Curve | None:
+        steps, values = context.series("history_step", MODEL), context.series(quantity, MODEL)
+        if steps is None or values is None:
+            return _model(recorded)(context, layer)
+        x, y = np.asarray(steps.values, float).ravel(), np.asarray(values.values, float).ravel()
+        known = ~np.isnan(x)
+        order = np.argsort(x[known], kind="stable")
+        return x[known][order], y[known][order]
+
+    return curve
+
+
+def _layer(
+    quantity: str, pick: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[Context, str], Curve | None]:
+    def curve(context: Context, layer: str) -> Curve | None:
+        series = context.series(quantity, layer)
+        return None if series is None else (series.steps, pick(np.asarray(series.values, float)))
+
+    return curve
+
+
+def _reach(context: Context, layer: str) -> Curve | None:
+    steps, reaches, _ = context.reaches(layer)
+    return (
+        (steps, np.array([float(r) if r.reached else np.nan for r in reaches])) if reaches else None
+    )
+
+
+def _decay(context: Context, layer: str) -> Curve | None:
+    steps, _, decays = context.reaches(layer)
+    return (
+        (steps, np.array([float(d) if d.reached else np.nan for d in decays])) if decays else None
+    )
+
+
+def _window(context: Context, layer: str) -> Curve | None:
+    series = context.series("window_bias", layer)
+    if series is None:
+        return None
+    at = series.positions("lag")
+    return series.steps, np.array(
+        [
+            w.steps if (w := smallest_window(row, 0.1, at)).reached else np.nan
+            for row in series.values
+        ]
+    )
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values.reshape(len(values), -1).max(1))
+
+
+SMALL = (
+    Small("Loss", _every_step("history_loss", "loss"), log=True),
+    Small("Gradient norm", _every_step("history_gradient_norm", "total_gradient_norm"), log=True),
+    Small("Reach (steps)", _reach),
+    Small("Decay per step", _decay),
+    Small("Window for 10 % bias", _window),
+    Small("Largest ρ of W_hh's blocks", _layer("spectral_radius", _largest)),
+    Small("λ₁", _layer("lyapunov_exponents", lambda v: v[:, 0, 0])),
+    Small("Saturated gates (share)", _layer("gate_high", lambda v: v.mean(1))),
+    Small("Learning rate", _every_step("history_learning_rate", "learning_rate")),
+)
+
+
+@figure("F9", "Health", QUESTION)
+def make(context: Context) -> FigureData:
+    """One small picture for each number that was recorded."""
+    layer = context.lead
+    panels, rows = [], []
+    for small in SMALL:
+        found = small.curve(context, layer)
+        if found is None or not found[0].size:
+            continue
+        panels.append(_panel(context, small, *found))
+        known = finite(found[1])
+        shown = (
+            [number(float(v)) for v in (known[0], known.min(), known.max(), known[-1])]
+            if known.size
+            else ["–"] * 4
+        )
+        rows.append((small.title, *shown, str(int((~np.isfinite(found[1])).sum()))))
+    if not panels:
+        return absent("F9", context.nothing("loss"))
+    return FigureData(
+        "F9",
+        QUESTION,
+        _finding(context),
+        f"One number a picture over training steps, of the model or of {layer}; the last value is written. A line at a "
+        "threshold is the clipping norm in use.",
+        tuple(panels),
+        Table(
+            ("number", "first", "smallest", "largest", "last", "not finite"),
+            tuple(rows),
+            (1, 2, 3, 4, 5),
+        ),
+        layer=layer,
+    )
+
+
+def _panel(context: Context, small: Small, x: np.ndarray, y: np.ndarray) -> Panel:
+    known = finite(y)
+    log = small.log and known.size > 0 and float(known.min()) > 0
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    if log:
+        low, high = low / 1.2, high * 1.2
+    else:
+        margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+        low, high = low - margin, high + margin
+    last = f": {number(float(known[-1]))}" if known.size else ": not finite"
+    first, end = float(x[0]), float(x[-1])
+    marks: tuple[Mark, ...] = ()
+    clip = _model("clip_threshold")(context, "") if small.title == "Gradient norm" else None
+    if clip is not None and finite(clip[1]).size:
+        marks = (Mark("y", float(finite(clip[1])[-1]), "clipped above", "limit"),)
+    gaps = int((~np.isfinite(y)).sum())
+    return Panel(
+        Axis("", first, end if end > first else first + 1),
+        Axis("", low, high, "log10" if log else "linear"),
+        small.title + last,
+        (Line(x.astype(float), y, small.title),),
+        marks=marks,
+        notes=(f"{gaps} not finite",) if gaps else (),
+    )
+
+
+def _finding(context: Context) -> str:
+    bad = [f for f in context.findings if f.status in ("fail", "warn")]
+    if not bad:
+        return "No check failed over the judged recordings."
+    return " ".join(f"{f.message[:1].upper()}{f.message[1:].rstrip('.')}." for f in bad[:3])

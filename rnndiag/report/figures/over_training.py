@@ -1,0 +1,101 @@
+"""F2: the credit profile of every recording, step by step, with the line of reach on it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnndiag.report.context import LN10, Context, finite
+from rnndiag.report.decimate import thin_matrix
+from rnndiag.report.figure_data import Axis, FigureData, Line, Matrix, Panel, Table
+from rnndiag.report.figures.figure import absent, figure
+from rnndiag.report.ticks import number
+
+DECADES = 12
+
+
+@figure("F2", "Over training", "Did the reach grow or shrink during training?")
+def make(context: Context) -> FigureData:
+    """All profiles of the lead layer as one still picture."""
+    layer = context.lead
+    series = context.profiles(layer) if layer else None
+    if series is None:
+        return absent("F2", context.nothing("credit_profile", layer))
+    if series.steps.size < 2:
+        return absent(
+            "F2", "One recording only: how the reach moves shows from the second recording on."
+        )
+    profile = np.asarray(series.sel(profile_stat="profile").values, float) / LN10
+    lengths = np.asarray(series.lengths.get("lag", np.full(len(profile), profile.shape[1])))
+    for row, length in zip(profile, lengths, strict=True):
+        row[:length] = np.where(np.isnan(row[:length]), np.inf, row[:length])
+    steps, reaches, decays = context.reaches(layer)
+    values, block = thin_matrix(profile.T)
+    known = finite(profile)
+    high = float(np.ceil(known.max())) if known.size else 0.0
+    low = max(high - DECADES, float(np.floor(known.min()))) if known.size else -1.0
+    reach_now = np.array([float(r) if r.reached else np.nan for r in reaches])
+    x = np.arange(steps.size) + 0.5
+    panel = Panel(
+        _axis_of(steps),
+        Axis("lag", 0.0, float(profile.shape[1])),
+        lines=(Line(x, reach_now, "reach", "second"),),
+        matrices=(
+            Matrix(
+                values,
+                low,
+                min(high, low + 2 * DECADES) if high > low else low + 1,
+                label="credit relative to lag 0",
+                cell=""
+                if block == (1, 1)
+                else f"each cell is the largest of {block[0]} x {block[1]}",
+            ),
+        ),
+    )
+    bad = [int(s) for s, row in zip(steps, profile, strict=True) if np.isposinf(row).any()]
+    return FigureData(
+        "F2",
+        "Did the reach grow or shrink during training?",
+        _finding(steps, reach_now, layer),
+        "Each column is one recording, lag 0 at the bottom; bright is much credit. The line is the reach. Grey: "
+        "exactly zero. Magenta: not finite.",
+        (panel,),
+        Table(
+            ("step", "reach", "decay per step"),
+            tuple(
+                (str(s), r.text, d.text)
+                for s, r, d in _chosen(list(zip(steps, reaches, decays, strict=True)))
+            ),
+            (0, 1, 2),
+        ),
+        layer=layer,
+        warnings=(f"Not finite at step {', '.join(map(str, bad[:5]))}.",) if bad else (),
+    )
+
+
+def _axis_of(steps: np.ndarray) -> Axis:
+    """Columns stand side by side; their names are the training steps."""
+    return Axis(
+        "training step (one column a recording)",
+        0.0,
+        float(steps.size),
+        names=tuple(str(int(step)) for step in steps),
+    )
+
+
+def _chosen(rows: list[tuple[object, object, object]], most: int = 24) -> list:  # type: ignore[type-arg]
+    every = max(1, -(-len(rows) // most))
+    return rows[::every]
+
+
+def _finding(steps: np.ndarray, reach: np.ndarray, layer: str) -> str:
+    known = np.flatnonzero(np.isfinite(reach))
+    if known.size < 2:
+        return f"The reach of {layer} is not known at two recordings or more."
+    first, last = float(reach[known[0]]), float(reach[known[-1]])
+    quarter = reach[known[-max(2, known.size // 4) :]]
+    change = last / first - 1 if first else 0.0
+    way = "held" if abs(change) < 0.1 else "grew" if change > 0 else "shrank"
+    words = f"The reach {way} from {number(first)} to {number(last)} steps"
+    span = f" between step {int(steps[known[0]])} and step {int(steps[known[-1]])}."
+    still = np.ptp(quarter) <= 0.1 * max(1e-12, float(np.median(quarter)))
+    return words + span + (" Over the last quarter it held." if still and way != "held" else "")

@@ -1,0 +1,147 @@
+"""F1: the credit profile over lag, with its bands, reach and recommended window."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnndiag.errors import RunUnreadable
+from rnndiag.report.context import LN10, Context
+from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table, Tone
+from rnndiag.report.figures.figure import absent, figure
+from rnndiag.report.ticks import number, power_of_ten
+from rnndiag.run.reach import half_life
+
+FLOOR = 16
+"""Decades below the largest credit at which the picture ends; what is lower is not drawn, and said so."""
+
+MOST_LAYERS = 3
+
+
+@figure("F1", "Reach", "How far back does the gradient reach?")
+def make(context: Context) -> FigureData:
+    """The newest profile of the lead layer, its quantiles, and the profiles of other layers."""
+    layer = context.lead
+    newest = context.last("credit_profile", layer) if layer else None
+    if newest is None:
+        return absent("F1", context.nothing("credit_profile", layer))
+    log10 = {
+        name: newest.sel(profile_stat=name).values / LN10
+        for name in newest.coordinates["profile_stat"]
+    }
+    profile = log10["profile"]
+    if not np.isfinite(profile).any():
+        return absent(
+            "F1", f"No credit at any lag: the loss does not depend on the states of {layer}."
+        )
+    lags = np.arange(profile.size)
+    top = float(np.ceil(np.nanmax(np.where(np.isfinite(profile), profile, np.nan)) + 0.2))
+    lowest = float(np.floor(np.min(profile[np.isfinite(profile)])))
+    bottom = max(lowest, top - FLOOR)
+    others = [name for name in context.layers if name != layer][: MOST_LAYERS - 1]
+    lines = [Line(lags, _plain(profile), layer, "main")]
+    tones: tuple[Tone, ...] = ("second", "third")
+    for name, tone in zip(others, tones, strict=False):
+        beside = context.last("credit_profile", name)
+        if beside is not None:
+            values = beside.sel(profile_stat="profile").values / LN10
+            lines.append(Line(np.arange(values.size), _plain(values), name, tone))
+    if context.baseline is not None and ("credit_profile", layer) in context.baseline:
+        old = context.baseline.select("credit_profile", layer)
+        values = old.valid(old.steps.size - 1).sel(profile_stat="profile").values / LN10
+        lines.append(Line(np.arange(values.size), _plain(values), "baseline", "baseline"))
+    panel = Panel(
+        Axis("lag: steps back from the loss", 0.0, float(max(1, profile.size - 1))),
+        Axis("credit, relative to lag 0", 10.0**bottom, 10.0**top, "log10"),
+        lines=tuple(lines),
+        bands=(
+            Band(lags, _plain(log10["q05"]), _plain(log10["q95"]), "90 % of outputs", 0.18),
+            Band(lags, _plain(log10["q25"]), _plain(log10["q75"]), "half of outputs", 0.3),
+        ),
+        marks=_marks(context, layer, profile.size),
+        notes=_notes(profile, bottom),
+    )
+    return FigureData(
+        "F1",
+        "How far back does the gradient reach?",
+        _finding(context, layer, newest.values.shape[0], profile),
+        "A straight line on this scale is exponential decay; a flat line is a net that keeps credit; a line that "
+        "rises is explosion. Bands: the middle half and the middle 90 % over outputs.",
+        (panel,),
+        _table(profile),
+        layer=layer,
+    )
+
+
+def _plain(log10: np.ndarray) -> np.ndarray:
+    """10 ** values, with exact zeros as gaps."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return np.where(np.isneginf(log10), np.nan, 10.0**log10)
+
+
+def _marks(context: Context, layer: str, lags: int) -> tuple[Mark, ...]:
+    marks = []
+    reached = context.reach(layer)
+    if reached is not None and reached.reached:
+        marks.append(
+            Mark("x", float(reached), f"reach: {float(reached):.3g} steps hold 90 %", "second")
+        )
+    if ("window_bias", layer) in context.run:
+        try:
+            window = context.run.window(layer=layer)
+        except RunUnreadable:
+            return tuple(marks)
+        if window.reached and window.steps < lags:
+            marks.append(
+                Mark("x", window.steps, f"window for 10 % bias: {window.steps:.0f}", "third")
+            )
+    return tuple(marks)
+
+
+def _notes(log10: np.ndarray, bottom: float) -> tuple[str, ...]:
+    notes = []
+    low = np.flatnonzero(np.isfinite(log10) & (log10 < bottom))
+    if low.size:
+        notes.append(f"below {power_of_ten(bottom)} from lag {low[0]}: not drawn")
+    zero = np.flatnonzero(np.isneginf(log10))
+    if zero.size:
+        notes.append(
+            f"exactly zero from lag {zero[0]}" if zero[0] else f"exactly zero at {zero.size} lags"
+        )
+    return tuple(notes)
+
+
+def _finding(context: Context, layer: str, lags: int, log10: np.ndarray) -> str:
+    reached, total = context.reach(layer), context.time_steps(layer)
+    of = f" of {total}" if total else ""
+    words = []
+    if reached is None or not reached.reached:
+        why = "not measured" if reached is None else reached.text
+        words.append(f"90 % of the credit of {layer}: {why}.")
+    else:
+        words.append(
+            f"90 % of what the loss says about the past of {layer} lies within {float(reached):.3g}{of} steps."
+        )
+    peak = int(np.nanargmax(np.where(np.isfinite(log10), log10, -np.inf)))
+    if peak > 0:
+        words.append(f"It peaks at lag {peak}, {number(float(10 ** log10[peak]))} times lag 0.")
+    half = half_life(log10 * LN10)
+    words.append(
+        f"It has halved after {float(half):.3g} steps."
+        if half.reached
+        else f"Half of lag 0: {half.text} lags."
+    )
+    return " ".join(words)
+
+
+def _table(log10: np.ndarray) -> Table:
+    chosen = sorted({0, *(2**k for k in range(14) if 2**k < log10.size), log10.size - 1})
+    covered = np.cumsum(np.nan_to_num(_plain(log10 - np.max(log10[np.isfinite(log10)])), nan=0.0))
+    rows = tuple(
+        (
+            str(d),
+            number(float(10 ** log10[d])) if np.isfinite(log10[d]) else "0",
+            f"{covered[d] / covered[-1]:.1%}",
+        )
+        for d in chosen
+    )
+    return Table(("lag", "credit relative to lag 0", "share of credit up to here"), rows, (0, 1, 2))

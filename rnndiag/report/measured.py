@@ -1,0 +1,76 @@
+"""How it was measured: versions, precision, sampling, schedule, cost, proofs, and what was not measured and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rnndiag.report.context import Context
+from rnndiag.run.quantities import MODEL
+
+
+def measured(context: Context) -> list[tuple[str, list[str]]]:
+    """Rows of a heading and its lines. Everything is text from the run, to be escaped."""
+    run, facts = context.run, context.run.provenance
+    rows: list[tuple[str, list[str]]] = [
+        ("Run", [str(run.path), f"{len(run)} recordings, {run.status}"]),
+        ("Versions", [", ".join(f"{k} {v}" for k, v in _map(facts, "versions").items())]),
+        ("Trainer", [_flat(_map(facts, "trainer"))]),
+        ("Recorder", [_flat(_map(facts, "config"))]),
+        ("Seed", [str(facts["seed"])] if facts.get("seed") is not None else []),
+        ("Code", [_flat(_map(facts, "git"))]),
+        ("Command", [str(facts["command"])] if facts.get("command") else []),
+        ("Proofs", _proofs(context)),
+        ("Sampling", _notes(context, "sampling")),
+        ("Cost", _cost(context)),
+        ("Not measured", _notes(context, "not_measured")),
+        ("Problems", [str(problem) for problem in run.problems]),
+    ]
+    return [(name, [line for line in lines if line]) for name, lines in rows if any(lines)]
+
+
+def _map(facts: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = facts.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _flat(facts: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value}" for key, value in facts.items() if value not in (None, "", [], {})
+    )
+
+
+def _proofs(context: Context) -> list[str]:
+    outlines = [outline for outline in context.run.outlines if outline.phase == "train"]
+    counts = Counter(outline.verdict for outline in outlines)
+    lines = [", ".join(f"{count} {word}" for word, count in counts.items())]
+    reasons = Counter(
+        f"{layer}: {reason}"
+        for outline in outlines
+        for layer, reason in outline.reasons.items()
+        if reason
+    )
+    return lines + [f"{reason} ({count} recordings)" for reason, count in reasons.most_common(12)]
+
+
+def _notes(context: Context, key: str) -> list[str]:
+    """What the newest recording says under one key, one line an entry; equal sentences once."""
+    for outline in reversed(context.run.outlines):
+        told = outline.notes.get(key)
+        if isinstance(told, Mapping) and told:
+            by_sentence: dict[str, list[str]] = {}
+            for name, sentence in told.items():
+                by_sentence.setdefault(str(sentence), []).append(str(name))
+            return [f"{', '.join(names)}: {sentence}" for sentence, names in by_sentence.items()]
+    return []
+
+
+def _cost(context: Context) -> list[str]:
+    share = context.last("overhead_share", MODEL)
+    if share is None or not np.isfinite(share.values).all():
+        return []
+    size = context.run.size
+    return [f"{float(share.values):.1%} of training time, {size / 1e6:.1f} MB on disk"]

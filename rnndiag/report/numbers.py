@@ -1,0 +1,57 @@
+"""The page's numbers as JSON: what `--json` writes and what the page embeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rnndiag.report.context import Context
+from rnndiag.report.figure_data import FigureData
+from rnndiag.report.figures import FIGURES, ORDER
+from rnndiag.report.layers import layer_rows
+from rnndiag.report.strip import tiles
+
+
+def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, Any]:
+    """Verdict, headline numbers, checks, layers and each figure's finding and table."""
+    found = context.verdict
+    return {
+        "run": str(context.run.path),
+        "recordings": len(context.run),
+        "verdict": {"word": found.word, "sentence": found.sentence, "exit_code": found.exit_code},
+        "headline": [vars(tile) for tile in tiles(context)],
+        "checks": [plain(finding.as_json()) for finding in context.findings],
+        "layers": [vars(row) for row in layer_rows(context)],
+        "figures": [
+            {
+                "name": data.name,
+                "question": data.question,
+                "finding": data.finding,
+                "absent": data.absent,
+                "table": None
+                if data.table is None
+                else {
+                    "head": list(data.table.head),
+                    "rows": [list(row) for row in data.table.rows],
+                },
+            }
+            for data in figures
+        ],
+    }
+
+
+def run_numbers(context: Context) -> dict[str, Any]:
+    """`page_numbers` with every figure computed."""
+    return page_numbers(context, [FIGURES[name].make(context) for name in ORDER if name in FIGURES])
+
+
+def plain(value: Any) -> Any:
+    """The same with numbers that JSON lacks as their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value

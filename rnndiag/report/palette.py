@@ -1,0 +1,103 @@
+"""Colours: of lines by tone, of matrices by palette, in the light and in the dark theme; and the PNG that is the data.
+
+Index 0 of a palette picture says 'no path', 1 'exactly zero', 2 'not finite', 3 'below the range', 4..255 the value on
+one fixed range. A page's script reads these indices back; there is no second copy of the numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+
+from rnndiag.report.figure_data import Matrix
+
+TONES: dict[str, tuple[str, str]] = {
+    "main": ("#0072b2", "#56b4e9"),
+    "second": ("#a84600", "#e69f00"),
+    "third": ("#00664b", "#2fc29a"),
+    "baseline": ("#6b7280", "#9aa4b2"),
+    "bound": ("#8a3a6c", "#d893bd"),
+    "limit": ("#9a4a00", "#f0a84b"),
+    "bad": ("#b3006b", "#ff7ac0"),
+}
+"""Tone -> colour on the light and on the dark page (Okabe-Ito, darkened or lightened to 3:1 against the page)."""
+
+PAGE = ("#ffffff", "#14171c")
+TEXT = ("#1a1d21", "#e7eaee")
+QUIET = ("#545b66", "#a8b0bc")
+GRID = ("#e3e6ea", "#2b313a")
+FRAME = ("#8a919c", "#78818e")
+
+NO_PATH, ZERO, NOT_FINITE, BELOW, FIRST = 0, 1, 2, 3, 4
+SPECIAL = {
+    NO_PATH: "#f4f5f7",
+    ZERO: "#8f8f8f",
+    NOT_FINITE: "#e6007e",
+    BELOW: "#001a40",
+}
+
+_CIVIDIS = (
+    "00224e 00306f 123570 2a3f6d 3c4a6b 4a546c 575d6d 636770 707173 7d7b78 8a8678 979077 a59c74 b3a770 c2b369 "
+    "d1bf61 e0cc55 f0d945 fee838"
+)
+_VIK = (
+    "001261 022b72 034481 125f92 3a7da9 6b9ec1 9cbfd5 cbdbe4 ebe5e0 ecd3c5 dfb198 d0916b c37243 b05022 8f2c0c 731506 "
+    "590008"
+)
+
+
+def _ramp(stops: str, count: int) -> np.ndarray:
+    """(count, 3) colours between the stops, evenly spaced."""
+    known = np.array([[int(s[i : i + 2], 16) for i in (0, 2, 4)] for s in stops.split()], float)
+    at = np.linspace(0, len(known) - 1, count)
+    columns = [np.interp(at, np.arange(len(known)), known[:, k]) for k in range(3)]
+    table: np.ndarray = np.rint(np.stack(columns, 1)).astype(np.uint8)
+    return table
+
+
+def colours(diverging: bool = False) -> np.ndarray:
+    """(256, 3): the whole palette."""
+    table = np.zeros((256, 3), np.uint8)
+    for index, colour in SPECIAL.items():
+        table[index] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    table[FIRST:] = _ramp(_VIK if diverging else _CIVIDIS, 256 - FIRST)
+    return table
+
+
+def indices(matrix: Matrix) -> np.ndarray:
+    """Matrix values -> palette indices, uint8. -inf of a logarithm is exactly zero, NaN is 'no path'."""
+    values = np.asarray(matrix.values, float)
+    span = (matrix.high - matrix.low) or 1.0
+    with np.errstate(invalid="ignore"):
+        level = np.rint((values - matrix.low) / span * (255 - FIRST)) + FIRST
+        found = np.clip(np.nan_to_num(level, nan=0, posinf=255, neginf=0), FIRST, 255)
+    found = np.where(values < matrix.low, BELOW if matrix.log else FIRST, found)
+    found = np.where(np.isneginf(values), ZERO, found)
+    found = np.where(np.isposinf(values), NOT_FINITE, found)
+    return np.where(np.isnan(values), NO_PATH, found).astype(np.uint8)
+
+
+def value_of(matrix: Matrix, index: int) -> float:
+    """The middle of the values that a palette index stands for."""
+    return matrix.low + (index - FIRST) / (255 - FIRST) * (matrix.high - matrix.low)
+
+
+def png(picture: np.ndarray, table: np.ndarray) -> bytes:
+    """An 8-bit palette PNG of (rows, columns) indices, first row on top. The same bytes for the same picture."""
+    height, width = picture.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), picture], 1)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        _chunk(kind, body)
+        for kind, body in (
+            (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
+            (b"PLTE", table.tobytes()),
+            (b"IDAT", zlib.compress(rows.tobytes(), 9)),
+            (b"IEND", b""),
+        )
+    )
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -1,0 +1,34 @@
+"""What to do, in order: the remedies of the findings, each said once with the layers it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rnndiag.health.finding import STATUSES, Finding
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One thing to do, and why."""
+
+    what: str
+    why: str
+    layers: tuple[str, ...]
+
+
+def remedies(findings: Sequence[Finding]) -> list[Remedy]:
+    """Failures first. Passes and plain statements ask for nothing."""
+    wanted = [
+        f
+        for f in findings
+        if f.remedy and (f.status in ("fail", "warn", "not_judged") or f.notable)
+    ]
+    wanted.sort(key=lambda f: (STATUSES.index(f.status), not f.notable))
+    grouped: dict[str, list[Finding]] = {}
+    for finding in wanted:
+        grouped.setdefault(finding.remedy, []).append(finding)
+    return [
+        Remedy(what, found[0].message, tuple(dict.fromkeys(f.layer for f in found if f.layer)))
+        for what, found in grouped.items()
+    ]

@@ -1,0 +1,76 @@
+"""Where an axis has its ticks, and how a number is written beside one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rnndiag.report.figure_data import Axis
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power_of_ten(exponent: float) -> str:
+    """`10⁻⁴`"""
+    return "10" + f"{exponent:.0f}".translate(_SUPERSCRIPT)
+
+
+def number(value: float) -> str:
+    """A number as people write it: 3 digits, no exponent between 1e-3 and 1e5."""
+    if value != value:
+        return "not a number"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 1e-3 or size >= 1e5:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+
+
+def place(axis: Axis, values: np.ndarray | float) -> np.ndarray:
+    """Values -> 0..1 along the axis; NaN where they cannot lie on it."""
+    with np.errstate(all="ignore"):
+        raw = np.asarray(values, float)
+        if axis.scale == "linear":
+            low, high, at = axis.low, axis.high, raw
+        else:
+            low, high = math.log(axis.low), math.log(axis.high)
+            at = np.where(raw > 0, np.log(np.where(raw > 0, raw, 1.0)), np.nan)
+        share = (at - low) / ((high - low) or 1.0)
+    return np.where(np.isfinite(share), share, np.nan)
+
+
+def ticks(axis: Axis, most: int = 7) -> list[tuple[float, str]]:
+    """At most about `most` values with their words."""
+    if axis.names:
+        every = max(1, math.ceil(len(axis.names) / most))
+        return [(float(i), name) for i, name in enumerate(axis.names) if i % every == 0]
+    if axis.scale == "log2":
+        first, last = math.ceil(math.log2(axis.low)), math.floor(math.log2(axis.high))
+        every = max(1, math.ceil((last - first + 1) / most))
+        return [(2.0**e, number(2.0**e)) for e in range(first, last + 1, every)]
+    if axis.scale == "log10":
+        first = math.ceil(math.log10(axis.low) - 1e-9)
+        last = math.floor(math.log10(axis.high) + 1e-9)
+        if last - first < 2:
+            return [(v, number(v)) for v in _few(axis.low, axis.high, 4) if v > 0]
+        every = max(1, math.ceil((last - first + 1) / most))
+        return [(10.0**e, power_of_ten(e)) for e in range(first, last + 1, every)]
+    return [(v, number(v)) for v in _few(axis.low, axis.high, most)]
+
+
+def _few(low: float, high: float, most: int) -> list[float]:
+    """Round values between low and high, at most about `most`."""
+    span = high - low
+    if not span > 0 or not math.isfinite(span):
+        return [low]
+    rough = span / max(1, most - 1)
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    count = math.floor(high / step + 1e-9) - first + 1
+    return [round((first + i) * step, 12) for i in range(count)]
