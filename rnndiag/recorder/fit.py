@@ -75,6 +75,8 @@ class FitRecorder:
         self._decided = -1
         self._batch: Any = None
         self._batch_step = 0
+        self._batch_number = 0
+        self._measured = False
         self._batch_layers: set[str] = set()
         self._batch_groups: tuple[str, ...] | None = None
         self._said_none = False
@@ -86,6 +88,8 @@ class FitRecorder:
         """Decide, and watch the forward pass that comes."""
         with self.ledger.own():
             self._batch = batch
+            self._batch_number = batches_so_far(self.trainer)
+            self._measured = False
             self._batch_step = step_of(self.trainer, self.module)
             self._batch_layers, self._batch_groups = set(), None
             self._begin_step(self._batch_step)
@@ -124,7 +128,6 @@ class FitRecorder:
 
     def batch_ended(self, outputs: Any) -> None:
         """The step is over; weights have moved, or not yet where gradients accumulate."""
-        recorded = bool(self._done) or self._pending is not None
         with self.ledger.own():
             loss = loss_of(outputs)
             with self.faults.guard("reading a backward pass"):
@@ -132,7 +135,7 @@ class FitRecorder:
                     self._measure(self.watch.new_passes())
             self.history.loss(loss, self._batch_step)
             with self.faults.guard("judging the step"):
-                for facts in self.history.settle(at_once=recorded):
+                for facts in self.history.settle(at_once=self._measured):
                     self.clips.add(facts)
             raw = not self.module.automatic_optimization
             if raw and self._pending is not None and not self._pending.empty:
@@ -142,7 +145,7 @@ class FitRecorder:
             with self.faults.guard("watching the model"):
                 self.watch.disarm()
             self._batch = None
-        self._count_cost(recorded)
+        self._count_cost(self._measured)
 
     def epoch_ended(self) -> None:
         """An epoch's story of clipping is complete."""
@@ -175,9 +178,8 @@ class FitRecorder:
     def close(self, reason: str) -> None:
         """However the fit ended: let go of the model, keep what was measured."""
         if reason != "finished":
-            self.faults.strict = (
-                False  # the person's own exception is on its way, and stays what it is
-            )
+            # the person's own exception is on its way, and stays what it is
+            self.faults.strict = False
         with self.faults.guard("letting go of the model"):
             self.watch.release()
         if not self.chronicle.closed:
@@ -203,7 +205,7 @@ class FitRecorder:
             step,
             groups,
             epoch=int(self.trainer.current_epoch),
-            batch=batches_so_far(self.trainer),
+            batch=self._batch_number,
             only_new=only_new,
             left_out=decision.left_out,
         )
@@ -223,14 +225,15 @@ class FitRecorder:
     def _measure(self, passes: list[BackwardPass]) -> None:
         """Measure finished backward passes into the pending recording."""
         pending = self._pending
-        if pending is None:
-            return
+        if pending is None or (self._batch_number != pending.batch and not pending.empty):
+            return  # of accumulated batches the first one is recorded
         for seen in passes:
             runs = self._named(pending, seen.layer_runs)
             if seen.missed:
                 pending.facts.setdefault("not_measured", {}).update(seen.missed)
             if not runs:
                 continue
+            self._measured = True
             if not self._first_runs:
                 self._first_runs = runs
             subject = Subject(
@@ -271,7 +274,7 @@ class FitRecorder:
                 facts.step,
                 groups,
                 epoch=int(self.trainer.current_epoch),
-                batch=batches_so_far(self.trainer),
+                batch=self._batch_number,
                 left_out=dict.fromkeys(set(self.groups) - set(groups), _ACCIDENT),
             )
             self._measure(self.watch.passes())
@@ -324,7 +327,7 @@ class FitRecorder:
             measured = (
                 training_measurements(None, float("nan"), self.ledger.spent, self.ledger.share)
                 + self.history.measurements()
-                + self.added
+                + list(self.added)
             )
             self.chronicle.append(
                 Recording(

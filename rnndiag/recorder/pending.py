@@ -66,9 +66,17 @@ class Pending:
             batch=self.batch,
             verdict=verdict,
             reasons=reasons,
-            measurements=(*(m for taken in self.taken for m in taken.measurements), *more),
+            measurements=(*self._measurements(), *more),
             notes=notes,
         )
+
+    def _measurements(self) -> list[Measurement]:
+        """Of all backward passes. What is the whole model's is kept of the first pass that has it."""
+        found: dict[tuple[str, str], Measurement] = {}
+        for taken in self.taken:
+            for measurement in taken.measurements:
+                found.setdefault((measurement.name, measurement.layer), measurement)
+        return list(found.values())
 
 
 def merge(notes: dict[str, Any], more: Mapping[str, Any]) -> None:

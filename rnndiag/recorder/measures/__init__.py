@@ -1,6 +1,7 @@
 """The measures: what is recorded of a backward pass, one file and one registry entry a group."""
 
 from rnndiag.recorder.measures import contributions as contributions  # each import registers one
+from rnndiag.recorder.measures import estimators as estimators
 from rnndiag.recorder.measures import gates as gates
 from rnndiag.recorder.measures import jacobians as jacobians
 from rnndiag.recorder.measures import lags as lags
