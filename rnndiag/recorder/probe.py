@@ -10,6 +10,8 @@ from torch import nn
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.proof import Proof, prove
 from rnndiag.recorder.capture import BackwardPass, Capture
+from rnndiag.recorder.record_passes import record_passes
+from rnndiag.run.recording import Recording
 
 
 class Probe:
@@ -19,6 +21,7 @@ class Probe:
         self._capture = capture
         self._passes: list[BackwardPass] = []
         self._proofs: list[Proof] | None = None
+        self._recording: Recording | None = None
 
     def __enter__(self) -> Probe:
         self._capture.arm()
@@ -52,6 +55,13 @@ class Probe:
                 prove(found.layer_runs, dtype=found.dtype) for found in self.backward_passes
             ]
         return self._proofs
+
+    @property
+    def recording(self) -> Recording:
+        """All groups of measures of all backward passes, as the callback would store them."""
+        if self._recording is None:
+            self._recording = record_passes(self.backward_passes)
+        return self._recording
 
 
 def probe(model: nn.Module, *, loss_scale: Callable[[], float] | None = None) -> Probe:
