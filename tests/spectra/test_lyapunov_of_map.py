@@ -52,14 +52,16 @@ def test_henon() -> None:
     found = rnndiag.lyapunov_of_map(henon, starts, steps=1500)
     assert abs(float(found.exponents[0]) - 0.4192) < 3 * float(found.standard_error[0])
     assert float(found.standard_error[0]) < 0.01
-    assert float(found.exponents.sum()) == pytest.approx(math.log(0.3), abs=1e-12)
-    assert found.log_det_residual < 1e-11
+    assert float(found.exponents.sum()) == pytest.approx(math.log(0.3), abs=1e-10)
+    assert found.log_det_residual < 1e-10
     assert found.kaplan_yorke == pytest.approx(1.258, abs=0.01)
 
 
 def test_henon_from_a_single_state_and_with_one_exponent() -> None:
     both = rnndiag.lyapunov_of_map(henon, torch.tensor([0.1, 0.1]), steps=800)
-    assert float(both.exponents.sum()) == pytest.approx(math.log(0.3), abs=1e-12)
+    assert float(both.exponents.sum()) == pytest.approx(math.log(0.3), abs=1e-10)
+    each = rnndiag.lyapunov_of_map(henon, torch.tensor([0.1, 0.1]), steps=800, interval=1)
+    assert float(each.exponents.sum()) == pytest.approx(math.log(0.3), abs=1e-14)
     one = rnndiag.lyapunov_of_map(henon, torch.tensor([0.1, 0.1]), steps=800, k=1)
     assert float(one.exponents) == pytest.approx(float(both.exponents[0]), abs=1e-9)
     assert math.isnan(one.kaplan_yorke), "one growing direction does not tell the dimension"

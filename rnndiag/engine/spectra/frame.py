@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass
 class Frame:
-    """k tangent vectors a sequence, in rows, with the steps taken and the rank seen since they were orthonormal."""
+    """k tangent vectors a sequence, in rows, with the steps taken and the rank seen since the last QR."""
 
     vectors: Tensor
     """(B, k, S) float64"""
-    rank: Tensor
-    """(B,): the least rank of the Jacobians applied since, counted from exactly zero rows."""
+    rank: Tensor | None = None
+    """(B,): the least rank of the Jacobians applied since, counted from exactly zero rows; None: all of S."""
     pending: int = 0
 
     @staticmethod
@@ -25,28 +25,26 @@ class Frame:
         generator = torch.Generator().manual_seed(0)
         start = torch.randn(size, count, generator=generator, dtype=torch.float64)
         basis = torch.linalg.qr(start).Q.mT.to(dtype=dtype, device=device)
-        rank = torch.full((batch,), size, device=device)
-        return Frame(basis.expand(batch, count, size), rank)
+        return Frame(basis.expand(batch, count, size))
 
-    def push(self, pushed: Tensor, rank: Tensor, alive: Tensor | None) -> None:
+    def push(self, pushed: Tensor, rank: Tensor | None, alive: Tensor | None) -> None:
         """Take `pushed` = J v of all vectors; sequences that are over stay as they are."""
         if alive is not None:
             pushed = torch.where(alive[:, None, None], pushed, self.vectors)
-            rank = torch.where(alive, rank, self.rank)
         self.vectors = pushed
-        self.rank = torch.minimum(self.rank, rank)
         self.pending += 1
+        if rank is not None:
+            if alive is not None:
+                rank = rank.masked_fill(~alive, pushed.shape[-1])
+            self.rank = rank if self.rank is None else torch.minimum(self.rank, rank)
 
     def orthonormalise(self) -> Tensor:
         """ln |R_ii| (B, k) since the last QR. Rank that exact zeros take away is -inf, not what rounding left of it."""
         basis, upper = torch.linalg.qr(self.vectors.mT)
         growth: Tensor = upper.diagonal(dim1=-2, dim2=-1).abs().log()
-        count, size = self.vectors.shape[-2:]
-        lost = (count - self.rank).clamp(min=0)
-        if bool((lost > 0).any()):
+        if self.rank is not None:
+            lost = growth.shape[-1] - self.rank
             place = growth.argsort(-1).argsort(-1)
             growth = growth.masked_fill(place < lost.unsqueeze(-1), -torch.inf)
-        self.vectors = basis.mT
-        self.rank = torch.full_like(self.rank, size)
-        self.pending = 0
+        self.vectors, self.rank, self.pending = basis.mT, None, 0
         return growth

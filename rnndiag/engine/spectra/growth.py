@@ -23,12 +23,18 @@ class Growth:
         edges = torch.linspace(warmup, run.T, blocks + 1).round().long()
         self.edges = edges.to(run.device)
         self._stops: list[int] = edges.tolist()
+        self._edges = frozenset(self._stops)
         self.sums = torch.zeros(blocks, run.B, k, dtype=dtype, device=run.device)
         """(blocks, B, k)"""
 
     def is_edge(self, t: int) -> bool:
         """Whether a block, or the warm-up, ends after t steps: no interval may reach across."""
-        return t in self._stops
+        return t in self._edges
+
+    def quarters(self) -> frozenset[int]:
+        """Steps at which a block starts, about a quarter, half and three quarters through the counted time."""
+        starts = self._stops[:-1]
+        return frozenset(starts[len(starts) * quarter // 4] for quarter in (1, 2, 3))
 
     def add(self, seen: Tensor, t: int, steps: int) -> Tensor:
         """Take the growth `seen` (B, k) of `steps` steps, the last of which is step t (1..T).

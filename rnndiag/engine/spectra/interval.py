@@ -7,14 +7,17 @@ from math import log
 import torch
 from torch import Tensor
 
-LOG_CONDITION = log(1e5)
-"""The scales of a frame are to drift apart by at most about this: 5 of float64's 16 digits."""
+LOG_CONDITION = log(1e7)
+"""The scales of a frame may drift apart by about this: 7 of float64's 16 digits."""
 
 LONGEST = 50
 
 
 class Interval:
-    """A fixed interval, or as many steps as the fastest spread of scales seen so far allows."""
+    """A fixed interval, or one that grows by a step while the scales are expected to stay within the condition.
+
+    An interval whose scales drifted further apart than that is never tried again.
+    """
 
     def __init__(self, steps: int | None) -> None:
         self.fixed = steps is not None
@@ -22,7 +25,7 @@ class Interval:
         self.longest = 0
         self.log_condition = 0.0
         """The largest spread of ln |R_ii| at any re-orthonormalisation."""
-        self._growth = LOG_CONDITION / LONGEST
+        self._cap = LONGEST
 
     def see(self, log_scales: Tensor, steps: int) -> None:
         """log_scales (B, k): ln |R_ii| after `steps` steps, NaN for sequences that are over."""
@@ -32,6 +35,10 @@ class Interval:
         spread = float((high - low).clamp(min=0.0).max())
         self.longest = max(self.longest, steps)
         self.log_condition = max(self.log_condition, spread)
-        self._growth = max(self._growth, spread / steps)
-        if not self.fixed:
-            self.steps = max(1, min(int(LOG_CONDITION / self._growth), 2 * steps))
+        if self.fixed:
+            return
+        if spread > LOG_CONDITION:
+            self._cap = max(1, min(self._cap, steps - 1))
+        elif steps == self.steps and spread * (steps + 1) <= LOG_CONDITION * steps:
+            self.steps = steps + 1
+        self.steps = min(self.steps, self._cap)

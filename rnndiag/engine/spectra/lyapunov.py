@@ -19,8 +19,8 @@ from rnndiag.engine.spectra.products import jacobian_products
 from rnndiag.engine.spectra.tangents import Tangents, stretch, stretches
 from rnndiag.errors import BadArgument
 
-CHECKED = 5
-"""Intervals that are gone through a second time with a QR every step, to measure what the interval costs."""
+PROOF_BYTES = 4 * 2**20
+"""Jacobians of about this many bytes are written out at a time for their determinants."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Lyapunov:
     log_condition: float
     """ln of the largest ratio of the scales |R_ii| at a re-orthonormalisation: rounding grows by about that ratio."""
     interval_error: float
-    """Measured: largest difference of an exponent to a QR every step, over the first intervals; 0 if all are 1 step."""
+    """Measured: largest difference of an exponent to a QR every step, over three intervals; 0 if they are of 1 step."""
     steps: Tensor
     """(B,): steps counted of each sequence."""
     finite_time_exponents: Tensor | None = None
@@ -91,7 +91,7 @@ def lyapunov(
     """The k largest Lyapunov exponents (None: all S) along the run, batched over its sequences.
 
     warmup: steps not counted while the frame aligns itself (None: a tenth of the run, 100 at most).
-    interval: steps between two QRs (None: as many as keep the scales of the frame within a factor of 10^5).
+    interval: steps between two QRs (None: as many as keep the scales of the frame within a factor of 10^7).
     blocks: pieces of time for the standard error over time. lags: also the finite-time exponents of these lags.
     Cost a step and sequence: one product with W_hh for k vectors; a QR of S x k each interval; an LU of S x S for the
     proof where k = S. Memory: a stretch of steps at a time.
@@ -102,13 +102,14 @@ def lyapunov(
     frame = Frame.random((run.B, k, run.S), dtype, run.device)
     pace = Interval(interval)
     log_det = torch.zeros(run.B, dtype=torch.float64, device=run.device)
-    check = _Check()
+    check = _Check(growth.quarters())
     for start, held in stretches(run, dtype):
-        ranks = held.rank()
+        ranks = _lost_ranks(held)
         for t in range(start, start + held.run.T):
             alive = None if run.lengths is None else run.lengths.to(run.device) > t
-            check.before(frame, t >= warmup)
-            frame.push(held.push(t - start, frame.vectors), ranks[t - start], alive)
+            check.before(frame, t)
+            rank = None if ranks is None else ranks[t - start]
+            frame.push(held.push(t - start, frame.vectors), rank, alive)
             check.after(held, t - start, alive)
             if frame.pending >= pace.steps or growth.is_edge(t + 1):
                 pending = frame.pending
@@ -144,13 +145,19 @@ def _settings(
     return k, warmup
 
 
+def _lost_ranks(held: Tangents) -> Tensor | None:
+    """(T, B): rank of each J_t as its exactly zero rows bound it; None where every row of every J_t lives."""
+    ranks = held.rank()
+    return ranks if bool((ranks < held.run.S).any()) else None
+
+
 def _log_determinants(held: Tangents, skip: int) -> Tensor:
     """(B,): Σ_t ln |det J_t| over the steps of a stretch that count."""
     if skip >= held.run.T:
         return torch.zeros(held.run.B, dtype=torch.float64, device=held.run.device)
     total = torch.zeros(held.run.B, dtype=torch.float64, device=held.run.device)
     mask = held.run.mask()
-    size = max(1, 2**26 // (held.run.B * held.run.S**2 * 8))
+    size = max(1, PROOF_BYTES // (held.run.B * held.run.S**2 * 8))
     for start in range(skip, held.run.T, size):
         stop = min(start + size, held.run.T)
         written = (
@@ -164,24 +171,23 @@ def _log_determinants(held: Tangents, skip: int) -> Tensor:
 
 
 class _Check:
-    """Goes through some intervals a second time with a QR every step: the error that longer intervals leave."""
+    """Goes through three intervals, spread over time, again with a QR every step: the error that an interval leaves."""
 
-    def __init__(self) -> None:
+    def __init__(self, starts: frozenset[int]) -> None:
+        self.starts = starts
         self.twin: Frame | None = None
         self.sum: Tensor | float = 0.0
-        self.done = 0
         self.error = 0.0
 
-    def before(self, frame: Frame, counts: bool) -> None:
-        """At the start of an interval: the twin sets out from the same frame."""
-        if frame.pending == 0 and counts and self.done < CHECKED:
+    def before(self, frame: Frame, t: int) -> None:
+        """Before step t: if a checked interval starts here, the twin sets out from the same frame."""
+        if t in self.starts:
             self.twin, self.sum = replace(frame), 0.0
 
     def after(self, held: Tangents, t: int, alive: Tensor | None) -> None:
         """One step of the twin, and its QR."""
         if self.twin is not None:
-            rank = torch.full_like(self.twin.rank, self.twin.vectors.shape[-1])
-            self.twin.push(held.push(t, self.twin.vectors), rank, alive)
+            self.twin.push(held.push(t, self.twin.vectors), None, alive)
             self.sum = self.twin.orthonormalise() + self.sum
 
     def compare(self, seen: Tensor, steps: int) -> None:
@@ -192,7 +198,6 @@ class _Check:
             both = (seen - self.sum)[seen.isfinite()]
             worst = float(both.abs().max()) / steps if both.numel() else 0.0
             self.error = max(self.error, worst)
-            self.done += 1
         self.twin = None
 
 

@@ -58,8 +58,8 @@ class Tangents:
         ):
             total: Tensor | None = None
             if by_gate is not None:
-                through = by_gate[t].unsqueeze(-3)
-                total = (through * gates).sum(-2)
+                products = by_gate[t].unsqueeze(-3) * gates
+                total = products.squeeze(-2) if products.shape[-2] == 1 else products.sum(-2)
             for coefficient, part in zip(by_part, parts, strict=True):
                 if coefficient is not None:
                     carried = coefficient[t].unsqueeze(-2)
