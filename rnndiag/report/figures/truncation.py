@@ -22,60 +22,8 @@ def make(context: Context) -> FigureData:
     bias = _middle(context, "window_bias", layer) if layer else None
     if bias is None:
         return absent("F6", context.nothing("window_bias", layer))
-    windows = np.arange(bias.size, dtype=float)
-    cosine = _middle(context, "window_cosine", layer)
-    lines = [Line(windows[1:], _positive(bias[1:]), "sliding window, on the minibatch", "main")]
-    systematic = _systematic(context, layer)
-    if systematic is not None:
-        lines.append(
-            Line(
-                windows[1 : systematic.size],
-                _positive(systematic[1:]),
-                "window, systematic",
-                "second",
-            )
-        )
-    sizes, chunk = _middle(context, "chunk_size", layer), _middle(context, "chunk_bias", layer)
-    if sizes is not None and chunk is not None:
-        lines.append(Line(sizes, _positive(chunk), "chunks", "third", dots=True))
-    known = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
-    low = 10.0 ** float(np.floor(np.log10(max(1e-6, known.min())))) if known.size else 1e-3
-    high = max(2.0, float(known.max()) * 1.3) if known.size else 2.0
-    across = Axis("window or chunk, in steps", 1.0, float(max(2, bias.size - 1)), "log2")
+    cosine, systematic = _middle(context, "window_cosine", layer), _systematic(context, layer)
     noise = _noise(context, layer)
-    band: tuple[Band, ...] = ()
-    if noise is not None:
-        edge = np.array([across.low, across.high])
-        band = (
-            Band(
-                edge,
-                np.full(2, low),
-                np.full(2, min(noise, high)),
-                "noise of one step",
-                0.1,
-                "baseline",
-            ),
-        )
-    panels = [
-        Panel(
-            across,
-            Axis("relative bias", low, high, "log10"),
-            "Relative bias",
-            tuple(lines),
-            band,
-            (Mark("y", 0.1, "10 %", "limit"), *_marks(context, layer)),
-        )
-    ]
-    if cosine is not None:
-        panels.append(
-            Panel(
-                across,
-                Axis("cosine", min(0.0, float(np.nanmin(cosine[1:]))), 1.0),
-                "Cosine with the full gradient",
-                (Line(windows[1:], cosine[1:], "sliding window", "main"),),
-                marks=_marks(context, layer),
-            )
-        )
     return FigureData(
         "F6",
         QUESTION,
@@ -83,10 +31,54 @@ def make(context: Context) -> FigureData:
         "Left of a curve's crossing of 10 %, truncation turns the gradient by more than a tenth. Two biases: on this "
         "minibatch, which is partly noise, and systematic, which training cannot average out. Shaded: below the "
         "noise of one step; a statement about one step, not a licence.",
-        tuple(panels),
+        _panels(context, layer, bias, systematic, cosine, noise),
         _table(bias, systematic, cosine),
         layer=layer,
     )
+
+
+def _panels(
+    context: Context,
+    layer: str,
+    bias: np.ndarray,
+    systematic: np.ndarray | None,
+    cosine: np.ndarray | None,
+    noise: float | None,
+) -> tuple[Panel, ...]:
+    windows = np.arange(bias.size, dtype=float)
+    lines = [Line(windows[1:], _positive(bias[1:]), "sliding window, on the minibatch", "main")]
+    if systematic is not None:
+        curve = _positive(systematic[1:])
+        lines.append(Line(windows[1 : systematic.size], curve, "window, systematic", "second"))
+    sizes, chunk = _middle(context, "chunk_size", layer), _middle(context, "chunk_bias", layer)
+    if sizes is not None and chunk is not None:
+        lines.append(Line(sizes, _positive(chunk), "chunks", "third", dots=True))
+    known = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
+    low = 10.0 ** float(np.floor(np.log10(max(1e-6, known.min())))) if known.size else 1e-3
+    high = max(2.0, float(known.max()) * 1.3) if known.size else 2.0
+    across = Axis("window or chunk, in steps", 1.0, float(max(2, bias.size - 1)), "log2")
+    band: tuple[Band, ...] = ()
+    if noise is not None:
+        edge = np.array([across.low, across.high])
+        ceiling = np.full(2, min(noise, high))
+        band = (Band(edge, np.full(2, low), ceiling, "noise of one step", 0.1, "baseline"),)
+    marks = _marks(context, layer)
+    panels = [
+        Panel(
+            across,
+            Axis("relative bias", low, high, "log10"),
+            "Relative bias",
+            tuple(lines),
+            band,
+            (*marks, Mark("y", 0.1, "10 %", "limit")),
+        )
+    ]
+    if cosine is not None:
+        floor = min(0.0, float(np.nanmin(cosine[1:]))) if np.isfinite(cosine[1:]).any() else 0.0
+        turned = Line(windows[1:], cosine[1:], "sliding window", "main")
+        up = Axis("cosine", floor, 1.0)
+        panels.append(Panel(across, up, "Cosine with the full gradient", (turned,), marks=marks))
+    return tuple(panels)
 
 
 def _positive(values: np.ndarray) -> np.ndarray:

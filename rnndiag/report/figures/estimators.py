@@ -1,0 +1,102 @@
+"""F7: which estimator of the gradient is best here: bias against spread, area by cost, and the table by ranking."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnndiag.report.context import Context
+from rnndiag.report.figure_data import Axis, Bubble, FigureData, Panel, Table
+from rnndiag.report.figures.figure import absent, figure
+from rnndiag.report.ticks import number
+
+QUESTION = "Which estimator is best here?"
+LEAST = 1e-3
+"""Biases and spreads below this are drawn at the edge: such an estimator has none to speak of."""
+
+
+@figure("F7", "Estimators", QUESTION)
+def make(context: Context) -> FigureData:
+    """The newest scores of the lead layer."""
+    layer = context.lead
+    found = context.last("estimator_score", layer) if layer else None
+    if found is None:
+        return absent("F7", context.nothing("estimator_score", layer))
+    names = found.coordinates.get("estimator", tuple(map(str, range(found.sizes["estimator"]))))
+    score = {
+        name: np.asarray(found.sel(score=name).values, float) for name in found.coordinates["score"]
+    }
+    order = np.argsort(
+        np.where(np.isnan(score["ranking"]), np.inf, score["ranking"]), kind="stable"
+    )
+    bias, sd = np.maximum(score["bias"], LEAST), np.maximum(score["sd"], LEAST)
+    known = np.isfinite(bias) & np.isfinite(sd)
+    if not known.any():
+        return absent("F7", f"No estimator of {layer} has a finite score.")
+    high = 10.0 ** float(np.ceil(np.log10(max(bias[known].max(), sd[known].max(), 1.0))))
+    biggest = float(np.nanmax(score["cost"][known]))
+    panel = Panel(
+        Axis("relative bias", LEAST / 1.5, high, "log10"),
+        Axis("relative standard deviation", LEAST / 1.5, high, "log10"),
+        bubbles=tuple(
+            Bubble(
+                float(bias[k]),
+                float(sd[k]),
+                float(score["cost"][k] / biggest) if biggest > 0 else 0.0,
+                names[k],
+                "second" if k == order[0] else "main",
+            )
+            for k in order
+            if known[k]
+        ),
+        notes=(f"at the edges: {LEAST:g} or less",),
+    )
+    rows = tuple(
+        (
+            names[k],
+            *(
+                _cell(score, key, int(k))
+                for key in ("bias", "sd", "rmse", "cosine", "cost", "memory", "ranking")
+            ),
+        )
+        for k in order
+    )
+    return FigureData(
+        "F7",
+        QUESTION,
+        _finding(layer, names, score, order),
+        "Left: little bias. Low: little spread. Area: cost in steps of backpropagation relative to the full gradient. "
+        "The table is sorted by sqrt((rmse² + σ²) · cost), σ the noise of the minibatch: error for the same effort.",
+        (panel,),
+        Table(
+            ("estimator", "bias", "sd", "rmse", "cosine", "cost", "memory", "ranking"),
+            rows,
+            tuple(range(1, 8)),
+        ),
+        layer=layer,
+    )
+
+
+def _cell(score: dict[str, np.ndarray], key: str, k: int) -> str:
+    value = float(score[key][k])
+    if not np.isfinite(value):
+        return "–"
+    error = score.get(f"{key}_error")
+    around = f" ± {number(float(error[k]))}" if error is not None and error[k] > 0 else ""
+    return number(value) + around
+
+
+def _finding(
+    layer: str, names: tuple[str, ...], score: dict[str, np.ndarray], order: np.ndarray
+) -> str:
+    best = int(order[0])
+    if not np.isfinite(score["ranking"][best]):
+        return (
+            f"The estimators of {layer} cannot be ranked: the noise of the minibatch is not known."
+        )
+    words = f"For {layer}, {names[best]} gives the least error for its cost"
+    words += f": bias {_cell(score, 'bias', best)}, sd {_cell(score, 'sd', best)}, cost {_cell(score, 'cost', best)}."
+    full = next((k for k, name in enumerate(names) if name.lower().startswith("full")), None)
+    if full is not None and full != best:
+        ratio = score["ranking"][full] / score["ranking"][best]
+        words += f" Full backpropagation's is {number(float(ratio))} times that."
+    return words
