@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import TracebackType
 
 from torch import nn
 
+from rnndiag.engine.adjoints import adjoints
+from rnndiag.engine.contributions import contribution_norms
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.proof import Proof, prove
+from rnndiag.errors import BadArgument, CaptureFault, NotSupported
 from rnndiag.recorder.capture import BackwardPass, Capture
 from rnndiag.recorder.record_passes import record_passes
 from rnndiag.run.recording import Recording
 
 
 class Probe:
-    """What `probe` yields. Everything is made at the first look at it, after the backward pass."""
+    """What `probe` yields. All of it is made at the first look, after the backward pass, and then stays."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
         self._passes: list[BackwardPass] = []
-        self._proofs: list[Proof] | None = None
+        self._proofs: list[Proof] = []
         self._recording: Recording | None = None
 
     def __enter__(self) -> Probe:
@@ -37,34 +41,72 @@ class Probe:
 
     @property
     def backward_passes(self) -> list[BackwardPass]:
-        """One entry a backward pass, in order."""
-        if not self._passes:
-            self._passes = list(self._capture.take())
+        """One entry a backward pass, in order. Passes that come later are added at the next look."""
+        self._passes += self._capture.take()
         return self._passes
 
     @property
     def layer_runs(self) -> list[LayerRun]:
         """The layer runs of all backward passes."""
-        return [run for found in self.backward_passes for run in found.layer_runs]
+        passes = self.backward_passes
+        runs = [run for seen in passes for run in seen.layer_runs]
+        missed = {name: why for seen in passes for name, why in seen.missed.items()}
+        if missed and not runs:
+            told = "; ".join(f"{name or 'the model'}: {why}" for name, why in missed.items())
+            raise NotSupported(
+                f"None of the recurrent calls could be captured ({told}).",
+                "Call the recurrent modules themselves, not their forward, inside of the probe.",
+            )
+        return runs
 
     @property
     def proofs(self) -> list[Proof]:
-        """One proof a backward pass: is what was captured right?"""
-        if self._proofs is None:
-            self._proofs = [
-                prove(found.layer_runs, dtype=found.dtype) for found in self.backward_passes
-            ]
+        """One proof a backward pass: is what was captured right, and is it all?"""
+        passes = self.backward_passes
+        self._proofs += [_proof(seen) for seen in passes[len(self._proofs) :]]
         return self._proofs
 
     @property
     def recording(self) -> Recording:
-        """All groups of measures of all backward passes, as the callback would store them."""
+        """The measurements of all backward passes, as the callback would store them."""
         if self._recording is None:
+            if not self.layer_runs:
+                raise CaptureFault(
+                    "No backward pass through a recurrent layer was seen inside of the probe.",
+                    "Run the forward pass and `loss.backward()` inside of the `with`, and look afterwards.",
+                )
             self._recording = record_passes(self.backward_passes)
         return self._recording
 
 
-def probe(model: nn.Module, *, loss_scale: Callable[[], float] | None = None) -> Probe:
-    """Watch a model: `with probe(model) as seen: loss.backward()`, then `seen.layer_runs`."""
-    capture = Capture(model) if loss_scale is None else Capture(model, loss_scale=loss_scale)
-    return Probe(capture)
+def _proof(seen: BackwardPass) -> Proof:
+    made = [seen.adjoints.get(run.name) or adjoints(run) for run in seen.layer_runs]
+    proof = prove(
+        seen.layer_runs, [(adj, contribution_norms(adj)) for adj in made], dtype=seen.dtype
+    )
+    if not seen.missed:
+        return proof
+    told = tuple(f"{name or 'the model'}: {why}" for name, why in seen.missed.items())
+    verdict = "inexact" if proof.verdict == "exact" else proof.verdict
+    return replace(proof, verdict=verdict, reasons=(*proof.reasons, *told))
+
+
+def probe(
+    model: nn.Module,
+    *,
+    steps: Iterable[str | type] = (),
+    loss_scale: Callable[[], float] | None = None,
+) -> Probe:
+    """Watch a model: `with rnndiag.probe(model) as probe: loss.backward()`, then look at `probe.layer_runs`.
+
+    steps: names or classes of modules that do one step of a recurrence in Python, where neither a registered cell nor
+    their second argument's name (h, state, hidden, ...) says so. loss_scale: gives the factor of a scaled loss (of a
+    GradScaler: `scaler.get_scale`), which is divided out.
+    """
+    if not isinstance(model, nn.Module):
+        raise BadArgument(
+            f"`probe` was given a {type(model).__name__}.", "Pass the torch module that is trained."
+        )
+    if loss_scale is None:
+        return Probe(Capture(model, steps=steps))
+    return Probe(Capture(model, steps=steps, loss_scale=loss_scale))

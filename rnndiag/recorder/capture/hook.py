@@ -7,11 +7,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 
 class ModuleHook:
-    """Calls `watch(module, ...)` for the very module it was registered on, and for no other.
+    """Calls `watch(compiling, module, ...)` for the very module it was registered on, and for no other.
 
     A deep copy (weight averaging, snapshots) or a pickle of the module takes a method of the standard library along
     that accepts a hook's three arguments and returns None: it holds nothing alive and needs no rnndiag to load.
@@ -23,7 +24,9 @@ class ModuleHook:
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
         """What torch calls; None where the module is a stranger."""
-        return self._watch(module, *rest) if self._module() is module else None
+        if self._module() is not module:
+            return None
+        return self._watch(torch.compiler.is_compiling(), module, *rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return string.Formatter().check_unused_args

@@ -9,6 +9,7 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 from rnndiag.engine.cells import Cell
+from rnndiag.recorder.capture.compiled import shielded
 from rnndiag.recorder.capture.kernels import kernel_table
 
 OnKernel = Callable[[Cell, bool, Any, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -19,7 +20,7 @@ class KernelMode(TorchFunctionMode):
 
     def __init__(self, on_kernel: OnKernel) -> None:
         super().__init__()
-        self._on_kernel = on_kernel
+        self._on_kernel = shielded(on_kernel)
         self._table = kernel_table()
         self._stack = ExitStack()
 

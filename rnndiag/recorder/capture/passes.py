@@ -74,7 +74,11 @@ class Names:
 
 
 def backward_passes(
-    tasks: Tasks, calls: Iterable[Call], weights: Iterable[Weight], names: Names
+    tasks: Tasks,
+    calls: Iterable[Call],
+    weights: Iterable[Weight],
+    names: Names,
+    refused: Mapping[str, str],
 ) -> tuple[BackwardPass, ...]:
     """The passes in order, without those that no watched call took part in."""
     calls, weights = list(calls), list(weights)
@@ -84,7 +88,7 @@ def backward_passes(
         gradients = _by_name(weights, task)
         if taking_part or gradients:
             shared = Pass(task, scale, gradients, names.of_end)
-            found.append(_one_pass(shared, taking_part, weights, names))
+            found.append(_one_pass(shared, taking_part, weights, names, refused))
         if task in tasks.double:
             for call in taking_part:  # a later pass through these is no plain backward pass
                 if _GRADIENT_OF_GRADIENT not in call.notes:
@@ -104,9 +108,15 @@ def _by_name(weights: list[Weight], task: int) -> dict[str, Tensor]:
     return found
 
 
-def _one_pass(shared: Pass, calls: list[Call], weights: list[Weight], names: Names) -> BackwardPass:
+def _one_pass(
+    shared: Pass,
+    calls: list[Call],
+    weights: list[Weight],
+    names: Names,
+    refused: Mapping[str, str],
+) -> BackwardPass:
     seen = _without_lone_guesses(calls)
-    refused = {call.owner: call.refusal for call in seen if call.refusal}
+    refused = {**refused, **{call.owner: call.refusal for call in seen if call.refusal}}
     recurrences = chains([call for call in seen if call.owner not in refused])
     suffixes = [names.suffix(chain) for chain in recurrences]
     runs: list[LayerRun] = []

@@ -14,6 +14,7 @@ from rnndiag.engine.cells import Cell
 from rnndiag.errors import CaptureFault, NotSupported
 from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call_log import CallLog
+from rnndiag.recorder.capture.compiled import compiles_layers, refuse_compiled, shielded
 from rnndiag.recorder.capture.hook import ModuleHook
 from rnndiag.recorder.capture.kernel_calls import Frame, KernelCalls
 from rnndiag.recorder.capture.kernel_mode import KernelMode
@@ -53,6 +54,8 @@ class Capture:
         self._kernels = KernelCalls(self._log, self.faults)
         self._steps = StepModules(self._log)
         self._names = Names()
+        self.refused: dict[str, str] = {}
+        """Module -> why it is not watched."""
         self._frames: list[Frame] = []
         self._mode: KernelMode | None = None
         self._handles: list[RemovableHandle] = []
@@ -68,10 +71,11 @@ class Capture:
         self.forget()
         for name, watched in self.modules.items():
             module = watched.module
-            enter = ModuleHook(module, self._entering(name, watched))
+            enter = ModuleHook(module, shielded(self._entering(name, watched)))
+            leave = ModuleHook(module, shielded(self._leave))
             self._handles += [
                 module.register_forward_pre_hook(enter, with_kwargs=True),
-                module.register_forward_hook(ModuleHook(module, self._leave), always_call=True),
+                module.register_forward_hook(leave, always_call=True),
             ]
             for key, parameter in module.named_parameters():
                 # before the forward: the gradient of a call that nobody saw does not go unnoticed
@@ -92,7 +96,9 @@ class Capture:
 
         The calls stay known until `forget` or `arm`: later ones may go on where they ended.
         """
-        found = backward_passes(self._tasks, self._log.calls, self._weights, self._names)
+        found = backward_passes(
+            self._tasks, self._log.calls, self._weights, self._names, self.refused
+        )
         self._tasks.clear()
         self._weights.forget()
         self._log.forget_gradients()
@@ -105,14 +111,23 @@ class Capture:
         self._weights.forget()
         self._steps.clear()
         self._names = Names()
+        self.refused.clear()
 
     def _entering(
         self, name: str, watched: Watched
-    ) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    ) -> Callable[[bool, nn.Module, tuple[Any, ...], Mapping[str, Any]], None]:
+        loops = watched.is_step or isinstance(watched.module, nn.RNNCellBase)
+
+        def enter(
+            compiling: bool, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        ) -> None:
             frame = Frame(name, module, torch.is_grad_enabled(), watched.sure)
             self._frames.append(frame)
             if not frame.grad:
+                return
+            if compiling and (loops or compiles_layers()):
+                frame.grad = False
+                self._refuse(refuse_compiled(name), name)
                 return
             if watched.is_step:
                 self._enter_step(frame, args, kwargs)
@@ -132,7 +147,12 @@ class Capture:
                 if frame.sure:
                     raise
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _refuse(self, why: NotSupported, owner: str) -> None:
+        self.refused[owner] = str(why)
+        with self.faults.guard(f"watching {owner or 'the model'}"):
+            raise why
+
+    def _leave(self, compiling: bool, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self._frames or self._frames[-1].module is not module:
             return None
         frame = self._frames.pop()
