@@ -22,6 +22,7 @@ from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.contributions import ContributionNorms, contribution_norms
 from rnndiag.engine.forward_gap import forward_error
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.outside import gradients_from_outside
 from rnndiag.engine.transition import transposed_by_autograd
 
 Verdict = Literal["exact", "inexact", "unverified"]
@@ -91,23 +92,26 @@ def prove(
     """Hold the analyses (adjoints and contribution norms) of all layer runs of one backward pass against autograd.
 
     dtype: the precision the model ran in, which sets the bounds; None: that of the runs. outside: parameter -> why its
-    gradient does not come from the recurrent calls alone (a weight penalty in the loss, say).
+    gradient does not come from the recurrent calls alone, where that is known; a penalty on a weight is recognised.
     """
     if analyses is None:
         analyses = [(adj, contribution_norms(adj)) for adj in map(adjoints, runs)]
     bound = BOUNDS[dtype or (runs[0].dtype if runs else torch.float32)]
-    residual, relative = _sum_law(runs, [norms for _, norms in analyses])
+    residual, relative, remainders = _sum_law(runs, [norms for _, norms in analyses])
+    failing = {name: r for name, r in remainders.items() if not residual[name] <= bound.sum_law}
+    sound = [name for name in residual if name not in failing]
+    outside = {**gradients_from_outside(runs, failing, sound), **(outside or {})}
     layers = {
         run.name: _layer_proof(run, adj, seed) for run, (adj, _) in zip(runs, analyses, strict=True)
     }
     failed = [
         f"the contributions to {name} sum to the gradient only within {value:.1e}"
         for name, value in residual.items()
-        if not value <= bound.sum_law and name not in (outside or {})
+        if name in failing and name not in outside
     ]
     for name, proof in layers.items():
         failed += _layer_faults(name, proof, bound)
-    explained = [f"{name}: {why}" for name, why in (outside or {}).items()]
+    explained = [f"{name}: {why}" for name, why in outside.items()]
     noted = [note for run in runs for note in run.notes]
     if failed or noted:
         return Proof("inexact", (*noted, *failed, *explained), residual, relative, layers)
@@ -131,8 +135,8 @@ def _layer_faults(name: str, proof: LayerProof, bound: Bound) -> list[str]:
 
 def _sum_law(
     runs: Sequence[LayerRun], norms: Sequence[Mapping[str, ContributionNorms]]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Residuals by parameter; layer runs that share a parameter are added up first."""
+) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
+    """Both residuals and G − Σ_t g_t by parameter; layer runs that share a parameter are added up first."""
     totals: dict[str, list[Tensor]] = defaultdict(list)
     sizes: dict[str, float] = defaultdict(float)
     gradients: dict[str, Tensor] = {}
@@ -144,13 +148,14 @@ def _sum_law(
             totals[name].append(found.total)
             sizes[name] += float(found.norm.sum(dtype=torch.float64))
             gradients[name] = run.gradients[key]
-    residual, relative = {}, {}
+    residual, relative, remainders = {}, {}, {}
     for name, parts in totals.items():
         gradient = gradients[name].to(torch.float64)
-        off = float((sum(part.to(torch.float64) for part in parts) - gradient).norm())
+        remainders[name] = gradient - torch.stack([p.to(torch.float64) for p in parts]).sum(0)
+        off = float(remainders[name].norm())
         residual[name] = _ratio(off, sizes[name])
         relative[name] = _ratio(off, float(gradient.norm()))
-    return residual, relative
+    return residual, relative, remainders
 
 
 def _ratio(off: float, size: float) -> float:
