@@ -15,7 +15,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        required=True,
         metavar="FILE",
         help="the JSON file to write, and to commit",
     )

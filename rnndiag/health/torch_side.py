@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,12 @@ def ask(module: str, words: Sequence[str]) -> dict[str, Any]:
         ]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+                command,
+                env={**os.environ, "PYTHONPATH": _search_path()},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PATIENCE_SECONDS,
             )
         except subprocess.TimeoutExpired as error:
             raise CannotJudge(
@@ -54,3 +60,9 @@ def ask(module: str, words: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CannotJudge("The torch side gave no answer.", "Report this.")
     return content
+
+
+def _search_path() -> str:
+    """PYTHONPATH of the other process: where this package is comes first, installed or not."""
+    here = str(Path(errors.__file__).parents[1])
+    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
