@@ -105,7 +105,7 @@ class GradientDiagnostics(_Adopting):
         )
         chosen_measures(self._settings.measures)
         self._run_dir = default_directory() if dirpath is None else Path(dirpath)
-        self._ordinal = _first_free_ordinal(self._identity)
+        self._ordinal = _first_free_ordinal(self._settings.dirpath)
         self._resumed: dict[str, Any] | None = None
         self._wrote = False
         self._fit: FitRecorder | None = None
@@ -129,14 +129,9 @@ class GradientDiagnostics(_Adopting):
         self._fit.added += measurements
 
     @property
-    def _identity(self) -> str:
-        plain = self._settings.as_json()
-        return ", ".join(f"{name}={plain[name]!r}" for name in sorted(plain))
-
-    @property
     def state_key(self) -> str:
         """Distinct for every instance, and the same when the program is started again."""
-        return f"rnndiag.GradientDiagnostics({self._identity})#{self._ordinal}"
+        return f"rnndiag.GradientDiagnostics({self._settings.dirpath!r})#{self._ordinal}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with weights_only."""
@@ -243,7 +238,7 @@ class GradientDiagnostics(_Adopting):
             self._wrote = self._wrote or fit.chronicle.opened
 
 
-def _first_free_ordinal(identity: str) -> int:
-    """0, 1, ... among the living instances with the same settings, so that state keys differ."""
-    taken = {other._ordinal for other in _LIVE if other._identity == identity}
+def _first_free_ordinal(dirpath: str | None) -> int:
+    """0, 1, ... among the living instances with the same dirpath, so that state keys differ."""
+    taken = {other._ordinal for other in _LIVE if other._settings.dirpath == dirpath}
     return next(number for number in range(len(taken) + 1) if number not in taken)
