@@ -19,6 +19,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the JSON file to write, and to commit",
     )
     parser.add_argument(
+        "--snapshot", metavar="DIR", help="accept what a frozen snapshot gives now (needs torch)"
+    )
+    parser.add_argument(
         "--config", metavar="FILE", help="pyproject.toml to read (default: the nearest one)"
     )
     parser.add_argument(
