@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.recorder.probe import probe as probe
     from rnndiag.report.write_report import write_report as write_report
     from rnndiag.run.measurement import Measurement as Measurement
+    from rnndiag.run.reach import reach as reach
     from rnndiag.run.recording import Recording as Recording
     from rnndiag.run.run import Run as Run
     from rnndiag.run.run import open_run as open_run
@@ -93,6 +94,7 @@ _PUBLIC: dict[str, str] = {
     "probe": "rnndiag.recorder.probe",
     "preflight": "rnndiag.recorder.preflight",
     "prove": "rnndiag.engine.proof",
+    "reach": "rnndiag.run.reach",
     "register_cell": "rnndiag.engine.cells.registry",
     "singular_spectrum": "rnndiag.engine.spectra.products",
     "spectral_radius": "rnndiag.engine.spectra.radius",
