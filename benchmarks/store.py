@@ -42,7 +42,13 @@ def recordings(count: int, arrays: int, lags: int) -> Callable[[int], Recording]
     """A maker of recordings with `arrays` arrays over lags and time, about 57 kB for 19 arrays and 120 lags."""
     rng = np.random.default_rng(0)
     pool = rng.standard_normal((64, lags, 6)).astype(np.float32)
-    names = ("credit_profile", "product_frobenius", "adjoint_norm", "contribution_norm", "window_bias")
+    names = (
+        "credit_profile",
+        "product_frobenius",
+        "adjoint_norm",
+        "contribution_norm",
+        "window_bias",
+    )
     parameters = {"parameter": ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "h0")}
 
     def make(step: int) -> Recording:
@@ -80,7 +86,10 @@ def writing(folder: Path, make: Callable[[int], Recording], count: int) -> dict[
     size = len(stored.pack(make(0)))
     blob = os.urandom(size)
     ours, bare = np.empty(count), np.empty(count)
-    with RunWriter(folder / "run", max_bytes=1 << 40) as writer, open(folder / "bare", "wb", 0) as file:
+    with (
+        RunWriter(folder / "run", max_bytes=1 << 40) as writer,
+        open(folder / "bare", "wb", 0) as file,
+    ):
         for step in range(count):
             recording = make(step)
             ours[step], kept = timed(lambda recording=recording: writer.append(recording))
@@ -146,7 +155,9 @@ def reading(run: Path) -> dict[str, float]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def cold() -> None:
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, env=environment
+        )
 
     bare = best(lambda: subprocess.run([sys.executable, "-c", "import numpy"], check=True))
     return {
@@ -175,10 +186,16 @@ def main() -> int:
         numbers |= reading(Path(folder) / "run")
     for name, value in numbers.items():
         limit = LIMITS.get(name)
-        verdict = "" if limit is None else f"   limit {limit:g}: {'holds' if value <= limit else 'MISSED'}"
+        verdict = (
+            ""
+            if limit is None
+            else f"   limit {limit:g}: {'holds' if value <= limit else 'MISSED'}"
+        )
         print(f"{name:36s} {value:10.3f}{verdict}")
     if args.json:
-        args.json.write_text(json.dumps({"arguments": vars(args), "numbers": numbers}, default=str, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"arguments": vars(args), "numbers": numbers}, default=str, indent=1) + "\n"
+        )
     return int(any(numbers[name] > limit for name, limit in LIMITS.items()))
 
 

@@ -20,7 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.epilog = (
         "csv: one row per number, with step, phase, quantity, layer, unit, scale and one column per dim. json: one "
-        "object per quantity and layer with nested lists; NaN and padding are null, infinities the strings 'inf' and '-inf'. "
+        "object per quantity and layer with nested lists; NaN and padding are null, infinities the strings 'inf' and "
+        "'-inf'. "
         "For pandas and xarray: rnndiag.open_run(RUN).to_frame() and .to_xarray()."
     )
     parser.add_argument("run", metavar="RUN", help="run directory")

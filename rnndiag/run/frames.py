@@ -137,6 +137,6 @@ def to_xarray(run: Run, quantity: str | None, layer: str | None) -> xarray.Datas
         else module.concat(arrays, "layer", join="outer", combine_attrs="override")
         for arrays in groups.values()
     ]
-    merged: xarray.Dataset = module.merge(variables, join="outer", combine_attrs="drop")
+    merged: xarray.Dataset = module.merge(variables, join="outer", combine_attrs="override")
     merged.attrs.update(run=run.name, format="rnndiag")
     return merged

@@ -96,7 +96,7 @@ def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Rea
     target = share * covered[-1]
     lag = min(int(np.searchsorted(covered, target)), within - 1)
     before = covered[lag - 1] if lag else 0.0
-    return Reach(lag + (target - before) / credit[lag], True, within)
+    return Reach(min(lag + (target - before) / credit[lag], within), True, within)
 
 
 def _credit_beyond(profile: np.ndarray, steps: int) -> float:

@@ -11,7 +11,7 @@ REDACTED = "[redacted]"
 _WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 # fmt: off
 _SECRET_WORDS = frozenset((
-    "password", "passwd", "passphrase", "pwd", "secret", "secrets", "token", "credential", "credentials",
+    "password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials",
     "apikey", "authorization", "cookie",
 ))
 _KEY_OWNERS = frozenset((
@@ -35,7 +35,7 @@ _ASSIGNED = re.compile(
 def is_secret_name(name: str) -> bool:
     """Whether a value under this name is one: `api_key`, `--wandb-token`, `dbPassword`; not `tokens`."""
     words = [word.lower() for word in _WORDS.findall(name)]
-    if any(word in _SECRET_WORDS for word in words):
+    if words[-1:] == ["token"] or any(word in _SECRET_WORDS for word in words):
         return True
     return any(
         word == "key" and at > 0 and words[at - 1] in _KEY_OWNERS for at, word in enumerate(words)

@@ -188,6 +188,7 @@ class RunWriter:
             os.close(before)
         self._descriptor, self._file, self._number = descriptor, f"recordings/{name}", number
         self._offset, self._in_segment = len(first), 0
+        self.budget.used += len(first)
         if self.durable:
             _sync_directory(path.parent)
 

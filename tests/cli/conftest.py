@@ -8,6 +8,6 @@ import pytest
 from sample_run import Write, writes_below
 
 
-@pytest.fixture()
+@pytest.fixture
 def write(tmp_path: Path) -> Write:
     return writes_below(tmp_path)

@@ -137,7 +137,7 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
     "too many arrays": lambda: with_numpy(**{f"a{n}": np.zeros(0) for n in range(5000)}),
     "deep facts": lambda: npz.pack([(stored.FACTS, (b'{"a":' * 50_000,))]),
     "deep labels": lambda: packed({stored.LABELS: b"[" * 500_000}),
-    "labels of another form": lambda: packed({stored.LABELS: b'{"lists": 3, "of": [], "described": {"x": 1}}', "a@b.npy": npy(header(), bytes(4))}),
+    "labels of another form": lambda: packed({stored.LABELS: b'{"of": [3]}', "a@b.npy": npy(header(), bytes(4))}),
     "huge integer as step": lambda: npz.pack([(stored.FACTS, (b'{"step": ' + b"9" * 5000 + b"}",))]),
     "negative step": lambda: npz.pack([(stored.FACTS, (b'{"step": -1}',))]),
     "another step": lambda: packed({}, step=30),

@@ -58,7 +58,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
     )
     count = int(np.prod(shape)) * dtype.itemsize
     raw = np.frombuffer(draw(st.binary(min_size=count, max_size=count)), np.uint8)
-    if dtype == bool:
+    if dtype.kind == "b":
         raw = raw & 1
     return raw.view(dtype).reshape(shape) if count else np.zeros(shape, dtype)
 
@@ -126,7 +126,7 @@ def test_every_dtype_through_the_file(tmp_path: Path, dtype: np.dtype) -> None:
     shapes: list[tuple[int, ...]] = [(), (0,), (7,), (3, 4), (2, 0, 5), (2, 1, 2, 1, 2, 1, 2, 1)]
     made = []
     for at, shape in enumerate(shapes):
-        raw = rng.integers(0, 2 if dtype == bool else 256, (*shape, dtype.itemsize), np.uint8)
+        raw = rng.integers(0, 2 if dtype.kind == "b" else 256, (*shape, dtype.itemsize), np.uint8)
         values = raw.view(dtype).reshape(shape)
         made.append(Measurement(f"q{at}", values, tuple(f"d{n}" for n in range(len(shape)))))
     fortran = Measurement("fortran", np.asfortranarray(made[3].values), ("a", "b"))
@@ -216,7 +216,7 @@ def test_float64_is_narrowed_only_where_nothing_is_lost_in_range() -> None:
 
 
 def test_a_directory_is_parsed_alike_whether_its_form_was_seen_before() -> None:
-    """The fast path goes by the names' lengths of an earlier recording; other names of the same lengths must not mix."""
+    """The fast path goes by the lengths of names seen before; other names of the same lengths must not mix."""
 
     def packed(names: str) -> bytes:
         return stored.pack(

@@ -1,0 +1,173 @@
+"""Reach, decay and half-life against closed forms and the definition written out."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnndiag.run.measurement import Measurement
+from rnndiag.run.reach import decay, half_life, measured, reach
+from rnndiag.run.recording import Recording
+from rnndiag.run.run import open_run
+from rnndiag.run.writer import RunWriter
+
+
+def slow_reach(profile: list[float], share: float) -> float:
+    """F(n) by the definition: a running sum, then a straight line between the whole n around the share."""
+    total = math.fsum(profile)
+    before = 0.0
+    for n, credit in enumerate(profile):
+        after = before + credit / total
+        if after >= share - 1e-15:
+            return n + (share - before) / (after - before)
+        before = after
+    raise AssertionError
+
+
+PROFILES = st.lists(st.floats(1e-6, 10), min_size=1, max_size=40)
+
+
+@given(PROFILES, st.floats(0.05, 1.0))
+def test_reach_is_where_the_running_share_crosses(profile: list[float], share: float) -> None:
+    found = reach(np.log(profile), share)
+    assert found.reached
+    assert found == pytest.approx(slow_reach(profile, share), rel=1e-9, abs=1e-9)
+    assert 0 < found <= len(profile)
+
+
+@given(PROFILES, st.floats(-1500, 1500))
+def test_reach_and_its_kin_do_not_depend_on_the_scale(profile: list[float], shift: float) -> None:
+    """Profiles far below what a float can hold are logs, and nothing changes."""
+    logs = np.log(profile)
+    for number in (reach, decay, half_life):
+        assert number(logs + shift).value == pytest.approx(
+            number(logs).value, rel=1e-6, nan_ok=True
+        )
+
+
+@given(PROFILES, st.integers(1, 9))
+def test_padding_and_exact_zeros_at_the_end_change_nothing(profile: list[float], more: int) -> None:
+    logs = np.log(profile)
+    padded = np.concatenate([logs, np.full(more, np.nan)])
+    assert np.array_equal(measured(padded), logs)
+    assert reach(padded) == reach(logs)
+    assert reach(np.concatenate([logs, np.full(more, -np.inf)])) == pytest.approx(reach(logs))
+
+
+def test_a_flat_profile_reaches_its_share_of_the_lags() -> None:
+    assert reach(np.zeros(200), 0.9) == pytest.approx(180.0)
+    assert reach(np.zeros(1), 0.9) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("a", [0.3, 0.9, 0.99, 1.0, 1.05])
+def test_a_geometric_profile(a: float) -> None:
+    logs = math.log(a) * np.arange(100)
+    assert decay(logs) == pytest.approx(a, rel=1e-9)
+    assert decay(logs).text == format(a, ".3g")
+    assert reach(logs, 0.9) == pytest.approx(slow_reach([a**d for d in range(100)], 0.9))
+    if a < 1:
+        assert half_life(logs) == pytest.approx(math.log(0.5) / math.log(a))
+    else:
+        assert half_life(logs) == math.inf
+        assert half_life(logs).text == "not reached within 100"
+
+
+def test_the_tail_decides_the_decay() -> None:
+    """A fast start and a slow tail: e^-2 per step for 10 lags, then 0.99."""
+    logs = np.concatenate([-2.0 * np.arange(10), -20 + math.log(0.99) * np.arange(1, 91)])
+    assert decay(logs) == pytest.approx(0.99, rel=1e-9)
+    assert half_life(logs) == pytest.approx(math.log(2) / 2)
+
+
+def test_no_credit_beyond_lag_zero() -> None:
+    logs = np.array([0.0, -np.inf, -np.inf])
+    assert reach(logs) == pytest.approx(0.9)
+    assert (decay(logs), half_life(logs)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("profile", "reason"),
+    [
+        ([], "not measured"),
+        ([np.nan, np.nan], "not measured"),
+        ([0.0, np.nan, 0.0], "not finite"),
+        ([0.0, np.inf], "not finite"),
+        ([-np.inf, -np.inf], "no gradient at any lag"),
+    ],
+)
+def test_where_there_is_no_answer(profile: list[float], reason: str) -> None:
+    for number in (reach, decay, half_life):
+        found = number(profile)
+        assert math.isnan(found)
+        assert (found.reached, found.text) == (False, reason)
+    assert math.isnan(decay([0.0]))
+    assert decay([0.0]).text == "not measurable within 1"
+    assert half_life([-np.inf, 0.0]).text == "no gradient at lag 0"
+
+
+def test_not_reached_within_the_measured_lags() -> None:
+    """Of 200 lags 50 were measured; at 0.99 per step a share of 0.456 of the credit lies within them."""
+    logs = math.log(0.99) * np.arange(50)
+    inside = (1 - 0.99**50) / (1 - 0.99**200)
+    assert inside == pytest.approx(0.4561, abs=1e-4)
+    found = reach(logs, 0.9, steps=200)
+    assert (found.value, found.reached, found.within) == (math.inf, False, 50)
+    assert found.text == "not reached within 50"
+    assert reach(logs, 0.9, steps=50).reached
+    assert reach(logs, inside - 0.01, steps=200).reached
+    assert not reach(logs, inside + 0.01, steps=200).reached
+    assert reach(math.log(0.5) * np.arange(50), 0.9, steps=200).reached
+
+
+def test_an_answer_is_a_float_and_travels() -> None:
+    found = reach(np.zeros(50))
+    assert 40 <= found <= 50
+    assert isinstance(found, float)
+    for other in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert (other, other.reached, other.within) == (found, True, 50)
+    assert repr(found) == "Reach(45, reached=True, within=50)"
+
+
+def test_a_share_outside_of_one_is_refused() -> None:
+    for share in (0.0, 1.1, -1.0, math.nan):
+        with pytest.raises(ValueError, match="share"):
+            reach(np.zeros(3), share)
+
+
+def write(path: object, factors: dict[str, list[float]], lags: int = 60, steps: int = 60) -> None:
+    with RunWriter(str(path)) as writer:
+        for step in range(len(next(iter(factors.values())))):
+            made = []
+            for layer, values in factors.items():
+                profile = np.repeat(math.log(values[step]) * np.arange(lags)[:, None], 6, 1)
+                made.append(Measurement.of("credit_profile", profile, layer))
+                made.append(Measurement.of("valid_samples", np.ones(steps), layer))
+            writer.append(Recording(step, measurements=tuple(made)))
+
+
+def test_a_runs_reach_is_the_median_of_the_judged_of_the_shortest_layer(tmp_path: object) -> None:
+    path = f"{tmp_path}/run"
+    late = [0.5, 0.9, 0.8, 0.7, 0.6]
+    write(path, {"long": [0.99] * 10, "short": [0.1] * 5 + late})
+    run = open_run(path)
+    assert run.judged().tolist() == [5, 6, 7, 8, 9]
+    expected = slow_reach([0.7**d for d in range(60)], 0.9)
+    assert run.reach(0.9) == pytest.approx(expected, rel=1e-5)
+    assert run.reach(0.9, "short") == run.reach(0.9)
+    assert run.reach(0.9, layer="long") > run.reach(0.9)
+    assert run.reach(0.9, "short", window="all") == pytest.approx(
+        np.median([slow_reach([a**d for d in range(60)], 0.9) for a in [0.1] * 5 + late]), rel=1e-4
+    )
+
+
+def test_a_runs_reach_that_is_not_reached(tmp_path: object) -> None:
+    path = f"{tmp_path}/run"
+    write(path, {"a": [1.0] * 6}, lags=20, steps=100)
+    found = open_run(path).reach()
+    assert (found.value, found.text) == (math.inf, "not reached within 20")

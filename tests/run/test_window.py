@@ -1,0 +1,144 @@
+"""The recommended window against the definition, closed forms, and simulated gradients with a known bias."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnndiag.run.measurement import Measurement
+from rnndiag.run.recording import Recording
+from rnndiag.run.run import open_run
+from rnndiag.run.window import smallest_window, systematic_bias
+from rnndiag.run.writer import RunWriter
+
+
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=30), st.floats(0.01, 1))
+def test_smallest_window_by_the_definition(bias: list[float], epsilon: float) -> None:
+    good = [t for t in range(len(bias)) if all(b <= epsilon for b in bias[t:])]
+    found = smallest_window(bias, epsilon)
+    if good:
+        assert (found.steps, found.extrapolated, found.bias) == (good[0], False, bias[good[0]])
+    else:
+        assert found.extrapolated
+        assert found.steps > len(bias) - 1
+
+
+def test_a_geometric_bias_and_its_extrapolation() -> None:
+    bias = 0.9 ** np.arange(60)
+    assert smallest_window(bias, 0.1).steps == math.ceil(math.log(0.1) / math.log(0.9)) == 22
+    short = smallest_window(bias[:11], 0.1)
+    assert (short.steps, short.extrapolated, short.within) == (22, True, 10)
+    assert short.text == (
+        "at most 22 steps for a bias on the minibatch under 10%, extrapolated from the measured decay"
+    )
+    assert smallest_window(bias[:11], 0.1, steps=15).steps == 15
+
+
+def test_of_two_decays_the_slower_bounds() -> None:
+    logs = np.concatenate([-0.5 * np.arange(16), -7.5 - 0.01 * np.arange(1, 6)])
+    found = smallest_window(np.exp(logs), 1e-6)
+    assert found.extrapolated
+    assert found.steps > 20 + (math.log(1e6) - 7.55) / 0.1
+
+
+def test_a_bias_that_does_not_fall_has_no_window() -> None:
+    found = smallest_window(np.full(20, 0.5))
+    assert (found.steps, found.reached) == (math.inf, False)
+    assert found.text == "no window within 19 steps keeps the bias under 10%"
+    assert smallest_window(np.full(20, 0.5), steps=40).steps == 40
+
+
+def test_sampled_windows_and_chunks() -> None:
+    bias = [0.9, 0.5, 0.05, 0.2, 0.01]
+    assert smallest_window(bias, 0.1, [1, 2, 4, 8, 16]).steps == 16
+    assert smallest_window([*bias, np.nan], 0.1, [1, 2, 4, 8, 16, 32]).steps == 16
+    assert smallest_window(bias, 0.1, [1, 2, 4, 8, 16], what="chunk").what == "chunk"
+
+
+@pytest.mark.parametrize("bias", [[], [np.nan], [1.0, np.inf], [np.nan, 0.0]])
+def test_no_number_no_window(bias: list[float]) -> None:
+    found = smallest_window(bias)
+    assert math.isnan(found.steps)
+    assert "can be recommended" in found.text
+
+
+def simulated(
+    ratio: float, recordings: int = 50, batch: int = 64, size: int = 40, factor: float = 0.9
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per recording: U-statistics of |E S_d|² and |E g|², and the naive bias, at this signal-to-noise of the minibatch.
+
+    The mean gradient's tail after d lags is factor^d of the mean gradient; each sequence adds noise to every lag.
+    """
+    rng = np.random.default_rng(0)
+    lags = 45
+    direction = rng.standard_normal(size)
+    direction /= np.linalg.norm(direction)
+    steps = factor ** np.arange(lags) * (1 - factor)
+    steps[-1] = 1 - steps[:-1].sum()
+    tails, gradients, naive = [], [], []
+    for _ in range(recordings):
+        noise = rng.standard_normal((batch, lags, size)) * math.sqrt(batch / (lags * size)) / ratio
+        terms = steps[None, :, None] * direction + noise
+        tail = terms[:, ::-1].cumsum(1)[:, ::-1]
+        total = tail.sum(0)
+        square = (total**2).sum(-1)
+        own = (tail**2).sum((0, 2))
+        tails.append((square - own) / (batch * (batch - 1)))
+        gradients.append(tails[-1][0])
+        naive.append(np.sqrt(square / square[0]))
+    return np.array(tails), np.array(gradients), np.array(naive)
+
+
+@pytest.mark.parametrize("ratio", [3.0, 1.0])
+def test_the_systematic_bias_sees_through_noise(ratio: float) -> None:
+    tails, gradients, naive = simulated(ratio)
+    found = systematic_bias(tails, gradients)
+    assert found.resolved
+    at = 22  # where the truth is 0.9^22 = 9.8 %
+    truth = 0.9**at
+    error = found.square_error[at]
+    assert error < 0.14**2
+    assert abs(found.square[at] - truth**2) < 3 * error
+    assert np.median(naive[:, at]) > 1.5 * truth
+    assert np.median(naive[:, at]) > found.bias[at]
+
+
+def test_not_resolved_is_an_answer() -> None:
+    tails, gradients, _ = simulated(0.1, recordings=20)
+    assert not systematic_bias(tails, gradients).resolved
+    nothing = systematic_bias(np.full((3, 4), np.nan), np.full(3, np.nan))
+    assert (nothing.resolved, nothing.recordings) == (False, 0)
+    two = systematic_bias(np.ones((2, 3)), np.ones(2), np.full((2, 3), 0.01))
+    assert two.resolved
+    assert not systematic_bias(np.ones((2, 3)), np.ones(2)).resolved
+
+
+def write(path: Path, ratio: float) -> None:
+    tails, gradients, naive = simulated(ratio)
+    with RunWriter(path) as writer:
+        for step in range(len(tails)):
+            made = (
+                Measurement.of("window_bias", naive[step], "a"),
+                Measurement.of("tail_mean_square", tails[step], "a"),
+                Measurement.of("gradient_mean_square", gradients[step], "a"),
+                Measurement.of("valid_samples", np.ones(45), "a"),
+            )
+            writer.append(Recording(step, measurements=made))
+
+
+def test_a_runs_window_is_systematic_where_resolved(tmp_path: Path) -> None:
+    write(tmp_path / "clear", 3.0)
+    found = open_run(tmp_path / "clear").window(0.1, window="all")
+    assert (found.source, found.recordings) == ("systematic", 50)
+    assert abs(found.steps - 22) <= 3
+    assert "systematic bias under 10%" in found.text
+    write(tmp_path / "noisy", 0.1)
+    found = open_run(tmp_path / "noisy").window(0.1, "a", window="all")
+    assert found.source == "minibatch"
+    assert found.note == "the systematic bias is not resolved"
+    assert found.text.endswith("; the systematic bias is not resolved")
