@@ -12,7 +12,7 @@ from typing import Protocol
 
 from rnndiag.recorder.ledger import Ledger
 
-_NOT_YET = "not at the first recording: what it costs here is not known yet"
+_NOT_YET = "what it costs here is not known yet"
 MIN_RECORDINGS = 8
 """So many recordings a fit of known length gets, whatever the budget says."""
 
@@ -116,9 +116,11 @@ class WithinBudget:
         seconds = self.ledger.step_seconds
         if self._count == 0:
             return Decision(True, self._with_promised(), tick + 1, self._later())
-        if seconds is None:
-            return Decision(False, next_tick=tick + 1)
         due = self._due(tick)
+        last = due and tick >= self._positions()[-1]
+        if seconds is None:
+            groups = self._with_promised() if last else self._always()
+            return Decision(due, groups if due else (), tick + 1, self._later())
         price = self._base_price(seconds)
         allowed = self._allowed(tick, seconds)
         room = allowed - self.ledger.spent - price
@@ -126,7 +128,7 @@ class WithinBudget:
         if short and not due:
             return Decision(False, next_tick=self._affordable(tick, price, seconds))
         groups, left = self._affordable_groups(allowed, seconds, room)
-        if due and tick >= self._positions()[-1]:
+        if last:
             promised = self._with_promised()
             groups = tuple(name for name in self.groups if name in groups or name in promised)
             left = {name: why for name, why in left.items() if name not in groups}
