@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,14 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 B, I, H = 3, 2, 4
 KINDS = [nn.LSTM, nn.GRU, nn.RNN]
-
-
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def h_of(state: Any) -> Tensor:
