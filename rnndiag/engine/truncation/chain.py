@@ -171,8 +171,17 @@ def _pick(diagonal: Coefficients, where: Where) -> Coefficients:
     )
 
 
+Scratch = dict[tuple[int, str], Tensor]
+"""Memory that visits reuse: what a visit holds is then overwritten by the next one."""
+
+
 def visit(
-    chain: Chain, where: Where, cotangent: State, *, gradients: bool = True
+    chain: Chain,
+    where: Where,
+    cotangent: State,
+    *,
+    gradients: bool = True,
+    scratch: Scratch | None = None,
 ) -> tuple[tuple[Visit, ...], State]:
     """Carry cotangents (K, N, S_p) of the states of rows one step back: visits by layer, and J^T a.
 
@@ -187,8 +196,11 @@ def visit(
         rest = rest[: len(rest) - count]
         if from_above is not None:
             own = (own[0] + from_above, *own[1:])
-        one = _visit_diagonal if link.elementwise else _visit_by_autograd
-        found, back, down = one(link, where, own, gradients, number > 0)
+        if link.elementwise:
+            memory = None if scratch is None else (scratch, number)
+            found, back, down = _visit_diagonal(link, where, own, gradients, number > 0, memory)
+        else:
+            found, back, down = _visit_by_autograd(link, where, own, number > 0)
         if down is not None and link.gain is not None:
             down = down * take(link.gain, where)
         from_above = down
@@ -201,14 +213,19 @@ Visited = tuple[Visit, State, Tensor | None]
 
 
 def _visit_diagonal(
-    link: Link, where: Where, own: State, gradients: bool, has_below: bool
+    link: Link,
+    where: Where,
+    own: State,
+    gradients: bool,
+    has_below: bool,
+    memory: tuple[Scratch, int] | None,
 ) -> Visited:
     run, diagonal = link.run, link.at(where)
     back = project_back(run, own)
-    a_hh = _gates(diagonal.a_hh, back)
+    a_hh = _gates(diagonal.a_hh, back, memory, "a_hh")
     a_ih = None
     if gradients or has_below:
-        a_ih = a_hh if run.cell.additive else _gates(diagonal.a_ih, back)
+        a_ih = a_hh if run.cell.additive else _gates(diagonal.a_ih, back, memory, "a_ih")
     flat, weight_hh = a_hh.flatten(0, 1), run.weights["weight_hh"]
     carried: list[Tensor] = []
     for q, part in enumerate(own):
@@ -222,20 +239,33 @@ def _visit_diagonal(
     return Visit(link, where, own, a_ih, a_hh, diagonal.projected), tuple(carried), down
 
 
-def _gates(rows: tuple[Tensor | None, ...], back: State) -> Tensor:
+def _gates(
+    rows: tuple[Tensor | None, ...], back: State, memory: tuple[Scratch, int] | None, name: str
+) -> Tensor:
     """Σ over parts of diagonal derivative (K, N, gates, H) times cotangent (K, N, H), summed in place."""
     total: Tensor | None = None
     for c, part in zip(rows, back, strict=True):
-        if c is not None:
-            wide = part.unsqueeze(-2)
-            total = c * wide if total is None else total.addcmul_(c, wide)
+        if c is None:
+            continue
+        wide = part.unsqueeze(-2)
+        if total is None:
+            out = None if memory is None else _reserved(*memory, name, c, len(part))
+            total = torch.mul(c, wide) if out is None else torch.mul(c, wide, out=out)
+        else:
+            total.addcmul_(c, wide)
     assert total is not None
     return total.flatten(-2)
 
 
-def _visit_by_autograd(
-    link: Link, where: Where, own: State, gradients: bool, has_below: bool
-) -> Visited:
+def _reserved(scratch: Scratch, number: int, name: str, like: Tensor, rows: int) -> Tensor:
+    """Room for `rows` rows of this shape, kept from the first visit on."""
+    held = scratch.get((number, name))
+    if held is None or held.shape[0] < rows or held.shape[1:] != like.shape[1:]:
+        held = scratch[number, name] = like.new_empty(rows, *like.shape[1:])
+    return held[:rows]
+
+
+def _visit_by_autograd(link: Link, where: Where, own: State, has_below: bool) -> Visited:
     run = link.run
     rows = own[0].shape[0]
     inputs = _widen(take(run.inputs, where), rows)

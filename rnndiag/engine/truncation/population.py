@@ -39,10 +39,17 @@ class Population:
     sampled: int
     """Sequences looked at."""
 
-    def moments(self, x: Tensor, y: Tensor | None = None) -> Moments:
-        """<x, y> of two buffers (R, M, P) of the same sequences and losses; y None: x itself."""
+    def moments(
+        self, x: Tensor, y: Tensor | None = None, sums: tuple[Tensor, Tensor] | None = None
+    ) -> Moments:
+        """<x, y> of two buffers (R, M, P) of the same sequences and losses; y None: x itself.
+
+        sums: the sums of x and of y over their groups, (R, P), where they are known.
+        """
         other = x if y is None else y
         replicas, groups, _ = x.shape
+        if sums is None:
+            sums = (x.sum(1), other.sum(1))
         pairs = [(0, 0)] if replicas == 1 else [(0, 1), (1, 0)] if y is not None else [(0, 1)]
         weight = 1 / len(pairs)
         total: dict[str, float] = {}
@@ -50,7 +57,7 @@ class Population:
         diagonal = x.new_zeros(groups, dtype=torch.float64)
         reach = x.new_zeros(groups, dtype=torch.float64)
         for i, j in pairs:
-            sum_x, sum_y = x[i].sum(0), other[j].sum(0)
+            sum_x, sum_y = sums[0][i], sums[1][j]
             for key, value in self.layout.sums(sum_x * sum_y).items():
                 total[key] = total.get(key, 0.0) + weight * float(value)
             same = self._own(x[i], other[j])
@@ -65,6 +72,15 @@ class Population:
         mean, error = self._of_mean(total[ALL], diagonal, reach)
         return Moments(minibatch, mean, error, self._spread(total[ALL], own[ALL], groups))
 
+    def minibatch(
+        self, x: Tensor, y: Tensor, sums: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, float]:
+        """<x, y> on this minibatch alone, by parameter and over all: `moments` without the rest."""
+        if x.shape[0] > 1 or self.sampled < self.batch:
+            return self.moments(x, y, sums).minibatch
+        one, two = sums or (x.sum(1), y.sum(1))
+        return {key: float(value) for key, value in self.layout.sums(one[0] * two[0]).items()}
+
     def _own(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """<x_g, y_g> of every group (M,): by parameter only where sequences are sampled, else over all."""
         if self.sampled < self.batch:
@@ -72,12 +88,6 @@ class Population:
         if x.data_ptr() == y.data_ptr():
             return {ALL: torch.linalg.vector_norm(x, dim=-1).double().square()}
         return {ALL: (x * y).sum(-1).double()}
-
-    def minibatch(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        """<x, y> on this minibatch alone, by parameter and over all: `moments` without the rest."""
-        if x.shape[0] > 1 or self.sampled < self.batch:
-            return self.moments(x, y).minibatch
-        return {k: float(v) for k, v in self.layout.sums(x[0].sum(0) * y[0].sum(0)).items()}
 
     def _of_batch(self, total: float, own: float) -> float:
         m, B = self.sampled, self.batch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.truncation.chain import Chain, visit
-from rnndiag.engine.truncation.parameters import ALL, add_gradients
+from rnndiag.engine.truncation.parameters import ALL, add_gradients, right_factors
 from rnndiag.engine.truncation.population import Moments, Population
 from rnndiag.engine.truncation.sampling import Sampling
 from rnndiag.engine.truncation.travel import Lag
@@ -60,6 +60,8 @@ class TailLedger:
                 "Give a smaller max_lag, or do without lag_gradients.",
             )
         self.now = torch.zeros_like(full)
+        self.full_sum = full.sum(1)
+        self.rights = right_factors(chain, population.layout)
         if not self.every_lag:
             self.summed = tuple(torch.zeros_like(part) for part in chain.direct)
         self._write(0)
@@ -73,7 +75,7 @@ class TailLedger:
         flat = self.now.flatten(0, 1)
         if self.every_lag:
             flat.zero_()
-            add_gradients(flat, self.population.layout, lag.visits, lag.scale)
+            add_gradients(flat, self.rights, lag.visits, lag.scale)
         else:
             scale = lag.scale
             for whole, part in zip(self.summed, lag.cotangent, strict=True):
@@ -84,19 +86,23 @@ class TailLedger:
                 return
             flat.zero_()
             visits, _ = visit(self.chain, every(self.chain.T), self.summed)
-            add_gradients(flat, self.population.layout, visits)
+            add_gradients(flat, self.rights, visits)
             for whole in self.summed:
                 whole.zero_()
         self.left.sub_(self.now)
         if self.every_lag or (lag.d in self.tail):
-            self.lag_squares[lag.d] = self.population.minibatch(self.now, self.now)
-        if self.keep:
-            self.kept.append(self.now.mean(0).sum(0))
+            sums = self.now.sum(1)
+            squares = self.population.minibatch(self.now, self.now, (sums, sums))
+            self.lag_squares[lag.d] = squares
+            if self.keep:
+                self.kept.append(sums.mean(0))
         self._write(lag.d + 1)
 
     def _write(self, window: int) -> None:
-        self.tail[window] = self.population.moments(self.left)
-        self.toward[window] = self.population.minibatch(self.left, self.full)
+        sums = self.left.sum(1)
+        self.tail[window] = self.population.moments(self.left, sums=(sums, sums))
+        both = (sums, self.full_sum)
+        self.toward[window] = self.population.minibatch(self.left, self.full, both)
 
     def lag_gradients(self) -> dict[str, Tensor]:
         """c_d by parameter, (D, *shape); empty where they were not asked for."""

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.parameters import Layout, add_gradients, empty_buffer, layout_of
+from rnndiag.engine.truncation.parameters import (
+    add_gradients,
+    empty_buffer,
+    layout_of,
+    right_factors,
+)
 from rnndiag.engine.truncation.stack import Runs, chain_of
 from rnndiag.engine.truncation.travel import Rows, travel
 from rnndiag.errors import BadArgument
@@ -29,9 +34,9 @@ def loss_terms(layer_run: Runs, parameter: str, u: int) -> Tensor:
     (slot,) = (s for s in layout.slots if s.name == parameter)
     rows = Rows(slice(u, u + 1), torch.tensor([u]), chain.B)
     terms = chain.direct[0].new_zeros(chain.T, *slot.shape)
-    only = Layout((slot,))
+    rights = right_factors(chain, layout)
     for lag in travel(chain, rows, u + 1):
         buffer = empty_buffer(chain, layout, 1)
-        add_gradients(buffer, only, lag.visits, lag.scale)
-        terms[u - lag.d] = layout.split(buffer)[parameter][0]
+        add_gradients(buffer, rights, lag.visits, lag.scale)
+        terms[u - lag.d] = slot.of(buffer[0]) / slot.factor
     return terms

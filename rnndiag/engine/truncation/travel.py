@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
-from rnndiag.engine.truncation.chain import Chain, Visit, visit
+from rnndiag.engine.truncation.chain import Chain, Scratch, Visit, visit
 from rnndiag.engine.truncation.where import Where, earlier, take
 
 
@@ -90,18 +90,22 @@ Wanted = Callable[[int], bool]
 
 @torch.no_grad()
 def travel(chain: Chain, rows: Rows, lags: int, gradients: Wanted | None = None) -> Iterator[Lag]:
-    """All lags 0 .. lags-1, one after the other; visits hold gradients at those that `gradients` wants (None: all)."""
+    """All lags 0 .. lags-1, one after the other; visits hold gradients at those that `gradients` wants (None: all).
+
+    What a lag holds is valid until the next one is asked for.
+    """
     where, log = rows.where, None
     cotangent = tuple(take(part, where) for part in chain.direct)
     if rows.steps.dim() == 2:
         cotangent = _silence(cotangent, rows.steps >= 0)
     first = 0
+    scratch: Scratch = {}
     for d in range(lags):
         if cotangent[0].shape[0] == 0:
             return
         cotangent, log, norm = _renormalise(cotangent, log)
         wanted = gradients is None or gradients(d)
-        visits, back = visit(chain, where, cotangent, gradients=wanted)
+        visits, back = visit(chain, where, cotangent, gradients=wanted, scratch=scratch)
         yield Lag(d, first, where, cotangent, log, norm, visits)
         start = rows.first_alive(d + 1)
         step = start - first

@@ -14,8 +14,13 @@ from torch import Tensor
 
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.cells import State
-from rnndiag.engine.truncation.chain import Chain, visit
-from rnndiag.engine.truncation.parameters import Layout, add_gradients, empty_buffer
+from rnndiag.engine.truncation.chain import Chain, Scratch, visit
+from rnndiag.engine.truncation.parameters import (
+    Layout,
+    add_gradients,
+    empty_buffer,
+    right_factors,
+)
 from rnndiag.engine.truncation.where import every
 
 
@@ -42,11 +47,12 @@ def scan(
     shape = (chain.T, draws, chain.B)
     result = tuple(part.new_zeros(*shape, part.shape[-1]) for part in direct)
     carry: State = tuple(part.new_zeros(*shape[1:], part.shape[-1]) for part in direct)
+    scratch: Scratch = {}
     for t in reversed(range(chain.T)):
         now = tuple(c + part[t] for c, part in zip(carry, direct, strict=True))
         for whole, part in zip(result, now, strict=True):
             whole[t] = part
-        _, carry = visit(chain, slice(t, t + 1), now, gradients=False)
+        _, carry = visit(chain, slice(t, t + 1), now, gradients=False, scratch=scratch)
         if factors is not None:
             scale = factors[t].to(now[0].dtype)
             scale = scale[:, None, None] if scale.dim() == 1 else scale[..., None]
@@ -70,6 +76,7 @@ def segments(chain: Chain, k1: int, k2: int) -> State:
     direct = chain.direct
     result = tuple(torch.zeros_like(part) for part in direct)
     passes = -(-T // k1)
+    scratch: Scratch = {}
     carry: State = tuple(part.new_zeros(passes, *part.shape[1:]) for part in direct)
     for i in range(min(k2, passes * k1)):
         first = max(0, -(-(1 + i - k1) // k1))
@@ -82,7 +89,7 @@ def segments(chain: Chain, k1: int, k2: int) -> State:
             now = tuple(c + part[where] for c, part in zip(now, direct, strict=True))
         for whole, part in zip(result, now, strict=True):
             whole[where] += part
-        _, back = visit(chain, where, now, gradients=False)
+        _, back = visit(chain, where, now, gradients=False, scratch=scratch)
         for part, value in zip(carry, back, strict=True):
             part[first:last] = value
     return result
@@ -95,14 +102,15 @@ def gradient_of(
     buffer = empty_buffer(chain, layout, groups)
     rows = None if scale is None else scale[:, None].expand(chain.T, chain.B)
     visits, _ = visit(chain, every(chain.T), cotangents)
-    add_gradients(buffer, layout, visits, rows)
+    add_gradients(buffer, right_factors(chain, layout), visits, rows)
     return buffer
 
 
 def step_gradients(chain: Chain, layout: Layout, cotangents: State) -> Iterator[tuple[int, Tensor]]:
     """(t, g_t (P,)) from the last step to the first: each source step's share of the gradient."""
+    rights = right_factors(chain, layout)
     for t in reversed(range(chain.T)):
         buffer = empty_buffer(chain, layout, 1)
         visits, _ = visit(chain, slice(t, t + 1), tuple(part[t : t + 1] for part in cotangents))
-        add_gradients(buffer, layout, visits)
+        add_gradients(buffer, rights, visits)
         yield t, buffer[0]

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.truncation.outcomes import Outcome, Task
-from rnndiag.engine.truncation.parameters import ALL, add_gradients, empty_buffer
+from rnndiag.engine.truncation.parameters import (
+    ALL,
+    add_gradients,
+    empty_buffer,
+    right_factors,
+)
 from rnndiag.engine.truncation.roulette import lag_costs, optimal_survival
 from rnndiag.engine.truncation.sweep import exact_tails
 from rnndiag.engine.truncation.travel import rows_of, travel
@@ -94,13 +99,14 @@ class Roulette:
         running, cost = torch.zeros_like(task.full), 0.0
         rows = rows_of(task.chain)
         lags = travel(task.chain, rows, task.T)
+        rights = right_factors(task.chain, task.layout)
         for d in range(task.T):
             lag = next(lags, None)
             if float(survival[d]) == 0:
                 return
             if lag is not None:
                 buffer = empty_buffer(task.chain, task.layout, 1)
-                add_gradients(buffer, task.layout, lag.visits, lag.scale)
+                add_gradients(buffer, rights, lag.visits, lag.scale)
                 running = running + buffer[0] / float(survival[d])
             cost += float(costs[d])
             stops = float(survival[d]) - (float(survival[d + 1]) if d + 1 < task.T else 0.0)
