@@ -45,6 +45,19 @@ def test_one_number_is_a_state_too() -> None:
     assert abs(float(found.exponents) - math.log(2)) < 3 * float(found.standard_error)
 
 
+def test_a_tent_map_with_branches() -> None:
+    """Slopes 1/p and 1/(1-p) are met with probability p and 1-p: λ is their entropy. `if` rules vmap out."""
+    p = 0.4
+
+    def tent(x: Tensor) -> Tensor:
+        return x / p if x < p else (1 - x) / (1 - p)
+
+    found = rnndiag.lyapunov_of_map(tent, torch.tensor([0.3]), steps=3000)
+    entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
+    assert abs(float(found.exponents) - entropy) < 3 * float(found.standard_error)
+    assert float(found.standard_error) < 0.01
+
+
 def test_henon() -> None:
     """(1.4, 0.3): λ_1 = 0.4192 (published), and the sum is ln 0.3 exactly: the map's determinant is -0.3 everywhere."""
     draw = torch.Generator().manual_seed(1)
@@ -93,5 +106,7 @@ def test_a_step_that_mixes_its_rows_is_refused() -> None:
 def test_what_makes_no_trajectory_is_refused() -> None:
     with pytest.raises(BadArgument, match=r"gives \(3,\) for an x of shape \(2,\)"):
         rnndiag.lyapunov_of_map(lambda x: torch.ones(3), torch.rand(2), steps=5)
+    with pytest.raises(BadArgument, match="left the finite numbers after step 1"):
+        rnndiag.lyapunov_of_map(lambda x: 1 / x - 1 / x, torch.zeros(1), steps=5)
     with pytest.raises(BadArgument, match="steps = 0"):
         rnndiag.lyapunov_of_map(henon, torch.rand(2), steps=0)

@@ -11,7 +11,7 @@ from spectra.hand_made import draw_run, jacobians_by_jacrev, linear_run, orthogo
 
 import rnndiag
 from rnndiag.engine.spectra import eigenvalues, radius
-from rnndiag.errors import NotExact
+from rnndiag.errors import BadArgument, NotExact
 
 
 def test_known_eigenvalues_of_a_shear() -> None:
@@ -118,6 +118,18 @@ def test_what_arpack_does_not_find_is_computed_in_full(monkeypatch: pytest.Monke
     monkeypatch.setattr("scipy.sparse.linalg.eigs", gives_up)
     matrix = torch.diag(torch.linspace(-3, 2, 130, dtype=torch.float64))
     assert eigenvalues.largest_modulus(matrix[None]).tolist() == pytest.approx([3.0])
+
+
+def test_a_run_in_single_precision_is_taken_in_double() -> None:
+    run = draw_run("lstm")
+    exact = run.to(dtype=torch.float32).to(dtype=torch.float64)
+    single = rnndiag.spectral_radius(run.to(dtype=torch.float32)).jacobian_radius
+    assert torch.equal(single, rnndiag.spectral_radius(exact).jacobian_radius)
+
+
+def test_a_step_that_is_not_there_is_refused() -> None:
+    with pytest.raises(BadArgument, match="from 0 to 6"):
+        rnndiag.spectral_radius(draw_run("gru"), times=[3, 9])
 
 
 def test_a_broken_weight_is_named() -> None:

@@ -24,7 +24,7 @@ def jacobians(run: LayerRun, times: Sequence[int] | Tensor | None = None) -> Ten
     `times` picks steps (0..T-1). Zeros past a sequence's length. In the precision and on the device of the run.
     Cost: T*B*S*S numbers are returned; work is blocks*H*R numbers a step for elementwise cells, S VJPs a step else.
     """
-    index = _index(run, times)
+    index = step_index(run, times)
     closed = run.cell.is_elementwise(run.weights)
     fill = _closed_form if closed else _by_vjp
     before = run.previous()
@@ -41,7 +41,8 @@ def jacobians(run: LayerRun, times: Sequence[int] | Tensor | None = None) -> Ten
     return out
 
 
-def _index(run: LayerRun, times: Sequence[int] | Tensor | None) -> Tensor:
+def step_index(run: LayerRun, times: Sequence[int] | Tensor | None) -> Tensor:
+    """The steps asked for (T',), all where None; refused where the run has not got them."""
     if times is None:
         return torch.arange(run.T, device=run.device)
     index = torch.as_tensor(times, dtype=torch.long, device=run.device)

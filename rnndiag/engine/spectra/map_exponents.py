@@ -50,8 +50,9 @@ def lyapunov_of_map(
         for _ in range(steps + warmup):
             states.append(step(states[-1]))
     trajectory = torch.stack(states)
-    trajectory = trajectory.unsqueeze(1) if single else trajectory
-    run = _as_run(step, trajectory, single)
+    _still_finite(trajectory)
+    batched = _for_rows(step, start) if single else step
+    run = _as_run(batched, trajectory.unsqueeze(1) if single else trajectory)
     result = lyapunov(run, k, warmup, interval, blocks=blocks, dtype=dtype)
     return result if dt == 1.0 else _per_time(result, dt)
 
@@ -76,12 +77,30 @@ def _look_at(step: Step, start: Tensor) -> None:
             )
 
 
-def _as_run(step: Step, trajectory: Tensor, single: bool) -> LayerRun:
-    """trajectory (T + 1, B, S) as a layer run of the cell that `step` is."""
-    batched = torch.func.vmap(step) if single else step
+def _still_finite(trajectory: Tensor) -> None:
+    broken = (~trajectory.isfinite()).flatten(1).any(1).nonzero()
+    if len(broken):
+        raise BadArgument(
+            f"The trajectory has left the finite numbers after step {int(broken[0])}.",
+            "Start where it stays bounded, or take smaller steps of a flow.",
+        )
+
+
+def _for_rows(step: Step, start: Tensor) -> Step:
+    """A step of one state (S,) as one of a batch (N, S): by vmap, or row by row where it branches on the state."""
+    batched = torch.func.vmap(step)
+    try:
+        batched(start[None])
+    except RuntimeError:
+        return lambda rows: torch.stack([step(row) for row in rows])
+    return batched
+
+
+def _as_run(step: Step, trajectory: Tensor) -> LayerRun:
+    """trajectory (T + 1, B, S) as a layer run of the cell that `step`, of a batch, is."""
 
     def run_step(weights: Weights, inputs: Tensor, state: State) -> State:
-        return (batched(state[0]),)
+        return (step(state[0]),)
 
     states = trajectory[1:]
     return LayerRun(

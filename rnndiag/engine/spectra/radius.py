@@ -11,7 +11,7 @@ from torch import Tensor
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra.eigenvalues import EXACT_UP_TO, TOLERANCE, largest_modulus
 from rnndiag.engine.spectra.finite import require_finite
-from rnndiag.engine.spectra.jacobians import jacobians
+from rnndiag.engine.spectra.jacobians import jacobians, step_index
 from rnndiag.engine.spectra.summary import four_numbers
 
 CHUNK_BYTES = 64 * 2**20
@@ -68,7 +68,7 @@ def spectral_radius(run: LayerRun, times: Sequence[int] | None = None) -> Spectr
     names, matrices, loops = _blocks(run)
     values = [torch.linalg.eigvals(loop) for loop in loops]
     values = [value[value.abs().argsort(descending=True)] for value in values]
-    wanted = list(range(run.T)) if times is None else [int(t) for t in times]
+    wanted = step_index(run, times).tolist()
     empty = torch.empty(0, dtype=torch.float64, device=run.device)
     exact = run.S <= EXACT_UP_TO
     return SpectralRadius(
@@ -104,12 +104,12 @@ def _blocks(run: LayerRun) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]
 def _over_time(run: LayerRun, times: Sequence[int]) -> Tensor:
     """(T', B)"""
     out = torch.full((len(times), run.B), torch.nan, dtype=torch.float64, device=run.device)
-    mask = run.mask()
+    mask, run = run.mask(), run.to(dtype=torch.float64)
     size = max(1, CHUNK_BYTES // (run.B * run.S**2 * 8))
     for start in range(0, len(times), size):
         chosen = list(times[start : start + size])
         alive = mask[chosen]
-        written = jacobians(run, chosen)[alive].double()
+        written = jacobians(run, chosen)[alive]
         rows = out[start : start + size]
         rows[alive] = largest_modulus(written)
     return out
