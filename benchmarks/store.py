@@ -76,7 +76,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begin, result
 
 
-def best(call: Callable[[], Any], repeats: int = 3) -> float:
+def best(call: Callable[[], Any], repeats: int = 5) -> float:
     """The fastest of several calls, in seconds: what it costs without the neighbours."""
     return min(timed(call)[0] for _ in range(repeats))
 

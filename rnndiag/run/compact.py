@@ -17,6 +17,7 @@ from rnndiag.run.limits import SEGMENT_RECORDINGS, SEGMENT_ROLLS_AT
 from rnndiag.run.run import Run, open_run
 from rnndiag.run.scan import FOLDER, SET_ASIDE
 from rnndiag.run.segment import Place, Segment, SegmentName
+from rnndiag.run.source import sync_directory
 from rnndiag.run.text import from_json, to_json
 
 NEW = "recordings.compacting"
@@ -172,7 +173,7 @@ def _write(root: Path, segments: list[Segment], kept: list[Kept]) -> None:
         places = [one for one in kept if one.place.segment in own]
         places.sort(key=lambda one: (one.place.segment.name.number, one.place.start))
         _write_writer(folder, SegmentName(*writer, 0), own, places)
-    _sync(folder)
+    sync_directory(folder)
 
 
 def _write_writer(folder: Path, name: SegmentName, own: list[Segment], places: list[Kept]) -> None:
@@ -210,7 +211,7 @@ def _swap(root: Path) -> None:
     """Two renames; `open_run` knows the state between them."""
     os.rename(root / FOLDER, root / SET_ASIDE)
     os.rename(root / NEW, root / FOLDER)
-    _sync(root)
+    sync_directory(root)
     _remove(root / SET_ASIDE)
 
 
@@ -234,11 +235,3 @@ def _remove(folder: Path) -> None:
         os.rename(folder, folder.with_name(f"{folder.name}.{secrets.token_hex(4)}"))
     else:
         folder.rmdir()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

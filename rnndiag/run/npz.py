@@ -169,6 +169,11 @@ def _whole(lengths: tuple[int, ...]) -> struct.Struct:
     return struct.Struct("<" + "".join(_CENTRAL.format[1:] + f"{length}s" for length in lengths))
 
 
+@lru_cache(maxsize=_FORMS_KEPT)
+def _texts(names: tuple[bytes, ...]) -> tuple[str, ...]:
+    return tuple(name.decode("ascii", "replace") for name in names)
+
+
 def _by_form(listing: bytes, start: int, lengths: tuple[int, ...]) -> dict[str, Entry] | None:
     """The entries of a directory whose names have these lengths; None where it is another."""
     fields = _whole(lengths).unpack(listing)
@@ -188,7 +193,7 @@ def _by_form(listing: bytes, start: int, lengths: tuple[int, ...]) -> dict[str, 
     ):
         raise Refused("arrays that overlap or leave gaps")
     begins = map(sub, ends, sizes)
-    texts = [name.decode("ascii", "replace") for name in names]
+    texts = _texts(names)
     entries = dict(zip(texts, zip(begins, sizes, fields[7::_FIELDS], strict=True), strict=True))
     if len(entries) != len(lengths):
         raise Refused("two arrays of one name")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,19 @@ def process_started(pid: int) -> int | None:
         return None
 
 
+def host_name() -> str:
+    """The name of this machine."""
+    import socket  # 3 ms that only some need
+
+    return socket.gethostname()
+
+
 def is_alive(process: Mapping[str, Any]) -> bool | None:
     """Whether the process lives, by host, pid and start; None where it ran on another machine."""
     pid = process.get("pid")
-    if (
-        process.get("host") != socket.gethostname()
-        or not isinstance(pid, int)
-        or not 0 < pid < 2**31
-    ):
+    if process.get("host") != host_name() or not isinstance(pid, int) or not 0 < pid < 2**31:
+        return None
+    if os.name == "nt":  # there, signal 0 is no question
         return None
     try:
         os.kill(pid, 0)

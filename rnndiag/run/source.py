@@ -14,6 +14,33 @@ class NotRegular(OSError):
     """The file is a link, a pipe, a device or a folder."""
 
 
+def read_at(descriptor: int, size: int, start: int) -> bytes:
+    """At most `size` bytes from `start`."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, start)
+    os.lseek(descriptor, start, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+def write_at(descriptor: int, data: bytes | memoryview, start: int) -> int:
+    """Write at `start`; how many bytes were taken."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, data, start)
+    os.lseek(descriptor, start, os.SEEK_SET)
+    return os.write(descriptor, data)
+
+
+def sync_directory(path: Path) -> None:
+    """Make new names in a directory last; a system that cannot open one has nothing to do."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class File(Protocol):
     """A file that only grows."""
 
@@ -52,7 +79,7 @@ class LocalFile:
 
     def read(self, start: int, size: int) -> bytes:
         """At most `size` bytes from `start`."""
-        return os.pread(self._descriptor, size, start)
+        return read_at(self._descriptor, size, start)
 
     def close(self) -> None:
         """Let go of the descriptor."""

@@ -18,6 +18,9 @@ from rnndiag.run.recording import VERDICTS, Recording
 from rnndiag.run.text import from_json, to_json
 
 FACTS, LABELS = "meta.json", "labels.json"
+_FACTS = frozenset(
+    ("step", "phase", "rank", "time", "epoch", "batch", "verdict", "reasons", "notes")
+)
 Key = tuple[str, str]
 """Quantity and layer."""
 
@@ -147,8 +150,12 @@ def _scale(text: Any) -> str:
 
 
 def read_facts(text: bytes) -> dict[str, Any]:
-    """The facts of a recording, each of its kind: what a Recording takes beside its measurements."""
+    """The facts of a recording, each of its kind: what a Recording takes beside its measurements.
+
+    Facts that only a later version knows are kept among the notes.
+    """
     given = from_json(text)
+    unknown = {key: entry for key, entry in given.items() if key not in _FACTS}
     step, time, verdict = given.get("step"), given.get("time"), given.get("verdict")
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
         raise ValueError(f"the step {step!r}")
@@ -160,7 +167,7 @@ def read_facts(text: bytes) -> dict[str, Any]:
         "batch": _integer(given.get("batch")),
         "verdict": verdict if verdict in VERDICTS else "unverified",
         "reasons": {str(k): str(v) for k, v in _mapping(given.get("reasons")).items()},
-        "notes": _mapping(given.get("notes")),
+        "notes": {**unknown, **_mapping(given.get("notes"))},
     }
 
 

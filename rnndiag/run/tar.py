@@ -7,7 +7,6 @@ sizes that do not fit the file.
 from __future__ import annotations
 
 import re
-import tarfile
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -53,6 +52,8 @@ def json_member(name: str, content: bytes, time: float) -> bytes:
 
 def member(name: str, content: bytes, time: float, owner: str = "") -> bytes:
     """Header, content and padding of one member, to be written at once."""
+    import tarfile  # brings bz2 and shutil along, which a reader does without
+
     info = tarfile.TarInfo(name)
     info.uname = owner
     info.size, info.mtime, info.mode = len(content), max(0, int(time)), 0o644

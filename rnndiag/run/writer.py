@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +15,12 @@ from rnndiag.errors import RnndiagError, RunNotWritten
 from rnndiag.run import limits, problem, stored, tar
 from rnndiag.run.budget import Budget
 from rnndiag.run.problem import Problem
-from rnndiag.run.process import process_started
+from rnndiag.run.process import host_name, process_started
 from rnndiag.run.provenance import prepared
 from rnndiag.run.quantities import FIXED_COORDINATES, QUANTITIES
 from rnndiag.run.recording import Recording
 from rnndiag.run.segment import SegmentName
+from rnndiag.run.source import sync_directory, write_at
 from rnndiag.run.starts import free_directory, next_start, refuse_used
 from rnndiag.run.text import to_json
 
@@ -96,7 +96,7 @@ class RunWriter:
             "started": time.time(),
             "resumed_from_step": self.resumed_from_step,
             "process": {
-                "host": socket.gethostname(),
+                "host": host_name(),
                 "pid": os.getpid(),
                 "started": process_started(os.getpid()),
             },
@@ -190,7 +190,7 @@ class RunWriter:
         self._offset, self._in_segment = len(first), 0
         self.budget.used += len(first)
         if self.durable:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
     def _append(self, data: bytes) -> None:
         try:
@@ -277,18 +277,10 @@ class RunWriter:
 def _write(descriptor: int, data: bytes, offset: int, durable: bool) -> None:
     view = memoryview(data)
     while view:
-        written = os.pwrite(descriptor, view, offset)
+        written = write_at(descriptor, view, offset)
         view, offset = view[written:], offset + written
     if durable:
         os.fsync(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _bytes_of(folder: Path, rank: int) -> int:

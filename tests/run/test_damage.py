@@ -12,9 +12,10 @@ import pytest
 from sample_run import LAYER, Write, recording, same, segment_of
 
 from rnndiag.errors import RunUnreadable
-from rnndiag.run import tar
+from rnndiag.run import npz, stored, tar
 from rnndiag.run.limits import JSON_BYTES
 from rnndiag.run.run import Run, open_run
+from rnndiag.run.text import to_json
 
 STEPS = range(0, 80, 10)
 
@@ -207,6 +208,15 @@ def test_a_newer_minor_format_and_unknown_quantities_are_read(
     monkeypatch.undo()
     found = open_run(run)["credit_profile", LAYER]
     assert (found.dims, found.unit) == (("step", "lag", "flavour"), "spoons")
+
+
+def test_facts_of_a_later_version_are_kept(write: Write) -> None:
+    run = write([0], close=False)
+    facts = {"step": 10, "phase": "train", "time": 1.0, "weather": ["rain"], "notes": {"a": 1}}
+    content = npz.pack([(stored.FACTS, (to_json(facts),))])
+    with open(segment_of(run), "ab") as file:
+        file.write(tar.member(tar.recording_name(10, "train"), content, 0))
+    assert open_run(run).last.notes == {"weather": ["rain"], "a": 1}
 
 
 # Twelve recordings of 4 kB against a limit of 30 kB on any file that the process writes.

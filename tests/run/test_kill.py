@@ -121,7 +121,7 @@ def test_no_acknowledged_recording_is_lost(
 ) -> None:
     chance = random.Random(7 + polling)
     recorded = 0
-    for moment in range(MOMENTS // 2):
+    for moment in range(MOMENTS):
         folder = tmp_path / f"run{moment}"
         pid = start(nursery, folder)
         begun = tmp_path / f"run{moment}.said"
