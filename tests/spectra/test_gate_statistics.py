@@ -12,6 +12,7 @@ from torch import Tensor
 import rnndiag
 from rnndiag.engine.cells import Cell
 from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.spectra import gate_statistics
 from rnndiag.engine.spectra.gate_statistics import GateStatistics
 from rnndiag.engine.spectra.summary import four_numbers
 
@@ -145,6 +146,18 @@ def test_steps_that_no_sequence_has_are_nan() -> None:
     assert found.mean[:, 4:].isnan().all()
     assert found.openness is not None
     assert found.openness[4:].isnan().all()
+
+
+@pytest.mark.parametrize("cell", ["elman_relu", "lstm"])
+def test_stretches_of_one_step_change_nothing(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = draw_run(cell, steps=6, lengths=[4, 2, 3])
+    whole = statistics(run)
+    monkeypatch.setattr(gate_statistics, "CHUNK_BYTES", 1)
+    for name, value in vars(statistics(run)).items():
+        if isinstance(value, Tensor):
+            assert torch.allclose(value, getattr(whole, name), atol=1e-13, equal_nan=True), name
+        else:
+            assert value == pytest.approx(getattr(whole, name)), name
 
 
 def test_an_unknown_cell_has_none() -> None:

@@ -109,6 +109,16 @@ def test_large_matrices_by_arpack_keep_the_stated_tolerance() -> None:
     assert float(result.jacobian_radius) == pytest.approx(1.1, rel=1e-6)
 
 
+def test_large_blocks_have_their_six_largest_eigenvalues(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = linear_run(torch.diag(torch.linspace(-0.5, 2, 50, dtype=torch.float64)), steps=1)
+    monkeypatch.setattr(eigenvalues, "ALL_UP_TO", 49)
+    found = rnndiag.spectral_radius(run)
+    assert found.eigenvalues.shape == (1, 6)
+    expected = torch.linspace(-0.5, 2, 50, dtype=torch.float64)[-6:].flip(0)
+    assert torch.allclose(found.eigenvalues[0].real, expected, atol=1e-7)
+    assert float(found.radius) == pytest.approx(2.0)
+
+
 def test_what_arpack_does_not_find_is_computed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.sparse.linalg import ArpackNoConvergence
 

@@ -9,7 +9,7 @@ from rnndiag.errors import NotExact
 
 
 def require_finite(run: LayerRun) -> None:
-    """Raise if a state, an input or a weight of the run is not finite."""
+    """Raise if a state or a weight of the run is not finite."""
     alive = run.mask().unsqueeze(-1)
     for name, part in zip(run.cell.parts, run.states, strict=True):
         broken = (~part.isfinite() & alive).any(-1).any(-1).nonzero()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,14 @@ from torch import Tensor
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra.finite import require_finite
 from rnndiag.engine.spectra.summary import four_numbers
+from rnndiag.engine.spectra.tangents import stretch
 from rnndiag.engine.transition import preactivations
 
 LOW, HIGH = 0.05, 0.95
 """A gate beyond these is shut or open; a unit whose mean activation derivative stays below LOW is saturated."""
+
+CHUNK_BYTES, NUMBERS = 64 * 2**20, 24
+"""Stretches are as long as about this many bytes allow, at so many numbers a step, sequence and unit."""
 
 
 @dataclass(frozen=True)
@@ -71,43 +75,90 @@ class GateStatistics:
 def gate_statistics(run: LayerRun) -> GateStatistics | None:
     """Statistics of gates and units over the steps that exist, float64. None for a cell that names no activations.
 
-    Cost: one evaluation of the gates of all steps; memory: a few times gates*T*B*H numbers.
+    Cost: one evaluation of the gates of all steps. Memory: a stretch of steps at a time, and, for the quantiles of the
+    time constants, T*B*H numbers.
     """
     if run.cell.activations is None:
         return None
     require_finite(run)
-    values = _activations(run)
-    mask = run.mask()
-    chosen = [values[name] for name in run.cell.sigmoid_gates]
-    empty = run.states[0].new_zeros(0, dtype=torch.float64)
-    if chosen:
-        gates = torch.stack(chosen)
-        alive = gates[:, mask]
-        shut, wide = (alive < LOW).double(), (alive > HIGH).double()
-        low, high, mean = shut.mean((1, 2)), wide.mean((1, 2)), _by_step(gates, mask)
-        units = (shut.mean(1), wide.mean(1), alive.mean(1))
-    else:
-        low = high = mean = empty
-        units = (empty, empty, empty)
-    forget_time, unit_forget_time, openness = _carried(run, values, mask)
-    derivative, unit_derivative, saturated = _derivative(run, mask)
+    steps = max(1, CHUNK_BYTES // (8 * NUMBERS * run.B * run.cell.units(run.weights)))
+    parts = [
+        _Stretch(stretch(run, start, min(start + steps, run.T))) for start in range(0, run.T, steps)
+    ]
+    return _joined(run, parts)
+
+
+class _Stretch:
+    """Sums over the existing steps of a stretch; (gates, H) and (gates, T') as in the result, nothing larger kept."""
+
+    def __init__(self, run: LayerRun) -> None:
+        mask, values = run.mask(), _activations(run)
+        gates = [values[name] for name in run.cell.sigmoid_gates]
+        units = run.cell.units(run.weights)
+        empty = run.states[0].new_zeros(0, units, dtype=torch.float64)
+        alive = torch.stack([gate[mask] for gate in gates]) if gates else empty.unsqueeze(1)
+        self.count = int(mask.sum())
+        self.low = (alive < LOW).double().sum(1)
+        self.high = (alive > HIGH).double().sum(1)
+        self.total = alive.sum(1)
+        self.by_step = [_by_step(gate, mask) for gate in gates]
+        self.kept: Tensor | None = None
+        self.carried: Tensor | None = None
+        self.openness: Tensor | None = None
+        if run.cell.carry is not None:
+            carry = run.cell.carry(values)
+            self.carried = carry[mask].sum(0)
+            wide = torch.promote_types(run.dtype, torch.float32)
+            self.kept = (1 / (1 - carry[mask])).flatten().to(wide)
+            self.openness = _by_step(1 - carry, mask)
+        self.slope: Tensor | None = None
+        self.slopes: Tensor | None = None
+        if run.cell.derivative is not None:
+            slope = run.cell.derivative(run.states[0].double())
+            self.slope = slope[mask].sum(0)
+            absent = slope.masked_fill(~mask.unsqueeze(-1), torch.nan)
+            self.slopes = four_numbers(absent.flatten(1))
+        self.lives = (run.states[0][mask] != 0).any(0) if run.cell.dies_at_zero else None
+
+
+def _joined(run: LayerRun, parts: list[_Stretch]) -> GateStatistics:
+    count = sum(part.count for part in parts)
+    units = [_sum([getattr(part, name) for part in parts]) for name in ("low", "high", "total")]
+    low, high, mean = (value / count for value in units if value is not None)
+    by_step = [torch.cat(pieces) for pieces in zip(*(part.by_step for part in parts), strict=True)]
+    carried = _sum([part.carried for part in parts])
+    slope = _sum([part.slope for part in parts])
+    lives = _sum([None if part.lives is None else part.lives.double() for part in parts])
+    kept = _all([part.kept for part in parts])
     return GateStatistics(
         layer=run.name,
         gates=run.cell.sigmoid_gates,
-        low=low,
-        high=high,
-        mean=mean,
-        unit_low=units[0],
-        unit_high=units[1],
-        unit_mean=units[2],
-        forget_time=forget_time,
-        unit_forget_time=unit_forget_time,
-        openness=openness,
-        activation_derivative=derivative,
-        unit_derivative=unit_derivative,
-        saturated_units=saturated,
-        dead_units=_dead(run, mask),
+        low=low.mean(1),
+        high=high.mean(1),
+        mean=torch.stack(by_step) if by_step else low.mean(1),
+        unit_low=low,
+        unit_high=high,
+        unit_mean=mean,
+        forget_time=None if kept is None else four_numbers(kept).double(),
+        unit_forget_time=None if carried is None else 1 / (1 - carried / count),
+        openness=_all([part.openness for part in parts]),
+        activation_derivative=_all([part.slopes for part in parts]),
+        unit_derivative=None if slope is None else slope / count,
+        saturated_units=None if slope is None else float((slope / count < LOW).double().mean()),
+        dead_units=None if lives is None else float((lives == 0).double().mean()),
     )
+
+
+def _all(pieces: Sequence[Tensor | None]) -> Tensor | None:
+    """The pieces of all stretches one after the other; None where there are none."""
+    known = [piece for piece in pieces if piece is not None]
+    return torch.cat(known) if known else None
+
+
+def _sum(pieces: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum of the pieces of all stretches; None where there are none."""
+    known = [piece for piece in pieces if piece is not None]
+    return torch.stack(known).sum(0) if known else None
 
 
 def _activations(run: LayerRun) -> Mapping[str, Tensor]:
@@ -120,32 +171,6 @@ def _activations(run: LayerRun) -> Mapping[str, Tensor]:
 
 
 def _by_step(values: Tensor, mask: Tensor) -> Tensor:
-    """(..., T, B, H) -> (..., T): mean over the sequences that have the step, and over units; NaN where none has."""
+    """(T, B, H) -> (T,): mean over the sequences that have the step, and over units; NaN where none has."""
     total = torch.where(mask.unsqueeze(-1), values, 0.0).sum((-2, -1))
     return total / (mask.sum(1) * values.shape[-1])
-
-
-def _carried(
-    run: LayerRun, values: Mapping[str, Tensor], mask: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if run.cell.carry is None:
-        return None, None, None
-    kept = run.cell.carry(values)
-    alive = kept[mask]
-    times = four_numbers((1 / (1 - alive)).flatten())
-    return times, 1 / (1 - alive.mean(0)), _by_step(1 - kept, mask)
-
-
-def _derivative(run: LayerRun, mask: Tensor) -> tuple[Tensor | None, Tensor | None, float | None]:
-    if run.cell.derivative is None:
-        return None, None, None
-    slope = run.cell.derivative(run.states[0].double())
-    by_unit = slope[mask].mean(0)
-    kept = slope.masked_fill(~mask.unsqueeze(-1), torch.nan)
-    return four_numbers(kept.flatten(1)), by_unit, float((by_unit < LOW).double().mean())
-
-
-def _dead(run: LayerRun, mask: Tensor) -> float | None:
-    if not run.cell.dies_at_zero:
-        return None
-    return float((run.states[0][mask] == 0).all(0).double().mean())

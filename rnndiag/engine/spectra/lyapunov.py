@@ -106,7 +106,7 @@ def lyapunov(
     for start, held in stretches(run, dtype):
         ranks = _lost_ranks(held)
         for t in range(start, start + held.run.T):
-            alive = None if run.lengths is None else run.lengths.to(run.device) > t
+            alive = None if run.lengths is None else growth.lengths > t
             check.before(frame, t)
             rank = None if ranks is None else ranks[t - start]
             frame.push(held.push(t - start, frame.vectors), rank, alive)

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.spectra.eigenvalues import EXACT_UP_TO, TOLERANCE, largest_modulus
+from rnndiag.engine.spectra.eigenvalues import (
+    EXACT_UP_TO,
+    TOLERANCE,
+    largest_modulus,
+    leading_eigenvalues,
+)
 from rnndiag.engine.spectra.finite import require_finite
 from rnndiag.engine.spectra.jacobians import jacobians, step_index
 from rnndiag.engine.spectra.summary import four_numbers
@@ -30,7 +35,7 @@ class SpectralRadius:
     norm: Tensor
     """σ, the largest singular value of each block of W_hh as it is, (blocks,)."""
     eigenvalues: Tensor
-    """All eigenvalues of each block (blocks, n), complex, largest modulus first."""
+    """Eigenvalues of each block (blocks, n), largest modulus first: all up to H = 512, else the six largest."""
     jacobian_radius: Tensor
     """ρ(J_t) (T', B); NaN past a sequence's length."""
     times: tuple[int, ...]
@@ -62,12 +67,11 @@ def spectral_radius(run: LayerRun, times: Sequence[int] | None = None) -> Spectr
     """ρ and σ of each block of W_hh, and ρ(J_t) at `times` (None: every step) for every sequence. Float64 inside.
 
     ρ(J_t) comes from all eigenvalues where S <= 128; above, from the six largest by ARPACK on the CPU to a relative
-    tolerance of 1e-8, or from all of them where it does not converge. Blocks of W_hh have all eigenvalues at any size.
+    tolerance of 1e-8, or from all of them where it does not converge. Blocks of W_hh likewise, with the border at 512.
     """
     require_finite(run)
     names, matrices, loops = _blocks(run)
-    values = [torch.linalg.eigvals(loop) for loop in loops]
-    values = [value[value.abs().argsort(descending=True)] for value in values]
+    values = [leading_eigenvalues(loop) for loop in loops]
     wanted = step_index(run, times).tolist()
     empty = torch.empty(0, dtype=torch.float64, device=run.device)
     exact = run.S <= EXACT_UP_TO
