@@ -66,7 +66,13 @@ def _same(
 
 
 def _union(measurements: Sequence[Measurement], dim: str) -> tuple[str, ...] | None:
-    """All labels of a dim in the order they appear; None where one of the measurements has none."""
+    """All labels of a dim in the order they appear; None where one of the measurements has none.
+
+    Labels that repeat (the last letters of a text) cannot be matched: they are kept where all have the same.
+    """
+    first = measurements[0].coordinates.get(dim)
+    if all(m.coordinates.get(dim) == first for m in measurements):
+        return first
     seen: dict[str, None] = {}
     last: tuple[str, ...] | None = None
     for m in measurements:
