@@ -36,15 +36,19 @@ def _seed(value: bool | int) -> int:
 
 
 def run(arguments: list[str]) -> ProgramCLI:
-    """LightningCLI with these arguments."""
-    return ProgramCLI(
-        Program,
-        TaskData,
-        seed_everything_default=0,
-        save_config_callback=None,
-        trainer_defaults=TRAINER,
-        args=arguments,
-    )
+    """LightningCLI with these arguments, as if they stood on the command line."""
+    command_line = sys.argv
+    sys.argv = [command_line[0], *arguments]
+    try:
+        return ProgramCLI(
+            Program,
+            TaskData,
+            seed_everything_default=0,
+            save_config_callback=None,
+            trainer_defaults=TRAINER,
+        )
+    finally:
+        sys.argv = command_line
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -37,21 +37,24 @@ class Chapter:
 CHAPTERS = (
     Chapter(
         "Which nets learn a long gap",
-        """*Reach*: within how many steps 90 % of the credit lies, in the first and in the last recording. *Credit across the
+        """
+*Reach*: within how many steps 90 % of the credit lies, in the first and in the last recording. *Credit across the
 gap*: how much the loss depends on the state at the deciding word, relative to the last state, before the first step of
 training. Nets whose credit is gone before the gap is crossed have nothing to learn from.""",
         lambda out: long_gap.report(long_gap.train(out)),
     ),
     Chapter(
         "Clipping cannot undo vanishing",
-        f"""The {clipping.SYSTEM}, its gradient clipped by norm. The columns *lag d* tell by what factor clipping scaled the
+        f"""
+The {clipping.SYSTEM}, its gradient clipped by norm. The columns *lag d* tell by what factor clipping scaled the
 part of W_hh's gradient that crosses d steps, in the first minibatch: the same factor for every lag. What comes from far
 back stays as small a share as it was.""",
         lambda out: clipping.report(clipping.train(out)),
     ),
     Chapter(
         "What truncations cost",
-        f"""The {truncations.SYSTEM}, trained with each truncation. *Bias*: |E ĝ - g|/|g| against full BPTT on a held-out
+        f"""
+The {truncations.SYSTEM}, trained with each truncation. *Bias*: |E ĝ - g|/|g| against full BPTT on a held-out
 minibatch, at the weights before training and at those after it; *spread*: the standard deviation of a draw, likewise
 over |g|.""",
         lambda out: truncations.report(truncations.train(out)),
@@ -65,7 +68,7 @@ def page(out: Path) -> str:
     for chapter in CHAPTERS:
         made = chapter.make(out)
         print(f"\n{chapter.heading}\n\n{made}", flush=True)
-        parts.append(f"## {chapter.heading}\n\n{chapter.text}\n\n{made}")
+        parts.append(f"## {chapter.heading}\n\n{chapter.text.strip()}\n\n{made}")
     return "\n\n".join(parts) + "\n"
 
 
