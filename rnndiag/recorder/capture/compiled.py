@@ -25,6 +25,22 @@ def shielded(function: F) -> F:
     return hidden
 
 
+def pass_over(*functions: Callable[..., Any]) -> None:
+    """Have torch.compile run these functions as they are, and go on looking into what they call."""
+    decorators: Any = sys.modules.get("torch._dynamo.decorators")
+    if decorators is not None:
+        for function in functions:
+            decorators.skip(function)
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile looks at the calls that are made here. To be asked from a function that is passed over."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    eval_frame: Any = sys.modules.get("torch._C._dynamo.eval_frame")
+    return eval_frame is not None and callable(eval_frame.get_eval_frame_callback())
+
+
 def compiles_layers() -> bool:
     """Whether torch.compile has been told to compile nn.RNN, nn.LSTM and nn.GRU too."""
     dynamo: Any = sys.modules.get("torch._dynamo")

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import string
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
+
+from rnndiag.recorder.capture.compiled import is_compiling
+
+_replays: list[None] = []
+"""One entry a replay that is running: what a replay calls is no call of the user's."""
+
+
+@contextmanager
+def replaying() -> Iterator[None]:
+    """Modules called inside are not watched."""
+    _replays.append(None)
+    try:
+        yield
+    finally:
+        _replays.pop()
 
 
 class ModuleHook:
@@ -24,9 +39,9 @@ class ModuleHook:
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
         """What torch calls; None where the module is a stranger."""
-        if self._module() is not module:
+        if self._module() is not module or _replays:
             return None
-        return self._watch(torch.compiler.is_compiling(), module, *rest)
+        return self._watch(is_compiling(), module, *rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return string.Formatter().check_unused_args

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rnndiag.engine.cells import Cell, State, binding_of, module_cell
+from rnndiag.recorder.capture.hook import replaying
 from rnndiag.recorder.capture.step_signature import (
     Arguments,
     Returned,
@@ -52,7 +53,7 @@ def cell_as_it_is(
 
     def call(forward: Callable[..., Any], inputs: Tensor, state: State) -> State:
         args, kwargs = asked.replaced(inputs, shape.build(state[:count]))
-        with unchanged_attributes(module):
+        with replaying(), unchanged_attributes(module):
             found = read_returned(forward(*args, **kwargs), shape, owner)
         tensors = found.tensors
         if len(tensors) < len(

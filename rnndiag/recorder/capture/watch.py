@@ -14,7 +14,7 @@ from rnndiag.engine.cells import Cell
 from rnndiag.errors import CaptureFault, NotSupported
 from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call_log import CallLog
-from rnndiag.recorder.capture.compiled import compiles_layers, refuse_compiled, shielded
+from rnndiag.recorder.capture.compiled import compiles_layers, pass_over, refuse_compiled, shielded
 from rnndiag.recorder.capture.hook import ModuleHook
 from rnndiag.recorder.capture.kernel_calls import Frame, KernelCalls
 from rnndiag.recorder.capture.kernel_mode import KernelMode
@@ -69,6 +69,7 @@ class Capture:
         """Put the hooks on. What was kept before is forgotten."""
         self.disarm()
         self.forget()
+        pass_over(ModuleHook.__call__, KernelMode.__torch_function__)
         for name, watched in self.modules.items():
             module = watched.module
             enter = ModuleHook(module, shielded(self._entering(name, watched)))
