@@ -10,12 +10,14 @@ from functools import cached_property
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
+from rnndiag.health.config import Config
 from rnndiag.health.finding import Finding
 from rnndiag.health.verdict import Verdict, verdict
 from rnndiag.run.headline import lengths_of
 from rnndiag.run.measurement import Measurement, Series
 from rnndiag.run.reach import Decay, Reach, decay, reach
 from rnndiag.run.run import Run
+from rnndiag.run.stored import entry_name
 
 LN10 = math.log(10.0)
 
@@ -27,7 +29,13 @@ class Context:
     run: Run
     findings: Sequence[Finding] = ()
     baseline: Run | None = None
+    config: Config = field(default_factory=Config)
+    chosen: str = ""
+    """The layer to show, where one was asked for."""
     _seen: dict[tuple[str, str], Series | None] = field(default_factory=dict, compare=False)
+    _reaches: dict[str, tuple[np.ndarray, list[Reach], list[Decay]]] = field(
+        default_factory=dict, compare=False
+    )
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -41,19 +49,37 @@ class Context:
             self._seen[key] = self._read(quantity, layer)
         return self._seen[key]
 
-    def _read(self, quantity: str, layer: str) -> Series | None:
+    def _read(self, quantity: str, layer: str, steps: Sequence[int] | None = None) -> Series | None:
         if (quantity, layer) not in self.run:
             return None
         try:
-            found = self.run.find(quantity, layer)
+            found = self.run.find(quantity, layer, steps)
         except RunUnreadable:
             return None
         return found if found is not None and found.steps.size else None
 
+    def steps_of(self, quantity: str, layer: str) -> list[int]:
+        """The steps at which a quantity was stored, without reading it."""
+        name = entry_name(quantity, layer)
+        phase = self.run.phases[0] if self.run.phases else ""
+        return [
+            group[0].step
+            for group in self.run.groups
+            if group[0].phase == phase
+            and any(name in self.run.collector.directory(place) for place in group)
+        ]
+
+    def at(self, quantity: str, layer: str, steps: Sequence[int]) -> Series | None:
+        """One quantity at chosen steps: what is large is not read as a whole."""
+        return self._read(quantity, layer, steps)
+
     def last(self, quantity: str, layer: str) -> Measurement | None:
-        """The newest recording of one quantity, without padding."""
-        found = self.series(quantity, layer)
-        return None if found is None else found.valid(found.steps.size - 1)
+        """The newest readable recording of one quantity, without padding."""
+        for step in reversed(self.steps_of(quantity, layer)):
+            found = self._read(quantity, layer, [step])
+            if found is not None:
+                return found.valid(found.steps.size - 1)
+        return None
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -69,6 +95,8 @@ class Context:
     @property
     def lead(self) -> str:
         """The layer that the single-layer figures show: that of the verdict, else the one of the shortest reach."""
+        if self.chosen:
+            return self.chosen
         found = self.verdict.finding
         if found is not None and found.layer in self.run.layers:
             return found.layer
@@ -85,7 +113,7 @@ class Context:
 
     def time_steps(self, layer: str) -> int | None:
         """T: the longest sequence recorded for a layer."""
-        lengths = lengths_of(self.run, layer, self.run.steps)
+        lengths = lengths_of(self.run, layer, self.run.judged())
         known = [length for length in lengths if length is not None]
         return max(known, default=None)
 
@@ -95,6 +123,11 @@ class Context:
 
     def reaches(self, layer: str) -> tuple[np.ndarray, list[Reach], list[Decay]]:
         """Steps, and reach and decay at each of them."""
+        if layer not in self._reaches:
+            self._reaches[layer] = self._all_reaches(layer)
+        return self._reaches[layer]
+
+    def _all_reaches(self, layer: str) -> tuple[np.ndarray, list[Reach], list[Decay]]:
         series = self.profiles(layer)
         if series is None:
             return np.zeros(0), [], []

@@ -24,7 +24,17 @@ def thin_line(x: np.ndarray, y: np.ndarray, width: float) -> tuple[np.ndarray, n
     return x[index], y[index]
 
 
-def thin_matrix(values: np.ndarray, most: int = 256) -> tuple[np.ndarray, tuple[int, int]]:
+def extent(count: int, block: int, first: float = 0.0, every: float = 1.0) -> tuple[float, float]:
+    """Limits of an axis along which `count` cells, merged by `block`, are drawn: half a cell beyond the centres."""
+    drawn = -(-count // block) * block
+    return first - every / 2, first + (drawn - 0.5) * every
+
+
+MOST = 256
+"""Rows and columns of the largest picture."""
+
+
+def thin_matrix(values: np.ndarray, most: int = MOST) -> tuple[np.ndarray, tuple[int, int]]:
     """At most `most` rows and columns, each cell the largest of a block; and the block's shape."""
     blocks = tuple(max(1, int(np.ceil(n / most))) for n in values.shape)
     if blocks == (1, 1):

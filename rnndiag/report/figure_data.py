@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 Scale = Literal["linear", "log10", "log2"]
+Shape = Literal["wide", "low", "square"]
 Tone = Literal["main", "second", "third", "baseline", "bound", "limit", "bad"]
 
 
@@ -25,6 +26,10 @@ class Axis:
     scale: Scale = "linear"
     names: tuple[str, ...] = ()
     """Labels of the integers 0, 1, 2, ...: layers, tokens, gates."""
+    first: float = 0.0
+    """What the first row or column of a matrix stands for, ..."""
+    every: float = 1.0
+    """... and how far the next one is from it."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,21 @@ class Bubble:
 
 
 @dataclass(frozen=True)
+class Dots:
+    """A cloud of points; each tone has a shape of its own."""
+
+    x: np.ndarray
+    y: np.ndarray
+    label: str = ""
+    tone: Tone = "main"
+
+
+@dataclass(frozen=True)
 class Matrix:
     """Cells over two axes: row i lies at y index i, column j at x index j, both from the low end.
 
-    values are log10 of sizes (`log`) or plain numbers; NaN with a `state` says why there is no number.
+    values are log10 of sizes (`log`) or plain numbers. NaN: there is no path; -inf of a logarithm: exactly zero; +inf:
+    not finite.
     """
 
     values: np.ndarray
@@ -86,8 +102,14 @@ class Matrix:
     diverging: bool = False
     frame: str = ""
     """Which of several matrices this is: `step 980`."""
-    cell: str = ""
-    """What one cell stands for where cells were merged."""
+    block: tuple[int, int] = (1, 1)
+    """How many rows and columns one cell stands for; it shows the largest of them."""
+
+    @property
+    def cell(self) -> str:
+        """What one cell stands for where cells were merged."""
+        rows, columns = self.block
+        return "" if self.block == (1, 1) else f"each cell is the largest of {rows} x {columns}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +123,7 @@ class Panel:
     bands: tuple[Band, ...] = ()
     marks: tuple[Mark, ...] = ()
     bubbles: tuple[Bubble, ...] = ()
+    dots: tuple[Dots, ...] = ()
     matrices: tuple[Matrix, ...] = ()
     """Several: a slider chooses; they share the axes and the colour scale."""
     allowed: tuple[float, float] | None = None
@@ -108,9 +131,10 @@ class Panel:
     notes: tuple[str, ...] = ()
     """Words written inside: 'below 1e-16 from lag 99: not drawn'."""
     circle: bool = False
-    """Draw the unit circle, and keep both axes at one scale."""
-    unseen: tuple[str, ...] = ()
-    """Reasons why something is left out of the picture."""
+    """Draw the unit circle."""
+    shape: Shape = "wide"
+    remark: str = ""
+    """What is written after the title: the last value."""
 
 
 @dataclass(frozen=True)

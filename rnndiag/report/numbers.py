@@ -17,7 +17,7 @@ def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, A
     """Verdict, headline numbers, checks, layers and each figure's finding and table."""
     found = context.verdict
     return {
-        "run": str(context.run.path),
+        "run": context.run.name,
         "recordings": len(context.run),
         "verdict": {"word": found.word, "sentence": found.sentence, "exit_code": found.exit_code},
         "headline": [vars(tile) for tile in tiles(context)],
@@ -43,7 +43,7 @@ def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, A
 
 def run_numbers(context: Context) -> dict[str, Any]:
     """`page_numbers` with every figure computed."""
-    return page_numbers(context, [FIGURES[name].make(context) for name in ORDER if name in FIGURES])
+    return page_numbers(context, [FIGURES[name].make(context) for name in ORDER])
 
 
 def plain(value: Any) -> Any:

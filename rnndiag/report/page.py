@@ -14,17 +14,23 @@ from rnndiag.health.finding import STATUSES, Finding
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import FIGURES, ORDER
-from rnndiag.report.layers import LayerRow, layer_rows
+from rnndiag.report.keys import colour_bar, key
+from rnndiag.report.layers import layer_rows
 from rnndiag.report.measured import measured
 from rnndiag.report.numbers import page_numbers
 from rnndiag.report.remedies import remedies
-from rnndiag.report.strip import Tile, tiles
-from rnndiag.report.svg import Frame, colour_bar, draw
+from rnndiag.report.strip import tiles
+from rnndiag.report.svg import draw
 from rnndiag.report.theme import stylesheet
 
-WIDE = Frame()
-SMALL = Frame(width=300, height=170, left=54, right=12, top=24, bottom=34)
-SQUARE = Frame(width=470, height=430)
+
+@dataclass(frozen=True)
+class Picture:
+    """One panel, drawn, with its key and the notes that did not fit into it."""
+
+    svg: str
+    key: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Section:
 
     data: FigureData
     title: str
-    pictures: tuple[str, ...]
+    pictures: tuple[Picture, ...]
     bar: str
     frames: tuple[str, ...]
     """Labels of the matrices that the slider offers."""
@@ -42,27 +48,43 @@ class Section:
 
 def page(context: Context) -> str:
     """The whole page as text. The same run and version give the same bytes."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(asset("page.html"))
-    sections = [section(context, name) for name in ORDER if name in FIGURES]
-    return template.render(
+    sections = sections_of(context)
+    checks = ordered(context.findings)
+    return render(
+        "page.html",
         context=context,
         run=context.run,
         verdict=context.verdict,
         tiles=tiles(context),
-        checks=ordered(context.findings),
+        open_checks=[f for f in checks if needs_eyes(f)],
+        folded_checks=[f for f in checks if not needs_eyes(f)],
         layers=layer_rows(context),
         sections=sections,
         remedies=remedies(context.findings),
         measured=measured(context),
         numbers=embedded(page_numbers(context, [s.data for s in sections])),
-        style=stylesheet(asset("page.css")),
-        script=asset("page.js"),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of the assets, filled in: every string is escaped but those that this package drew."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(asset),
+    )
+    return environment.get_template(template).render(
+        style=stylesheet(asset("page.css")), script=asset("page.js"), **values
+    )
+
+
+def needs_eyes(finding: Finding) -> bool:
+    """Whether a finding stands open on the page; passes and plain statements are folded."""
+    return finding.status in ("fail", "warn", "not_judged") or finding.notable
 
 
 def asset(name: str) -> str:
@@ -81,38 +103,39 @@ def ordered(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: (STATUSES.index(f.status), not f.notable, f.check))
 
 
-def section(context: Context, name: str) -> Section:
-    """One figure computed and drawn."""
-    figure = FIGURES[name]
-    data = figure.make(context)
+def section(data: FigureData, title: str) -> Section:
+    """One figure, drawn."""
     small = len(data.panels) > 2
     pictures = tuple(
-        draw(
-            panel,
-            f"{data.question} {panel.title} {data.finding}".strip(),
-            SMALL if small else SQUARE if panel.circle or name == "F3" else WIDE,
+        Picture(
+            draw(panel, f"{data.question} {panel.title} {data.finding}".strip(), small),
+            tuple(key(panel)),
+            panel.notes if small else (),
         )
         for panel in data.panels
     )
     matrices = [panel.matrices for panel in data.panels if panel.matrices]
+    frames = tuple(m.frame for m in matrices[0]) if matrices and len(matrices[0]) > 1 else ()
     return Section(
-        data,
-        figure.title,
-        pictures,
-        colour_bar(matrices[0][0]) if matrices else "",
-        tuple(m.frame for m in matrices[0]) if matrices and len(matrices[0]) > 1 else (),
-        small,
+        data, title, pictures, colour_bar(matrices[0][0]) if matrices else "", frames, small
     )
+
+
+def sections_of(context: Context) -> list[Section]:
+    """Every figure of the page, computed and drawn."""
+    return [section(FIGURES[name].make(context), FIGURES[name].title) for name in ORDER]
 
 
 def write_page(context: Context, path: str | os.PathLike[str]) -> Path:
     """Write the page, whole or not at all."""
+    return write_text(page(context), path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page, whole or not at all."""
     target = Path(path)
-    text = page(context)
+    target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(text, encoding="utf-8", newline="\n")
     beside.replace(target)
     return target
-
-
-__all__ = ["LayerRow", "Section", "Tile", "page", "write_page"]

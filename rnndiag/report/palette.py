@@ -24,6 +24,17 @@ TONES: dict[str, tuple[str, str]] = {
 }
 """Tone -> colour on the light and on the dark page (Okabe-Ito, darkened or lightened to 3:1 against the page)."""
 
+DASHES: dict[str, str] = {
+    "main": "",
+    "second": "9 3",
+    "third": "2.5 2.5",
+    "baseline": "5 4",
+    "bound": "11 3 3 3",
+    "limit": "4 3",
+    "bad": "1 2",
+}
+"""Tone -> how its lines are dashed, so that no line is told by its colour alone."""
+
 PAGE = ("#ffffff", "#14171c")
 TEXT = ("#1a1d21", "#e7eaee")
 QUIET = ("#545b66", "#a8b0bc")

@@ -64,13 +64,19 @@ def ticks(axis: Axis, most: int = 7) -> list[tuple[float, str]]:
 
 
 def _few(low: float, high: float, most: int) -> list[float]:
-    """Round values between low and high, at most about `most`."""
+    """Round values between low and high, as many as there may be at most."""
     span = high - low
     if not span > 0 or not math.isfinite(span):
         return [low]
-    rough = span / max(1, most - 1)
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    count = math.floor(high / step + 1e-9) - first + 1
-    return [round((first + i) * step, 12) for i in range(count)]
+    unit = 10.0 ** math.floor(math.log10(span / max(1, most)))
+    for step in (unit * m for m in (1, 2, 2.5, 5, 10, 20, 25, 50)):
+        first = math.ceil(low / step - 1e-9)
+        count = math.floor(high / step + 1e-9) - first + 1
+        if count <= most:
+            return [_clean((first + i) * step) for i in range(count)]
+    return [low]
+
+
+def _clean(value: float) -> float:
+    """Without the dust of binary fractions: 0.30000000000000004 is 0.3."""
+    return float(f"{value:.12g}")

@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from rnndiag.health import check
+from rnndiag.errors import BadArgument, RunUnreadable
+from rnndiag.health import Config, check, look, read_config
 from rnndiag.report.context import Context
 from rnndiag.report.page import write_page
 from rnndiag.run.run import Run, open_run
+
+MOST_LAYERS = 2_000
+"""A page about more layers would help nobody, and a damaged or hostile run may claim any number of them."""
 
 
 def report_context(
     run: Run | str | os.PathLike[str],
     baseline: Run | str | Path | None = None,
+    config: Config | str | Path | Mapping[str, Any] | None = None,
+    layer: str = "",
 ) -> Context:
-    """A run with its findings, and the baseline run where the baseline is one."""
+    """A run with its findings, however short it is, and the baseline run where the baseline is one."""
     opened = run if isinstance(run, Run) else open_run(run)
-    findings = check(opened, baseline=baseline) if len(opened.steps) else []
-    old = baseline
+    if len(opened.layers) > MOST_LAYERS:
+        raise RunUnreadable(
+            f"{opened.name} claims {len(opened.layers)} layers, and a report shows at most {MOST_LAYERS}.",
+            "It may be damaged: `rnndiag verify` reads every byte of it.",
+        )
+    if layer and layer not in opened.layers:
+        raise BadArgument(
+            f"{opened.name} has no layer {layer!r}.", f"It has {', '.join(opened.layers)}."
+        )
+    settings = read_config(config)
+    old = settings.baseline if baseline is None else baseline
+    if not len(opened.steps):
+        findings = []
+    elif old is None:
+        findings = look(opened, settings)
+    else:
+        findings = check(opened, baseline=old, config=settings)
     if old is not None and not isinstance(old, Run):
         old = open_run(old) if Path(old).is_dir() else None
-    return Context(opened, tuple(findings), old)
+    return Context(opened, tuple(findings), old, settings, layer)
 
 
 def write_report(

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const special = ["no path", "exactly zero", "not finite", "below the range"];
-  // A matrix picture is its own data: an uncompressed copy of its palette indices, read from the PNG when first asked for.
+  // The picture is the data: its palette indices are read back from the PNG when first asked for.
   const read = async (image) => {
     const bytes = Uint8Array.from(atob(image.getAttribute("href").split(",")[1]), (c) => c.charCodeAt(0));
     const view = new DataView(bytes.buffer);
@@ -15,34 +15,39 @@
     const stream = new Blob([body]).stream().pipeThrough(new DecompressionStream("deflate"));
     return { width, height, rows: new Uint8Array(await new Response(stream).arrayBuffer()) };
   };
-  const words = (image, index) => {
+  const value = (image, index) => {
     if (index < 4) return special[index];
     const low = +image.dataset.low, high = +image.dataset.high;
-    const value = low + ((index - 4) / 251) * (high - low);
-    return image.dataset.log === "1" ? "10^" + value.toFixed(1) : value.toPrecision(2);
+    const found = low + ((index - 4) / 251) * (high - low);
+    return image.dataset.log === "1" ? "10^" + found.toFixed(1) : found.toPrecision(2);
+  };
+  const place = (facts, cell, block) => {
+    const name = (k) => facts.names.length ? facts.names[Math.min(k, facts.names.length - 1)] : facts.first + k * facts.every;
+    const first = name(cell * block), last = name(cell * block + block - 1);
+    return facts.label.replace(/ \(.*/, "") + " " + first + (last === first ? "" : " to " + last);
   };
   for (const figure of document.querySelectorAll("figure")) {
     const images = [...figure.querySelectorAll("image.matrix")], probe = figure.querySelector(".probe");
     const slider = figure.querySelector("[data-frames]");
-    let shown = images[0];
-    if (slider) {
-      const output = figure.querySelector("output");
-      slider.addEventListener("input", () => {
-        images.forEach((image, k) => image.setAttribute("visibility", k === +slider.value ? "visible" : "hidden"));
-        shown = images[+slider.value];
-        output.textContent = shown.dataset.frame;
-      });
-    }
-    if (!shown || !probe) continue;
-    shown.ownerSVGElement.addEventListener("pointermove", async (event) => {
-      const box = shown.getBoundingClientRect();
-      const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
-      if (x < 0 || y < 0 || x >= 1 || y >= 1) return;
-      shown.cells ??= await read(shown);
-      const { width, height, rows } = shown.cells;
-      const column = Math.floor(x * width), row = Math.floor(y * height);
+    if (!images.length || !probe) continue;
+    let shown = images[images.length - 1];
+    const svg = shown.ownerSVGElement, x = JSON.parse(svg.dataset.x), y = JSON.parse(svg.dataset.y);
+    if (slider) slider.addEventListener("input", () => {
+      images.forEach((image, k) => image.setAttribute("visibility", k === +slider.value ? "visible" : "hidden"));
+      shown = images[+slider.value];
+      figure.querySelector("output").textContent = shown.dataset.frame;
+      slider.setAttribute("aria-valuetext", shown.dataset.frame);
+      probe.textContent = "\u00a0";
+    });
+    svg.addEventListener("pointermove", async (event) => {
+      const image = shown, box = image.getBoundingClientRect();
+      const across = (event.clientX - box.left) / box.width, down = (event.clientY - box.top) / box.height;
+      if (across < 0 || down < 0 || across >= 1 || down >= 1) return;
+      image.cells ??= await read(image);
+      const { width, height, rows } = image.cells, [tall, wide] = image.dataset.block.split(" ").map(Number);
+      const column = Math.floor(across * width), row = Math.floor(down * height);
       const index = rows[row * (width + 1) + column + 1];
-      probe.textContent = `row ${height - 1 - row}, column ${column}: ${words(shown, index)}`;
+      probe.textContent = `${place(y, height - 1 - row, tall)}, ${place(x, column, wide)}: ${value(image, index)}`;
     });
   }
 })();

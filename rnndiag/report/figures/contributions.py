@@ -22,18 +22,16 @@ def make(context: Context) -> FigureData:
     norms = context.last("contribution_norm", layer) if layer else None
     if norms is None or not finite(np.asarray(norms.values)).size:
         return absent("F4", context.nothing("contribution_norm", layer))
-    panels = [_logarithmic(norms, "parameter", "Contribution |g_t| of each parameter", "|g_t|")]
+    panels = [_logarithmic(norms, "parameter", "Contribution of each parameter", "|g_t|")]
     gates = context.last("gate_contribution_norm", layer)
     if gates is not None and gates.sizes["gate"] > 1:
-        panels.append(_logarithmic(gates, "gate", "of each gate's rows of W_hh", "|g_t|"))
+        panels.append(_logarithmic(gates, "gate", "Contribution of each gate", "|g_t|"))
     parts = context.last("adjoint_part_norm", layer)
     if parts is not None and parts.sizes["part"] > 1:
-        panels.append(
-            _logarithmic(parts, "part", "Adjoint |δ_t| of each part of the state", "|δ_t|")
-        )
+        panels.append(_logarithmic(parts, "part", "Adjoint of each part of the state", "|δ_t|"))
     alignment = context.last("contribution_alignment", layer)
     if alignment is not None:
-        panels.append(_plain(alignment, "Alignment cos(g_t, Σ g) of W_hh"))
+        panels.append(_plain(alignment, "Alignment with the total, W_hh"))
     return FigureData(
         "F4",
         QUESTION,
@@ -67,12 +65,11 @@ def _logarithmic(found: Measurement, dim: str, title: str, label: str) -> Panel:
         for (name, row), tone in zip(rows, TONES, strict=False)
     )
     zero = sum(int((row == 0).sum()) for _, row in rows)
-    notes = (f"exactly zero at {zero} points: not drawn",) if zero else ()
-    legend = ", ".join(name for name, _ in rows)
+    notes = (f"exactly zero at {zero} point{'s' if zero > 1 else ''}: not drawn",) if zero else ()
     return Panel(
         _time(count),
         Axis(label, float(low), float(max(high, low * 10)), "log10"),
-        f"{title}: {legend}",
+        title,
         lines,
         notes=notes,
     )
@@ -83,7 +80,7 @@ def _plain(found: Measurement, title: str) -> Panel:
     index = labels.index("weight_hh") if "weight_hh" in labels else 0
     row = np.asarray(found.values, float)[index]
     return Panel(
-        _time(row.size), Axis("cosine", -1.0, 1.0), title, (Line(np.arange(row.size), row),)
+        _time(row.size), Axis("cos(g_t, Σ g)", -1.0, 1.0), title, (Line(np.arange(row.size), row),)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.report.context import LN10, Context, finite
-from rnndiag.report.decimate import thin_matrix
+from rnndiag.report.decimate import extent, thin_matrix
 from rnndiag.report.figure_data import Axis, FigureData, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number
@@ -19,54 +19,67 @@ QUESTION = "Which losses reach which states?"
 def make(context: Context) -> FigureData:
     """Rows are losses, columns are states; a many-to-one model has one row, and is told so in words."""
     layer = context.lead
-    series = context.series("credit_matrix", layer) if layer else None
+    steps = context.steps_of("credit_matrix", layer) if layer else []
+    series = context.at("credit_matrix", layer, _chosen(context, layer, steps)) if steps else None
     if series is None:
         return absent("F3", context.nothing("credit_matrix", layer))
-    chosen = _chosen(series.steps.size)
-    pictures = [np.asarray(series.valid(k).values, float) / LN10 for k in chosen]
+    pictures = [np.asarray(series.valid(k).values, float) / LN10 for k in range(series.steps.size)]
     size = max(picture.shape[0] for picture in pictures)
-    rows = [np.flatnonzero(np.isfinite(picture).any(1)) for picture in pictures]
+    rows = [np.flatnonzero((picture > -np.inf).any(1)) for picture in pictures]
     if max(found.size for found in rows) <= 1:
         return _one_row(layer, rows[-1], pictures[-1])
     known = np.concatenate([finite(picture) for picture in pictures])
-    high = float(np.ceil(known.max()))
-    low = max(high - DECADES, float(np.floor(known.min())))
-    matrices, cell = [], ""
-    for k, picture in zip(chosen, pictures, strict=True):
-        values, block = thin_matrix(_above_diagonal(picture))
-        cell = "" if block == (1, 1) else f"each cell is the largest of {block[0]} x {block[1]}"
-        matrices.append(
-            Matrix(
-                values,
-                low,
-                high,
-                frame=f"step {int(series.steps[k])}",
-                cell=cell,
-                label="credit C[u, s]",
-            )
-        )
-    names = _labels(context, layer, size)
-    panel = Panel(
-        Axis("state time s", 0.0, float(size), names=names),
-        Axis("loss time u", 0.0, float(size), names=names),
-        matrices=tuple(matrices),
-        notes=(),
+    high = float(np.ceil(known.max())) if known.size else 0.0
+    low = max(high - DECADES, float(np.floor(known.min()))) if known.size else -1.0
+    matrices = tuple(
+        _matrix(_square(picture, size), low, max(high, low + 1), f"step {int(step)}")
+        for step, picture in zip(series.steps, pictures, strict=True)
     )
+    names, ends = _labels(context, layer, size), extent(size, matrices[0].block[0])
+    bad = [
+        int(s) for s, m in zip(series.steps, matrices, strict=True) if np.isposinf(m.values).any()
+    ]
     return FigureData(
         "F3",
         QUESTION,
         _finding(layer, rows[-1], pictures[-1]),
         "Row u, column s: how strongly the loss at time u depends on the state at time s. Above the diagonal there is "
         "no path.",
-        (panel,),
+        (
+            Panel(
+                Axis("state time s", *ends, names=names),
+                Axis("loss time u", *ends, names=names),
+                matrices=matrices,
+                shape="square",
+            ),
+        ),
         _table(pictures[-1]),
         layer=layer,
+        warnings=(f"Not finite at step {', '.join(map(str, bad[:5]))}.",) if bad else (),
     )
 
 
-def _chosen(count: int) -> list[int]:
-    """First, last, and the rest evenly spread; at most MOST."""
-    return sorted({int(k) for k in np.linspace(0, count - 1, min(MOST, count)).round()})[::-1]
+def _matrix(picture: np.ndarray, low: float, high: float, frame: str) -> Matrix:
+    values, block = thin_matrix(_above_diagonal(picture))
+    return Matrix(values, low, high, label="credit C[u, s]", frame=frame, block=block)
+
+
+def _square(picture: np.ndarray, size: int) -> np.ndarray:
+    """The picture of a shorter sequence, with exact zeros where it had no steps: all frames share their axes."""
+    whole = np.full((size, size), -np.inf)
+    whole[: picture.shape[0], : picture.shape[1]] = picture
+    return whole
+
+
+def _chosen(context: Context, layer: str, steps: list[int]) -> list[int]:
+    """First, last, the one of the shortest reach, and the rest evenly spread; at most MOST."""
+    if len(steps) <= MOST:
+        return steps
+    at, reaches, _ = context.reaches(layer)
+    reached = {int(s): float(r) for s, r in zip(at, reaches, strict=True) if r.reached}
+    worst = min((s for s in steps if s in reached), key=lambda s: reached[s], default=steps[0])
+    spread = np.linspace(0, len(steps) - 1, MOST - 1).round().astype(int)
+    return sorted({worst, *(steps[k] for k in spread)})
 
 
 def _above_diagonal(picture: np.ndarray) -> np.ndarray:
@@ -98,6 +111,8 @@ def _one_row(layer: str, rows: np.ndarray, picture: np.ndarray) -> FigureData:
 
 def _finding(layer: str, rows: np.ndarray, picture: np.ndarray) -> str:
     lead = f"{rows.size} of {picture.shape[0]} outputs of {layer} carry a loss."
+    if not np.isfinite(picture).any():
+        return f"{lead} Nothing in it is a finite number above zero."
     best = np.unravel_index(
         np.nanargmax(np.where(np.isfinite(picture), picture, -np.inf)), picture.shape
     )

@@ -25,6 +25,8 @@ class Small:
     title: str
     curve: Callable[[Context, str], Curve | None]
     log: bool = False
+    check: str = ""
+    """The check that allows a range of it."""
 
 
 def _model(quantity: str) -> Callable[[Context, str], Curve | None]:
@@ -94,11 +96,13 @@ def _largest(values: np.ndarray) -> np.ndarray:
 SMALL = (
     Small("Loss", _every_step("history_loss", "loss"), log=True),
     Small("Gradient norm", _every_step("history_gradient_norm", "total_gradient_norm"), log=True),
-    Small("Reach (steps)", _reach),
-    Small("Decay per step", _decay),
+    Small("Reach (steps)", _reach, check="reach"),
+    Small("Decay per step", _decay, check="decay"),
     Small("Window for 10 % bias", _window),
-    Small("Largest ρ of W_hh's blocks", _layer("spectral_radius", _largest)),
-    Small("λ₁", _layer("lyapunov_exponents", lambda v: v[:, 0, 0])),
+    Small(
+        "Largest ρ of W_hh's blocks", _layer("spectral_radius", _largest), check="spectral_radius"
+    ),
+    Small("λ₁", _layer("lyapunov_exponents", lambda v: v[:, 0, 0]), check="lyapunov"),
     Small("Saturated gates (share)", _layer("gate_high", lambda v: v.mean(1))),
     Small("Learning rate", _every_step("history_learning_rate", "learning_rate")),
 )
@@ -147,8 +151,14 @@ def _panel(context: Context, small: Small, x: np.ndarray, y: np.ndarray) -> Pane
         low, high = low / 1.2, high * 1.2
     else:
         margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-        low, high = low - margin, high + margin
-    last = f": {number(float(known[-1]))}" if known.size else ": not finite"
+        low, high = (0.0 if low == 0 else low - margin), high + margin
+    bounds = context.config.bounds(small.check) if small.check else None
+    allowed = None
+    if bounds is not None and bounds.bounded and bounds.covers(context.lead):
+        allowed = (
+            -np.inf if bounds.min is None else bounds.min,
+            np.inf if bounds.max is None else bounds.max,
+        )
     first, end = float(x[0]), float(x[-1])
     marks: tuple[Mark, ...] = ()
     clip = _model("clip_threshold")(context, "") if small.title == "Gradient norm" else None
@@ -158,10 +168,12 @@ def _panel(context: Context, small: Small, x: np.ndarray, y: np.ndarray) -> Pane
     return Panel(
         Axis("", first, end if end > first else first + 1),
         Axis("", low, high, "log10" if log else "linear"),
-        small.title + last,
+        small.title,
         (Line(x.astype(float), y, small.title),),
         marks=marks,
-        notes=(f"{gaps} not finite",) if gaps else (),
+        allowed=allowed,
+        notes=(f"{gaps} not finite or not measured",) if gaps else (),
+        remark=number(float(known[-1])) if known.size else "not finite",
     )
 
 

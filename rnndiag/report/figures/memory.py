@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.report.context import Context
-from rnndiag.report.figure_data import Axis, Bubble, FigureData, Panel, Table, Tone
+from rnndiag.report.figure_data import Axis, Dots, FigureData, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
 
 QUESTION = "What does memory hold?"
@@ -41,8 +41,9 @@ def make(context: Context) -> FigureData:
 
 
 def _newest(context: Context, layer: str) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    found = context.run.select("state_map", layer)
-    newest = found.valid(found.steps.size - 1)
+    newest = context.last("state_map", layer)
+    if newest is None:
+        return None
     points = np.asarray(newest.values, float)
     labels = newest.coordinates.get("token", tuple(str(k) for k in range(len(points))))
     good = np.isfinite(points).all(1)
@@ -62,18 +63,21 @@ def _panel(layer: str, points: np.ndarray, labels: tuple[str, ...]) -> Panel:
         end
         for end, _ in sorted(((e, ends.count(e)) for e in set(ends)), key=lambda p: (-p[1], p[0]))
     ]
-    tone = {end: TONES[k] if k < len(TONES) else "baseline" for k, end in enumerate(common)}
+    kept = np.array(ends)
+    named = common[: len(TONES)]
     span = np.abs(points).max(0) * 1.1 + 1e-9
-    dots = tuple(
-        Bubble(float(x), float(y), 0.0, "", tone[end])
-        for (x, y), end in zip(points, ends, strict=True)
-    )
-    shown = ", ".join(repr(end) for end in common[: len(TONES)])
+    clouds = [
+        Dots(points[kept == end, 0], points[kept == end, 1], f"ends in {end!r}", tone)
+        for end, tone in zip(named, TONES, strict=False)
+    ]
+    others = ~np.isin(kept, named)
+    if others.any():
+        clouds.append(Dots(points[others, 0], points[others, 1], "ends otherwise", "baseline"))
     return Panel(
         Axis("first component", -float(span[0]), float(span[0])),
         Axis("second component", -float(span[1]), float(span[1])),
-        f"{layer}: ends in {shown}",
-        bubbles=dots,
+        layer,
+        dots=tuple(clouds),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.report.context import LN10, Context, finite
-from rnndiag.report.decimate import thin_matrix
+from rnndiag.report.decimate import extent, thin_matrix
 from rnndiag.report.figure_data import Axis, FigureData, Line, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number
@@ -34,10 +34,10 @@ def make(context: Context) -> FigureData:
     high = float(np.ceil(known.max())) if known.size else 0.0
     low = max(high - DECADES, float(np.floor(known.min()))) if known.size else -1.0
     reach_now = np.array([float(r) if r.reached else np.nan for r in reaches])
-    x = np.arange(steps.size) + 0.5
+    across, x = _axis_of(steps, block[1])
     panel = Panel(
-        _axis_of(steps),
-        Axis("lag", 0.0, float(profile.shape[1])),
+        across,
+        Axis("lag", *extent(profile.shape[1], block[0])),
         lines=(Line(x, reach_now, "reach", "second"),),
         matrices=(
             Matrix(
@@ -45,9 +45,7 @@ def make(context: Context) -> FigureData:
                 low,
                 min(high, low + 2 * DECADES) if high > low else low + 1,
                 label="credit relative to lag 0",
-                cell=""
-                if block == (1, 1)
-                else f"each cell is the largest of {block[0]} x {block[1]}",
+                block=block,
             ),
         ),
     )
@@ -56,8 +54,7 @@ def make(context: Context) -> FigureData:
         "F2",
         "Did the reach grow or shrink during training?",
         _finding(steps, reach_now, layer),
-        "Each column is one recording, lag 0 at the bottom; bright is much credit. The line is the reach. Grey: "
-        "exactly zero. Magenta: not finite.",
+        "Each column is one recording, lag 0 at the bottom; bright is much credit. The line is the reach.",
         (panel,),
         Table(
             ("step", "reach", "decay per step"),
@@ -72,14 +69,16 @@ def make(context: Context) -> FigureData:
     )
 
 
-def _axis_of(steps: np.ndarray) -> Axis:
-    """Columns stand side by side; their names are the training steps."""
-    return Axis(
-        "training step (one column a recording)",
-        0.0,
-        float(steps.size),
-        names=tuple(str(int(step)) for step in steps),
-    )
+def _axis_of(steps: np.ndarray, block: int) -> tuple[Axis, np.ndarray]:
+    """Evenly recorded steps make an axis of steps; others stand side by side, each under its own name."""
+    apart = np.diff(steps)
+    if (apart == apart[0]).all():
+        first, every = float(steps[0]), float(apart[0])
+        limits = extent(steps.size, block, first, every)
+        return Axis("training step", *limits, first=first, every=every), steps.astype(float)
+    names = tuple(str(int(step)) for step in steps)
+    across = Axis("training step (one column a recording)", *extent(steps.size, block), names=names)
+    return across, np.arange(steps.size, dtype=float)
 
 
 def _chosen(rows: list[tuple[object, object, object]], most: int = 24) -> list:  # type: ignore[type-arg]

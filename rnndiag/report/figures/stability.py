@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.report.context import Context, finite
-from rnndiag.report.figure_data import Axis, Band, Bubble, FigureData, Line, Mark, Panel, Table
+from rnndiag.report.figure_data import Axis, Band, Dots, FigureData, Line, Mark, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number
 
 QUESTION = "Is the dynamics stable?"
+TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit")
 
 
 @figure("F8", "Stability", QUESTION)
@@ -68,20 +69,17 @@ def _eigenvalues(context: Context, layer: str) -> Panel | None:
     blocks = found.coordinates.get("block", tuple(map(str, range(found.sizes["block"]))))
     values = np.asarray(found.values, float)
     edge = max(1.15, 1.1 * float(np.nanmax(np.abs(values)))) if finite(values).size else 1.15
-    tones = ("main", "second", "third", "bound")
-    dots = tuple(
-        Bubble(float(re), float(im), 0.0, "", tones[k % len(tones)])  # type: ignore[arg-type]
-        for k, block in enumerate(values)
-        for re, im in block
-        if np.isfinite(re) and np.isfinite(im)
+    clouds = tuple(
+        Dots(block[:, 0], block[:, 1], name, tone)
+        for name, block, tone in zip(blocks, values, TONES, strict=False)
     )
-    shapes = f": {', '.join(blocks)}" if len(blocks) > 1 else ""
     return Panel(
         Axis("real part", -edge, edge),
         Axis("imaginary part", -edge, edge),
-        f"Eigenvalues of W_hh{shapes}",
-        bubbles=dots,
+        "Eigenvalues of W_hh",
+        dots=clouds,
         circle=True,
+        shape="square",
     )
 
 
@@ -90,15 +88,15 @@ def _radius(context: Context, layer: str) -> Panel | None:
     if found is None or not finite(np.asarray(found.values)).size:
         return None
     rows = {name: np.asarray(found.sel(stat=name).values, float) for name in ("mean", "q05", "q95")}
-    time = np.arange(rows["mean"].size, dtype=float)
+    time = found.positions("time").astype(float)
     high = max(1.05, 1.05 * float(finite(np.asarray(found.values)).max()))
     return Panel(
-        Axis("time step", 0.0, float(max(1, time.size - 1))),
+        Axis("time step", float(time[0]), float(max(time[0] + 1, time[-1]))),
         Axis("ρ(J_t)", 0.0, high),
-        "Spectral radius of the Jacobian",
+        "ρ(J_t) over time",
         (Line(time, rows["mean"], "mean over samples", "main"),),
         (Band(time, rows["q05"], rows["q95"], "90 % of samples", 0.25),),
-        (Mark("y", 1.0, "1", "limit"),),
+        (Mark("y", 1.0, "keeps size", "limit"),),
     )
 
 

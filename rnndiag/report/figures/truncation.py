@@ -13,6 +13,8 @@ from rnndiag.run.quantities import MODEL
 from rnndiag.run.window import systematic_bias
 
 QUESTION = "What would truncation cost?"
+FLOOR = 1e-4
+"""Biases below this are not drawn: nobody asks for a truncation that exact."""
 
 
 @figure("F6", "Truncation", QUESTION)
@@ -54,7 +56,7 @@ def _panels(
     if sizes is not None and chunk is not None:
         lines.append(Line(sizes, _positive(chunk), "chunks", "third", dots=True))
     known = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
-    low = 10.0 ** float(np.floor(np.log10(max(1e-6, known.min())))) if known.size else 1e-3
+    low = 10.0 ** float(np.floor(np.log10(max(FLOOR, known.min())))) if known.size else 1e-3
     high = max(2.0, float(known.max()) * 1.3) if known.size else 2.0
     across = Axis("window or chunk, in steps", 1.0, float(max(2, bias.size - 1)), "log2")
     band: tuple[Band, ...] = ()
@@ -71,13 +73,16 @@ def _panels(
             tuple(lines),
             band,
             (*marks, Mark("y", 0.1, "10 %", "limit")),
+            notes=(f"below {low:g}: not drawn",) if known.size and known.min() < low else (),
         )
     ]
     if cosine is not None:
         floor = min(0.0, float(np.nanmin(cosine[1:]))) if np.isfinite(cosine[1:]).any() else 0.0
         turned = Line(windows[1:], cosine[1:], "sliding window", "main")
         up = Axis("cosine", floor, 1.0)
-        panels.append(Panel(across, up, "Cosine with the full gradient", (turned,), marks=marks))
+        panels.append(
+            Panel(across, up, "Cosine with the full gradient", (turned,), marks=marks, shape="low")
+        )
     return tuple(panels)
 
 

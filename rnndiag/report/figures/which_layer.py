@@ -5,66 +5,49 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.report.context import LN10, Context, finite
-from rnndiag.report.decimate import thin_matrix
-from rnndiag.report.figure_data import Axis, FigureData, Line, Matrix, Panel, Table
+from rnndiag.report.decimate import extent, thin_matrix
+from rnndiag.report.figure_data import Axis, Dots, FigureData, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
+from rnndiag.run.reach import Reach
 
 QUESTION = "Which layer?"
 DECADES = 12
 WORST = 5
+MOST = 250
+"""Rows of the picture; the shortest reaches come first."""
 
 
 @figure("F10", "By layer", QUESTION)
 def make(context: Context) -> FigureData:
     """One row a layer."""
-    known = [layer for layer in context.layers if ("credit_profile", layer) in context.run]
+    profiles = {}
+    for layer in [one for one in context.layers if ("credit_profile", one) in context.run][:MOST]:
+        newest = context.last("credit_profile", layer)
+        if newest is not None:
+            row = np.asarray(newest.sel(profile_stat="profile").values, float) / LN10
+            profiles[layer] = np.where(np.isnan(row), np.inf, row)
+    known = list(profiles)
     if not known:
         return absent("F10", context.nothing("credit_profile"))
     if len(known) == 1:
         return absent(
             "F10", f"One recurrent layer only, {known[0]}: its profile is the curve of F1."
         )
-    rows = []
-    for layer in known:
-        newest = context.last("credit_profile", layer)
-        assert newest is not None
-        rows.append(np.asarray(newest.sel(profile_stat="profile").values, float) / LN10)
-    size = max(row.size for row in rows)
-    picture = np.full((len(rows), size), np.nan)
-    for line, row in zip(picture, rows, strict=True):
-        line[: row.size] = np.where(np.isnan(row), np.inf, row)
-    numbers = finite(picture)
-    high = float(np.ceil(numbers.max())) if numbers.size else 0.0
-    low = max(high - DECADES, float(np.floor(numbers.min()))) if numbers.size else -1.0
+    picture = np.full((len(known), max(row.size for row in profiles.values())), np.nan)
+    for line, row in zip(picture, profiles.values(), strict=True):
+        line[: row.size] = row
     reaches = [context.reach(layer) for layer in known]
-    along = np.array([float(r) if r is not None and r.reached else np.nan for r in reaches])
-    values, block = thin_matrix(picture[::-1])
-    panel = Panel(
-        Axis("lag", 0.0, float(size)),
-        Axis("layer", -0.5, len(known) - 0.5, names=tuple(reversed(known))),
-        lines=(
-            Line(along[::-1], np.arange(len(known), dtype=float), "reach", "second", dots=True),
-        ),
-        matrices=(
-            Matrix(
-                values,
-                low,
-                max(high, low + 1),
-                label="credit relative to lag 0",
-                cell=""
-                if block == (1, 1)
-                else f"each cell is the largest of {block[0]} x {block[1]}",
-            ),
-        ),
-    )
+    panel = _panel(picture, known, reaches)
     sentences = [
         f"{layer}: {r.text + ' steps' if r is not None and r.reached else 'not reached'}"
         for layer, r in list(zip(known, reaches, strict=True))[:WORST]
     ]
+    rest = len([one for one in context.layers if one not in profiles])
+    left = f" {rest} more layers are not drawn." if rest else ""
     return FigureData(
         "F10",
         QUESTION,
-        "Shortest reach first. " + "; ".join(sentences) + ".",
+        "Shortest reach first. " + "; ".join(sentences) + "." + left,
         "Each row is one layer, lag 0 at the left; bright is much credit. The dots are the reach.",
         (panel,),
         Table(
@@ -74,5 +57,22 @@ def make(context: Context) -> FigureData:
                 for layer, r in zip(known, reaches, strict=True)
             ),
             (1, 2),
+        ),
+    )
+
+
+def _panel(picture: np.ndarray, known: list[str], reaches: list[Reach | None]) -> Panel:
+    """The shortest reach on top."""
+    numbers = finite(picture)
+    high = float(np.ceil(numbers.max())) if numbers.size else 0.0
+    low = max(high - DECADES, float(np.floor(numbers.min()))) if numbers.size else -1.0
+    along = np.array([float(r) if r is not None and r.reached else np.nan for r in reaches])
+    values, block = thin_matrix(picture[::-1])
+    return Panel(
+        Axis("lag", *extent(picture.shape[1], block[1])),
+        Axis("layer", -0.5, len(known) - 0.5, names=tuple(reversed(known))),
+        dots=(Dots(along[::-1], np.arange(len(known), dtype=float), "reach", "second"),),
+        matrices=(
+            Matrix(values, low, max(high, low + 1), label="credit relative to lag 0", block=block),
         ),
     )

@@ -1,0 +1,149 @@
+"""An SVG canvas with two axes: where a value lies, words, lines, grid and ticks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from html import escape
+
+import numpy as np
+
+from rnndiag.report.figure_data import Axis, Panel
+from rnndiag.report.palette import DASHES, FRAME, GRID, PAGE, QUIET, TEXT, TONES
+from rnndiag.report.ticks import place, ticks
+
+CHARACTER = 6.7
+"""Width of an average character at font size 12."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the drawing lies on the canvas, in units of the SVG (a pixel at full width)."""
+
+    width: float = 620.0
+    height: float = 280.0
+    left: float = 62.0
+    right: float = 16.0
+    top: float = 26.0
+    bottom: float = 44.0
+
+    @property
+    def inner(self) -> tuple[float, float]:
+        """Width and height of the plotting area."""
+        return self.width - self.left - self.right, self.height - self.top - self.bottom
+
+
+WIDE = Frame()
+LOW = Frame(height=190)
+SQUARE = Frame(width=490, height=462, right=16)
+SMALL = Frame(width=300, height=190, left=54, right=14, top=26, bottom=40)
+SMALL_SQUARE = replace(SMALL, width=300, height=190, left=96, right=80)
+
+
+def frame_of(panel: Panel, small: bool = False) -> Frame:
+    """The frame that suits a panel: its shape, a row for every name, room for the longest name."""
+    if small:
+        return SMALL_SQUARE if panel.shape == "square" else SMALL
+    frame = {"wide": WIDE, "low": LOW, "square": SQUARE}[panel.shape]
+    if not panel.y.names:
+        return frame
+    left = min(200.0, 34 + CHARACTER * max(len(shortened(name)) for name in panel.y.names))
+    if panel.shape == "square":
+        return replace(frame, left=max(frame.left, left), width=frame.width + left - frame.left)
+    rows = min(60, len(panel.y.names))
+    return replace(frame, left=max(frame.left, left), height=max(120.0, 84.0 + 16 * rows))
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """A name that fits beside an axis, its end kept: layers differ there."""
+    return name if len(name) <= most else f"…{name[-most + 1 :]}"
+
+
+class Canvas:
+    """Axes of one panel; every method adds elements to `parts`."""
+
+    def __init__(self, panel: Panel, frame: Frame) -> None:
+        self.panel, self.frame = panel, frame
+        self.parts: list[str] = []
+
+    def x(self, values: np.ndarray | float) -> np.ndarray:
+        """Values of the x axis -> canvas."""
+        return self.frame.left + place(self.panel.x, values) * self.frame.inner[0]
+
+    def y(self, values: np.ndarray | float) -> np.ndarray:
+        """Values of the y axis -> canvas."""
+        floor = self.frame.height - self.frame.bottom
+        return floor - place(self.panel.y, values) * self.frame.inner[1]
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        anchor: str = "start",
+        kind: str = "quiet",
+        halo: bool = False,
+        more: str = "",
+    ) -> None:
+        """Words at a place; `halo` keeps them readable on top of curves."""
+        fill = TEXT[0] if kind == "text" else QUIET[0] if kind == "quiet" else TONES[kind][0]
+        if halo:
+            around = f'stroke="{PAGE[0]}" stroke-width="4" paint-order="stroke"'
+            more += f' {around} stroke-linejoin="round"'
+        self.parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" fill="{fill}" '
+            f'class="f-{kind}{" s-page" if halo else ""}"{more}>{escape(words)}</text>'
+        )
+
+    def line(
+        self, x1: float, y1: float, x2: float, y2: float, kind: str = "grid", dashed: bool = False
+    ) -> None:
+        """A straight line."""
+        colour = {"grid": GRID, "frame": FRAME}.get(kind) or TONES[kind]
+        dash = f' stroke-dasharray="{DASHES["limit"]}"' if dashed else ""
+        self.parts.append(
+            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
+            f'stroke="{colour[0]}" class="s-{kind}"{dash}/>'
+        )
+
+    def axes(self) -> None:
+        """Grid, ticks and words of both axes."""
+        frame, panel = self.frame, self.panel
+        floor, wall = frame.height - frame.bottom, frame.left
+        end, roof = frame.width - frame.right, frame.top
+        for value, words in ticks(panel.y, self._most(panel.y, frame.inner[1], 34, 15)):
+            y = float(self.y(value))
+            if not panel.matrices:
+                self.line(wall, y, end, y)
+            self.text(wall - 7, y + 4, shortened(words), anchor="end")
+        for value, words in ticks(panel.x, self._most(panel.x, frame.inner[0], 62, 62)):
+            x = float(self.x(value))
+            self.line(x, floor, x, floor + 4, "frame")
+            self.text(x, floor + 17, shortened(words, 12), anchor="middle")
+        self.line(wall, floor, end, floor, "frame")
+        if panel.x.label:
+            self.text((wall + end) / 2, frame.height - 6, panel.x.label, anchor="middle")
+        if panel.y.label:
+            middle = (roof + floor) / 2
+            turned = f' transform="rotate(-90 13 {middle:.1f})"'
+            self.text(13, middle, panel.y.label, anchor="middle", more=turned)
+        if panel.title:
+            title = f"{panel.title}: {panel.remark}" if panel.remark else panel.title
+            self.text(
+                min(wall, 54),
+                14,
+                shortened_title(title, frame),
+                kind="text",
+                more=' font-weight="600"',
+            )
+
+    @staticmethod
+    def _most(axis: Axis, length: float, apart: float, apart_names: float) -> int:
+        """How many ticks find room."""
+        return max(3, int(length / (apart_names if axis.names else apart)))
+
+
+def shortened_title(title: str, frame: Frame) -> str:
+    """A title cut where the canvas ends."""
+    most = int((frame.width - min(frame.left, 54)) / (CHARACTER + 0.5))
+    return title if len(title) <= most else f"{title[: most - 1]}…"
