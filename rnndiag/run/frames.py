@@ -138,5 +138,5 @@ def to_xarray(run: Run, quantity: str | None, layer: str | None) -> xarray.Datas
         for arrays in groups.values()
     ]
     merged: xarray.Dataset = module.merge(variables, join="outer", combine_attrs="override")
-    merged.attrs.update(run=run.name, format="rnndiag")
+    merged.attrs = {"run": run.name, "format": "rnndiag"}
     return merged

@@ -17,7 +17,7 @@ VERDICTS: tuple[Verdict, ...] = ("exact", "unverified", "inexact")
 """From best to worst: of several ranks the worst one holds."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Recording:
     """All measurements of one step of one phase on one rank.
 
@@ -49,6 +49,10 @@ class Recording:
         object.__setattr__(self, "measurements", tuple(self.measurements))
         if not self.ranks:
             object.__setattr__(self, "ranks", (self.rank,))
+
+    def __repr__(self) -> str:
+        many = f"{len(self.measurements)} measurements of {len(self.layers)} layers"
+        return f"<recording of step {self.step} ({self.phase}), {self.verdict}: {many}>"
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], Measurement]:

@@ -60,7 +60,7 @@ def test_a_dataset_has_named_dims(ragged: Path) -> None:
     assert data.gradient_norm.sel(layer="a", step=0, parameter="v") == 2
     assert data.loss.dims == ("step",)
     assert data.loss.attrs["unit"] == "loss"
-    assert data.attrs["run"] == "ragged"
+    assert data.attrs == {"run": "ragged", "format": "rnndiag"}
     assert list(open_run(ragged).to_xarray("loss").data_vars) == ["loss"]
 
 

@@ -114,6 +114,7 @@ def test_a_recording_is_held_to_its_facts() -> None:
     assert "loss" in found
     assert ("kaplan_yorke", "l") in found
     assert found.get("loss", "l") is None
+    assert repr(found) == "<recording of step 0 (train), unverified: 2 measurements of 1 layers>"
 
 
 @pytest.mark.parametrize(
