@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import numpy as np
@@ -146,7 +147,9 @@ def test_a_relu_unit_at_rest_has_an_exponent_of_minus_infinity() -> None:
     assert found.se_blocks[-1].isnan()
 
 
-def test_stretches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stretches_of_time_and_single_sequences_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = draw_run("lstm", steps=50, lengths=[50, 20, 31])
     whole = rnndiag.lyapunov(run, warmup=7)
     monkeypatch.setattr(tangents, "STRETCH_BYTES", 10_000)
@@ -154,6 +157,13 @@ def test_stretches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = rnndiag.lyapunov(run, warmup=7)
     assert torch.allclose(whole.exponents, pieces.exponents, rtol=0, atol=1e-9)
     assert pieces.log_det_residual < 1e-9
+    monkeypatch.setattr(
+        importlib.import_module("rnndiag.engine.spectra.lyapunov"), "FRAME_BYTES", 1
+    )
+    single = rnndiag.lyapunov(run, warmup=7)
+    for name in ("exponents", "by_sequence", "se_sequences", "se_blocks", "steps"):
+        assert torch.allclose(getattr(single, name), getattr(whole, name), rtol=0, atol=1e-9), name
+    assert single.log_det_residual < 1e-9
 
 
 def test_finite_time_exponents_come_with_it() -> None:

@@ -19,6 +19,9 @@ from rnndiag.engine.spectra.products import jacobian_products
 from rnndiag.engine.spectra.tangents import Tangents, stretch, stretches
 from rnndiag.errors import BadArgument
 
+FRAME_BYTES = 256 * 2**20
+"""Frames held at once, with what a QR of them takes, are of about this many bytes: some sequences at a time."""
+
 PROOF_BYTES = 4 * 2**20
 """Jacobians of about this many bytes are written out at a time for their determinants."""
 
@@ -94,16 +97,29 @@ def lyapunov(
     interval: steps between two QRs (None: as many as keep the scales of the frame within a factor of 10^7).
     blocks: pieces of time for the standard error over time. lags: also the finite-time exponents of these lags.
     Cost a step and sequence: one product with W_hh for k vectors; a QR of S x k each interval; an LU of S x S for the
-    proof where k = S. Memory: a stretch of steps at a time.
+    proof where k = S. Memory: a stretch of steps and about 256 MiB of frames at a time.
     """
     k, warmup = _settings(run, k, warmup, interval, blocks)
     require_finite(run)
     growth = Growth(run, k, warmup, blocks, dtype)
-    frame = Frame.random((run.B, k, run.S), dtype, run.device)
-    pace = Interval(interval)
+    pace, check = Interval(interval), _Check(growth.quarters())
     log_det = torch.zeros(run.B, dtype=torch.float64, device=run.device)
-    check = _Check(growth.quarters())
-    for start, held in stretches(run, dtype):
+    at_once = max(1, FRAME_BYTES // (6 * k * run.S * dtype.itemsize))
+    for first in range(0, run.B, at_once):
+        chosen = slice(first, min(first + at_once, run.B))
+        part = run if at_once >= run.B else run.select(range(run.B)[chosen])
+        grown = Growth(part, k, warmup, blocks, dtype)
+        log_det[chosen] = _walk(part, grown, pace, check)
+        growth.sums[:, chosen] = grown.sums
+    return _result(run, growth, pace, check, log_det, lags)
+
+
+def _walk(run: LayerRun, growth: Growth, pace: Interval, check: _Check) -> Tensor:
+    """Carry a frame along these sequences, adding to `growth`; Σ_t ln |det J_t| (B,) where all exponents are asked."""
+    k = growth.sums.shape[-1]
+    frame = Frame.random((run.B, k, run.S), growth.sums.dtype, run.device)
+    log_det = torch.zeros(run.B, dtype=torch.float64, device=run.device)
+    for start, held in stretches(run, growth.sums.dtype):
         ranks = _lost_ranks(held)
         for t in range(start, start + held.run.T):
             alive = None if run.lengths is None else growth.lengths > t
@@ -117,8 +133,8 @@ def lyapunov(
                 check.compare(seen, pending)
                 pace.see(growth.add(seen, t + 1, pending), pending)
         if k == run.S:
-            log_det += _log_determinants(held, max(0, warmup - start))
-    return _result(run, growth, pace, check, log_det, lags)
+            log_det += _log_determinants(held, max(0, growth.warmup - start))
+    return log_det
 
 
 def _settings(
