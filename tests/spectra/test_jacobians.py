@@ -11,7 +11,7 @@ from spectra.hand_made import draw_run, jacobians_by_jacrev
 from torch import Tensor, nn
 
 import rnndiag
-from rnndiag.engine.cells import CELLS, module_cell
+from rnndiag.engine.cells import CELLS, Cell, module_cell
 from rnndiag.engine.layer_run import LayerRun, unroll
 from rnndiag.engine.spectra import jacobians as module
 from rnndiag.engine.spectra.tangents import stretch, tangents
@@ -174,3 +174,37 @@ def test_preactivations_that_the_recorder_kept_do_not_mislead() -> None:
     held = tangents(kept, 3, 7, torch.float64)
     eye = torch.eye(run.S, dtype=torch.float64).expand(3, -1, -1)
     assert torch.allclose(held.push(0, eye).mT[0], whole[3, 0], rtol=0, atol=1e-14)
+
+
+def test_parts_that_see_no_gate_or_nothing_at_all() -> None:
+    """One part decays by itself, beside an elementwise h; in a cell of any other form a part is a constant."""
+
+    def pointwise(a_ih: Tensor, a_hh: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return torch.tanh(a_ih + a_hh), 0.5 * state[1]
+
+    inputs = torch.randn(4, 2, 3, dtype=torch.float64)
+    direct = (inputs.new_zeros(4, 2, 3), inputs.new_zeros(4, 2, 3))
+    weights = {"weight_ih": torch.randn(3, 3).double(), "weight_hh": torch.randn(3, 3).double()}
+    start = (torch.ones(2, 3).double(), torch.ones(2, 3).double())
+    cell = Cell(
+        "decaying", ("h", "n"), ("h",), pointwise=pointwise, elementwise=True, additive=True
+    )
+    run = unroll(cell, weights, inputs, direct, start)
+    found = rnndiag.jacobians(run)
+    slope = (1 - run.states[0] ** 2).unsqueeze(-1)
+    assert torch.allclose(found[..., :3, :3], slope * weights["weight_hh"], rtol=0, atol=1e-14)
+    assert torch.equal(found[..., 3:, 3:], 0.5 * torch.eye(3).double().expand(4, 2, 3, 3))
+    assert not found[..., :3, 3:].any()
+    assert not found[..., 3:, :3].any()
+    vectors = torch.randn(4, 2, 2, 6, dtype=torch.float64)
+    pushed = tangents(run, 0, 4, torch.float64).push(torch.arange(4), vectors)
+    assert torch.allclose(pushed, vectors @ found.mT, rtol=0, atol=1e-13)
+
+    def constant(weights: object, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return state[0] * x, torch.ones_like(x)
+
+    run = unroll(Cell("constant", ("h", "n"), run_step=constant), {}, inputs, direct, start)
+    found = rnndiag.jacobians(run)
+    assert torch.equal(found[..., :3, :3], torch.diag_embed(inputs))
+    assert not found[..., 3:, :].any()
+    assert not found[..., 3:].any()
