@@ -1,7 +1,7 @@
 """The black box: a step whose loss or gradient is not finite, or whose norm jumps, is recorded and explained.
 
-What arms it: the hooks of the capture are on at every step. They keep references and no copies, so they cost
-microseconds a step, and the step's inputs and outputs stay alive until the step has been judged.
+What arms it: two light hooks a fused recurrent layer (see `vigil`), which keep references and no copies. They cost some
+tens of microseconds a step, and the step's inputs and output gradients stay alive until the step has been judged.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rnndiag.engine.layer_run import LayerRun
+from rnndiag.recorder.capture import BackwardPass
+from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.first_fault import first_fault, largest_contribution
 from rnndiag.recorder.history import History, StepFacts
+from rnndiag.recorder.settings import Settings
+from rnndiag.recorder.training_facts import scaling_of
+from rnndiag.recorder.vigil import Vigil
 
+GROUPS = ("contributions", "gates")
+"""What is measured at an accident."""
 MOST = 16
 """So many accidents of a fit are recorded."""
 QUIET = 20
@@ -44,17 +50,48 @@ class Alarm:
         return f"The {what} is {value} at step {self.step}."
 
 
-@dataclass
 class BlackBox:
-    """Judges every step."""
+    """Judges every step, and keeps what is needed to explain it. Does nothing where it was not asked for."""
 
-    jump: float
-    count: int = 0
-    _last: int | None = None
+    def __init__(
+        self, settings: Settings, module: Any, trainer: Any, groups: Sequence[str], faults: Faults
+    ) -> None:
+        self._on, self._jump = settings.black_box, settings.jump
+        self._module, self._trainer = module, trainer
+        self._vigil = Vigil(faults)
+        self._epoch = -1
+        self._last: int | None = None
+        self.count = 0
+        self.wants_next = False
+        """Nothing of the last accident's step was kept: the step after it is recorded."""
+        self.groups = tuple(name for name in GROUPS if name in groups)
+        """What is measured at an accident."""
+        self.left_out = dict.fromkeys(set(groups) - set(self.groups), _ACCIDENT)
+
+    def stand(self) -> None:
+        """Keep what the coming passes show. Modules are looked for once an epoch."""
+        if not self._on:
+            return
+        if (epoch := int(self._trainer.current_epoch)) != self._epoch:
+            self._epoch = epoch
+            self._vigil.attach(self._module)
+        self._vigil.forget()
+        self._vigil.awake = True
+
+    def rest(self) -> None:
+        """The step is judged: forget it."""
+        self._vigil.awake = False
+        self._vigil.forget()
+
+    def release(self) -> None:
+        """Take the hooks off."""
+        self._vigil.release()
 
     def alarm(self, history: History, facts: StepFacts) -> Alarm | None:
         """An alarm for this step, unless the last one was only just now."""
-        found = history.judge(facts, self.jump)
+        if not self._on:
+            return None
+        found = history.judge(facts, self._jump)
         if found is None:
             return None
         recent = self._last is not None and facts.step - self._last < QUIET
@@ -64,10 +101,21 @@ class BlackBox:
         self.count += 1
         return Alarm(found[0], facts.step, float(facts.norm), found[1], float(facts.loss))
 
-    def story(self, alarm: Alarm, runs: Sequence[LayerRun]) -> dict[str, Any]:
+    def kept_passes(self) -> list[BackwardPass]:
+        """The step's calls run again, proved by the true gradients where one backward pass alone made them."""
+        scaling = scaling_of(self._trainer, self._module)
+        true = {}
+        if scaling.accumulate == 1 and self._module.automatic_optimization:
+            named = self._module.named_parameters()
+            true = {name: p.grad for name, p in named if p.grad is not None}
+        return self._vigil.replay(true, scaling.factor)
+
+    def story(self, alarm: Alarm, passes: Sequence[BackwardPass]) -> dict[str, Any]:
         """What happened and where it began, as the recording's note `black_box`."""
+        runs = [run for seen in passes for run in seen.layer_runs]
+        self.wants_next = not runs
         where = largest_contribution(runs) if alarm.kind == "jump" else first_fault(runs)
-        sentence = " ".join(filter(None, (alarm.sentence, where.sentence if where else _UNSEEN)))
+        unseen = _UNSEEN if runs else _NOT_KEPT
         place = {} if where is None else where.as_json()
         return {
             "kind": alarm.kind,
@@ -76,8 +124,10 @@ class BlackBox:
             "usual_norm": alarm.usual_norm,
             "loss": alarm.loss,
             **place,
-            "sentence": sentence,
+            "sentence": f"{alarm.sentence} {where.sentence if where else unseen}",
         }
 
 
 _UNSEEN = "Nothing of it is to be seen in the recurrent layers: it is in another part of the model."
+_NOT_KEPT = "Its recurrent layers are loops of cells, which are not kept between recordings: the next step is recorded."
+_ACCIDENT = "this step was recorded for its accident"

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rnndiag.recorder.black_box import BlackBox
-from rnndiag.recorder.capture import BackwardPass
 from rnndiag.recorder.chronicle import Chronicle
 from rnndiag.recorder.clipping import ClipStory
 from rnndiag.recorder.closing import Cost, close_fit
 from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.gradients import step_facts
 from rnndiag.recorder.history import History, StepFacts
-from rnndiag.recorder.labels import label_notes
+from rnndiag.recorder.leaving import last_recording
 from rnndiag.recorder.ledger import Ledger
 from rnndiag.recorder.logged import log_scalars
-from rnndiag.recorder.measures import Extent, Subject, chosen_measures, take
-from rnndiag.recorder.pending import BACKWARDS, Pending, renamed
+from rnndiag.recorder.measures import chosen_measures
+from rnndiag.recorder.pending import Pending
 from rnndiag.recorder.provenance import provenance
+from rnndiag.recorder.reading import Reader
 from rnndiag.recorder.schedule import Decision, WithinBudget
 from rnndiag.recorder.schedule_for import schedule_for
 from rnndiag.recorder.settings import Settings
@@ -26,17 +28,12 @@ from rnndiag.recorder.training_facts import (
     batches_so_far,
     clip_of,
     loss_of,
-    precision_of,
     scaling_of,
     step_of,
     training_measurements,
 )
 from rnndiag.recorder.watch import Watch
 from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
-
-BLACK_BOX_GROUPS = ("contributions", "gates")
-_ACCIDENT = "this step was recorded for its accident"
 
 
 class FitRecorder:
@@ -56,55 +53,48 @@ class FitRecorder:
         self.ledger = Ledger()
         self.history = History()
         self.clips = ClipStory()
-        self.black_box = BlackBox(settings.jump) if settings.black_box else None
         self.groups = chosen_measures(settings.measures)
         self.schedule = schedule_for(settings, self.groups, self.ledger, trainer, module)
+        self.reader = Reader(settings, trainer, module, self.faults, self.ledger)
+        self.black_box = BlackBox(settings, module, trainer, self.groups, self.faults)
         self.watch = Watch(module, lambda: scaling_of(trainer, module).factor, self.faults)
         self.chronicle = Chronicle(
             run_dir,
             self.faults,
-            self._provenance,
+            lambda: provenance(trainer, module, settings.as_json(), self.reader.first_runs),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             resumed_from_step=resumed_from_step,
         )
         self.added: tuple[Measurement, ...] = ()
-        self._first_runs: tuple[Any, ...] = ()
         self._pending: Pending | None = None
         self._done: list[tuple[Pending, StepFacts | None]] = []
         self._decided = -1
-        self._batch: Any = None
         self._batch_step = 0
         self._batch_number = 0
-        self._measured = False
-        self._batch_layers: set[str] = set()
         self._batch_groups: tuple[str, ...] | None = None
         self._said_none = False
-        self._precision = precision_of(trainer)
+        self._groups_before = 0.0
 
     # -- moments of the loop ---------------------------------------------------------------------------------------
 
     def batch_started(self, batch: Any) -> None:
         """Decide, and watch the forward pass that comes."""
         with self.ledger.own():
-            self._batch = batch
+            self.reader.batch_started(batch)
             self._batch_number = batches_so_far(self.trainer)
-            self._measured = False
             self._batch_step = step_of(self.trainer, self.module)
-            self._batch_layers, self._batch_groups = set(), None
+            self._batch_groups = None
             self._begin_step(self._batch_step)
-            if self._pending is not None or self.black_box is not None:
-                with self.faults.guard("watching the model"):
-                    if self._pending is not None:
-                        self.watch.rescan()
-                    self.watch.arm()
+            with self.faults.guard("watching the model"):
+                self._watch_next()
         self.ledger.batch_started()
 
     def after_backward(self) -> None:
         """A backward pass is over."""
         if self._pending is not None:
             with self.ledger.own(), self.faults.guard("reading a backward pass"):
-                self._measure(self.watch.new_passes())
+                self._measure()
 
     def before_optimizer_step(self, optimizer: Any) -> None:
         """Gradients are complete, unscaled and not yet clipped; weights have not moved."""
@@ -116,36 +106,40 @@ class FitRecorder:
                 self.history.add(facts)
             with self.faults.guard("reading a backward pass"):
                 if self._pending is not None:
-                    self._measure(self.watch.new_passes())
+                    self._measure()
                 if facts is not None:
                     self._judge(facts)
             if self._pending is not None:
                 self._done.append((self._pending, facts))
                 self._pending = None
             if not self.module.automatic_optimization:
-                self.watch.forget()
-                self._begin_step(step + 1)
+                with self.faults.guard("watching the model"):
+                    self.watch.forget()
+                    self._begin_step(step + 1)
+                    self._watch_next()
 
     def batch_ended(self, outputs: Any) -> None:
         """The step is over; weights have moved, or not yet where gradients accumulate."""
         with self.ledger.own():
             loss = loss_of(outputs)
-            with self.faults.guard("reading a backward pass"):
-                if self._pending is not None:
-                    self._measure(self.watch.new_passes())
+            if self._pending is not None:
+                with self.faults.guard("reading a backward pass"):
+                    self._measure()
             self.history.loss(loss, self._batch_step)
             with self.faults.guard("judging the step"):
-                for facts in self.history.settle(at_once=self._measured):
+                for facts in self.history.settle(at_once=self.reader.measured):
                     self.clips.add(facts)
             raw = not self.module.automatic_optimization
             if raw and self._pending is not None and not self._pending.empty:
                 self._done.append((self._pending, None))
                 self._pending = None
-            self._write_done(loss)
+            if self._done:
+                self._write_done(loss)
             with self.faults.guard("watching the model"):
                 self.watch.disarm()
-            self._batch = None
-        self._count_cost(self._measured)
+                self.black_box.rest()
+            self.reader.batch = None
+        self._count_cost(self.reader.measured)
 
     def epoch_ended(self) -> None:
         """An epoch's story of clipping is complete."""
@@ -182,6 +176,7 @@ class FitRecorder:
             self.faults.strict = False
         with self.faults.guard("letting go of the model"):
             self.watch.release()
+            self.black_box.release()
         if not self.chronicle.closed:
             with self.ledger.own():
                 self._store_rest()
@@ -195,20 +190,28 @@ class FitRecorder:
             return
         self._decided = step
         decision = self._decide(batches_so_far(self.trainer) if self.schedule.by_batch else step)
-        groups, only_new = decision.groups, False
-        if not decision.record:
-            if self._batch_groups is None:
-                return
-            groups, only_new = self._batch_groups, True
-        self._batch_groups = groups
-        self._pending = Pending(
-            step,
-            groups,
-            epoch=int(self.trainer.current_epoch),
-            batch=self._batch_number,
-            only_new=only_new,
-            left_out=decision.left_out,
-        )
+        if decision.record:
+            self._batch_groups = decision.groups
+            self._pending = self._new_pending(step, decision.groups, decision.left_out)
+        elif self._batch_groups is not None:
+            self._pending = self._new_pending(step, self._batch_groups)
+            self._pending.only_new = True
+        elif self.black_box.wants_next:
+            self._pending = self._new_pending(step, self.black_box.groups, self.black_box.left_out)
+
+    def _new_pending(
+        self, step: int, groups: tuple[str, ...], left_out: Mapping[str, str] | None = None
+    ) -> Pending:
+        epoch = int(self.trainer.current_epoch)
+        return Pending(step, groups, epoch, self._batch_number, left_out=left_out or {})
+
+    def _watch_next(self) -> None:
+        """Watch the forward passes until the next optimizer step: closely if it is recorded, else for the black box."""
+        if self._pending is None:
+            self.black_box.stand()
+        elif not self.watch.armed:
+            self.watch.rescan()
+            self.watch.arm()
 
     def _decide(self, tick: int) -> Decision:
         """The schedule's decision; rank 0's for all ranks, as a rank that records makes the others wait."""
@@ -222,64 +225,25 @@ class FitRecorder:
         self.schedule.adopt(decision)
         return decision
 
-    def _measure(self, passes: list[BackwardPass]) -> None:
-        """Measure finished backward passes into the pending recording."""
-        pending = self._pending
+    def _measure(self) -> None:
+        """Measure the backward passes since the last call into the pending recording."""
+        pending, passes = self._pending, self.watch.new_passes()
         if pending is None or (self._batch_number != pending.batch and not pending.empty):
-            return  # of accumulated batches the first one is recorded
-        for seen in passes:
-            runs = self._named(pending, seen.layer_runs)
-            if seen.missed:
-                pending.facts.setdefault("not_measured", {}).update(seen.missed)
-            if not runs:
-                continue
-            self._measured = True
-            if not self._first_runs:
-                self._first_runs = runs
-            subject = Subject(
-                runs,
-                made=seen.adjoints,
-                dtype=self._precision or seen.dtype,
-                extent=Extent(samples=self.settings.samples, seed=pending.step),
-            )
-            pending.taken.append(take(subject, pending.groups, self.faults, self.ledger.own))
-            scaling = scaling_of(self.trainer, self.module)
-            if scaling.factor != 1.0:
-                pending.facts["scaling"] = scaling.as_json()
-            if self.settings.labels is not None:
-                with self.faults.guard("labels"):
-                    pending.facts.update(label_notes(self.settings.labels, self._batch, runs))
-
-    def _named(self, pending: Pending, runs: tuple[Any, ...]) -> tuple[Any, ...]:
-        kept = []
-        for run in runs:
-            if pending.only_new and run.name in self._batch_layers:
-                continue
-            number = pending.layers[run.name] = pending.layers.get(run.name, 0) + 1
-            if number <= BACKWARDS:
-                kept.append(renamed(run, number))
-        self._batch_layers.update(pending.layers)
-        return tuple(kept)
+            return
+        self.reader.read(pending, passes)
 
     def _judge(self, facts: StepFacts) -> None:
         """Is this step an accident? Then it is recorded, whatever the schedule said."""
-        if self.black_box is None:
-            return
         alarm = self.black_box.alarm(self.history, facts)
         if alarm is None:
             return
+        passes = self.watch.passes()
         if self._pending is None:
-            groups = tuple(name for name in BLACK_BOX_GROUPS if name in self.groups)
-            self._pending = Pending(
-                facts.step,
-                groups,
-                epoch=int(self.trainer.current_epoch),
-                batch=self._batch_number,
-                left_out=dict.fromkeys(set(self.groups) - set(groups), _ACCIDENT),
-            )
-            self._measure(self.watch.passes())
-        runs = [run for seen in self.watch.passes() for run in seen.layer_runs]
-        self._pending.facts["black_box"] = self.black_box.story(alarm, runs)
+            box = self.black_box
+            self._pending = self._new_pending(facts.step, box.groups, box.left_out)
+            passes = passes or box.kept_passes()
+            self.reader.read(self._pending, passes)
+        self._pending.facts["black_box"] = self.black_box.story(alarm, passes)
 
     def _write_done(self, loss: Any) -> None:
         done, self._done = self._done, []
@@ -302,7 +266,7 @@ class FitRecorder:
 
     def _say_if_none(self) -> None:
         """One clear sentence where the model has nothing to record."""
-        if not self._said_none and not self.watch.layers and not self._first_runs:
+        if not self._said_none and not self.watch.layers and not self.reader.first_runs:
             self._said_none = True
             tell(
                 f"rnndiag: {type(self.module).__name__} has no recurrent layer that a gradient went through, so "
@@ -321,24 +285,9 @@ class FitRecorder:
             self._write_done(float("nan"))
             if not self.chronicle.opened:
                 return
-            notes: dict[str, Any] = {"clipping": self.clips.drain(), "errors": self.faults.drain()}
-            notes["overhead"] = {"seconds": self.ledger.spent, "share": self.ledger.share}
-            step = step_of(self.trainer, self.module)
-            measured = (
-                training_measurements(None, float("nan"), self.ledger.spent, self.ledger.share)
-                + self.history.measurements()
-                + list(self.added)
-            )
-            self.chronicle.append(
-                Recording(
-                    step=step,
-                    phase="end",
-                    rank=self.trainer.global_rank,
-                    epoch=int(self.trainer.current_epoch),
-                    measurements=tuple(measured),
-                    notes={key: value for key, value in notes.items() if value},
-                )
-            )
+            ring, story = self.history.measurements(), self.clips.drain()
+            last = last_recording(self.trainer, self.module, ring, story, self.ledger, self.faults)
+            self.chronicle.append(replace(last, measurements=(*last.measurements, *self.added)))
 
     def _count_cost(self, recorded: bool) -> None:
         groups = sum(self.ledger.by_group.values())
@@ -346,8 +295,3 @@ class FitRecorder:
         if recorded:
             self.ledger.recording_cost(max(0.0, cost - (groups - self._groups_before)))
         self._groups_before = groups
-
-    _groups_before = 0.0
-
-    def _provenance(self) -> dict[str, Any]:
-        return provenance(self.trainer, self.module, self.settings.as_json(), self._first_runs)

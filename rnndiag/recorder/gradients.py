@@ -55,4 +55,5 @@ def step_facts(step: int, optimizer: Any, clip: Clip) -> StepFacts:
         learning_rate=learning_rate(optimizer),
         clip_at=clip.threshold,
         clip_size=largest,
+        optimizer=id(optimizer),
     )

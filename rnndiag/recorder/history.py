@@ -39,6 +39,8 @@ class StepFacts:
     learning_rate: float = math.nan
     clip_at: float | None = None
     """The threshold of clipping, in the measure of `clip_size`; None: not clipped by the Trainer."""
+    optimizer: int = 0
+    """Which optimizer of the batch: each has norms of its own size."""
     clip_size: Scalar | None = None
     """What is held against it: the norm, or the largest entry where values are clipped."""
 
@@ -54,7 +56,8 @@ class History:
     """The latest steps since the last recording, and the norms that a jump is judged by."""
 
     entries: deque[StepFacts] = field(default_factory=lambda: deque(maxlen=LENGTH))
-    _norms: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED))
+    _norms: dict[int, deque[float]] = field(default_factory=dict)
+    """By optimizer."""
     _waiting: list[StepFacts] = field(default_factory=list)
     dropped: int = 0
 
@@ -85,20 +88,16 @@ class History:
     def judge(self, facts: StepFacts, factor: float) -> tuple[str, float] | None:
         """Is the step an accident? ("loss" | "gradient" | "jump", running median of the norm), or None."""
         norm, loss = float(facts.norm), float(facts.loss)
-        usual = self.usual_norm
+        norms = self._norms.setdefault(facts.optimizer, deque(maxlen=JUDGED))
+        usual = median(norms) if norms else math.nan
         if math.isinf(loss) or (math.isnan(loss) and isinstance(facts.loss, Tensor)):
             return "loss", usual
         if math.isinf(norm) or (math.isnan(norm) and isinstance(facts.norm, Tensor)):
             return "gradient", usual
-        jumped = len(self._norms) >= ENOUGH and norm > factor * usual > 0
+        jumped = len(norms) >= ENOUGH and norm > factor * usual > 0
         if math.isfinite(norm):
-            self._norms.append(norm)
+            norms.append(norm)
         return ("jump", usual) if jumped else None
-
-    @property
-    def usual_norm(self) -> float:
-        """The running median of the gradient norm."""
-        return median(self._norms) if self._norms else math.nan
 
     def measurements(self) -> list[Measurement]:
         """The ring as it is stored, and emptied."""

@@ -43,7 +43,7 @@ def total_batches(trainer: Any, module: Any) -> int | None:
 
 def loss_of(outputs: Any) -> Scalar:
     """The loss that a training step returned; NaN where it returned none."""
-    if isinstance(outputs, Mapping):
+    if type(outputs) is dict or isinstance(outputs, Mapping):
         outputs = outputs.get("loss")
     if isinstance(outputs, Tensor) and outputs.numel() == 1:
         return outputs.detach().reshape(())

@@ -24,6 +24,11 @@ class Watch:
         """Names of the recurrent modules that are watched."""
         return () if self._capture is None else tuple(self._capture.modules)
 
+    @property
+    def armed(self) -> bool:
+        """Whether the hooks are on."""
+        return self._capture is not None and self._capture.armed
+
     def rescan(self) -> None:
         """Look for recurrent modules again: they may be made late, or be swapped between epochs."""
         modules = tuple(self._model.modules())

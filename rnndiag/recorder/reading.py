@@ -1,0 +1,76 @@
+"""From finished backward passes to what is measured of them, for one pending recording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.recorder.capture import BackwardPass
+from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.labels import label_notes
+from rnndiag.recorder.ledger import Ledger
+from rnndiag.recorder.measures import Extent, Subject, take
+from rnndiag.recorder.pending import BACKWARDS, Pending, renamed
+from rnndiag.recorder.settings import Settings
+from rnndiag.recorder.training_facts import precision_of, scaling_of
+
+
+@dataclass
+class Reader:
+    """Measures the passes of the running batch. `measured` says whether it has in this batch."""
+
+    settings: Settings
+    trainer: Any
+    module: Any
+    faults: Faults
+    ledger: Ledger
+    first_runs: tuple[LayerRun, ...] = ()
+    """The layer runs of the first recording: they describe the model."""
+    measured: bool = False
+    batch: Any = None
+    _layers: set[str] = field(default_factory=set)
+
+    def batch_started(self, batch: Any) -> None:
+        """Nothing is measured of this batch yet."""
+        self.batch, self.measured = batch, False
+        self._layers = set()
+
+    def read(self, pending: Pending, passes: Sequence[BackwardPass]) -> None:
+        """Measure the passes into the recording. Of batches that accumulate gradients the first is measured."""
+        for seen in passes:
+            if seen.missed:
+                pending.facts.setdefault("not_measured", {}).update(seen.missed)
+            runs = self._named(pending, seen.layer_runs)
+            if not runs:
+                continue
+            self.measured = True
+            self.first_runs = self.first_runs or runs
+            subject = Subject(
+                runs,
+                made=seen.adjoints,
+                dtype=precision_of(self.trainer) or seen.dtype,
+                extent=Extent(samples=self.settings.samples, seed=pending.step),
+            )
+            pending.taken.append(take(subject, pending.groups, self.faults, self.ledger.own))
+            self._note(pending, runs)
+
+    def _note(self, pending: Pending, runs: tuple[LayerRun, ...]) -> None:
+        scaling = scaling_of(self.trainer, self.module)
+        if scaling.factor != 1.0:
+            pending.facts["scaling"] = scaling.as_json()
+        if self.settings.labels is not None:
+            with self.faults.guard("labels", "Look at what labels= returns for one batch."):
+                pending.facts.update(label_notes(self.settings.labels, self.batch, runs))
+
+    def _named(self, pending: Pending, runs: Sequence[LayerRun]) -> tuple[LayerRun, ...]:
+        kept = []
+        for run in runs:
+            if pending.only_new and run.name in self._layers:
+                continue
+            number = pending.layers[run.name] = pending.layers.get(run.name, 0) + 1
+            if number <= BACKWARDS:
+                kept.append(renamed(run, number))
+        self._layers.update(pending.layers)
+        return tuple(kept)
