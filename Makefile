@@ -52,7 +52,7 @@ demo: $(VENV)/train  ## train a small LSTM, record it, and print where the repor
 
 .PHONY: lectures
 lectures: $(VENV)/train  ## the lectures' story: which cells learn a long gap, and the reach that explains it
-	$(BIN)/python -m lightning_modules.experiments
+	$(BIN)/python -m lightning_modules.experiments.lectures
 
 .PHONY: gallery
 gallery: $(VENV)/train  ## record the gallery in reports/ anew and write its pages
