@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+from weakref import WeakKeyDictionary
 
 from rnndiag.errors import NotInstalled, RunUnreadable
 
@@ -58,38 +59,61 @@ class File(Protocol):
 
 
 class LocalFile:
-    """A regular local file, opened without following links and read by position."""
+    """A regular local file, opened without following links and read by position.
+
+    Of many files (`open_runs("logs/**")`) only the last ones stay open; the others are opened again when they are read.
+    """
+
+    _open: ClassVar[WeakKeyDictionary[LocalFile, None]] = WeakKeyDictionary()
+    _MOST_OPEN = 128
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+        self._identity: tuple[int, int] | None = None
+        self._opened()
+
+    def _opened(self) -> int:
+        """The descriptor, opened again if it was closed meanwhile."""
+        if self._descriptor >= 0:
+            return self._descriptor
+        if not stat.S_ISREG(os.lstat(self._path).st_mode):
+            raise NotRegular("not a regular file")
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise NotRegular("not a regular file")
-        self._descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+        self._descriptor = os.open(self._path, flags | getattr(os, "O_BINARY", 0))
+        found = os.fstat(self._descriptor)
+        identity = (found.st_dev, found.st_ino)
+        self._identity = self._identity or identity
+        if not stat.S_ISREG(found.st_mode) or identity != self._identity:
             self.close()
-            raise NotRegular("not a regular file")
+            raise NotRegular("not a regular file, or replaced since the run was opened")
+        self._open[self] = None
+        if len(self._open) > self._MOST_OPEN:
+            next(iter(self._open)).close()
+        return self._descriptor
 
     def size(self) -> int:
         """Bytes there now."""
-        return os.fstat(self._descriptor).st_size
+        return os.fstat(self._opened()).st_size
 
     def modified(self) -> float:
         """When it was last written, unix seconds."""
-        return os.fstat(self._descriptor).st_mtime
+        return os.fstat(self._opened()).st_mtime
 
     def read(self, start: int, size: int) -> bytes:
         """At most `size` bytes from `start`."""
-        return read_at(self._descriptor, size, start)
+        return read_at(self._opened(), size, start)
 
     def close(self) -> None:
         """Let go of the descriptor."""
+        self._open.pop(self, None)
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:
-            self.close()
+            os.close(self._descriptor)
 
 
 class LocalDirectory:

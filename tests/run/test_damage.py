@@ -83,7 +83,7 @@ def test_every_bit_of_a_recordings_directory_and_header(write: Write) -> None:
         flipped = bytearray(data)
         flipped[at] ^= 1 << (at % 8)
         file.write_bytes(flipped)
-        check(run, 1)
+        assert sound(open_run(run)) >= len(STEPS) - 1
 
 
 def test_every_truncation_keeps_what_is_before_it(write: Write) -> None:

@@ -14,6 +14,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,17 @@ def with_numpy(**entries: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+@cache
+def zip_bomb() -> bytes:
+    """200 MB in 200 kB."""
+    return with_numpy(a=np.zeros(50_000_000, np.float32))
+
+
+@cache
+def too_many_arrays() -> bytes:
+    return with_numpy(**{f"a{n}": np.zeros(0) for n in range(5000)})
+
+
 def overlapping() -> bytes:
     """Two entries of a right directory, pointing at the same bytes."""
     data = bytearray(packed({"a@b.npy": npy(header()), "c@d.npy": npy(header())}))
@@ -131,10 +143,10 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
     "fortran": lambda: packed({"a@b.npy": npy(header(order="True"), bytes(4))}),
     "format 3 of numpy": lambda: packed({"a@b.npy": npy(header(), bytes(4), b"\x03\x00")}),
     "half an array": lambda: packed({"a@b.npy": npy(header(shape="(9,)"), bytes(4))}),
-    "zip bomb": lambda: with_numpy(a=np.zeros(50_000_000, np.float32)),
+    "zip bomb": zip_bomb,
     "overlapping": overlapping,
     "claims many arrays": claims_many,
-    "too many arrays": lambda: with_numpy(**{f"a{n}": np.zeros(0) for n in range(5000)}),
+    "too many arrays": too_many_arrays,
     "deep facts": lambda: npz.pack([(stored.FACTS, (b'{"a":' * 50_000,))]),
     "deep labels": lambda: packed({stored.LABELS: b"[" * 500_000}),
     "labels of another form": lambda: packed({stored.LABELS: b'{"of": [3]}', "a@b.npy": npy(header(), bytes(4))}),

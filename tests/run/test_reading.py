@@ -256,6 +256,25 @@ def test_many_runs_at_once(write: Write, tmp_path: Path) -> None:
         open_runs(tmp_path / "nothing/**")
 
 
+def test_many_runs_do_not_need_as_many_open_files(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rnndiag.run.source.LocalFile._MOST_OPEN", 3)
+    for n in range(12):
+        write([0, 10], name=f"logs/{n:02d}", close=False)
+    before = len(os.listdir("/proc/self/fd"))
+    runs = open_runs(tmp_path / "logs/*")
+    assert [run["loss"].values.tolist() for run in runs] == [[1.0, 11.0]] * 12
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    assert [run.refresh() for run in runs] == [0] * 12
+    file = segment_of(tmp_path / "logs" / "00")
+    other = file.with_suffix(".new")
+    other.write_bytes(file.read_bytes())
+    other.replace(file)
+    assert list(runs[0].recordings) == []
+    assert "replaced since the run was opened" in str(runs[0].problems[-1])
+
+
 def test_remote_paths_go_through_fsspec(write: Write) -> None:
     fsspec = pytest.importorskip("fsspec")
     path = write([0, 10])
