@@ -15,6 +15,7 @@ from rnndiag.health.finding import Finding
 from rnndiag.health.verdict import Verdict, verdict
 from rnndiag.run.headline import lengths_of
 from rnndiag.run.measurement import Measurement, Series
+from rnndiag.run.quantities import QUANTITIES
 from rnndiag.run.reach import Decay, Reach, decay, reach
 from rnndiag.run.run import Run
 from rnndiag.run.stored import entry_name
@@ -136,6 +137,18 @@ class Context:
         reached = [reach(row, 0.9, length) for row, length in zip(values, lengths, strict=True)]
         return series.steps, reached, [decay(row) for row in values]
 
+    def not_finite(self, layer: str) -> set[int]:
+        """Steps at which a state or an adjoint of a layer was not finite."""
+        found: set[int] = set()
+        for quantity in ("nonfinite_states", "nonfinite_adjoints"):
+            series = self.series(quantity, layer)
+            if series is not None:
+                count = np.nan_to_num(np.asarray(series.values, float)).reshape(
+                    len(series.steps), -1
+                )
+                found |= {int(step) for step in series.steps[count.sum(1) > 0]}
+        return found
+
     def not_measured(self, *keys: str) -> str:
         """Why something was not measured, as the newest recording that says so tells it; empty if none does."""
         for outline in reversed(self.run.outlines):
@@ -150,7 +163,9 @@ class Context:
         """The sentence in place of a figure whose numbers were not recorded."""
         if not len(self.run.steps):
             return "No recordings: training stopped before the first recording step."
-        why = self.not_measured(quantity, layer) if layer else self.not_measured(quantity)
+        known = QUANTITIES.get(quantity)
+        keys = [quantity, layer, known.group if known else ""]
+        why = self.not_measured(*[key for key in keys if key])
         return why or f"Not recorded in this run: no {quantity.replace('_', ' ')}."
 
 

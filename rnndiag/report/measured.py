@@ -16,13 +16,13 @@ def measured(context: Context) -> list[tuple[str, list[str]]]:
     """Rows of a heading and its lines. Everything is text from the run, to be escaped."""
     run, facts = context.run, context.run.provenance
     rows: list[tuple[str, list[str]]] = [
-        ("Run", [str(run.path), f"{len(run)} recordings, {run.status}"]),
+        ("Run", [run.name, f"{len(run)} recordings, {run.status}"]),
         ("Versions", [", ".join(f"{k} {v}" for k, v in _map(facts, "versions").items())]),
         ("Trainer", [_flat(_map(facts, "trainer"))]),
         ("Recorder", [_flat(_map(facts, "config"))]),
         ("Seed", [str(facts["seed"])] if facts.get("seed") is not None else []),
         ("Code", [_flat(_map(facts, "git"))]),
-        ("Command", [str(facts["command"])] if facts.get("command") else []),
+        ("Command", [_command(facts.get("command"))]),
         ("Proofs", _proofs(context)),
         ("Sampling", _notes(context, "sampling")),
         ("Cost", _cost(context)),
@@ -35,6 +35,10 @@ def measured(context: Context) -> list[tuple[str, list[str]]]:
 def _map(facts: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = facts.get(key)
     return found if isinstance(found, Mapping) else {}
+
+
+def _command(command: Any) -> str:
+    return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
 
 
 def _flat(facts: Mapping[str, Any]) -> str:

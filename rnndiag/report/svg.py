@@ -96,9 +96,10 @@ class Drawing(Canvas):
         )
 
     def _free(self, left: float, right: float, y: float) -> float:
-        """A height for a word at which no other one stands."""
+        """A height for a word at which no other one stands: further in, away from the nearer edge."""
+        way = 13 if y < self.frame.height / 2 else -13
         while any(abs(y - at) < 13 and left < b and right > a for a, b, at in self._labels):
-            y += 13
+            y += way
         self._labels.append((left, right, y))
         return y
 

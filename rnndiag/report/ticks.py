@@ -13,7 +13,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def power_of_ten(exponent: float) -> str:
     """`10⁻⁴`"""
-    return "10" + f"{exponent:.0f}".translate(_SUPERSCRIPT)
+    return "10" + str(round(exponent)).translate(_SUPERSCRIPT)
 
 
 def number(value: float) -> str:
@@ -57,10 +57,25 @@ def ticks(axis: Axis, most: int = 7) -> list[tuple[float, str]]:
         first = math.ceil(math.log10(axis.low) - 1e-9)
         last = math.floor(math.log10(axis.high) + 1e-9)
         if last - first < 2:
-            return [(v, number(v)) for v in _few(axis.low, axis.high, 4) if v > 0]
+            return _within_decades(axis, most)
         every = max(1, math.ceil((last - first + 1) / most))
         return [(10.0**e, power_of_ten(e)) for e in range(first, last + 1, every)]
     return [(v, number(v)) for v in _few(axis.low, axis.high, most)]
+
+
+def _within_decades(axis: Axis, most: int) -> list[tuple[float, str]]:
+    """1, 2 and 5 of each power, or round values where there are fewer than two of them; none too near another."""
+    start = math.floor(math.log10(axis.low))
+    stop = math.ceil(math.log10(axis.high))
+    usual = [_clean(m * 10.0**e) for e in range(start, stop + 1) for m in (1, 2, 5)]
+    found = [v for v in usual if axis.low <= v <= axis.high]
+    if len(found) < 2:
+        found = [v for v in _few(axis.low, axis.high, min(4, most)) if v > 0]
+    kept: list[float] = []
+    for value in found:
+        if not kept or float(place(axis, value) - place(axis, kept[-1])) >= 0.9 / (most + 1):
+            kept.append(value)
+    return [(value, number(value)) for value in kept]
 
 
 def _few(low: float, high: float, most: int) -> list[float]:

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const special = ["no path", "exactly zero", "not finite", "below the range"];
+  const special = ["no path, or not recorded", "exactly zero", "not finite", "below the range"];
   // The picture is the data: its palette indices are read back from the PNG when first asked for.
   const read = async (image) => {
     const bytes = Uint8Array.from(atob(image.getAttribute("href").split(",")[1]), (c) => c.charCodeAt(0));

@@ -9,6 +9,7 @@ from rnndiag.report.decimate import extent, thin_matrix
 from rnndiag.report.figure_data import Axis, FigureData, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number
+from rnndiag.run.measurement import Series
 
 MOST = 12
 DECADES = 16
@@ -27,24 +28,28 @@ def make(context: Context) -> FigureData:
     size = max(picture.shape[0] for picture in pictures)
     rows = [np.flatnonzero((picture > -np.inf).any(1)) for picture in pictures]
     if max(found.size for found in rows) <= 1:
-        return _one_row(layer, rows[-1], pictures[-1])
+        return _one_row(layer, rows[-1], pictures[-1], _stride(series))
     known = np.concatenate([finite(picture) for picture in pictures])
     high = float(np.ceil(known.max())) if known.size else 0.0
     low = max(high - DECADES, float(np.floor(known.min()))) if known.size else -1.0
+    broken, stride = context.not_finite(layer), _stride(series)
     matrices = tuple(
-        _matrix(_square(picture, size), low, max(high, low + 1), f"step {int(step)}")
+        _matrix(
+            _square(picture, size), low, max(high, low + 1), int(step), stride, int(step) in broken
+        )
         for step, picture in zip(series.steps, pictures, strict=True)
     )
-    names, ends = _labels(context, layer, size), extent(size, matrices[0].block[0])
+    names = _labels(context, layer, size) if stride == 1 else ()
+    ends = extent(size, matrices[0].block[0] // stride, (stride - 1) / 2, stride)
     bad = [
         int(s) for s, m in zip(series.steps, matrices, strict=True) if np.isposinf(m.values).any()
     ]
     return FigureData(
         "F3",
         QUESTION,
-        _finding(layer, rows[-1], pictures[-1]),
-        "Row u, column s: how strongly the loss at time u depends on the state at time s. Above the diagonal there is "
-        "no path.",
+        _finding(layer, rows[-1], pictures[-1], stride),
+        "Row u, column s: how strongly the loss at time u depends on the state at time s. There is no path "
+        "below the diagonal; pale cells above it were not sampled.",
         (
             Panel(
                 Axis("state time s", *ends, names=names),
@@ -53,15 +58,24 @@ def make(context: Context) -> FigureData:
                 shape="square",
             ),
         ),
-        _table(pictures[-1]),
+        _table(pictures[-1], stride),
         layer=layer,
         warnings=(f"Not finite at step {', '.join(map(str, bad[:5]))}.",) if bad else (),
     )
 
 
-def _matrix(picture: np.ndarray, low: float, high: float, frame: str) -> Matrix:
-    values, block = thin_matrix(_above_diagonal(picture))
-    return Matrix(values, low, high, label="credit C[u, s]", frame=frame, block=block)
+def _stride(series: Series) -> int:
+    """How many steps of time one stored row stands for: long sequences are stored by blocks."""
+    at = series.positions("output")
+    return max(1, int(at[1] - at[0])) if at.size > 1 else 1
+
+
+def _matrix(
+    picture: np.ndarray, low: float, high: float, step: int, stride: int, broken: bool
+) -> Matrix:
+    values, (rows, columns) = thin_matrix(_below_diagonal(picture, broken))
+    block = (rows * stride, columns * stride)
+    return Matrix(values, low, high, label="credit C[u, s]", frame=f"step {step}", block=block)
 
 
 def _square(picture: np.ndarray, size: int) -> np.ndarray:
@@ -82,10 +96,10 @@ def _chosen(context: Context, layer: str, steps: list[int]) -> list[int]:
     return sorted({worst, *(steps[k] for k in spread)})
 
 
-def _above_diagonal(picture: np.ndarray) -> np.ndarray:
-    """NaN where the loss lies before the state, and +inf where a value on or below the diagonal is not a number."""
+def _below_diagonal(picture: np.ndarray, broken: bool) -> np.ndarray:
+    """NaN where the loss lies before the state or was not sampled; +inf for what was broken by numbers not finite."""
     u, s = np.indices(picture.shape)
-    shown = np.where(np.isnan(picture), np.inf, picture)
+    shown = np.where(np.isnan(picture), np.inf, picture) if broken else picture
     return np.where(s > u, np.nan, shown)
 
 
@@ -98,28 +112,33 @@ def _labels(context: Context, layer: str, size: int) -> tuple[str, ...]:
     return ()
 
 
-def _one_row(layer: str, rows: np.ndarray, picture: np.ndarray) -> FigureData:
+def _one_row(layer: str, rows: np.ndarray, picture: np.ndarray, stride: int) -> FigureData:
     if not rows.size:
         return absent("F3", f"No loss reaches any state of {layer}.")
     u = int(rows[0])
     row = picture[u, : u + 1]
     seen = np.flatnonzero(np.isfinite(row))
-    far = f"It reaches back to step {int(seen[0])}." if seen.size else ""
-    words = f"Only one output of {layer} carries a loss, that at step {u}: the matrix is one row, the curve of F1. "
+    far = f"It reaches back to step {int(seen[0]) * stride}." if seen.size else ""
+    where = f"Only one output of {layer} carries a loss, that at step {u * stride}"
+    words = f"{where}: the matrix is one row, the curve of the first figure. "
     return FigureData("F3", QUESTION, words + far, "", absent=words + far, layer=layer)
 
 
-def _finding(layer: str, rows: np.ndarray, picture: np.ndarray) -> str:
-    lead = f"{rows.size} of {picture.shape[0]} outputs of {layer} carry a loss."
+def _finding(layer: str, rows: np.ndarray, picture: np.ndarray, stride: int) -> str:
+    what = "outputs" if stride == 1 else f"stretches of {stride} outputs"
+    lead = f"{rows.size} of {picture.shape[0]} {what} of {layer} carry a loss."
     if not np.isfinite(picture).any():
         return f"{lead} Nothing in it is a finite number above zero."
     best = np.unravel_index(
         np.nanargmax(np.where(np.isfinite(picture), picture, -np.inf)), picture.shape
     )
-    return f"{lead} The strongest link joins the loss at {int(best[0])} to the state at {int(best[1])}."
+    return (
+        f"{lead} The strongest link joins the loss at {stride * int(best[0])} to the state at "
+        f"{stride * int(best[1])}."
+    )
 
 
-def _table(picture: np.ndarray) -> Table:
+def _table(picture: np.ndarray, stride: int) -> Table:
     rows = []
     size = picture.shape[0]
     for u in sorted({int(v) for v in np.linspace(0, size - 1, min(8, size)).round()}):
@@ -128,9 +147,9 @@ def _table(picture: np.ndarray) -> Table:
         if seen.size:
             rows.append(
                 (
-                    str(u),
+                    str(u * stride),
                     number(float(10 ** row[-1])) if np.isfinite(row[-1]) else "0",
-                    str(int(u - seen[0])),
+                    str(int(u - seen[0]) * stride),
                 )
             )
     return Table(

@@ -48,7 +48,6 @@ def make(context: Context) -> FigureData:
             for k in order
             if known[k]
         ),
-        notes=(f"at the edges: {LEAST:g} or less",),
     )
     rows = tuple(
         (
@@ -64,7 +63,8 @@ def make(context: Context) -> FigureData:
         "F7",
         QUESTION,
         _finding(layer, names, score, order),
-        "Left: little bias. Low: little spread. Area: cost in steps of backpropagation relative to the full gradient. "
+        f"Left: little bias. Low: little spread; {LEAST:g} stands for that or less. Area: cost in steps of "
+        "backpropagation relative to the full gradient. "
         "The table is sorted by sqrt((rmse² + σ²) · cost), σ the noise of the minibatch: error for the same effort.",
         (panel,),
         Table(

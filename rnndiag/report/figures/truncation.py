@@ -26,15 +26,16 @@ def make(context: Context) -> FigureData:
         return absent("F6", context.nothing("window_bias", layer))
     cosine, systematic = _middle(context, "window_cosine", layer), _systematic(context, layer)
     noise = _noise(context, layer)
+    windows = _windows(context, layer)
     return FigureData(
         "F6",
         QUESTION,
-        _finding(context, layer, bias, cosine, noise),
+        _finding(context, layer, windows, bias, cosine, noise),
         "Left of a curve's crossing of 10 %, truncation turns the gradient by more than a tenth. Two biases: on this "
         "minibatch, which is partly noise, and systematic, which training cannot average out. Shaded: below the "
         "noise of one step; a statement about one step, not a licence.",
-        _panels(context, layer, bias, systematic, cosine, noise),
-        _table(bias, systematic, cosine),
+        _panels(context, layer, windows, bias, systematic, cosine, noise),
+        _table(windows, bias, systematic, cosine),
         layer=layer,
     )
 
@@ -42,12 +43,12 @@ def make(context: Context) -> FigureData:
 def _panels(
     context: Context,
     layer: str,
+    windows: np.ndarray,
     bias: np.ndarray,
     systematic: np.ndarray | None,
     cosine: np.ndarray | None,
     noise: float | None,
 ) -> tuple[Panel, ...]:
-    windows = np.arange(bias.size, dtype=float)
     lines = [Line(windows[1:], _positive(bias[1:]), "sliding window, on the minibatch", "main")]
     if systematic is not None:
         curve = _positive(systematic[1:])
@@ -58,7 +59,7 @@ def _panels(
     known = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
     low = 10.0 ** float(np.floor(np.log10(max(FLOOR, known.min())))) if known.size else 1e-3
     high = max(2.0, float(known.max()) * 1.3) if known.size else 2.0
-    across = Axis("window or chunk, in steps", 1.0, float(max(2, bias.size - 1)), "log2")
+    across = Axis("window or chunk, in steps", 1.0, float(max(2, windows[-1])), "log2")
     band: tuple[Band, ...] = ()
     if noise is not None:
         edge = np.array([across.low, across.high])
@@ -84,6 +85,17 @@ def _panels(
             Panel(across, up, "Cosine with the full gradient", (turned,), marks=marks, shape="low")
         )
     return tuple(panels)
+
+
+def _windows(context: Context, layer: str) -> np.ndarray:
+    """The windows τ that were measured: 0, 1, 2, ..., with gaps where there are very many."""
+    series = context.series("window_bias", layer)
+    return np.zeros(0) if series is None else series.positions("lag").astype(float)
+
+
+def _measured_at(windows: np.ndarray, window: float) -> int:
+    """Where the largest measured window that is no longer than `window` stands."""
+    return max(0, int(np.searchsorted(windows, window, side="right")) - 1)
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
@@ -140,7 +152,12 @@ def _marks(context: Context, layer: str) -> tuple[Mark, ...]:
 
 
 def _finding(
-    context: Context, layer: str, bias: np.ndarray, cosine: np.ndarray | None, noise: float | None
+    context: Context,
+    layer: str,
+    windows: np.ndarray,
+    bias: np.ndarray,
+    cosine: np.ndarray | None,
+    noise: float | None,
 ) -> str:
     words = []
     try:
@@ -148,7 +165,7 @@ def _finding(
     except RunUnreadable:
         window = None
     if window is not None and window.reached:
-        at = int(min(window.steps, bias.size - 1))
+        at = _measured_at(windows, window.steps)
         turned = (
             "" if cosine is None or not np.isfinite(cosine[at]) else f" (cosine {cosine[at]:.3f})"
         )
@@ -156,24 +173,33 @@ def _finding(
     elif window is not None:
         words.append(f"{window.text[:1].upper()}{window.text[1:]}.")
     used = _in_use(context)
-    if used is not None and 1 <= used < bias.size and np.isfinite(bias[int(used)]):
+    at = _measured_at(windows, used) if used is not None else 0
+    if used is not None and 1 <= used <= windows[-1] and np.isfinite(bias[at]):
         words.append(
-            f"The window in use, {used:.0f} steps, is off by {bias[int(used)]:.1%} on a minibatch."
+            f"The window in use, {used:.0f} steps, is off by {100 * bias[at]:.3g} % on a minibatch."
         )
     if noise is not None:
         words.append(f"The noise of one step is {noise:.2g} times the gradient.")
     return " ".join(words) or f"The bias of {layer} is not finite."
 
 
-def _table(bias: np.ndarray, systematic: np.ndarray | None, cosine: np.ndarray | None) -> Table:
-    chosen = sorted({*(2**k for k in range(14) if 2**k < bias.size), bias.size - 1} - {0})
+def _table(
+    windows: np.ndarray,
+    bias: np.ndarray,
+    systematic: np.ndarray | None,
+    cosine: np.ndarray | None,
+) -> Table:
+    wanted = [2**k for k in range(14) if 2**k < windows[-1]]
+    chosen = sorted({*(_measured_at(windows, k) for k in wanted), windows.size - 1} - {0})
 
     def cell(values: np.ndarray | None, at: int) -> str:
         if values is None or at >= values.size or not np.isfinite(values[at]):
             return "–"
         return number(float(values[at]))
 
-    rows = tuple((str(k), cell(bias, k), cell(systematic, k), cell(cosine, k)) for k in chosen)
+    rows = tuple(
+        (f"{windows[k]:.0f}", cell(bias, k), cell(systematic, k), cell(cosine, k)) for k in chosen
+    )
     return Table(
         ("window", "bias on the minibatch", "systematic bias", "cosine"), rows, (0, 1, 2, 3)
     )
