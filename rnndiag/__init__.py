@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against the tables below
     from rnndiag import errors as errors
+    from rnndiag import plot as plot
     from rnndiag.engine.adjoints import Adjoints as Adjoints
     from rnndiag.engine.adjoints import adjoints as adjoints
     from rnndiag.engine.cells.cell import Cell as Cell
@@ -103,6 +104,7 @@ _PUBLIC: dict[str, str] = {
 
 # public module -> its full name
 _PUBLIC_MODULES = {
+    "plot": "rnndiag.plot",
     "estimators": "rnndiag.engine.truncation.estimators",
     "errors": "rnndiag.errors",
 }

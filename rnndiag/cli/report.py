@@ -7,31 +7,68 @@ import json
 import sys
 import webbrowser
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rnndiag.report.context import Context
+
+LARGE = 1_000_000
+"""Bytes from which a page is called large: a browser takes it, a mail or a ticket may not."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("run", help="a run directory")
-    parser.add_argument("-o", "--output", help="the page to write (default: RUN/report.html)")
+    parser.epilog = "exit codes: 0 written; 2 usage error; 3 the run cannot be read or compared"
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="the page to write (default: RUN/report.html)"
+    )
+    parser.add_argument("--layer", default="", help="the layer to show (default: the verdict's)")
     parser.add_argument("--baseline", help="a baseline file or a run to compare with")
+    parser.add_argument("--config", metavar="FILE", help="a pyproject.toml with [tool.rnndiag]")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--json", metavar="FILE", help="also write the page's numbers as JSON")
+    parser.add_argument(
+        "--figures", metavar="DIR", help="also write each figure as a file (needs matplotlib)"
+    )
+    parser.add_argument(
+        "--format", choices=("pdf", "svg", "png"), default="pdf", help="of those files"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and say where it is."""
     from rnndiag.report.numbers import run_numbers
     from rnndiag.report.page import write_page
+    from rnndiag.report.progress import Progress
     from rnndiag.report.write_report import report_context
 
-    context = report_context(args.run, args.baseline)
-    page = write_page(context, args.output or Path(args.run) / "report.html")
-    if args.json:
-        Path(args.json).write_text(
-            json.dumps(run_numbers(context), indent=1) + "\n", encoding="utf-8"
-        )
+    with Progress(f"reading {args.run}"):
+        context = report_context(args.run, args.baseline, args.config, args.layer)
+        page = write_page(context, args.output or Path(args.run) / "report.html")
+        if args.json:
+            text = json.dumps(run_numbers(context), indent=1)
+            Path(args.json).write_text(f"{text}\n", encoding="utf-8")
     found = context.verdict
     sys.stdout.write(f"{found.shape} {found.word}  {found.sentence}\n{page}\n")
+    warn_of_size(page)
+    if args.figures:
+        _figures(context, args.figures, args.format)
     if args.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def warn_of_size(page: Path) -> None:
+    """One sentence where a page is large."""
+    size = page.stat().st_size
+    if size > LARGE:
+        sys.stderr.write(f"rnndiag: the page is large: {size / 1e6:.1f} MB.\n")
+
+
+def _figures(context: Context, folder: str, form: str) -> None:
+    from rnndiag import plot
+
+    written, missing = plot.save_figures(context, folder, form)
+    sys.stdout.write("".join(f"{file}\n" for file in written))
+    sys.stdout.write("".join(f"not drawn: {sentence}\n" for sentence in missing))

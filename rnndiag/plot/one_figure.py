@@ -1,0 +1,117 @@
+"""From a run to matplotlib: one figure of the report on axes, or all of them as files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from rnndiag.errors import BadArgument, NotInstalled, RunUnreadable
+from rnndiag.plot.panel_axes import draw_panel
+from rnndiag.report.context import Context
+from rnndiag.report.figure_data import FigureData
+from rnndiag.report.figures import FIGURES, ORDER
+from rnndiag.report.write_report import report_context
+from rnndiag.run.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("pdf", "svg", "png")
+PANEL = (5.6, 3.2)
+SQUARE = (4.4, 4.2)
+"""Inches of one panel."""
+
+
+class Shown(Protocol):
+    """A function that draws one figure of a run."""
+
+    def __call__(
+        self,
+        run: Run | str | os.PathLike[str],
+        ax: Axes | None = None,
+        layer: str = "",
+        panel: int = 0,
+    ) -> Axes: ...
+
+
+def shown(name: str, title: str, about: str) -> Shown:
+    """The function that draws the figure of this name."""
+
+    def draw(
+        run: Run | str | os.PathLike[str],
+        ax: Axes | None = None,
+        layer: str = "",
+        panel: int = 0,
+    ) -> Axes:
+        data = FIGURES[name].make(report_context(run, layer=layer))
+        if data.absent:
+            raise RunUnreadable(f"There is nothing to draw: {data.absent}", "See `rnndiag show`.")
+        if not 0 <= panel < len(data.panels):
+            raise BadArgument(
+                f"This figure has no panel {panel}.", f"It has panels 0 to {len(data.panels) - 1}."
+            )
+        if ax is None:
+            axes: Axes = whole_figure(data).axes[0]
+            return axes
+        draw_panel(data.panels[panel], ax)
+        return ax
+
+    draw.__name__ = draw.__qualname__ = title
+    draw.__module__ = "rnndiag.plot"
+    draw.__doc__ = about
+    return draw
+
+
+def whole_figure(data: FigureData, pyplot: bool = True) -> Figure:
+    """A new figure with all panels; `pyplot` says whether it is one that notebooks and windows show by themselves."""
+    try:
+        from matplotlib import pyplot as plt
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise NotInstalled(
+            "Figures are drawn with matplotlib, which is not installed.",
+            "Write: pip install 'rnndiag[figures]'",
+        ) from error
+    count = len(data.panels)
+    columns = 1 if count == 1 else 2 if count < 5 else 3
+    rows = -(-count // columns)
+    width, height = SQUARE if data.panels[0].shape == "square" else PANEL
+    size = (columns * width, rows * height)
+    figure = plt.figure(figsize=size) if pyplot else Figure(figsize=size)
+    figure.set_layout_engine("constrained")
+    for k, panel in enumerate(data.panels):
+        draw_panel(panel, figure.add_subplot(rows, columns, k + 1))
+    return figure
+
+
+def save_figures(
+    context: Context, folder: str | os.PathLike[str], form: str = "pdf"
+) -> tuple[list[Path], list[str]]:
+    """Write every figure that has something to show; the files, and a sentence for each figure that is missing."""
+    if form not in FORMATS:
+        raise BadArgument(
+            f"{form!r} is no format for figures.", f"It is one of {', '.join(FORMATS)}."
+        )
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    written, missing = [], []
+    for name in ORDER:
+        data = FIGURES[name].make(context)
+        if data.absent:
+            missing.append(f"{name} {FIGURES[name].title}: {data.absent}")
+            continue
+        file = target / f"{name}-{FIGURES[name].title.lower().replace(' ', '-')}.{form}"
+        save(whole_figure(data, pyplot=False), file, form)
+        written.append(file)
+    return written, missing
+
+
+def save(figure: Figure, file: Path, form: str) -> None:
+    """The same bytes for the same figure: no date, no random names."""
+    import matplotlib as mpl
+
+    no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+    with mpl.rc_context({"svg.hashsalt": "rnndiag", "pdf.fonttype": 42, "svg.fonttype": "none"}):
+        figure.savefig(file, format=form, dpi=200, metadata=no_date[form])

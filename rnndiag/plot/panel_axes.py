@@ -1,0 +1,128 @@
+"""One panel on matplotlib axes: the same arrays, limits, labels and colours as in the page's SVG."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rnndiag.report.figure_data import Axis, Panel
+from rnndiag.report.palette import DASHES, TONES, colours, indices
+from rnndiag.report.ticks import ticks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = {"second": "s", "third": "^", "bound": "D", "limit": "v", "bad": ">"}
+
+
+def draw_panel(panel: Panel, ax: Axes) -> None:
+    """Draw everything that a panel holds."""
+    _axes(panel, ax)
+    if panel.allowed is not None:
+        low, high = np.clip(panel.allowed, panel.y.low, panel.y.high)
+        ax.axhspan(low, high, color=TONES["third"][0], alpha=0.12, label="allowed", lw=0)
+    if panel.matrices:
+        _matrix(panel, ax)
+    for band in panel.bands:
+        colour = TONES[band.tone][0]
+        ax.fill_between(
+            band.x, band.low, band.high, color=colour, alpha=band.strength, lw=0, label=band.label
+        )
+    if panel.circle:
+        angle = np.linspace(0, 2 * np.pi, 181)
+        ax.plot(np.cos(angle), np.sin(angle), color=TONES["baseline"][0], ls="--", lw=1)
+        ax.set_aspect("equal")
+    for line in panel.lines:
+        lone = np.isfinite(np.asarray(line.y, float)).sum() == 1
+        marker = "o" if line.dots or lone else None
+        ax.plot(
+            line.x,
+            _inside(np.asarray(line.y, float), panel.y),
+            label=line.label,
+            marker=marker,
+            markersize=4,
+            lw=1.6,
+            **_stroke(line.tone),
+        )
+    for dots in panel.dots:
+        marker = MARKERS.get(dots.tone, "o")
+        ax.scatter(dots.x, dots.y, s=14, marker=marker, color=TONES[dots.tone][0], label=dots.label)
+    for bubble in panel.bubbles:
+        ax.scatter(
+            bubble.x, bubble.y, s=40 + 260 * bubble.area, color=TONES[bubble.tone][0], alpha=0.55
+        )
+        ax.annotate(
+            bubble.label, (bubble.x, bubble.y), (8, 4), textcoords="offset points", fontsize=8
+        )
+    _words(panel, ax)
+
+
+def _stroke(tone: str) -> dict[str, Any]:
+    dash = DASHES[tone]
+    style: Any = (0, tuple(float(part) / 1.6 for part in dash.split())) if dash else "-"
+    return {"color": TONES[tone][0], "linestyle": style}
+
+
+def _inside(values: np.ndarray, axis: Axis) -> np.ndarray:
+    """Values beyond the axis as gaps: a line is cut there."""
+    with np.errstate(invalid="ignore"):
+        return np.where((values >= axis.low) & (values <= axis.high), values, np.nan)
+
+
+def _axes(panel: Panel, ax: Axes) -> None:
+    from matplotlib.ticker import NullLocator
+
+    for axis, across in ((panel.x, True), (panel.y, False)):
+        scale = {"linear": "linear", "log10": "log", "log2": "log"}[axis.scale]
+        (ax.set_xscale if across else ax.set_yscale)(scale)
+        (ax.set_xlim if across else ax.set_ylim)(axis.low, axis.high)
+        found = ticks(axis, 7 if across else 40 if axis.names else 7)
+        which = ax.xaxis if across else ax.yaxis
+        which.set_minor_locator(NullLocator())
+        which.set_ticks([value for value, _ in found], [_plain(words) for _, words in found])
+        (ax.set_xlabel if across else ax.set_ylabel)(_plain(axis.label))
+    title = f"{panel.title}: {panel.remark}" if panel.remark else panel.title
+    ax.set_title(_plain(title), fontsize=10, loc="left")
+
+
+def _plain(words: str) -> str:
+    """Text as text: a dollar sign would begin a formula, which a name from a run must not."""
+    return words.replace("$", r"\$")
+
+
+def _matrix(panel: Panel, ax: Axes) -> None:
+    """The last of the matrices, in the page's own palette."""
+    matrix = panel.matrices[-1]
+    picture = colours(matrix.diverging)[indices(matrix)]
+    extent = (panel.x.low, panel.x.high, panel.y.low, panel.y.high)
+    ax.imshow(picture, origin="lower", extent=extent, aspect="auto", interpolation="nearest")
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    ramp = ListedColormap(colours(matrix.diverging)[4:] / 255.0)
+    scale = ScalarMappable(Normalize(matrix.low, matrix.high), ramp)
+    label = f"log10 of {matrix.label}" if matrix.log else matrix.label
+    ax.figure.colorbar(scale, ax=ax, label=_plain(label))
+    if matrix.frame:
+        ax.set_title(_plain(matrix.frame), fontsize=10, loc="left")
+
+
+def _words(panel: Panel, ax: Axes) -> None:
+    for mark in panel.marks:
+        draw = ax.axvline if mark.axis == "x" else ax.axhline
+        draw(mark.at, lw=1, label=_plain(mark.label), **_stroke(mark.tone))
+    if panel.notes:
+        ax.text(
+            0.98,
+            0.03,
+            _plain("\n".join(panel.notes)),
+            transform=ax.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=8,
+        )
+    handles, labels = ax.get_legend_handles_labels()
+    named = {label: handle for handle, label in zip(handles, labels, strict=True) if label}
+    if len(named) > 1 or panel.marks or panel.allowed is not None:
+        ax.legend(named.values(), named.keys(), fontsize=8, frameon=False)
