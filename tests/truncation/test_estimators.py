@@ -32,7 +32,7 @@ LENGTHS = [12, 5, 9, 1]
 
 
 def task_of(p: Problem, draws: int = 8, seed: int = 0) -> Task:
-    chain = chain_of(p.run if len(p.runs) == 1 else p.runs)
+    chain = chain_of(p.run if len(p.runs) == 1 else p.runs).prepared()
     return Task(chain, layout_of(chain), draws, torch.Generator().manual_seed(seed))
 
 

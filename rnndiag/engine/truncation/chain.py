@@ -1,7 +1,6 @@
 """One recurrence to be truncated: a layer on its own, or a stack of layers that are cut at the same time step.
 
-The state of a chain is all layers' states together, lower layers first. Only here is it known how a cotangent of the
-state at t is carried to t-1, and what it gives to the pre-activations on its way.
+The state of a chain is all layers' states together, lower layers first.
 """
 
 from __future__ import annotations
@@ -11,17 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.transition import (
     Coefficients,
     coefficients,
-    flat_step,
-    preactivations,
-    project_back,
-    weighted,
 )
 from rnndiag.engine.truncation.where import Where, take
 
@@ -52,19 +46,6 @@ class Link:
             return _pick(self.diagonal, where)
         rows = replace(self.run, inputs=take(self.run.inputs, where), pre=None)
         return coefficients(rows, previous=tuple(take(part, where) for part in self.previous))
-
-
-@dataclass(frozen=True)
-class Visit:
-    """What a cotangent of the states of some rows gives to one layer, rows (K, N)."""
-
-    link: Link
-    where: Where
-    cotangent: State
-    """Of the layer's own state, what comes from the layers above at the same step included."""
-    a_ih: Tensor | None = None
-    a_hh: Tensor | None = None
-    projected: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -168,157 +149,4 @@ def _pick(diagonal: Coefficients, where: Where) -> Coefficients:
             tuple(None if c is None else take(c, where) for c in row) for row in diagonal.state
         ),
         projected=take(diagonal.projected, where),
-    )
-
-
-Scratch = dict[tuple[int, str], Tensor]
-"""Memory that visits reuse: what a visit holds is then overwritten by the next one."""
-
-
-def visit(
-    chain: Chain,
-    where: Where,
-    cotangent: State,
-    *,
-    gradients: bool = True,
-    scratch: Scratch | None = None,
-) -> tuple[tuple[Visit, ...], State]:
-    """Carry cotangents (K, N, S_p) of the states of rows one step back: visits by layer, and J^T a.
-
-    With `gradients` the visits hold what the parameters' gradients need; without, only J^T a is made.
-    """
-    visits: list[Visit] = []
-    before: list[State] = []
-    rest, from_above = list(cotangent), None
-    for number, link in reversed(list(enumerate(chain.links))):
-        count = len(link.direct)
-        own = tuple(rest[len(rest) - count :])
-        rest = rest[: len(rest) - count]
-        if from_above is not None:
-            own = (own[0] + from_above, *own[1:])
-        if link.elementwise:
-            memory = None if scratch is None else (scratch, number)
-            found, back, down = _visit_diagonal(link, where, own, gradients, number > 0, memory)
-        else:
-            found, back, down = _visit_by_autograd(link, where, own, number > 0)
-        if down is not None and link.gain is not None:
-            down = down * take(link.gain, where)
-        from_above = down
-        visits.append(found)
-        before.append(back)
-    return tuple(reversed(visits)), tuple(part for back in reversed(before) for part in back)
-
-
-Visited = tuple[Visit, State, Tensor | None]
-
-
-def _visit_diagonal(
-    link: Link,
-    where: Where,
-    own: State,
-    gradients: bool,
-    has_below: bool,
-    memory: tuple[Scratch, int] | None,
-) -> Visited:
-    run, diagonal = link.run, link.at(where)
-    back = project_back(run, own)
-    a_hh = _gates(diagonal.a_hh, back, memory, "a_hh")
-    a_ih = None
-    if gradients or has_below:
-        a_ih = a_hh if run.cell.additive else _gates(diagonal.a_ih, back, memory, "a_ih")
-    flat, weight_hh = a_hh.flatten(0, 1), run.weights["weight_hh"]
-    carried: list[Tensor] = []
-    for q, part in enumerate(own):
-        value = weighted([(row[q], b) for row, b in zip(diagonal.state, back, strict=True)])
-        if q == 0 and value is None:
-            value = (flat @ weight_hh).view_as(part)
-        elif q == 0 and value is not None:
-            value = value.flatten(0, 1).addmm_(flat, weight_hh).view_as(part)
-        carried.append(torch.zeros_like(part) if value is None else value)
-    down = a_ih @ run.weights["weight_ih"] if has_below and a_ih is not None else None
-    return Visit(link, where, own, a_ih, a_hh, diagonal.projected), tuple(carried), down
-
-
-def _gates(
-    rows: tuple[Tensor | None, ...], back: State, memory: tuple[Scratch, int] | None, name: str
-) -> Tensor:
-    """Σ over parts of diagonal derivative (K, N, gates, H) times cotangent (K, N, H), summed in place."""
-    total: Tensor | None = None
-    for c, part in zip(rows, back, strict=True):
-        if c is None:
-            continue
-        wide = part.unsqueeze(-2)
-        if total is None:
-            out = None if memory is None else _reserved(*memory, name, c, len(part))
-            total = torch.mul(c, wide) if out is None else torch.mul(c, wide, out=out)
-        else:
-            total.addcmul_(c, wide)
-    assert total is not None
-    return total.flatten(-2)
-
-
-def _reserved(scratch: Scratch, number: int, name: str, like: Tensor, rows: int) -> Tensor:
-    """Room for `rows` rows of this shape, kept from the first visit on."""
-    held = scratch.get((number, name))
-    if held is None or held.shape[0] < rows or held.shape[1:] != like.shape[1:]:
-        held = scratch[number, name] = like.new_empty(rows, *like.shape[1:])
-    return held[:rows]
-
-
-def _visit_by_autograd(link: Link, where: Where, own: State, has_below: bool) -> Visited:
-    run = link.run
-    rows = own[0].shape[0]
-    inputs = _widen(take(run.inputs, where), rows)
-    before = tuple(_widen(take(part, where), rows) for part in link.previous)
-    if run.cell.pointwise is None:
-        return _visit_whole_step(link, where, own, inputs, before, has_below)
-    with torch.no_grad():
-        a_ih, a_hh = preactivations(run.cell, run.weights, inputs, before[0])
-    with torch.enable_grad():
-        a_ih = a_ih.detach().requires_grad_()
-        a_hh = a_hh.detach().requires_grad_(not run.cell.additive)
-        leaves = tuple(part.detach().requires_grad_() for part in before)
-        out = run.cell.pointwise(a_ih, a_hh, leaves, **run.cell.extra_weights(run.weights))
-        projected = out[0].detach()
-        if "weight_hr" in run.weights:
-            out = (linear(out[0], run.weights["weight_hr"]), *out[1:])
-        wanted = (a_ih, *leaves) if run.cell.additive else (a_ih, a_hh, *leaves)
-        found = _pull(out, wanted, own)
-    to_ih, to_hh = found[0], found[0 if run.cell.additive else 1]
-    carried = list(found[len(wanted) - len(leaves) :])
-    carried[0] = carried[0] + to_hh @ run.weights["weight_hh"]
-    down = to_ih @ run.weights["weight_ih"] if has_below else None
-    return Visit(link, where, own, to_ih, to_hh, projected), tuple(carried), down
-
-
-def _widen(values: Tensor, rows: int) -> Tensor:
-    """One step for many rows (draws of one step) becomes as many rows."""
-    return values if values.shape[0] == rows else values.expand(rows, *values.shape[1:])
-
-
-def _visit_whole_step(
-    link: Link, where: Where, own: State, inputs: Tensor, before: State, has_below: bool
-) -> Visited:
-    with torch.enable_grad():
-        leaves = tuple(part.detach().requires_grad_() for part in before)
-        x = inputs.detach()
-        if has_below:
-            x = x.requires_grad_()
-        out = flat_step(link.run.cell, link.run.weights, x, leaves)
-        found = _pull(out, (*leaves, x) if has_below else leaves, own)
-    down = found[-1] if has_below else None
-    return Visit(link, where, own), tuple(found[: len(leaves)]), down
-
-
-def _pull(out: State, leaves: tuple[Tensor, ...], cotangent: State) -> tuple[Tensor, ...]:
-    """The VJP, with zeros where an argument is not used."""
-    pairs = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
-    if not pairs:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    return torch.autograd.grad(
-        [o for o, _ in pairs],
-        leaves,
-        [a for _, a in pairs],
-        allow_unused=True,
-        materialize_grads=True,
     )

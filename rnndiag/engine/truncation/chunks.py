@@ -35,25 +35,30 @@ def default_sizes(T: int) -> tuple[int, ...]:
     return tuple(sorted({k for p in powers for k in (p, 3 * p // 2) if 1 <= k < T} | {T}))
 
 
+def few_sizes(T: int) -> tuple[int, ...]:
+    """1, 4, 16, ... below T / 2: size k takes k steps one after the other, so these take T / 1.5 at most together."""
+    return tuple(4**k for k in range(T.bit_length()) if 4**k <= max(1, T // 2))
+
+
 def chunk_scores(
     chain: Chain, population: Population, full: Tensor, sizes: tuple[int, ...]
 ) -> ChunkScores:
-    """Scores of Chunk(k) for every k of `sizes`; full (R, M, P) is the gradient without truncation."""
-    replicas, groups, _ = full.shape
-    square = population.minibatch(full, full)[ALL]
-    bias, cosine, mean, error = [], [], [], []
+    """Scores of Chunk(k) for every k of `sizes`; full (M, P) is the gradient without truncation."""
+    whole = full.sum(0)
+    square = population.inner(whole, whole)[ALL]
+    rows = []
     for k in sizes:
-        cut = gradient_of(chain, population.layout, segments(chain, k, k), replicas * groups)
-        cut = cut.unflatten(0, (replicas, groups))
-        off = population.moments(cut - full)
-        inner = population.minibatch(cut, full)[ALL]
-        own = population.minibatch(cut, cut)[ALL]
-        bias.append(_ratio(math.sqrt(max(off.minibatch[ALL], 0.0)), math.sqrt(max(square, 0.0))))
-        cosine.append(_ratio(inner, math.sqrt(max(square, 0.0) * max(own, 0.0))))
-        mean.append(off.mean)
-        error.append(off.mean_error)
-    columns = [torch.tensor(c, dtype=torch.float64) for c in (bias, cosine, mean, error)]
-    return ChunkScores(tuple(sizes), columns[0], columns[1].clamp(-1, 1), *columns[2:])
+        cut = gradient_of(chain, population.layout, segments(chain, k, k), len(full))
+        total = cut.sum(0)
+        off = population.square(cut - full, total - whole)
+        inner = population.inner(total, whole)[ALL]
+        own = population.inner(total, total)[ALL]
+        bias = _ratio(math.sqrt(off.minibatch[ALL]), math.sqrt(square))
+        rows.append((bias, _ratio(inner, math.sqrt(square * own)), off.mean, off.mean_error))
+    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+    return ChunkScores(
+        tuple(sizes), table[:, 0], table[:, 1].clamp(-1, 1), table[:, 2], table[:, 3]
+    )
 
 
 def _ratio(over: float, under: float) -> float:

@@ -26,17 +26,19 @@ class CreditLedger:
         rows: Rows,
         lags: int,
         weights: Tensor | None = None,
-        picked: Tensor | None = None,
     ) -> None:
-        """weights (T,): what an output's loss was multiplied with and stands for; picked (T, N): the sampled losses."""
+        """weights (T,): what an output's loss was multiplied with and stands for, where losses were sampled."""
         T, device = chain.T, chain.direct[0].device
         self.rows, self.starts = rows, starts(rows)
         self.weights = weights
-        count = chain.mask() if picked is None else chain.mask() & picked
-        self.log_count = count.sum(1).clamp(min=1).double().log()
+        self.log_count = chain.mask().sum(1).clamp(min=1).double().log()
         self.outputs = self.starts[self.starts >= 0].unique()
         self.by_lag = torch.full((T, lags), math.nan, dtype=torch.float64, device=device)
         self.by_column = torch.full((lags, chain.B), -math.inf, dtype=torch.float64, device=device)
+
+    def stop(self, lags: int) -> None:
+        """The sweep ended after so many lags."""
+        self.by_lag, self.by_column = self.by_lag[:, :lags], self.by_column[:lags]
 
     def add(self, lag: Lag) -> None:
         """Take in one lag."""
@@ -120,7 +122,7 @@ def _ratio_error(over: Tensor, under: Tensor, left: float) -> Tensor:
     """Relative standard error of Σ over / Σ under, both (D, units) as logs, by the ratio estimator's residuals."""
     units = over.shape[1]
     if units < 2:
-        return torch.full_like(over[:, 0], math.nan)
+        return over.new_full((len(over),), math.nan)
     share_over = (over - over.logsumexp(1, keepdim=True)).exp()
     share_under = (under - under.logsumexp(1, keepdim=True)).exp()
     residual = (share_over - share_under).square().sum(1)
@@ -146,7 +148,7 @@ def credit_matrix(layer_run: Runs, max_lag: int | None = None) -> Tensor:
     `max_lag`: lags 0 .. max_lag - 1 are measured, what lies further back is NaN. Give the runs of a stack, lowest
     first, for stack semantics.
     """
-    chain = chain_of(layer_run)
+    chain = chain_of(layer_run).prepared()
     lags = lag_count(chain, max_lag)
     ledger = CreditLedger(chain, rows_of(chain), lags)
     for lag in travel(chain, ledger.rows, lags, lambda _: False):

@@ -136,7 +136,7 @@ def _task(
 ) -> Task:
     if draws < 1:
         raise BadArgument(f"draws is {draws}.", "Give a number of 1 or more.")
-    chain = chain_of(layer_run)
+    chain = chain_of(layer_run).prepared()
     generator = generator or torch.Generator().manual_seed(0)
     return Task(chain, layout_of(chain), draws, generator, independent)
 

@@ -17,9 +17,9 @@ BUFFER_BYTES = 512 * 2**20
 """The gradients of groups of sequences take at most this much."""
 
 
-def group_count(layout: Layout, sequences: int, replicas: int, like: Tensor) -> int:
+def group_count(layout: Layout, sequences: int, like: Tensor) -> int:
     """Groups of equal numbers of sequences whose gradients are kept apart: one a sequence where memory allows."""
-    one = 4 * replicas * layout.P * like.element_size()
+    one = 4 * layout.P * like.element_size()
     fitting = max(1, BUFFER_BYTES // max(1, one))
     return max(k for k in range(1, sequences + 1) if sequences % k == 0 and k <= max(fitting, 1))
 
@@ -28,10 +28,9 @@ def sequence_noise(chain: Chain, population: Population, delta: State, full: Ten
     """σ with σ² = B/(B-1) Σ_b |g_b - g/B|², g_b the sequence's share of g; NaN for one sequence."""
     if population.batch < 2 or population.sampled < 2:
         return math.nan
-    if full.shape[1] == population.sampled:
-        square = population.moments(full).spread
-        return math.sqrt(max(square, 0.0))
-    total, own = full[0].sum(0), 0.0
+    total, own = full.sum(0), 0.0
+    if len(full) == population.sampled:
+        return math.sqrt(max(population.square(full, total).spread, 0.0))
     for b in range(chain.B):
         one = gradient_of(chain.select([b]).prepared(), population.layout, _column(delta, b))
         own += float(one.double().square().sum())

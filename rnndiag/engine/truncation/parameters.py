@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.transition import flat_step
-from rnndiag.engine.truncation.chain import Chain, Link, Visit
+from rnndiag.engine.truncation.chain import Chain, Link
+from rnndiag.engine.truncation.visit import Visit
 from rnndiag.engine.truncation.where import take
 
 ALL = "all"

@@ -1,12 +1,12 @@
-"""Sums over sequences from some of them: inner products of gradients on this minibatch, and of their expectation.
+"""Inner products of gradients: on the sequences looked at, and of their expectation from pairs of different sequences.
 
-Gradients come as buffers (R, M, P): R independent samples of the losses (1: all losses), M groups of sequences. Where
-sequences or losses are sampled, a plain square would count the sampling noise; what is given here is unbiased, so it
-may come out negative near zero.
+Gradients come as buffers (M, P): M groups of sequences. The square of a mean over sequences counts their noise; what
+`mean` gives is a U-statistic over pairs of different sequences, unbiased, so it may come out negative near zero.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +17,16 @@ from rnndiag.engine.truncation.parameters import ALL, Layout
 
 @dataclass(frozen=True)
 class Moments:
-    """The inner product of two gradients x and y, each a sum over the sequences of the batch."""
+    """The square of a gradient x, a sum over sequences."""
 
     minibatch: dict[str, float]
-    """<x, y> on this minibatch, by parameter and over all."""
+    """|x|² of the sequences looked at, by parameter and over all."""
     mean: float
-    """<E x, E y> from pairs of different sequences, over all parameters; NaN for one group."""
+    """|E x|² of a batch, over all parameters; NaN for one group."""
     mean_error: float
     """Its standard error over sequences (jackknife); NaN for fewer than three groups."""
     spread: float
-    """B/(B-1) Σ over sequences of <x_b - x/B, y_b - y/B>: for x = y the squared noise of a minibatch gradient."""
+    """σ²: the squared noise of a batch's gradient, B/(B-1) Σ_b |x_b - x/B|²; NaN for one group."""
 
 
 @dataclass(frozen=True)
@@ -39,76 +39,35 @@ class Population:
     sampled: int
     """Sequences looked at."""
 
-    def moments(
-        self, x: Tensor, y: Tensor | None = None, sums: tuple[Tensor, Tensor] | None = None
-    ) -> Moments:
-        """<x, y> of two buffers (R, M, P) of the same sequences and losses; y None: x itself.
+    def square(self, x: Tensor, total: Tensor) -> Moments:
+        """|x|² of a buffer (M, P) with the sum `total` (P,) over its groups."""
+        minibatch = self.inner(total, total)
+        own = torch.linalg.vector_norm(x, dim=-1).double().square()
+        mean, error = self._of_mean(minibatch[ALL], own, (x @ total).double())
+        return Moments(minibatch, mean, error, self._spread(minibatch[ALL], own))
 
-        sums: the sums of x and of y over their groups, (R, P), where they are known.
-        """
-        other = x if y is None else y
-        replicas, groups, _ = x.shape
-        if sums is None:
-            sums = (x.sum(1), other.sum(1))
-        pairs = [(0, 0)] if replicas == 1 else [(0, 1), (1, 0)] if y is not None else [(0, 1)]
-        weight = 1 / len(pairs)
-        total: dict[str, float] = {}
-        own: dict[str, float] = {}
-        diagonal = x.new_zeros(groups, dtype=torch.float64)
-        reach = x.new_zeros(groups, dtype=torch.float64)
-        for i, j in pairs:
-            sum_x, sum_y = sums[0][i], sums[1][j]
-            for key, value in self.layout.sums(sum_x * sum_y).items():
-                total[key] = total.get(key, 0.0) + weight * float(value)
-            same = self._own(x[i], other[j])
-            for key, column in same.items():
-                own[key] = own.get(key, 0.0) + weight * float(column.sum())
-            diagonal += weight * same[ALL]
-            across = x[i] @ sum_y
-            if y is not None or i != j:
-                across = 0.5 * (across + other[j] @ sum_x)
-            reach += weight * across.double()
-        minibatch = {key: self._of_batch(total[key], own.get(key, 0.0)) for key in total}
-        mean, error = self._of_mean(total[ALL], diagonal, reach)
-        return Moments(minibatch, mean, error, self._spread(total[ALL], own[ALL], groups))
+    def inner(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """<x, y> of two sums (P,), by parameter and over all."""
+        sums = self.layout.sums(x * y)
+        values = torch.stack(list(sums.values())).tolist()
+        return dict(zip(sums, values, strict=True))
 
-    def minibatch(
-        self, x: Tensor, y: Tensor, sums: tuple[Tensor, Tensor] | None = None
-    ) -> dict[str, float]:
-        """<x, y> on this minibatch alone, by parameter and over all: `moments` without the rest."""
-        if x.shape[0] > 1 or self.sampled < self.batch:
-            return self.moments(x, y, sums).minibatch
-        one, two = sums or (x.sum(1), y.sum(1))
-        return {key: float(value) for key, value in self.layout.sums(one[0] * two[0]).items()}
-
-    def _own(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """<x_g, y_g> of every group (M,): by parameter only where sequences are sampled, else over all."""
-        if self.sampled < self.batch:
-            return {key: value.double() for key, value in self.layout.sums(x * y).items()}
-        if x.data_ptr() == y.data_ptr():
-            return {ALL: torch.linalg.vector_norm(x, dim=-1).double().square()}
-        return {ALL: (x * y).sum(-1).double()}
-
-    def _of_batch(self, total: float, own: float) -> float:
-        m, B = self.sampled, self.batch
-        if m == B:
-            return total
-        return B / m * own + (total - own) * B * (B - 1) / (m * (m - 1))
-
-    def _of_mean(self, total: float, diagonal: Tensor, reach: Tensor) -> tuple[float, float]:
-        groups = diagonal.shape[0]
+    def _of_mean(self, total: float, own: Tensor, reach: Tensor) -> tuple[float, float]:
+        groups = len(own)
         if groups < 2:
-            return float("nan"), float("nan")
-        crossed = total - float(diagonal.sum())
+            return math.nan, math.nan
+        crossed = total - float(own.sum())
         size = (self.batch / self.sampled * groups) ** 2
         mean = size * crossed / (groups * (groups - 1))
         if groups < 3:
-            return mean, float("nan")
-        left_out = size * (crossed - 2 * (reach - diagonal)) / ((groups - 1) * (groups - 2))
+            return mean, math.nan
+        left_out = size * (crossed - 2 * (reach - own)) / ((groups - 1) * (groups - 2))
         spread = (left_out - left_out.mean()).square().sum() * (groups - 1) / groups
         return mean, float(spread.sqrt())
 
-    def _spread(self, total: float, own: float, groups: int) -> float:
+    def _spread(self, total: float, own: Tensor) -> float:
+        groups = len(own)
         if groups < 2:
-            return float("nan")
-        return self.batch / self.sampled * groups / (groups - 1) * (own - total / groups)
+            return math.nan
+        share = self.batch / self.sampled
+        return share * groups / (groups - 1) * (float(own.sum()) - total / groups)

@@ -1,12 +1,12 @@
 """What a lag sweep looks at: which sequences, which losses, which lags; chosen to fit a budget, and said in words.
 
 The cost is counted in row-steps: one loss of one sequence moved back one step. A plain training step makes T * B of
-them forwards and backwards; batched over all losses a row-step costs a fraction of that (`ROW_COST`).
+them. The constants below were measured on a CPU with benchmarks/truncation.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,17 +14,26 @@ from torch import Tensor
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.errors import BadArgument
 
-ROW_COST = 0.3
-"""What one row-step of the sweep costs, in row-steps of a plain training step, gradients included."""
-STEP_COST = 24
-"""A batch of rows costs as much as this many rows more: what a call of a small kernel takes whatever its size."""
+ROW_COST = 0.45
+"""A row-step of the sweep, gradients included, over a row-step of a plain training step."""
+LAG_COST = 45.0
+"""What a lag costs whatever its size, in row-steps of a plain training step."""
+STEP_COST = 24.0
+"""What a time step of a plain training step costs whatever its size, in row-steps."""
+WINDOW_COST = 90.0
+"""What writing down one window costs, in row-steps of a plain training step."""
+SEQUENCES = 8
+"""Sequences are sampled down to this number first, then losses, then sequences again, down to `LEAST_SEQUENCES`."""
 LEAST_SEQUENCES = 4
-"""Sequences are not sampled below this number: inner products of different sequences carry the result."""
-LEAST_OUTPUTS = 8
+LEAST_OUTPUTS = 16
 """Losses are not sampled below this number."""
-DENSE_LAGS = 16
-"""Gradients are measured at every lag up to this one, then at lags growing by `LAG_GROWTH`."""
-LAG_GROWTH = 1.06
+DENSE_WINDOWS = 8
+"""Gradients are measured for every window up to this one, then for windows growing by `WINDOW_GROWTH`."""
+WINDOW_GROWTH = 1.1
+LEFT_OUT = 1e-3
+"""A sampled sweep ends where at most this share of the credit lies further back, were it to fall no more."""
+SMALL_SECONDS = 0.15
+"""What takes about this long as a whole is not worth sampling."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +44,20 @@ class Sampling:
     """The sequences looked at."""
     of_sequences: int
     outputs: int
-    """Losses (output steps) looked at, in each of two independent samples where they are sampled."""
+    """Output steps with a loss that were looked at."""
     of_outputs: int
     windows: tuple[int, ...]
     """The windows τ = 1 .. D whose gradients were measured."""
     lags: int
     """D: lags 0 .. D-1 were measured."""
     of_lags: int
+    may_stop: bool = False
+    """Whether the sweep ends where less than `LEFT_OUT` of the credit can lie further back."""
 
-    @property
-    def replicas(self) -> int:
-        """Independent samples of the losses."""
-        return 1 if self.outputs == self.of_outputs else 2
+    def stopped(self, lags: int) -> Sampling:
+        """The same, of a sweep that ended after so many lags."""
+        windows = tuple(w for w in self.windows if w < lags)
+        return replace(self, lags=lags, windows=(*windows, lags))
 
     @property
     def complete(self) -> bool:
@@ -72,9 +83,10 @@ class Sampling:
         if len(self.sequences) < self.of_sequences:
             said.append(f"{len(self.sequences)} of {self.of_sequences} sequences")
         if self.outputs < self.of_outputs:
-            said.append(f"two samples of {self.outputs} of {self.of_outputs} output steps")
+            said.append(f"{self.outputs} of {self.of_outputs} output steps")
         if self.lags < self.of_lags:
-            said.append(f"lags 0 to {self.lags - 1} of {self.of_lags}")
+            beyond = f", beyond which lies less than {LEFT_OUT:.1%} of the credit"
+            said.append(f"lags 0 to {self.lags - 1} of {self.of_lags}{beyond * self.may_stop}")
         if len(self.windows) < self.lags:
             said.append(f"gradients of {len(self.windows)} windows of {self.lags}")
         return "Sampled: " + ", ".join(said) + "." if said else "Nothing was sampled: exact."
@@ -82,26 +94,29 @@ class Sampling:
 
 def spaced_windows(lags: int) -> tuple[int, ...]:
     """Windows 1 .. D, dense at first and then growing by a constant factor; the last is D."""
-    found, window = list(range(1, min(lags, DENSE_LAGS) + 1)), float(DENSE_LAGS)
+    found, window = list(range(1, min(lags, DENSE_WINDOWS) + 1)), float(DENSE_WINDOWS)
     while found[-1] < lags:
-        window = max(window * LAG_GROWTH, found[-1] + 1)
+        window = max(window * WINDOW_GROWTH, found[-1] + 1)
         found.append(min(int(window), lags))
     return tuple(found)
 
 
-def training_step_cost(chain: Chain) -> float:
-    """A plain training step of these layers, in row-steps."""
-    return len(chain.links) * chain.T * (chain.B + STEP_COST)
+def sweep_cost(
+    chain: Chain, steps: Tensor, outputs: int, sequences: int, lags: int, windows: int
+) -> float:
+    """A sweep over so many of the output steps `steps` and sequences, in plain training steps of these layers."""
+    share = outputs / max(1, len(steps))
+    rows = float((steps + 1).clamp(max=lags).sum()) * share * sequences
+    total = ROW_COST * rows + LAG_COST * lags + WINDOW_COST * windows
+    total += chain.T * (sequences + STEP_COST)
+    return total / (chain.T * (chain.B + STEP_COST))
 
 
-def sweep_cost(chain: Chain, outputs: Tensor, columns: int, lags: int, windows: int) -> float:
-    """A sweep over these output steps and this many columns, in row-steps of a plain training step."""
-    alive = sum(
-        columns * float((outputs >= d).sum()) + STEP_COST for d in range(lags) if len(outputs)
-    )
-    gradients = 1.0 if windows == lags else 0.5
-    spaced = 0.0 if windows == lags else windows * chain.T * columns * ROW_COST
-    return len(chain.links) * (ROW_COST * (gradients * alive) + spaced)
+def seconds(chain: Chain, steps: Tensor, sequences: int, lags: int) -> float:
+    """Roughly how long a sweep over everything takes on one core of a CPU."""
+    rows = float((steps + 1).clamp(max=lags).sum()) * sequences
+    weights = sum(w.numel() for link in chain.links for w in link.run.weights.values())
+    return lags * len(chain.links) * 5e-4 + rows * weights * 4 / 40e9
 
 
 def choose(
@@ -117,29 +132,33 @@ def choose(
     given = len(samples) if isinstance(samples, tuple) else samples
     _check("samples", given, chain.B)
     _check("anchors", anchors, None)
-    every = tuple(range(1, lags + 1))
     sequences = chain.B if given is None else min(given, chain.B)
     outputs = len(steps) if anchors is None else min(anchors, len(steps))
-    windows = every
-    limit = float("inf") if budget is None else budget * training_step_cost(chain)
+    windows = tuple(range(1, lags + 1))
+    limit = float("inf") if budget is None else budget
 
-    def cost() -> float:
-        replicas = 1 if outputs == len(steps) else 2
-        at = torch.linspace(0, len(steps) - 1, outputs).round().long() if outputs else steps
-        return sweep_cost(chain, steps[at], sequences * replicas, lags, len(windows))
+    def too_much() -> bool:
+        return sweep_cost(chain, steps, outputs, sequences, lags, len(windows)) > limit
 
-    spaced = spaced_windows(lags)
-    if cost() > limit and sweep_cost(chain, steps, sequences, lags, len(spaced)) < cost():
-        windows = spaced
-    while cost() > limit and given is None and sequences > min(LEAST_SEQUENCES, chain.B):
-        sequences -= 1
-    while cost() > limit and anchors is None and outputs > LEAST_OUTPUTS:
-        outputs = max(LEAST_OUTPUTS, int(outputs * 0.8))
+    may_stop = too_much() and seconds(chain, steps, sequences, lags) > SMALL_SECONDS
+    if not may_stop:
+        limit = float("inf")
+    else:
+        windows = spaced_windows(lags)
+    for least_sequences, least_outputs in (
+        (SEQUENCES, len(steps)),
+        (SEQUENCES, LEAST_OUTPUTS),
+        (LEAST_SEQUENCES, LEAST_OUTPUTS),
+    ):
+        while too_much() and given is None and sequences > least_sequences:
+            sequences -= 1
+        while too_much() and anchors is None and outputs > least_outputs:
+            outputs = max(least_outputs, int(outputs * 0.9))
     if isinstance(samples, tuple):
         chosen = samples
     else:
         chosen = tuple(sorted(torch.randperm(chain.B, generator=draw)[:sequences].tolist()))
-    return Sampling(chosen, chain.B, outputs, len(steps), windows, lags, chain.T)
+    return Sampling(chosen, chain.B, outputs, len(steps), windows, lags, chain.T, may_stop)
 
 
 def _check(name: str, value: int | None, most: int | None) -> None:
@@ -149,35 +168,30 @@ def _check(name: str, value: int | None, most: int | None) -> None:
 
 @dataclass(frozen=True)
 class Sampled:
-    """The chain as it was sampled: columns are sequences, two of each where the losses are sampled too."""
+    """The chain as it was sampled."""
 
     chain: Chain
     weights: Tensor | None
-    """(T,): what every loss was multiplied with; None: losses were not sampled."""
-    picked: Tensor | None
-    """(T, columns): the sampled losses."""
+    """(T,): what every loss was multiplied with, 0 where it was left out; None: losses were not sampled."""
 
 
 def sample(chain: Chain, sampling: Sampling, draw: torch.Generator) -> Sampled:
-    """The sampled sequences with the sampled losses, one loss drawn from each of equal stretches of the outputs."""
-    columns = torch.tensor(sampling.sequences)
-    if sampling.replicas == 1:
-        whole = columns.tolist() == list(range(chain.B))
-        return Sampled(chain if whole else chain.select(columns).prepared(), None, None)
-    steps = chain.outputs().any(1).nonzero().squeeze(1)
+    """The sampled sequences with the sampled losses: one loss drawn from each of equal stretches of the outputs.
+
+    Each stands for its stretch, so sums over losses are unbiased.
+    """
+    taken = chain
+    if sampling.sequences != tuple(range(chain.B)):
+        taken = chain.select(sampling.sequences)
+    if sampling.outputs == sampling.of_outputs:
+        return Sampled(taken.prepared(), None)
+    steps = chain.outputs().any(1).nonzero().squeeze(1).cpu()
     bounds = torch.linspace(0, len(steps), sampling.outputs + 1).round().long()
     width = bounds[1:] - bounds[:-1]
-    weights = torch.zeros(chain.T, dtype=chain.direct[0].dtype)
-    picked = torch.zeros(chain.T, 2, dtype=torch.bool)
-    for replica in range(2):
-        offset = (torch.rand(len(width), generator=draw) * width).long()
-        chosen = steps.cpu()[bounds[:-1] + offset]
-        picked[chosen, replica] = True
-        weights[chosen] = width.to(weights.dtype)
-    device = chain.direct[0].device
-    weights, picked = weights.to(device), picked.to(device)
-    taken = chain.select(torch.cat([columns, columns]))
-    by_column = picked.repeat_interleave(len(columns), 1)
-    factor = (weights[:, None] * by_column)[..., None]
-    direct = tuple(part * factor for part in taken.direct)
-    return Sampled(taken.with_direct(direct).prepared(), weights, by_column)
+    offset = (torch.rand(len(width), generator=draw) * width).long()
+    like = chain.direct[0]
+    weights = torch.zeros(chain.T, dtype=like.dtype)
+    weights[steps[bounds[:-1] + offset]] = width.to(like.dtype)
+    weights = weights.to(like.device)
+    direct = tuple(part * weights[:, None, None] for part in taken.direct)
+    return Sampled(taken.with_direct(direct).prepared(), weights)

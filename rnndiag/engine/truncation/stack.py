@@ -22,9 +22,12 @@ ROUNDING = 64
 
 
 def chain_of(runs: Runs) -> Chain:
-    """The chain of one layer run, or of the runs of a stack (lowest first; each one's outputs feed the next)."""
+    """The chain of one layer run, or of the runs of a stack (lowest first; each one's outputs feed the next).
+
+    It is to be `prepared` before it is walked.
+    """
     if isinstance(runs, LayerRun):
-        return Chain((Link(runs, _masked(runs, runs.direct)),)).prepared()
+        return Chain((Link(runs, _masked(runs, runs.direct)),))
     stack = tuple(runs)
     if not stack:
         raise BadArgument("No layer run was given.", "Give one, or the runs of one stack.")
@@ -32,7 +35,7 @@ def chain_of(runs: Runs) -> Chain:
     links = joined_links(stack, [_masked(run, run.direct) for run in stack])
     for k in reversed(range(len(links) - 1)):
         links[k] = _without_upper(links[k], links[k + 1])
-    return Chain(tuple(links)).prepared()
+    return Chain(tuple(links))
 
 
 def joined_links(stack: Sequence[LayerRun], direct: Sequence[State]) -> list[Link]:

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.truncation.chain import Chain
-from rnndiag.engine.truncation.chunks import ChunkScores, chunk_scores, default_sizes
+from rnndiag.engine.truncation.chunks import (
+    ChunkScores,
+    chunk_scores,
+    default_sizes,
+    few_sizes,
+)
 from rnndiag.engine.truncation.credit import (
     CreditLedger,
     Profile,
@@ -20,10 +25,10 @@ from rnndiag.engine.truncation.credit import (
 from rnndiag.engine.truncation.noise import group_count, sequence_noise
 from rnndiag.engine.truncation.parameters import ALL, Layout, layout_of
 from rnndiag.engine.truncation.population import Population
-from rnndiag.engine.truncation.sampling import Sampled, Sampling, choose, sample
+from rnndiag.engine.truncation.sampling import LEFT_OUT, Sampled, Sampling, choose, sample
 from rnndiag.engine.truncation.stack import Runs, chain_of
 from rnndiag.engine.truncation.tails import TailLedger, Tails
-from rnndiag.engine.truncation.travel import Rows, packed_rows, rows_of, travel
+from rnndiag.engine.truncation.travel import rows_of, travel
 from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
 
 SEED = 0
@@ -152,18 +157,27 @@ def sweep_chain(
     """The sweep over a chain as it was sampled."""
     layout, part = layout_of(chain), taken.chain
     population = Population(layout, chain.B, len(sampling.sequences))
-    groups = group_count(layout, population.sampled, sampling.replicas, part.direct[0])
     delta = total_adjoint(part)
-    full = gradient_of(part, layout, delta, groups * sampling.replicas)
-    full = full.unflatten(0, (sampling.replicas, groups))
-    rows = _rows(part, taken)
-    credit = CreditLedger(part, rows, sampling.lags, taken.weights, taken.picked)
+    groups = group_count(layout, population.sampled, part.direct[0])
+    full = gradient_of(part, layout, delta, groups)
+    rows = rows_of(part)
+    credit = CreditLedger(part, rows, sampling.lags, taken.weights)
     tails = TailLedger(part, population, full, sampling, keep)
+    mass = 0.0
     for lag in travel(part, rows, sampling.lags, tails.wants_visits):
         credit.add(lag)
         tails.add(lag)
+        if sampling.may_stop:
+            now = float(lag.log_norm.exp().sum())
+            mass += now
+            if now * (sampling.lags - lag.d) <= LEFT_OUT * mass and lag.d + 1 < sampling.lags:
+                sampling = sampling.stopped(lag.d + 1)
+                tails.stop(lag)
+                credit.stop(sampling.lags)
+                break
     found = tails.finish(independent)
-    sizes = default_sizes(chain.T) if chunks is None else chunks
+    if chunks is None:
+        chunks = default_sizes(chain.T) if sampling.complete else few_sizes(chain.T)
     notes = []
     noise = sequence_noise(part, population, delta, full) if independent else float("nan")
     if not independent:
@@ -176,33 +190,23 @@ def sweep_chain(
     return LagSweep(
         name=chain.name,
         lags=sampling.lags,
-        log_credit=complete(credit) if sampling.replicas == 1 else log_matrix(credit),
+        log_credit=complete(credit) if taken.weights is None else log_matrix(credit),
         profile=profile_of(credit, *shares),
         tails=found,
-        chunks=chunk_scores(part, population, full, sizes),
+        chunks=chunk_scores(part, population, full, chunks),
         noise=noise,
-        gradient=layout.split(_scaled_up(full, population)),
+        gradient=layout.split(full.sum(0) * (chain.B / population.sampled)),
         sampling=sampling,
         lag_gradients=tails.lag_gradients(),
         notes=tuple(notes),
     )
 
 
-def _rows(part: Chain, taken: Sampled) -> Rows:
-    if taken.picked is None:
-        return rows_of(part)
-    return packed_rows(part, taken.picked, int(taken.picked.sum(0).max()))
-
-
-def _scaled_up(full: Tensor, population: Population) -> Tensor:
-    return full.mean(0).sum(0) * (population.batch / population.sampled)
-
-
 def exact_tails(chain: Chain, layout: Layout) -> Tails:
     """The tails of a chain as it is, every sequence, loss and lag."""
     sampling = choose(chain, chain.T, None, None, None, torch.Generator())
     population = Population(layout, chain.B, chain.B)
-    full = gradient_of(chain, layout, total_adjoint(chain))[None]
+    full = gradient_of(chain, layout, total_adjoint(chain))
     ledger = TailLedger(chain, population, full, sampling, keep=False)
     for lag in travel(chain, rows_of(chain), chain.T, ledger.wants_visits):
         ledger.add(lag)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.chain import Chain, visit
+from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.parameters import ALL, add_gradients, right_factors
 from rnndiag.engine.truncation.population import Moments, Population
 from rnndiag.engine.truncation.sampling import Sampling
 from rnndiag.engine.truncation.travel import Lag
+from rnndiag.engine.truncation.visit import visit
 from rnndiag.engine.truncation.where import add_at, every
 from rnndiag.errors import BadArgument
 
@@ -38,78 +41,85 @@ class Tails:
 
 
 class TailLedger:
-    """Takes c_d off the full gradient lag by lag and writes down what is left."""
+    """Takes c_d off the full gradient lag by lag and writes down what is left after each measured window."""
 
     def __init__(
         self, chain: Chain, population: Population, full: Tensor, sampling: Sampling, keep: bool
     ) -> None:
-        """full (R, M, P): the full gradient by group of sequences, R samples of the losses."""
-        self.chain, self.population, self.full = chain, population, full
-        self.left = full.clone()
+        """full (M, P): the full gradient by group of sequences."""
+        self.chain, self.population = chain, population
         self.lags = sampling.lags
-        self.windows = set(sampling.windows)
-        self.every_lag = len(sampling.windows) == sampling.lags
-        self.tail: dict[int, Moments] = {}
-        self.toward: dict[int, dict[str, float]] = {}
-        self.lag_squares: dict[int, dict[str, float]] = {}
-        self.kept: list[Tensor] = []
-        self.keep = keep
-        if keep and sampling.lags * full[0, 0].numel() * full.element_size() > KEPT_BYTES:
+        self.windows = (0, *sampling.windows)
+        if keep and sampling.lags * full[0].numel() * full.element_size() > KEPT_BYTES:
             raise BadArgument(
                 f"Keeping {sampling.lags} lag gradients of {full.shape[-1]} parameters takes more than 1 GiB.",
                 "Give a smaller max_lag, or do without lag_gradients.",
             )
-        self.now = torch.zeros_like(full)
-        self.full_sum = full.sum(1)
+        self.keep = keep
+        self.kept: list[Tensor] = []
+        self.left, self.now = full.clone(), torch.zeros_like(full)
+        self.full_sum = full.sum(0)
         self.rights = right_factors(chain, population.layout)
-        if not self.every_lag:
-            self.summed = tuple(torch.zeros_like(part) for part in chain.direct)
+        self.by_row = _rows_or_states(self.windows, sampling.outputs, chain.T)
+        self.summed = tuple(torch.zeros_like(part) for part in chain.direct)
+        self.tail: dict[int, Moments] = {}
+        self.toward: dict[int, float] = {}
+        self.lag_squares: dict[int, dict[str, float]] = {}
         self._write(0)
 
     def wants_visits(self, lag: int) -> bool:
-        """Whether this lag's gradient is taken from the rows themselves."""
-        return self.every_lag
+        """Whether this lag's gradient is taken from the rows themselves, not from sums over lags at each state."""
+        return self.by_row[lag]
 
     def add(self, lag: Lag) -> None:
         """Take in one lag."""
-        flat = self.now.flatten(0, 1)
-        if self.every_lag:
-            flat.zero_()
-            add_gradients(flat, self.rights, lag.visits, lag.scale)
+        if self.by_row[lag.d]:
+            add_gradients(self.now, self.rights, lag.visits, lag.scale)
         else:
             scale = lag.scale
             for whole, part in zip(self.summed, lag.cotangent, strict=True):
                 add_at(
                     whole, lag.where, part if scale is None else part * scale.to(part)[..., None]
                 )
-            if lag.d + 1 not in self.windows:
-                return
-            flat.zero_()
-            visits, _ = visit(self.chain, every(self.chain.T), self.summed)
-            add_gradients(flat, self.rights, visits)
+        if lag.d + 1 in self._ends:
+            self._close(lag.d)
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        return frozenset(self.windows)
+
+    def _close(self, lag: int) -> None:
+        if not self.by_row[lag]:
+            visits, _ = visit(self.chain, every(self.chain.T), self.summed, carry=False)
+            add_gradients(self.now, self.rights, visits)
             for whole in self.summed:
                 whole.zero_()
-        self.left.sub_(self.now)
-        if self.every_lag or (lag.d in self.tail):
-            sums = self.now.sum(1)
-            squares = self.population.minibatch(self.now, self.now, (sums, sums))
-            self.lag_squares[lag.d] = squares
+        if lag in self.tail:
+            total = self.now.sum(0)
+            self.lag_squares[lag] = self.population.inner(total, total)
             if self.keep:
-                self.kept.append(sums.mean(0))
-        self._write(lag.d + 1)
+                self.kept.append(total)
+        self.left.sub_(self.now)
+        self.now.zero_()
+        self._write(lag + 1)
+
+    def stop(self, lag: Lag) -> None:
+        """The sweep ends with this lag: the window that ends here is written down too."""
+        self.lags = lag.d + 1
+        if self.lags not in self.tail:
+            self._close(lag.d)
 
     def _write(self, window: int) -> None:
-        sums = self.left.sum(1)
-        self.tail[window] = self.population.moments(self.left, sums=(sums, sums))
-        both = (sums, self.full_sum)
-        self.toward[window] = self.population.minibatch(self.left, self.full, both)
+        total = self.left.sum(0)
+        self.tail[window] = self.population.square(self.left, total)
+        self.toward[window] = float(torch.dot(total, self.full_sum))
 
     def lag_gradients(self) -> dict[str, Tensor]:
         """c_d by parameter, (D, *shape); empty where they were not asked for."""
         if not self.keep:
             return {}
         missing = self.lags - len(self.kept)
-        zeros = [torch.zeros_like(self.full[0, 0])] * missing
+        zeros = [torch.zeros_like(self.full_sum)] * missing
         return self.population.layout.split(torch.stack([*self.kept, *zeros]))
 
     def finish(self, independent: bool) -> Tails:
@@ -121,7 +131,7 @@ class TailLedger:
         names = (*self.population.layout.names, ALL)
         size = self.lags + 1
         square = self._column(size, {w: m.minibatch[ALL] for w, m in self.tail.items()})
-        inner = self._column(size, {w: m[ALL] for w, m in self.toward.items()})
+        inner = self._column(size, self.toward)
         full = square[0].clamp(min=0)
         kept = (full - 2 * inner + square).clamp(min=0)
         mean = {w: m.mean if independent else math.nan for w, m in self.tail.items()}
@@ -151,3 +161,13 @@ class TailLedger:
             if at < size:
                 column[at] = value
         return column
+
+
+def _rows_or_states(windows: tuple[int, ...], outputs: int, T: int) -> list[bool]:
+    """By lag: whether its gradient is cheaper from the rows (outputs a lag) than once a window from all T states."""
+    found: list[bool] = []
+    for before, window in pairwise(windows):
+        lags = range(before, window)
+        rows = sum(max(1, min(outputs, T - d)) for d in lags)
+        found += [len(lags) == 1 or rows <= T] * len(lags)
+    return found

@@ -22,7 +22,7 @@ def loss_terms(layer_run: Runs, parameter: str, u: int) -> Tensor:
 
     The terms of states after u are zero; the sum over k is the gradient that the loss at u alone gives.
     """
-    chain = chain_of(layer_run)
+    chain = chain_of(layer_run).prepared()
     layout = layout_of(chain)
     if parameter not in layout.names:
         raise BadArgument(

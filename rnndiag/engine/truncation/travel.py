@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
-from rnndiag.engine.truncation.chain import Chain, Scratch, Visit, visit
+from rnndiag.engine.truncation.chain import Chain
+from rnndiag.engine.truncation.visit import Scratch, Visit, visit
 from rnndiag.engine.truncation.where import Where, earlier, take
 
 

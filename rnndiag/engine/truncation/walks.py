@@ -14,13 +14,14 @@ from torch import Tensor
 
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.cells import State
-from rnndiag.engine.truncation.chain import Chain, Scratch, visit
+from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.parameters import (
     Layout,
     add_gradients,
     empty_buffer,
     right_factors,
 )
+from rnndiag.engine.truncation.visit import Scratch, visit
 from rnndiag.engine.truncation.where import every
 
 
@@ -101,7 +102,7 @@ def gradient_of(
     """What summed cotangents (T, B, S_p) give to the parameters, (groups, P). scale (T,): a weight a source step."""
     buffer = empty_buffer(chain, layout, groups)
     rows = None if scale is None else scale[:, None].expand(chain.T, chain.B)
-    visits, _ = visit(chain, every(chain.T), cotangents)
+    visits, _ = visit(chain, every(chain.T), cotangents, carry=False)
     add_gradients(buffer, right_factors(chain, layout), visits, rows)
     return buffer
 
