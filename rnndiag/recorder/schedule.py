@@ -6,7 +6,7 @@ length of a fit and the time it takes are known in batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -110,14 +110,15 @@ class WithinBudget:
     next_tick: int = 0
     by_batch: bool = True
     _count: int = 0
+    _closed: bool = False
 
     def decide(self, tick: int) -> Decision:
         """Record if it can be paid for, if it is the first, or if the promised few would not come together."""
         seconds = self.ledger.step_seconds
         if self._count == 0:
             return Decision(True, self._with_promised(), tick + 1, self._later())
-        due = self._due(tick)
-        last = due and tick >= self._positions()[-1]
+        last = self._is_last_promise(tick)
+        due = last or self._due(tick)
         if seconds is None:
             groups = self._with_promised() if last else self._always()
             return Decision(due, groups if due else (), tick + 1, self._later())
@@ -209,15 +210,13 @@ class WithinBudget:
                 )
         return tuple(name for name in self.groups if name in chosen), left
 
-    def _positions(self) -> Sequence[int]:
+    def _positions(self) -> list[int]:
         if self.total is None:
-            return ()
+            return []
         total = self.total - self.first
-        last = max(0, int(0.97 * (total - 1)))
-        return [
-            self.first + min(round(last * (i / (MIN_RECORDINGS - 1)) ** 1.5), total - 1)
-            for i in range(MIN_RECORDINGS)
-        ]
+        last = max(MIN_RECORDINGS - 1, int(0.97 * (total - 1)))
+        spread = [last * (i / (MIN_RECORDINGS - 1)) ** 1.5 for i in range(MIN_RECORDINGS)]
+        return [self.first + min(max(round(p), i), total - 1) for i, p in enumerate(spread)]
 
     def _due(self, tick: int) -> bool:
         """Whether a promised recording is to be made by now."""
@@ -225,5 +224,16 @@ class WithinBudget:
 
     def _next_promise(self, tick: int) -> int:
         """The next tick at which a recording is made whatever it costs."""
-        later = [p for k, p in enumerate(self._positions()) if p > tick and k >= self._count]
+        positions = self._positions()
+        later = [p for k, p in enumerate(positions) if p > tick and k >= self._count]
+        if not later and positions and positions[-1] > tick:
+            later = positions[-1:]
         return later[0] if later else 10**12
+
+    def _is_last_promise(self, tick: int) -> bool:
+        """Whether this is the first decision at or after the last promised position."""
+        positions = self._positions()
+        if self._closed or not positions or tick < positions[-1]:
+            return False
+        self._closed = True
+        return True

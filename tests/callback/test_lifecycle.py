@@ -1,4 +1,4 @@
-"""Fits that end early, come twice, go on from a checkpoint, have nothing to record, or hand copies of the callback on."""
+"""Fits that end early, come twice, go on from a checkpoint or have nothing to record, and copies of the callback."""
 
 from __future__ import annotations
 
