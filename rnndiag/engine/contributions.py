@@ -192,9 +192,9 @@ class _Left:
         return rows
 
     @cached_property
-    def gram(self) -> Tensor:
-        """Inner products of the samples at each step, by block of rows: (blocks, T, B, B)."""
-        return torch.stack([block @ block.mT for block in self.rows])
+    def gram(self) -> list[Tensor]:
+        """Inner products of the samples at each step, by block of rows: (T, B, B) a block."""
+        return [block @ block.mT for block in self.rows]
 
 
 def _factored_norms(found: Factors, left: _Left, valid: Tensor) -> ContributionNorms:

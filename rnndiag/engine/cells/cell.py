@@ -86,3 +86,8 @@ class Cell:
         """Whether the diagonal fast path holds: a matrix among the extras mixes the units."""
         extras = self.extra_weights(weights).values()
         return self.elementwise and all(extra.dim() <= 1 for extra in extras)
+
+
+def summed(a_ih: Tensor, a_hh: Tensor) -> Tensor:
+    """a_ih + a_hh of an additive cell, without a pass over memory where the engine has added them already."""
+    return a_ih if a_hh.dim() == 0 else a_ih + a_hh

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from rnndiag.engine.cells.cell import Cell, State
+from rnndiag.engine.cells.cell import Cell, State, summed
 from rnndiag.engine.cells.registry import register_cell
 
 
 def activations(a_ih: Tensor, a_hh: Tensor, state: State) -> Mapping[str, Tensor]:
     """Values of the three gates, each (N, H)."""
-    f, g, o = (a_ih + a_hh).chunk(3, -1)
+    f, g, o = summed(a_ih, a_hh).chunk(3, -1)
     return {"f": f.sigmoid(), "g": g.tanh(), "o": o.sigmoid()}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from rnndiag.engine.cells.cell import Cell, State
+from rnndiag.engine.cells.cell import Cell, State, summed
 from rnndiag.engine.cells.registry import register_cell
 
 
@@ -21,10 +21,10 @@ def _elman(
     step_kernels: tuple[str, ...] = (),
 ) -> Cell:
     def pointwise(a_ih: Tensor, a_hh: Tensor, state: State) -> State:
-        return (activation(a_ih + a_hh),)
+        return (activation(summed(a_ih, a_hh)),)
 
     def activations(a_ih: Tensor, a_hh: Tensor, state: State) -> Mapping[str, Tensor]:
-        return {"h": activation(a_ih + a_hh)}
+        return {"h": activation(summed(a_ih, a_hh))}
 
     return register_cell(
         Cell(

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rnndiag.engine.cells.cell import Cell, State
+from rnndiag.engine.cells.cell import Cell, State, summed
 from rnndiag.engine.cells.registry import register_cell
 
 
 def activations(a_ih: Tensor, a_hh: Tensor, state: State) -> Mapping[str, Tensor]:
     """Values of the four gates, each (N, H)."""
-    i, f, g, o = (a_ih + a_hh).chunk(4, -1)
+    i, f, g, o = summed(a_ih, a_hh).chunk(4, -1)
     return {"i": i.sigmoid(), "f": f.sigmoid(), "g": g.tanh(), "o": o.sigmoid()}
 
 
@@ -26,10 +26,10 @@ def pointwise(a_ih: Tensor, a_hh: Tensor, state: State) -> State:
 
 def recover(a_ih: Tensor, a_hh: Tensor, initial: State) -> State:
     """c of all steps from the gates of all steps: the one part that must go step by step. (T, N, H)."""
-    gate = activations(a_ih, a_hh, initial)
-    c = gate["i"] * gate["g"]
+    i, f, g, _ = summed(a_ih, a_hh).chunk(4, -1)
+    c = i.sigmoid().mul_(g.tanh())
     before = initial[1]
-    for now, forget in zip(c.unbind(0), gate["f"].unbind(0), strict=True):
+    for now, forget in zip(c.unbind(0), f.sigmoid().unbind(0), strict=True):
         before = now.addcmul_(forget, before)
     return (c,)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn.functional import linear
 
-from rnndiag.engine.cells.cell import Cell, State
+from rnndiag.engine.cells.cell import Cell, State, summed
 from rnndiag.engine.cells.registry import register_cell
 
 
@@ -23,7 +23,7 @@ def _gates_and_c(
     peephole_f: Tensor,
     peephole_o: Tensor,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    i, f, g, o = (a_ih + a_hh).chunk(4, -1)
+    i, f, g, o = summed(a_ih, a_hh).chunk(4, -1)
     before = state[1]
     gate = {
         "i": (i + _look(before, peephole_i)).sigmoid(),
