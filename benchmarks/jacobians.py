@@ -27,7 +27,8 @@ from torch.nn.functional import linear
 
 import rnndiag
 from rnndiag.engine.cells import find_cell
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.unroll import unroll
 
 LIMITS = {
     "elman_tanh: jacrev / ours": 10.0,

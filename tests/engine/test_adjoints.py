@@ -10,7 +10,8 @@ from reference import unroll as unroll_by_hand
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.cells import CELLS, Cell, find_cell
 from rnndiag.engine.contributions import contribution_norms, contributions
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.unroll import unroll
 
 T, B, I, H = 7, 4, 3, 5
 LENGTHS = [7, 3, 5, 1]

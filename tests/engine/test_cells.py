@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.cells import CELLS, Cell, binding_of, find_cell, module_cell, register_cell
 from rnndiag.engine.contributions import contribution_norms, contributions
-from rnndiag.engine.layer_run import unroll
+from rnndiag.engine.unroll import unroll
 from rnndiag.errors import BadArgument
 
 T, B, I, H = 6, 3, 2, 4

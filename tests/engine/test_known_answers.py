@@ -14,7 +14,8 @@ from reference import draw_weights, relative
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.cells import find_cell
 from rnndiag.engine.contributions import contributions
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.unroll import unroll
 
 T, B, H = 9, 2, 4
 

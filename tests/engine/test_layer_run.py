@@ -11,7 +11,8 @@ from reference import STEPS, draw_state, draw_weights, relative
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.cells import Cell, find_cell
 from rnndiag.engine.contributions import contribution_norms, contributions
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.unroll import unroll
 from rnndiag.errors import BadArgument
 
 T, B, I, H = 5, 3, 2, 3

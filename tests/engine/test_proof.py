@@ -12,8 +12,9 @@ from reference import unroll as unroll_by_hand
 from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.cells import find_cell
 from rnndiag.engine.contributions import contribution_norms
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.proof import BOUNDS, Proof, prove
+from rnndiag.engine.unroll import unroll
 
 T, B, I, H = 12, 3, 2, 4
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from rnndiag.engine.cells import find_cell
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.unroll import unroll
 
 Lengths = Sequence[int] | None
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import rnndiag
 from rnndiag.engine.cells import Cell, State, Weights
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.unroll import unroll
 
 
 @settings(max_examples=15)

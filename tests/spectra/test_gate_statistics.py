@@ -11,10 +11,11 @@ from torch import Tensor
 
 import rnndiag
 from rnndiag.engine.cells import Cell
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra import gate_statistics
 from rnndiag.engine.spectra.gate_statistics import GateStatistics
 from rnndiag.engine.spectra.summary import four_numbers
+from rnndiag.engine.unroll import unroll
 
 SIGMOID_ROWS = {
     "lstm": {"i": 0, "f": 1, "o": 3},

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 import rnndiag
 from rnndiag.engine.cells import CELLS, Cell, module_cell
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra import jacobians as module
 from rnndiag.engine.spectra.tangents import stretch, tangents
 from rnndiag.engine.transition import run_preactivations
+from rnndiag.engine.unroll import unroll
 from rnndiag.errors import BadArgument
 
 CASES = [

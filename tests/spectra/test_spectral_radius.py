@@ -66,7 +66,7 @@ def test_a_projection_closes_the_loop() -> None:
 
 def test_a_cell_without_w_hh_has_the_jacobians_radius_alone() -> None:
     from rnndiag.engine.cells import Cell
-    from rnndiag.engine.layer_run import unroll
+    from rnndiag.engine.unroll import unroll
 
     cell = Cell(name="halving", parts=("x",), run_step=lambda w, x, state: (state[0] / 2 + x,))
     inputs = torch.ones(4, 2, 3, dtype=torch.float64)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.cells import find_cell
-from rnndiag.engine.layer_run import LayerRun, unroll
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.unroll import unroll
 
 Pass = tuple[int, int, Sequence[int]]
 """One backward pass: the first step whose state is reached, one past the last, and the losses' steps."""

@@ -13,7 +13,7 @@ from truncation.naive import Problem, flat, problem
 
 from rnndiag import credit_matrix, lag_sweep, loss_terms
 from rnndiag.engine.cells import find_cell
-from rnndiag.engine.layer_run import unroll
+from rnndiag.engine.unroll import unroll
 from rnndiag.errors import BadArgument, NotSupported
 
 LENGTHS = [12, 5, 9, 1]
