@@ -22,6 +22,8 @@ from lightning_modules.training import ESTIMATORS, Estimator
 from lightning_modules.training.full import Full
 from lightning_modules.wirings import WIRINGS, Plan
 
+TEMPERATURE = 0.5
+"""Of the characters that a trained program writes at the end: between its likeliest (0) and its own odds (1)."""
 Choice = str | Mapping[str, Any]
 """A name, or {name: ..., options}."""
 
@@ -126,7 +128,7 @@ class Program(L.LightningModule):
     def on_fit_end(self) -> None:
         """Say what was reached, and let a program over characters write."""
         if isinstance(self.task, Writing):
-            self.written = write(self.network, self.task, length=80)
+            self.written = write(self.network, self.task, length=80, temperature=TEMPERATURE)
         if self.trainer.is_global_zero and self.results:
             self.print_summary()
 

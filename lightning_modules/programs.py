@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from lightning_modules.data import TaskData
 from lightning_modules.program import Program
@@ -48,9 +48,8 @@ class Entry:
         merged: dict[str, Any] = {}
         for file in self.files(small):
             for section, values in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).items():
-                before = merged.get(section)
-                both = isinstance(before, Mapping) and isinstance(values, Mapping)
-                merged[section] = {**before, **values} if both else values
+                before = merged.get(section, {})
+                merged[section] = {**before, **values} if isinstance(values, Mapping) else values
         return merged
 
     def build(self, small: bool = False, **model: Any) -> tuple[Program, TaskData]:

@@ -94,9 +94,10 @@ def state_map(program: Program, text: str | None = None, characters: int = 400) 
 
 
 def _states(program: Program, tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    recurrence, state = program.network.recurrence, None
+    recurrence, reader = program.network.recurrence, program.network.get_submodule("reader")
+    state = None
     for token in tokens:
-        _, state = recurrence(program.network.reader(token[None, None]), state)
+        _, state = recurrence(reader(token[None, None]), state)
         yield tuple(h[0] for h in recurrence.layer_states(state))
 
 
@@ -110,7 +111,8 @@ class StateMap(L.Callback):
         """Map every layer of the trained program."""
         if not isinstance(pl_module, Program):
             raise BadArgument(f"{type(pl_module).__name__} is no Program.", "Leave StateMap out.")
-        for callback in trainer.callbacks:
+        callbacks: list[object] = getattr(trainer, "callbacks")  # noqa: B009  (Lightning does not type it)
+        for callback in callbacks:
             if isinstance(callback, rnndiag.GradientDiagnostics):
                 for layer in state_map(pl_module, characters=self.characters):
                     callback.add(*layer.measurements())

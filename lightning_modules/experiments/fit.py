@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ def fit(
         screen=False,
         report=False,
     )
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    print(f"{directory.name}: ", end="", flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
