@@ -61,6 +61,8 @@ class HalfLife(Answer):
 def measured(profile_log: Any) -> np.ndarray:
     """The profile as float64 without the NaN padding at its end."""
     profile = np.asarray(profile_log, dtype=np.float64).reshape(-1)
+    if profile.size and not math.isnan(profile[-1]):
+        return profile
     known = np.flatnonzero(~np.isnan(profile))
     return profile[: known[-1] + 1] if known.size else profile[:0]
 
@@ -68,9 +70,10 @@ def measured(profile_log: Any) -> np.ndarray:
 def _fault(profile: np.ndarray) -> str:
     if not profile.size:
         return "not measured"
-    if np.isnan(profile).any() or np.isposinf(profile).any():
+    largest = profile.max()
+    if math.isnan(largest) or largest == math.inf:
         return "not finite"
-    return "" if np.isfinite(profile).any() else "no gradient at any lag"
+    return "no gradient at any lag" if largest == -math.inf else ""
 
 
 def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Reach:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
@@ -15,12 +16,13 @@ class NotRegular(OSError):
     """The file is a link, a pipe, a device or a folder."""
 
 
-def read_at(descriptor: int, size: int, start: int) -> bytes:
-    """At most `size` bytes from `start`."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, size, start)
+def _read_at(descriptor: int, size: int, start: int) -> bytes:
     os.lseek(descriptor, start, os.SEEK_SET)
     return os.read(descriptor, size)
+
+
+read_at: Callable[[int, int, int], bytes] = getattr(os, "pread", _read_at)
+"""Descriptor, size, start: at most `size` bytes from `start`."""
 
 
 def write_at(descriptor: int, data: bytes | memoryview, start: int) -> int:
