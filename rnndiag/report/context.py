@@ -21,6 +21,8 @@ from rnndiag.run.run import Run
 from rnndiag.run.stored import entry_name
 
 LN10 = math.log(10.0)
+PATIENCE = 50
+"""How many recordings without any number are passed over in search of one with some."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,25 @@ class Context:
         return self._read(quantity, layer, steps)
 
     def last(self, quantity: str, layer: str) -> Measurement | None:
-        """The newest readable recording of one quantity, without padding."""
+        """The newest readable recording of one quantity, without padding; one with a number in it if there is any."""
+        return self.newest(quantity, layer)[0]
+
+    def newest(self, quantity: str, layer: str) -> tuple[Measurement | None, list[int]]:
+        """The same, and the later steps that were passed over because nothing in them was a number."""
+        passed: list[int] = []
+        first: Measurement | None = None
         for step in reversed(self.steps_of(quantity, layer)):
             found = self._read(quantity, layer, [step])
-            if found is not None:
-                return found.valid(found.steps.size - 1)
-        return None
+            if found is None:
+                continue
+            newest = found.valid(found.steps.size - 1)
+            if not np.isnan(newest.values).all():
+                return newest, passed
+            first = first or newest
+            passed.append(step)
+            if len(passed) == PATIENCE:
+                break
+        return first, passed
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -166,7 +181,9 @@ class Context:
         known = QUANTITIES.get(quantity)
         keys = [quantity, layer, known.group if known else ""]
         why = self.not_measured(*[key for key in keys if key])
-        return why or f"Not recorded in this run: no {quantity.replace('_', ' ')}."
+        if why:
+            return f"Not measured: {why.rstrip('.')}."
+        return f"Not recorded in this run: {known.meaning if known else quantity}"
 
 
 def finite(values: np.ndarray) -> np.ndarray:

@@ -20,8 +20,10 @@ def make(context: Context) -> FigureData:
     """The newest recording of the lead layer: |g_t| of each parameter, of each gate, parts of the state, alignment."""
     layer = context.lead
     norms = context.last("contribution_norm", layer) if layer else None
-    if norms is None or not finite(np.asarray(norms.values)).size:
+    if norms is None:
         return absent("F4", context.nothing("contribution_norm", layer))
+    if not finite(np.asarray(norms.values)).size:
+        return absent("F4", f"No contribution to the parameters of {layer} is a finite number.")
     panels = [_logarithmic(norms, "parameter", "Contribution of each parameter", "|g_t|")]
     gates = context.last("gate_contribution_norm", layer)
     if gates is not None and gates.sizes["gate"] > 1:
@@ -99,7 +101,7 @@ def _finding(norms: Measurement, alignment: Measurement | None) -> str:
         values = dict(aligned).get(name, aligned[0][1])
         known = finite(values)
         if known.size:
-            words += f" {(known < 0).mean():.0%} of the steps pull against the total."
+            words += f" {100 * (known < 0).mean():.0f} % of the steps pull against the total."
     return words
 
 

@@ -19,8 +19,12 @@ def make(context: Context) -> FigureData:
     """Gain of Φ(t, t-d) over d: largest, median and smallest singular value, the bound, and ρ(W_hh)^d."""
     layer = context.lead
     spectral = context.last("product_spectral", layer) if layer else None
-    if spectral is None or not finite(np.asarray(spectral.values)).size:
+    if spectral is None or not spectral.values.size:
         return absent("F5", context.nothing("product_spectral", layer))
+    if not finite(np.asarray(spectral.values)).size:
+        zero = np.isneginf(spectral.values).all()
+        how = "exactly zero" if zero else "not finite"
+        return absent("F5", f"The Jacobian products of {layer} are {how} at every lag.")
     lags = spectral.positions("lag").astype(float)
     middle = _row(spectral, "q50")
     lines = [Line(lags, _gain(middle), "largest singular value", "main")]

@@ -21,7 +21,7 @@ MOST_LAYERS = 3
 def make(context: Context) -> FigureData:
     """The newest profile of the lead layer, its quantiles, and the profiles of other layers."""
     layer = context.lead
-    newest = context.last("credit_profile", layer) if layer else None
+    newest, passed = context.newest("credit_profile", layer) if layer else (None, [])
     if newest is None:
         return absent("F1", context.nothing("credit_profile", layer))
     log10 = {
@@ -30,8 +30,9 @@ def make(context: Context) -> FigureData:
     }
     profile = log10["profile"]
     if not np.isfinite(profile).any():
+        why = "no number is finite" if np.isnan(profile).any() else "every number is exactly zero"
         return absent(
-            "F1", f"No credit at any lag: the loss does not depend on the states of {layer}."
+            "F1", f"No credit at any lag: {why}, so the loss says nothing about {layer}'s past."
         )
     lags = np.arange(profile.size)
     top = float(np.ceil(np.nanmax(np.where(np.isfinite(profile), profile, np.nan)) + 0.2))
@@ -69,6 +70,9 @@ def make(context: Context) -> FigureData:
         (panel,),
         _table(profile),
         layer=layer,
+        warnings=(f"Not finite at step {', '.join(map(str, passed[:5]))}: an older one is shown.",)
+        if passed
+        else (),
     )
 
 
@@ -111,6 +115,8 @@ def _notes(log10: np.ndarray, bottom: float) -> tuple[str, ...]:
 
 
 def _finding(context: Context, layer: str, lags: int, log10: np.ndarray) -> str:
+    if log10.size == 1:
+        return f"{layer} makes one time step: there is no past that a gradient could reach."
     reached, total = context.reach(layer), context.time_steps(layer)
     of = f" of {total}" if total else ""
     words = []
