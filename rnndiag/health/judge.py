@@ -60,8 +60,19 @@ class Judge:
         return found
 
     def value(self, rule: Rule, layer: str) -> tuple[float, Series]:
-        """The number that is judged, and the recordings it comes from."""
-        series = self.series(rule, layer, self.scope(self.config.bounds(rule.name)))
+        """The number that is judged, and the recordings it comes from.
+
+        What is measured on few recordings only, and on none of the judged ones, is judged by the last that has it.
+        """
+        scope = self.scope(self.config.bounds(rule.name))
+        try:
+            series = self.series(rule, layer, scope)
+        except NotRecorded:
+            if scope is self.whole:
+                raise
+            whole = self.series(rule, layer, self.whole)
+            note = f"measured last at step {int(whole.steps[-1])}, before the judged recordings"
+            series = Series(whole.steps[-1:], whole.values[-1:], note)
         return reduced(rule, series.values), series
 
     def findings(self, rule: Rule) -> list[Finding]:

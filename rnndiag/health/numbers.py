@@ -129,6 +129,10 @@ class LayerNumbers:
         """One quantity; raises NotRecorded where the run has none."""
         return self.whole.stack(quantity, self.layer)
 
+    def ever(self, quantity: str) -> Stack:
+        """One quantity over all recordings, judged or not: for what is measured on few of them."""
+        return RunNumbers(self.whole.run).stack(quantity, self.layer)
+
     def of_model(self, quantity: str) -> Stack:
         """One quantity of the whole model."""
         return self.whole.stack(quantity, MODEL)

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from rnndiag.health.finding import UNTRUSTED, Finding
 from rnndiag.health.judge import Judge
+from rnndiag.health.numbers import RunNumbers
 
 CHECK = UNTRUSTED
 _REMEDY = (
     "The numbers of this layer are not to be trusted: read the reason, record that step again with strict=True, "
     "and leave compiled or patched recurrent layers out."
 )
+
+
+def _not_finite(numbers: RunNumbers, layer: str) -> set[int]:
+    """Steps at which the layer held numbers that are not finite: nothing to prove there, and `nonfinite` tells it."""
+    steps: set[int] = set()
+    for quantity in ("nonfinite_states", "nonfinite_adjoints"):
+        if (quantity, layer) in numbers.run:
+            found = numbers.stack(quantity, layer)
+            counts = np.nansum(found.values.reshape(len(found.steps), -1), axis=1)
+            steps |= set(found.steps[counts > 0].tolist())
+    return steps
 
 
 def proof_findings(judge: Judge) -> list[Finding]:
@@ -26,6 +40,8 @@ def proof_findings(judge: Judge) -> list[Finding]:
             continue
         told = failed if recording.verdict == "inexact" else unproved
         for layer, reason in (recording.reasons or {"": "no reason was recorded"}).items():
+            if recording.step in _not_finite(judge.whole, layer):
+                continue
             told.setdefault(layer, Counter())[str(reason)] += 1
             since.setdefault(layer, recording.step)
     found = []

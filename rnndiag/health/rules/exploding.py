@@ -33,7 +33,7 @@ def exploding(numbers: LayerNumbers) -> Series:
             np.nanmax(np.where(np.isnan(profile.values), -np.inf, profile.values), axis=1)
         )
     try:
-        exponents = numbers.get("lyapunov_exponents").pick("part_stat", "value")
+        exponents = numbers.ever("lyapunov_exponents").pick("part_stat", "value")
     except NotRecorded:
         return Series(
             profile.steps, growth, "λ_1 was not recorded: the growth of the credit alone decides"

@@ -6,7 +6,7 @@ import numpy as np
 
 from rnndiag.health.bounds import Bounds
 from rnndiag.health.finding import UNTRUSTED
-from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.numbers import LayerNumbers, NotRecorded
 from rnndiag.health.rule import Series, rule
 
 LIMIT = 1e-2
@@ -28,9 +28,11 @@ LIMIT = 1e-2
     violation="not_judged",
 )
 def residual(numbers: LayerNumbers) -> Series:
-    """The worst residual over the parameters of each recording."""
+    """The worst residual over the parameters of each recording that has one; what is not finite has no proof."""
     found = numbers.get("residual")
     flat = found.values.reshape(len(found.steps), -1)
-    known = np.where(np.isnan(flat), -np.inf, flat)
-    worst = np.max(known, axis=1, initial=-np.inf)
-    return Series(found.steps, np.where(np.isfinite(worst), worst, np.nan))
+    known = np.isfinite(flat).any(axis=1)
+    if not known.any():
+        raise NotRecorded(f"no recording of {numbers.layer} is finite, so none can be proved")
+    worst = np.max(np.where(np.isfinite(flat[known]), flat[known], -np.inf), axis=1)
+    return Series(found.steps[known], worst)

@@ -1,0 +1,28 @@
+"""Planted faults on trained programs are caught by the rule meant for each, and the healthy programs pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults import FAULTS, PROJECTS, failed, findings_of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROJECTS)
+def test_a_healthy_program_passes(name: str, tmp_path: Path) -> None:
+    found = findings_of(name, PROJECTS[name].program, tmp_path / "run")
+    assert failed(found) == []
+    assert not [one for one in found if one.status == "not_judged"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught_by_the_rule_meant_for_it(name: str, tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    found = findings_of(fault.project, fault.program, tmp_path / "run")
+    assert fault.rule in failed(found), [(one.check, one.text_value) for one in found]
+    told = next(one for one in found if one.check == fault.rule and one.status == "fail")
+    assert told.remedy
+    assert told.message
