@@ -54,6 +54,11 @@ class Sampling:
     may_stop: bool = False
     """Whether the sweep ends where less than `LEFT_OUT` of the credit can lie further back."""
 
+    def ends(self, lag: int, credit: float, so_far: float) -> bool:
+        """Whether a sweep may end after this lag, whose credit is `credit`, `so_far` with all before it."""
+        rest = self.lags - lag - 1
+        return rest > 0 and credit * rest <= LEFT_OUT * so_far
+
     def stopped(self, lags: int) -> Sampling:
         """The same, of a sweep that ended after so many lags."""
         windows = tuple(w for w in self.windows if w < lags)

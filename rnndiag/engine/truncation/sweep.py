@@ -25,7 +25,7 @@ from rnndiag.engine.truncation.credit import (
 from rnndiag.engine.truncation.noise import group_count, sequence_noise
 from rnndiag.engine.truncation.parameters import ALL, Layout, layout_of
 from rnndiag.engine.truncation.population import Population
-from rnndiag.engine.truncation.sampling import LEFT_OUT, Sampled, Sampling, choose, sample
+from rnndiag.engine.truncation.sampling import Sampled, Sampling, choose, sample
 from rnndiag.engine.truncation.stack import Runs, chain_of
 from rnndiag.engine.truncation.tails import TailLedger, Tails
 from rnndiag.engine.truncation.travel import rows_of, travel
@@ -170,7 +170,7 @@ def sweep_chain(
         if sampling.may_stop:
             now = float(lag.log_norm.exp().sum())
             mass += now
-            if now * (sampling.lags - lag.d) <= LEFT_OUT * mass and lag.d + 1 < sampling.lags:
+            if sampling.ends(lag.d, now, mass):
                 sampling = sampling.stopped(lag.d + 1)
                 tails.stop(lag)
                 credit.stop(sampling.lags)

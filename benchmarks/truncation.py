@@ -1,0 +1,343 @@
+"""What the lag sweep costs, against the loops it replaces, and what its sampling loses.
+
+    python benchmarks/truncation.py [ratios] [trained] [growth]
+
+Every number is a ratio to a plain training step (torch's fused kernel, forward and backward, with a linear head),
+interleaved in one run: the steps are timed again between the others. Times are CPU seconds of one thread, which a busy
+machine disturbs less than the clock on the wall. Where the loops that the sweep replaces would take too long they are
+timed for a few windows and projected; the projection is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rnndiag.engine.cells import find_cell  # noqa: E402
+from rnndiag.engine.layer_run import LayerRun  # noqa: E402
+from rnndiag.engine.unroll import unroll  # noqa: E402
+from rnndiag.engine.truncation.credit import credit_matrix  # noqa: E402
+from rnndiag.engine.truncation.sweep import LagSweep, lag_sweep  # noqa: E402
+from rnndiag.run.reach import reach  # noqa: E402
+from rnndiag.run.window import smallest_window  # noqa: E402
+
+KERNELS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "elman_tanh": nn.RNN}
+CLASSES = 10
+
+
+class Model(nn.Module):
+    """A recurrent layer and a linear head with a loss at every step, or at the end."""
+
+    def __init__(self, kind: str, inputs: int, hidden: int, every_step: bool = True) -> None:
+        super().__init__()
+        self.kind, self.every_step = kind, every_step
+        self.rnn = KERNELS[kind](inputs, hidden)
+        self.head = nn.Linear(hidden, CLASSES)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """outputs (T, B, H), targets (T, B)."""
+        if self.every_step:
+            return cross_entropy(self.head(outputs).flatten(0, 1), targets.flatten())
+        return cross_entropy(self.head(outputs[-1]), targets[-1])
+
+    def training_step(self, x: Tensor, targets: Tensor) -> None:
+        """Forward and backward."""
+        self.zero_grad()
+        self.loss(self.rnn(x)[0], targets).backward()
+
+    def layer_run(self, x: Tensor, targets: Tensor) -> LayerRun:
+        """The layer run of one step, made by hand."""
+        outputs = self.rnn(x)[0].detach().requires_grad_()
+        self.loss(outputs, targets).backward()
+        assert outputs.grad is not None
+        cell = find_cell(self.kind)
+        weights = {k.removesuffix("_l0"): v.detach() for k, v in self.rnn.named_parameters()}
+        rest = [torch.zeros_like(outputs.grad) for _ in cell.parts[1:]]
+        return unroll(cell, weights, x, (outputs.grad, *rest))
+
+
+def batch(steps: int, size: int, inputs: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random inputs and targets."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(steps, size, inputs, generator=draw)
+    return x, torch.randint(0, CLASSES, (steps, size), generator=draw)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """CPU seconds of one call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def interleaved(
+    step: Callable[[], object], calls: dict[str, Callable[[], object]], rounds: int
+) -> dict[str, float]:
+    """Median over rounds of each call's time over the mean of the training steps right before and after it."""
+    step()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            before = min(seconds(step) for _ in range(2))
+            taken = seconds(call)
+            after = min(seconds(step) for _ in range(2))
+            found[name].append(2 * taken / (before + after))
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def stacked_window(model: Model, run: LayerRun, tau: int) -> None:
+    """One window through the fused kernel: the last tau steps of every loss side by side on the batch axis."""
+    T, B = run.T, run.B
+    at = torch.arange(T)[None, :] - tau + 1 + torch.arange(tau)[:, None]
+    x = run.inputs[at.clamp(min=0)].flatten(1, 2)
+    before = torch.cat([run.initial[0].expand(min(tau, T), B, -1), run.states[0][: T - tau]])
+    state = [part.flatten(0, 1)[None].contiguous() for part in (before, *_others(run, tau))]
+    out, _ = model.rnn(x, tuple(state) if len(state) > 1 else state[0])
+    (out[-1] * run.direct[0].flatten(0, 1)).sum().backward()
+
+
+def _others(run: LayerRun, tau: int) -> list[Tensor]:
+    return [
+        torch.cat([first.expand(min(tau, run.T), run.B, -1), part[: run.T - tau]])
+        for first, part in zip(run.initial[1:], run.states[1:], strict=True)
+    ]
+
+
+def looped_window(model: Model, run: LayerRun, tau: int, losses: range) -> None:
+    """One window, one loss after the other, each from a detached state: the naive way, for some of the losses."""
+    for u in losses:
+        start = max(0, u - tau + 1)
+        parts = run.initial if start == 0 else tuple(part[start - 1] for part in run.states)
+        state = tuple(part[None].contiguous() for part in parts)
+        out, _ = model.rnn(run.inputs[start : u + 1], state if len(state) > 1 else state[0])
+        (out[-1] * run.direct[0][u]).sum().backward()
+
+
+def ratios(T: int = 200, B: int = 32, H: int = 128) -> None:
+    """The sweep against a training step, and against the loops that it replaces."""
+    print(
+        f"\n## All {T} windows at T={T}, B={B}, H={H} (float32, one thread), in plain training steps\n"
+    )
+    print(
+        "| cell | credit only | sweep, every window | default sampling | fused, one window at a time | over the sweep | naive loops | over the sweep |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for kind in KERNELS:
+        torch.manual_seed(0)
+        model = Model(kind, 16, H)
+        x, targets = batch(T, B, 16)
+        run = model.layer_run(x, targets)
+        few, many = 4, 12
+        losses = range(T // 2, T // 2 + 4)
+        found = interleaved(
+            lambda: model.training_step(x, targets),
+            {
+                "credit": lambda: credit_matrix(run),
+                "whole": lambda: lag_sweep(run, budget=None, chunks=()),
+                "default": lambda: lag_sweep(run),
+                "few": lambda: stacked_window(model, run, few),
+                "many": lambda: stacked_window(model, run, many),
+                "loop_few": lambda: looped_window(model, run, few, losses),
+                "loop_many": lambda: looped_window(model, run, 80, losses),
+            },
+            rounds=2,
+        )
+        slope = (found["many"] - found["few"]) / (many - few)
+        stacked = sum(found["few"] + slope * (tau - few) for tau in range(1, T + 1))
+        share = T / len(losses)
+        loop_slope = (found["loop_many"] - found["loop_few"]) / (80 - few)
+        naive = sum(
+            share * max(0.0, found["loop_few"] + loop_slope * (min(tau, T / 2) - few))
+            for tau in range(1, T + 1)
+        )
+        whole = found["whole"]
+        print(
+            f"| {kind} | {found['credit']:.1f} | {whole:.1f} | {found['default']:.1f} | {stacked:.0f} | "
+            f"{stacked / whole:.0f}x | {naive:.0f} | {naive / whole:.0f}x |",
+            flush=True,
+        )
+    print(
+        f"\nFused, one window at a time: windows {few} and {many} timed, all {T} projected on a straight line in the window."
+        f"\nNaive loops: windows {few} and 80 timed for {len(losses)} of the {T} losses, projected likewise; a window "
+        "longer than T/2 is counted as T/2 (the first losses reach no further back)."
+    )
+
+
+def delayed_copy(T: int, B: int, delay: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Symbols in, the same symbols `delay` steps later out."""
+    draw = torch.Generator().manual_seed(seed)
+    symbols = torch.randint(0, CLASSES, (T, B), generator=draw)
+    targets = torch.cat([torch.zeros(delay, B, dtype=torch.long), symbols[: T - delay]])
+    return nn.functional.one_hot(symbols, 16).float(), targets
+
+
+def running_count(T: int, B: int, period: int, seed: int) -> tuple[Tensor, Tensor]:
+    """How many marks so far, modulo `period`."""
+    draw = torch.Generator().manual_seed(seed)
+    marks = (torch.rand(T, B, generator=draw) < 0.15).long()
+    x = torch.randn(T, B, 16, generator=draw) * 0.1
+    x[..., 0] = marks.float()
+    return x, marks.cumsum(0) % period
+
+
+def last_symbols(T: int, B: int, reset: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The symbol that stood at the last mark."""
+    draw = torch.Generator().manual_seed(seed)
+    symbols = torch.randint(0, CLASSES, (T, B), generator=draw)
+    marks = torch.rand(T, B, generator=draw) < reset
+    x = nn.functional.one_hot(symbols, 16).float()
+    x[..., 15] = marks.float()
+    held = torch.zeros(B, dtype=torch.long)
+    targets = []
+    for symbol, mark in zip(symbols, marks, strict=True):
+        held = torch.where(mark, symbol, held)
+        targets.append(held)
+    return x, torch.stack(targets)
+
+
+TASKS: dict[str, tuple[str, Callable[[int], tuple[Tensor, Tensor]]]] = {
+    "lstm, last marked symbol": ("lstm", lambda seed: last_symbols(200, 32, 0.04, seed)),
+    "gru, count modulo 5": ("gru", lambda seed: running_count(200, 32, 5, seed)),
+    "tanh, copy after 6 steps": ("elman_tanh", lambda seed: delayed_copy(200, 32, 6, seed)),
+}
+
+
+def reach_and_window(sweep: LagSweep) -> tuple[float, float]:
+    """The two numbers that people read."""
+    log = sweep.profile.log.numpy()
+    windows = np.array([0, *sweep.sampling.windows])
+    bias = sweep.window_bias.numpy()[windows]
+    return reach(log, 0.9).value, smallest_window(bias, 0.1, windows).steps
+
+
+def trained(steps: int = 250, seeds: int = 3) -> None:
+    """Reach and recommended window of trained models: everything looked at, and the default sampling."""
+    print(
+        "\n## Three trained models, T=200, B=32, H=128: the whole sweep against the default sampling\n"
+    )
+    print(
+        "| model | loss | reach, whole | reach, default | window, whole | window, default | cost, whole | cost, default |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name, (kind, make) in TASKS.items():
+        torch.manual_seed(1)
+        model = Model(kind, 16, 128)
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for step in range(steps):
+            model.training_step(*make(1000 + step))
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        data = make(1)
+        loss = float(model.loss(model.rnn(data[0])[0], data[1]).detach())
+        run = model.layer_run(*data)
+        whole = reach_and_window(lag_sweep(run, budget=None, chunks=()))
+        drawn = []
+        said = ""
+        for seed in range(seeds):
+            sweep = lag_sweep(run, generator=torch.Generator().manual_seed(seed))
+            drawn.append(reach_and_window(sweep))
+            said = sweep.sampling.sentence
+        cost = interleaved(
+            lambda model=model, data=data: model.training_step(*data),  # type: ignore[misc]
+            {
+                "whole": lambda run=run: lag_sweep(run, budget=None, chunks=()),  # type: ignore[misc]
+                "default": lambda run=run: lag_sweep(run),  # type: ignore[misc]
+            },
+            rounds=2,
+        )
+        reaches = ", ".join(f"{r:.1f}" for r, _ in drawn)
+        windows = ", ".join(f"{w:.0f}" for _, w in drawn)
+        print(
+            f"| {name} | {loss:.2f} | {whole[0]:.1f} | {reaches} | {whole[1]:.0f} | {windows} | "
+            f"{cost['whole']:.1f} | {cost['default']:.1f} |",
+            flush=True,
+        )
+        print(f"<!-- {name}: {said} -->", flush=True)
+
+
+GROWTH = [
+    # T, B, H, D
+    (100, 16, 64, 100),
+    (200, 16, 64, 200),
+    (400, 16, 64, 400),
+    (200, 16, 64, 50),
+    (200, 64, 64, 200),
+    (200, 16, 256, 200),
+    (2000, 4, 64, 2000),
+    (100, 8, 1024, 100),
+]
+
+
+def measure(T: int, B: int, H: int, D: int) -> None:
+    """One line of the growth table, in a process of its own so that its peak memory is its own."""
+    torch.manual_seed(0)
+    model = Model("lstm", 16, H)
+    x, targets = batch(T, B, 16)
+    model.training_step(x, targets)
+    step = min(seconds(lambda: model.training_step(x, targets)) for _ in range(2))
+    run = model.layer_run(x, targets)
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sampled = seconds(lambda: lag_sweep(run, D))
+    peak_sampled = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    whole = seconds(lambda: lag_sweep(run, D, budget=None, chunks=()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = {"step": step, "whole": whole / step, "default": sampled / step}
+    line |= {"memory": (peak - base) / 1024, "memory_default": (peak_sampled - base) / 1024}
+    print(json.dumps(line))
+
+
+def growth() -> None:
+    """How the cost grows with T, B, H and D."""
+    print(
+        "\n## Growth (LSTM, float32, one thread): cost in plain training steps, memory beyond the training step's\n"
+    )
+    print(
+        "| T | B | H | D | training step | sweep, every window | memory | default sampling | memory |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for shape in GROWTH:
+        command = [sys.executable, __file__, "--measure", *map(str, shape)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        line = json.loads(found.stdout.splitlines()[-1])
+        print(
+            f"| {' | '.join(map(str, shape))} | {line['step'] * 1e3:.0f} ms | {line['whole']:.0f} | "
+            f"{line['memory']:.0f} MB | {line['default']:.1f} | {line['memory_default']:.0f} MB |",
+            flush=True,
+        )
+
+
+PARTS = {"ratios": ratios, "trained": trained, "growth": growth}
+
+
+def main() -> None:
+    """Run the parts asked for, or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    if asked.measure:
+        measure(*asked.measure)
+        return
+    for part in asked.parts or PARTS:
+        PARTS[part]()
+
+
+if __name__ == "__main__":
+    main()
