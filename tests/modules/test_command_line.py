@@ -14,7 +14,7 @@ QUICK = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 STRICT = ["--trainer.callbacks.strict=true", "--trainer.callbacks.every_n_steps=1"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """Runs are written to ./runs; configurations are named from the repository's root."""
     shutil.copytree(CONFIGS, tmp_path / CONFIGS.relative_to(HERE.parent))
@@ -63,6 +63,7 @@ def test_an_unknown_program():
         entry("adding_gru")
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_fit_writes_a_run_of_the_callback_in_the_configuration(capsys):
     arguments = entry("banana_lstm").arguments(small=True)
     assert main([*arguments, *QUICK, *STRICT, "--data.batches=6"]) == 0
@@ -75,6 +76,7 @@ def test_fit_writes_a_run_of_the_callback_in_the_configuration(capsys):
     assert recorded.reach() > 1
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_the_state_map_is_stored_in_the_run():
     arguments = entry("text_lstm").arguments(small=True)
     cli = run([*arguments, *QUICK, *STRICT, "--data.batches=6"])
@@ -86,6 +88,7 @@ def test_the_state_map_is_stored_in_the_run():
         assert "".join(suffix[-1] for suffix in suffixes) == cli.model.task.held_out()[:400]
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_what_is_chosen_on_the_command_line_counts():
     arguments = entry("adding_lstm").arguments(small=True)
     more = ["--model.cell=gru", "--model.initialisation=null", "--model.task.length=9"]
@@ -95,6 +98,7 @@ def test_what_is_chosen_on_the_command_line_counts():
     assert cli.datamodule.seed == 7
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_a_mistake_is_told_in_a_sentence(capsys):
     arguments = entry("adding_lstm").arguments(small=True)
     assert main([*arguments, *QUICK, "--model.cell=lst"]) == 2

@@ -51,6 +51,7 @@ def fit(model, data, seed=0):
             },
             {"batches": 1200},
             id="adding",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {
@@ -62,6 +63,7 @@ def fit(model, data, seed=0):
             },
             {"batches": 500, "batch_size": 16},
             id="brackets",
+            marks=pytest.mark.slow,
         ),
     ],
 )
