@@ -26,6 +26,7 @@ from rnndiag.run.text import to_json
 
 log = logging.getLogger("rnndiag.run")
 FAILURES_THAT_STOP = 3
+_DROPPED_FOR = (OSError, ValueError, TypeError, ArithmeticError, MemoryError, RnndiagError)
 
 __all__ = ["RunWriter", "free_directory"]
 
@@ -128,7 +129,7 @@ class RunWriter:
             return False
         try:
             return self._store(self.budget.thinned(recording))
-        except (OSError, ValueError, RnndiagError, MemoryError) as fault:
+        except _DROPPED_FOR as fault:
             self._failed(recording.step, fault)
             return False
 

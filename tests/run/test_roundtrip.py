@@ -194,6 +194,8 @@ def test_limits_hold_for_the_writer(tmp_path: Path) -> None:
         "9 dims": lambda: Recording(0, measurements=deep),
         "bytes of meta.json": lambda: Recording(0, **chatty),
         "given twice": lambda: Recording(0, measurements=twice),
+        "infinity": lambda: Recording(0, time=float("inf")),
+        "NoneType": lambda: Recording(0, time=None),  # type: ignore[arg-type]
         "phase": lambda: Recording(0, phase="p" * 65),
     }
     for words, make in cases.items():
