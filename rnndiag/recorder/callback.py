@@ -37,6 +37,15 @@ class _Adopting(_Base):
         adopt(GradientDiagnostics)
         return super().__new__(cls)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # type: ignore[override]
+        """What isinstance() asks where the type alone did not do: a package loaded since is adopted then.
+
+        Python looks at the answer only if it is another type, so the first one is a subclass made for the occasion.
+        """
+        mine = type(self)
+        return type(mine.__name__, (mine,), {}) if adopt(GradientDiagnostics) else mine
+
 
 class GradientDiagnostics(_Adopting):
     """Records, while a Lightning module trains, how far back the gradients of its recurrent layers reach.
@@ -147,6 +156,7 @@ class GradientDiagnostics(_Adopting):
 
     def __getstate__(self) -> dict[str, Any]:
         """Plain values: no trainer, no module, no file, and nothing that the Trainer put on the callback (`log`)."""
+        adopt(GradientDiagnostics)
         own = {name: value for name, value in self.__dict__.items() if name.startswith("_")}
         return {**own, "_fit": None}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 from rnndiag.errors import NotInstalled
 
@@ -30,12 +29,21 @@ def callback_base() -> type:
     if loaded := loaded_bases():
         return loaded[0]
     for name in PACKAGES:
-        if find_spec(name.partition(".")[0]) is not None:
-            return getattr(import_module(name), "Callback")  # type: ignore[no-any-return]  # noqa: B009
+        if (found := _imported(name)) is not None:
+            return found
     raise NotInstalled(
         "The callback needs Lightning, and neither `lightning` nor `pytorch_lightning` is installed.",
         "Install one of them, for example with `pip install lightning`, or use rnndiag.probe without Lightning.",
     )
+
+
+def _imported(name: str) -> type | None:
+    try:
+        module = import_module(name)
+    except ImportError:
+        return None
+    base: type = module.Callback
+    return base
 
 
 def adopt(cls: type) -> bool:
