@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rnndiag.recorder.capture.arrivals import watch_arrivals
+from rnndiag.recorder.capture.arrivals import Arrivals
 from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call import (
     OUTPUT,
@@ -33,6 +34,7 @@ class CallLog:
     weights: Weights
     calls: list[Call] = field(default_factory=list)
     ends: Ends = field(default_factory=Ends)
+    _arrivals: Arrivals = field(default_factory=Arrivals)
 
     def clear(self) -> None:
         """Forget all calls."""
@@ -68,18 +70,24 @@ class CallLog:
 
     def _keeper(self, call: Call, slot: int) -> Keeper:
         def keeper(shape: Shaping) -> Keep:
-            def shaped(gradient: Tensor) -> Tensor:
-                gradient = shape(gradient)
-                return flat(gradient) if call.plan.one_step else gradient
-
-            return keep_slot(self.tasks, call.output_gradients, slot, shaped)
+            if not call.plan.one_step:
+                return keep_slot(self.tasks, call.output_gradients, slot, shape)
+            return keep_slot(self.tasks, call.output_gradients, slot, lambda g: flat(shape(g)))
 
         return keeper
 
     def watch_inputs(
-        self, call: Call, outputs: Iterable[Tensor], inputs: Tensor, state: Mapping[int, Tensor]
+        self,
+        call: Call,
+        outputs: Iterable[Tensor],
+        inputs: Tensor,
+        state: Mapping[int, Tensor],
+        same: Hashable = None,
     ) -> None:
-        """Of a call of one step: its own share of the gradients of its input and of its state's parts."""
+        """Of a call of one step: its own share of the gradients of its input and of its state's parts.
+
+        same: what tells calls with alike graphs, where there are any.
+        """
 
         def arrived(key: int, gradient: Tensor) -> None:
             task, gradient = self.tasks.enter(), gradient.detach()
@@ -92,9 +100,7 @@ class CallLog:
             parts[key] = gradient if key not in parts else parts[key] + gradient
 
         targets = {_INPUT: inputs, **state}
-        once = {
-            key: tensor
-            for key, tensor in targets.items()
-            if sum(other is tensor for other in targets.values()) == 1
-        }
-        watch_arrivals(outputs, once, arrived)
+        if len({id(tensor) for tensor in targets.values()}) < len(targets):
+            known = Counter(map(id, targets.values()))
+            targets = {key: tensor for key, tensor in targets.items() if known[id(tensor)] == 1}
+        self._arrivals.watch(outputs, targets, arrived, same)

@@ -61,7 +61,9 @@ class KernelCalls:
                 outputs = _own_names(outputs)
             with self.faults.guard("watching a recurrent call"):
                 if call.plan.one_step:
-                    self.log.watch_inputs(call, outputs, inputs, dict(enumerate(hx)))
+                    trained = tuple(w.requires_grad for w in asked.weights[0].values())
+                    same = (call.plan.kernel, trained)
+                    self.log.watch_inputs(call, outputs, inputs, dict(enumerate(hx)), same)
                 self.log.keep(call, outputs)
                 frame.last = call
         return outputs

@@ -10,7 +10,6 @@ from torch.overrides import TorchFunctionMode
 
 from rnndiag.engine.cells import Cell
 from rnndiag.recorder.capture.compiled import shielded
-from rnndiag.recorder.capture.kernels import kernel_table
 
 OnKernel = Callable[[Cell, bool, Any, tuple[Any, ...], Mapping[str, Any]], Any]
 
@@ -18,10 +17,10 @@ OnKernel = Callable[[Cell, bool, Any, tuple[Any, ...], Mapping[str, Any]], Any]
 class KernelMode(TorchFunctionMode):
     """Active for the length of a recurrent module's forward: hands each kernel call to `on_kernel`."""
 
-    def __init__(self, on_kernel: OnKernel) -> None:
+    def __init__(self, on_kernel: OnKernel, table: Mapping[Any, tuple[Cell, bool]]) -> None:
         super().__init__()
         self._on_kernel = shielded(on_kernel)
-        self._table = kernel_table()
+        self._table = table
         self._stack = ExitStack()
 
     def open(self) -> KernelMode:

@@ -97,18 +97,28 @@ class Ends:
 
     def __init__(self) -> None:
         self._at: dict[Address, tuple[Call, int, int]] = {}
+        self._not_yet: list[Call] = []
+        """Calls whose ends are not looked up by address yet."""
+        self._calls: dict[int, Call] = {}
         self._held: list[Tensor] = []
         self._latest: dict[str, Call] = {}
 
     def add(self, call: Call) -> None:
         """Register a call's final state, and its last output where that is the final h."""
-        plan = call.plan
-        for slot, output in call.outputs.items():
-            for index, row in enumerate(_rows(call, slot, output)):
-                if row is not None:
-                    self._at[address(row)] = (call, slot, index)
-        if not plan.packed:
+        self._calls[call.number] = call
+        self._not_yet.append(call)
+        if not call.plan.packed:
             self._latest[call.owner] = call
+
+    def _find(self, row: Tensor) -> tuple[Call, int, int] | None:
+        for call in self._not_yet:
+            for slot, output in call.outputs.items():
+                for index, end in enumerate(_rows(call, slot, output)):
+                    if end is not None:
+                        self._at[address(end)] = (call, slot, index)
+        self._not_yet.clear()
+        found = self._at.get(address(row))
+        return None if found is None or _written(*found[:2]) else found
 
     def add_alias(self, call: Call, slot: int, value: Tensor) -> None:
         """The final state as the module returned it, in the user's order of sequences: (layers*dirs, B, S_p)."""
@@ -121,6 +131,10 @@ class Ends:
         """The links of every part and layer of an initial state as the module got it."""
         found = {}
         for part, value in enumerate(hx):
+            link = self._very_end(value) if one_step else None
+            if link is not None:
+                found[part, 0] = link
+                continue
             source = marked_source(value) if value.requires_grad else None
             rows = (value,) if one_step else value.unbind(0)
             for index, row in enumerate(rows):
@@ -128,6 +142,15 @@ class Ends:
                 if link is not None:
                     found[part, index] = link
         return found
+
+    def _very_end(self, value: Tensor) -> Link | None:
+        """The usual case of a loop: the state is the tensor that the last step returned."""
+        node: Any = value.grad_fn
+        source = None if node is None else node.metadata.get(MARK, {}).get(value.output_nr)
+        call = None if source is None else self._calls.get(source[0])
+        if source is None or call is None or not call.plan.one_step or _written(call, source[1]):
+            return None
+        return Link(call.number, source[1], 0, attached=True, straight=True)
 
     def _link(
         self,
@@ -138,8 +161,8 @@ class Ends:
         part: int,
         index: int,
     ) -> Link | None:
-        end = self._at.get(address(row))
-        if end is not None and end[0].versions[end[1]] == end[0].outputs[end[1]]._version:
+        end = self._find(row)
+        if end is not None:
             call, slot, at = end
             attached = value.grad_fn is not None
             return Link(call.number, slot, at, attached, attached and source == (call.number, slot))
@@ -159,8 +182,15 @@ class Ends:
     def clear(self) -> None:
         """Forget all calls."""
         self._at.clear()
+        self._not_yet.clear()
+        self._calls.clear()
         self._held.clear()
         self._latest.clear()
+
+
+def _written(call: Call, slot: int) -> bool:
+    """Whether somebody wrote to that output in place."""
+    return call.versions[slot] != call.outputs[slot]._version
 
 
 def _rows(call: Call, slot: int, output: Tensor) -> list[Tensor | None]:

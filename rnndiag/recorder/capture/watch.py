@@ -18,7 +18,7 @@ from rnndiag.recorder.capture.compiled import compiles_layers, pass_over, refuse
 from rnndiag.recorder.capture.hook import ModuleHook
 from rnndiag.recorder.capture.kernel_calls import Frame, KernelCalls
 from rnndiag.recorder.capture.kernel_mode import KernelMode
-from rnndiag.recorder.capture.kernels import KernelCall, read_call
+from rnndiag.recorder.capture.kernels import KernelCall, kernel_table, read_call
 from rnndiag.recorder.capture.modules import Watched, recurrent_modules
 from rnndiag.recorder.capture.passes import BackwardPass, Names, backward_passes
 from rnndiag.recorder.capture.step_calls import StepModules
@@ -56,6 +56,7 @@ class Capture:
         self._names = Names()
         self.refused: dict[str, str] = {}
         """Module -> why it is not watched."""
+        self._table = kernel_table()
         self._frames: list[Frame] = []
         self._mode: KernelMode | None = None
         self._handles: list[RemovableHandle] = []
@@ -136,7 +137,7 @@ class Capture:
             with self.faults.guard("watching a forward pass"):
                 _note_order(frame, args, kwargs)
             if self._mode is None:
-                self._mode = KernelMode(self._on_kernel).open()
+                self._mode = KernelMode(self._on_kernel, self._table).open()
 
         return enter
 
