@@ -1,4 +1,4 @@
-"""A training program small enough for CI: an LSTM repeats its input of ten steps ago. `python train.py OUT --seed 0`."""
+"""A training program small enough for CI: an LSTM repeats its input of ten steps ago. `python train.py OUT --seed 0`"""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ def main() -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[rnndiag.GradientDiagnostics(args.out, every_n_steps=5, measures=["contributions", "lags", "gates"])],
+        callbacks=[
+            rnndiag.GradientDiagnostics(
+                args.out, every_n_steps=5, measures=["contributions", "lags", "gates"]
+            )
+        ],
     )
     trainer.fit(DelayNet(), DataLoader(TensorDataset(x, x.roll(DELAY, 1)), 32, shuffle=True))
 
