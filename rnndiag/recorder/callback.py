@@ -38,7 +38,7 @@ class _Adopting(_Base):
         return super().__new__(cls)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:  # type: ignore[override]
+    def __class__(self) -> type:
         """What isinstance() asks where the type alone did not do: a package loaded since is adopted then.
 
         Python looks at the answer only if it is another type, so the first one is a subclass made for the occasion.

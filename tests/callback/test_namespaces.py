@@ -106,6 +106,8 @@ def test_importing_rnndiag_loads_no_lightning() -> None:
     assert done.stdout.strip() == "[]"
 
 
+# Lightning's CLI uses what jsonargparse has deprecated since
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_cli_builds_it_from_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.cli import LightningCLI
 
