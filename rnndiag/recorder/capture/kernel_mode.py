@@ -22,14 +22,17 @@ class KernelMode(TorchFunctionMode):
         self._on_kernel = shielded(on_kernel)
         self._table = table
         self._stack = ExitStack()
+        self._open = False
 
-    def open(self) -> KernelMode:
-        """Enter, to be left by `close`."""
-        self._stack.enter_context(self)
-        return self
+    def open(self) -> None:
+        """Be active, if not already, until `close`."""
+        if not self._open:
+            self._stack.enter_context(self)
+            self._open = True
 
     def close(self) -> None:
-        """Leave."""
+        """Be active no longer."""
+        self._open = False
         self._stack.close()
 
     def __torch_function__(

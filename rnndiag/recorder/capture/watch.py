@@ -56,9 +56,8 @@ class Capture:
         self._names = Names()
         self.refused: dict[str, str] = {}
         """Module -> why it is not watched."""
-        self._table = kernel_table()
         self._frames: list[Frame] = []
-        self._mode: KernelMode | None = None
+        self._mode = KernelMode(self._on_kernel, kernel_table())
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -71,6 +70,7 @@ class Capture:
         self.disarm()
         self.forget()
         pass_over(ModuleHook.__call__, KernelMode.__torch_function__)
+        self._mode = KernelMode(self._on_kernel, kernel_table())
         for name, watched in self.modules.items():
             module = watched.module
             enter = ModuleHook(module, shielded(self._entering(name, watched)))
@@ -90,7 +90,7 @@ class Capture:
             handle.remove()
         self._handles.clear()
         self._weights.unhook()
-        self._close_mode()
+        self._mode.close()
         self._frames.clear()
 
     def take(self) -> tuple[BackwardPass, ...]:
@@ -136,8 +136,7 @@ class Capture:
                 return
             with self.faults.guard("watching a forward pass"):
                 _note_order(frame, args, kwargs)
-            if self._mode is None:
-                self._mode = KernelMode(self._on_kernel, self._table).open()
+            self._mode.open()
 
         return enter
 
@@ -159,7 +158,7 @@ class Capture:
             return None
         frame = self._frames.pop()
         if not any(other.grad for other in self._frames):
-            self._close_mode()
+            self._mode.close()
         if frame.asked is not None and output is not None:
             return self._leave_step(frame, output)
         if frame.last is not None and frame.last.plan.unsorted is not None:
@@ -175,11 +174,6 @@ class Capture:
                 if frame.sure:
                     raise
         return None
-
-    def _close_mode(self) -> None:
-        mode, self._mode = self._mode, None
-        if mode is not None:
-            mode.close()
 
     def _on_kernel(
         self,
