@@ -125,7 +125,8 @@ class Capture:
         ) -> None:
             frame = Frame(name, module, torch.is_grad_enabled(), watched.sure)
             self._frames.append(frame)
-            if not frame.grad:
+            if not frame.grad or _inside_a_transform():
+                frame.grad = False
                 return
             if compiling and (loops or compiles_layers()):
                 frame.grad = False
@@ -202,6 +203,11 @@ class Capture:
         final = output[1] if isinstance(output[1], tuple) else (output[1],)
         for slot, part in enumerate(final, 1):
             self._log.ends.add_alias(frame.last, slot, part)
+
+
+def _inside_a_transform() -> bool:
+    """Whether a transform of torch.func runs: its gradients are no backward pass, and reach no parameter's .grad."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _note_order(frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
