@@ -64,7 +64,8 @@ class GradientDiagnostics(_Adopting):
             costlier ones on fewer recordings.
         samples: How many sequences of the batch the costly measures look at. None: all.
         black_box: Record a step whatever the schedule says when its loss or gradient is not finite, or its gradient
-            norm jumps. The forward pass of every step is then watched, without copies.
+            norm jumps. Every step then costs some tens of microseconds for light hooks, and on a GPU it waits for
+            the step's gradient norm.
         jump: The factor over the running median of the gradient norm that counts as a jump.
         log: Scalars for the trainer's logger: "worst" (six, of the layer with the shortest reach), "all", "none".
         labels: A callable that takes the batch and returns names of the time steps (or tokens) of its first sequence,
@@ -73,6 +74,8 @@ class GradientDiagnostics(_Adopting):
         stride: How many of those a step of the recurrence spans, where each step sees several at once.
         screen: Print one screen of text at the end of the fit.
         report: Write report.html into the run directory at the end of the fit.
+        preflight: Look at the first recorded step for faults of structure (a state that is not passed on, time and
+            batch exchanged, a loss that reads padding) and store what is found, for `rnndiag check`.
         strict: Raise the recorder's own faults instead of telling them (for tests and CI).
     """
 
@@ -92,6 +95,7 @@ class GradientDiagnostics(_Adopting):
         stride: int = 1,
         screen: bool = True,
         report: bool = True,
+        preflight: bool = True,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -110,6 +114,7 @@ class GradientDiagnostics(_Adopting):
             stride=stride,
             screen=screen,
             report=report,
+            preflight=preflight,
             strict=strict,
         )
         chosen_measures(self._settings.measures)

@@ -13,6 +13,7 @@ from rnndiag.recorder.labels import label_notes
 from rnndiag.recorder.ledger import Ledger
 from rnndiag.recorder.measures import Extent, Subject, take
 from rnndiag.recorder.pending import BACKWARDS, Pending, renamed
+from rnndiag.recorder.preflight.glance import NOTE, glance
 from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.training_facts import precision_of, scaling_of
 
@@ -46,7 +47,9 @@ class Reader:
             if not runs:
                 continue
             self.measured = True
-            self.first_runs = self.first_runs or runs
+            if not self.first_runs:
+                self.first_runs = runs
+                self._glance(pending, runs)
             subject = Subject(
                 runs,
                 made=seen.adjoints,
@@ -55,6 +58,14 @@ class Reader:
             )
             pending.taken.append(take(subject, pending.groups, self.faults, self.ledger.own))
             self._note(pending, runs)
+
+    def _glance(self, pending: Pending, runs: tuple[LayerRun, ...]) -> None:
+        """At the first recording: faults of structure that the step shows by itself."""
+        if self.settings.preflight:
+            with self.faults.guard("the preflight"), self.ledger.own():
+                found = glance(runs, self.batch)
+                if found:
+                    pending.facts[NOTE] = found
 
     def _note(self, pending: Pending, runs: tuple[LayerRun, ...]) -> None:
         scaling = scaling_of(self.trainer, self.module)

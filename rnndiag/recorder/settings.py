@@ -30,6 +30,7 @@ class Settings:
     stride: int = 1
     screen: bool = True
     report: bool = True
+    preflight: bool = True
     strict: bool = False
 
     def __post_init__(self) -> None:

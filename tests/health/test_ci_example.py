@@ -1,4 +1,4 @@
-"""The ready CI example: the workflow parses, the program passes its committed baseline, the snapshot holds, faults fail."""
+"""The ready CI example: workflow, committed baseline and snapshot hold; a refactoring that breaks the memory fails."""
 
 from __future__ import annotations
 

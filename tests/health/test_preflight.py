@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnndiag.errors import BadArgument
 from rnndiag.health.finding import Finding
-from rnndiag.recorder.preflight import preflight
+from rnndiag.recorder.preflight import glance, preflight
+from rnndiag.recorder.probe import probe
 
 N, T, F, H = 5, 8, 3, 6
 
@@ -361,3 +362,28 @@ def test_a_model_without_recurrent_layers_is_not_judged() -> None:
     model = nn.Linear(F, 1)
     found = preflight(model, torch.randn(N, T, F), lambda m, b: m(b).sum())
     assert [one.status for one in found] == ["not_judged"]
+
+
+# --- a glance at one recorded step ------------------------------------------------------------------------------------
+
+
+def glanced(model: nn.Module, batch: Any) -> dict[str, str]:
+    with probe(model) as seen:
+        loss_of(model, batch).backward()
+    found = [Finding.from_json(one) for one in glance(seen.layer_runs, batch)]
+    return faults(found)
+
+
+@pytest.mark.parametrize(
+    "name", ["state never passed on", "batch_first forgotten, told", "mask missing"]
+)
+def test_a_glance_at_a_step_sees_faults_that_need_no_other_batch(name: str) -> None:
+    torch.manual_seed(0)
+    make, check, layer = planted()[name]
+    assert glanced(*make()) == {check: layer}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_glance_at_a_healthy_step_sees_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    assert glanced(*HEALTHY[name]()) == {}

@@ -42,9 +42,7 @@ def _cut(subject: Subject, seen: Seen) -> list[Finding]:
                 else "at times"
             )
             message = f"the state of {layer} is detached {every}: no gradient passes from one call to the one before"
-        elif (
-            blocked := next((run for run in runs if run.T > 1 and _stops(run)), None)
-        ) is not None:
+        elif (blocked := next((run for run in runs if run.T > 1 and stops(run)), None)) is not None:
             message = f"no gradient passes from one step of {blocked.name} to the step before"
         else:
             continue
@@ -67,7 +65,7 @@ def _declared(detach: int | str | None, runs: list[LayerRun]) -> bool:
     return isinstance(detach, int) and all(detach <= run.T for run in runs[:-1])
 
 
-def _stops(run: LayerRun) -> bool:
+def stops(run: LayerRun) -> bool:
     """Whether the credit at lag 1 is exactly zero though the loss reaches late states."""
     direct = torch.cat([part.double() for part in run.direct], -1)
     if not bool((direct[1:] != 0).any()):

@@ -85,11 +85,11 @@ def _where(before: Seen, after: Seen, layout: Layout) -> tuple[str, str]:
             and bool((differs(run.state_vector(), other.state_vector()) & real).any())
         ):
             return name, f"{name} runs backwards and starts in the padding"
-        if _reads_padding(run, ~real):
+        if reads_padding(run, ~real):
             return name, f"the loss reads states of {name} at padded steps"
     return "", "the padding reaches the loss"
 
 
-def _reads_padding(run: LayerRun, padded: torch.Tensor) -> bool:
+def reads_padding(run: LayerRun, padded: torch.Tensor) -> bool:
     direct = sum(part.abs().sum(-1) for part in run.direct)
     return isinstance(direct, torch.Tensor) and bool((direct.cpu()[padded] > 0).any())

@@ -1,0 +1,91 @@
+"""A preflight that only looks: the structure of one recorded step, without a pass of its own.
+
+The callback does this at its first recording. It must not run a person's training step again, so what needs a changed
+batch is left to `rnndiag.preflight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.errors import BadArgument
+from rnndiag.recorder.measures.take import untouched
+from rnndiag.recorder.preflight.finding import finding
+from rnndiag.recorder.preflight.gradient import DETACHED, stops
+from rnndiag.recorder.preflight.layout import Layout, layout_of
+from rnndiag.recorder.preflight.padding import COUNTED, reads_padding
+from rnndiag.recorder.preflight.samples import SWAPPED
+from rnndiag.recorder.preflight.state import NOT_CARRIED, calls_of
+
+if TYPE_CHECKING:
+    from rnndiag.health.finding import Finding
+
+NOTE = "preflight"
+"""The key of a recording's notes that holds the findings."""
+
+
+def glance(runs: Iterable[LayerRun], batch: Any) -> list[dict[str, Any]]:
+    """Findings of the layer runs of one step, as the recording's notes hold them; empty where all is well."""
+    seen = {run.name: run for run in runs}
+    try:
+        layout = layout_of(batch, None, None)
+    except BadArgument:
+        layout = None
+    with untouched(next(iter(seen.values())).device if seen else torch.device("cpu")):
+        found = [one for run in seen.values() if (one := _of_run(run, layout)) is not None]
+    if layout is not None:
+        found += _not_carried(seen, layout)
+    return [one.as_json() for one in found]
+
+
+def _of_run(run: LayerRun, layout: Layout | None) -> Finding | None:
+    if layout is not None and not layout.assumed and layout.samples != layout.steps:
+        if layout.samples == run.T and layout.steps == run.B:
+            return finding(
+                SWAPPED,
+                "fail",
+                f"{run.name} walks along the {layout.samples} samples and takes the {layout.steps} steps for its batch",
+                "Set batch_first=True, or transpose the input.",
+                run.name,
+            )
+        padding = layout.padding()
+        fits = layout.steps == run.T and layout.samples == run.B and run.lengths is None
+        if padding is not None and fits and not run.reverse and reads_padding(run, padding.T):
+            return finding(
+                COUNTED,
+                "warn",
+                f"the loss reads states of {run.name} at steps beyond the lengths ({layout.lengths_from})",
+                "Pack the sequences, take the last real step in place of the last one, or mask the loss.",
+                run.name,
+            )
+    if run.T > 1 and stops(run):
+        return finding(
+            DETACHED,
+            "fail",
+            f"no gradient passes from one step of {run.name} to the step before",
+            "Remove detach(), .data or torch.no_grad() from the state's path.",
+            run.name,
+        )
+    return None
+
+
+def _not_carried(seen: dict[str, LayerRun], layout: Layout) -> list[Finding]:
+    """Layers that are called piece by piece along the steps and start each piece from zero."""
+    found = []
+    for layer, runs in calls_of(seen).items():
+        whole = sum(run.T for run in runs) == layout.steps and layout.samples == runs[0].B
+        if len(runs) > 2 and whole and all(run.tie == "zero" for run in runs):
+            found.append(
+                finding(
+                    NOT_CARRIED,
+                    "warn",
+                    f"{layer} is called {len(runs)} times along the sequence and starts each time from zero",
+                    "Pass the state that a call returns into the next call.",
+                    layer,
+                )
+            )
+    return found
