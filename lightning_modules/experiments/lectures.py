@@ -56,8 +56,8 @@ back stays as small a share as it was.""",
         f"""
 The {truncations.SYSTEM}, trained with each truncation. *Bias*: |E ĝ - g|/|g| against full BPTT on a held-out
 minibatch, at the weights before training and at those after it; *spread*: the standard deviation of a draw, likewise
-over |g|. The deciding word is {long_gap.DISTANCE + 1} states back, the last one included: what keeps fewer never hears of it.
-The rule of 1997 is far off as a gradient, and yet its path through c spans the gap.""",
+over |g|. The deciding word is {long_gap.DISTANCE + 1} states back, the last one included: what keeps fewer
+never hears of it. The rule of 1997 is far off as a gradient, and yet its path through c spans the gap.""",
         lambda out: truncations.report(truncations.train(out)),
     ),
 )
