@@ -26,6 +26,7 @@ def gradients_of(optimizer: Any) -> list[Tensor]:
 @torch.no_grad()
 def total_norm(gradients: Iterable[Tensor], order: float = 2.0) -> Tensor | None:
     """One norm over all gradients, left on their device; None where there are none."""
+    gradients = list(gradients)
     by_place: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for grad in gradients:
         by_place.setdefault((grad.device, grad.dtype), []).append(grad)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -78,7 +77,8 @@ class History:
         """Steps whose scalars are numbers now. On a GPU they come many at a time, unless wanted `at_once`."""
         if not self._waiting:
             return []
-        on_gpu = any(isinstance(v, Tensor) and v.is_cuda for v in _scalars(self._waiting[-1]))
+        norm = self._waiting[-1].norm
+        on_gpu = isinstance(norm, Tensor) and norm.is_cuda
         if on_gpu and not at_once and len(self._waiting) < FETCH_EVERY:
             return []
         settled, self._waiting = self._waiting, []
@@ -113,13 +113,6 @@ class History:
             "history_learning_rate": [facts.learning_rate for facts in kept],
         }
         return [Measurement.of(name, np.asarray(values)) for name, values in columns.items()]
-
-
-def _scalars(facts: StepFacts) -> Iterator[Scalar]:
-    yield facts.norm
-    yield facts.loss
-    if facts.clip_size is not None:
-        yield facts.clip_size
 
 
 def _fetch(entries: deque[StepFacts] | list[StepFacts]) -> None:

@@ -47,6 +47,7 @@ class Reader:
             if not runs:
                 continue
             self.measured = True
+            pending.window = max(pending.window, *(run.T for run in runs))
             if not self.first_runs:
                 self.first_runs = runs
                 self._glance(pending, runs)

@@ -46,7 +46,7 @@ def loss_of(outputs: Any) -> Scalar:
     if type(outputs) is dict or isinstance(outputs, Mapping):
         outputs = outputs.get("loss")
     if isinstance(outputs, Tensor) and outputs.numel() == 1:
-        return outputs.detach().reshape(())
+        return outputs.detach()
     return math.nan
 
 

@@ -45,6 +45,9 @@ def candidates(run: LayerRun) -> list[Estimator]:
 
 def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     """Bias, spread, direction, cost and memory of each, on the sampled sequences."""
+    if not any(bool(part.any()) for part in run.direct):
+        subject.not_measured[f"estimators of {run.name}"] = "no gradient of the loss reaches it"
+        return
     count = min(run.B, subject.extent.samples or run.B)
     part = run
     if count < run.B:

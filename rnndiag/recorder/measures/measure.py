@@ -84,8 +84,9 @@ class Subject:
         self.sampling[layer] = words if before is None else f"{before}; {words}"
 
     def finite(self, run: LayerRun) -> bool:
-        """Whether all states and direct gradients of a run are finite."""
-        return all(bool(part.isfinite().all()) for part in (*run.states, *run.direct))
+        """Whether all inputs, states and direct gradients of a run are finite."""
+        parts = (run.inputs, *run.states, *run.direct)
+        return all(bool(part.isfinite().all()) for part in parts)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _take_group(measure: Measure, subject: Subject, taken: Taken, faults: Faults
     for run in subject.runs:
         if measure.needs_finite and not subject.finite(run):
             subject.not_measured[f"{measure.name} of {run.name}"] = (
-                "its states or gradients are not finite"
+                "its inputs, states or gradients are not finite"
             )
             continue
         with faults.guard(what):

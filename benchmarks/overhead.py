@@ -1,0 +1,156 @@
+"""What the callback costs a training run: total time with it against without, interleaved in one process.
+
+Run: python benchmarks/overhead.py [--sizes small medium large] [--rounds 3] [--seconds 40] [--every-step]
+
+Each size trains an LSTM tagger for as many steps as take about `--seconds` without the callback (timed once before).
+Rounds alternate: without, and with the defaults (budget 3 %); `--every-step` adds every_n_steps=1 on a short fit of
+its own. The ratio is of summed `trainer.fit` times over all rounds, the report page included; the number of recordings
+is that of the fewest in a round. Without `--every-step` exits 1 if a ratio is above 1.05 or a run has less than 8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import rnndiag
+
+LIMIT, LEAST = 1.05, 8
+INPUTS = 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and its batches."""
+
+    hidden: int
+    length: int
+    batch: int
+    layers: int = 1
+
+
+SIZES = {
+    "small": Size(hidden=64, length=50, batch=32),
+    "medium": Size(hidden=128, length=100, batch=32),
+    "large": Size(hidden=256, length=100, batch=32, layers=2),
+}
+
+
+class Tagger(L.LightningModule):
+    """An LSTM and a head on every step."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(INPUTS, size.hidden, size.layers, batch_first=True)
+        self.head = nn.Linear(size.hidden, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return (self.head(self.rnn(batch[0])[0]) - batch[1]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), 1e-3)
+
+
+def fit(size: Size, steps: int, callbacks: list[Any]) -> float:
+    """Seconds of one fit."""
+    L.seed_everything(0, verbose=False)
+    data = TensorDataset(
+        torch.randn(size.batch * 50, size.length, INPUTS),
+        torch.randn(size.batch * 50, size.length, 1),
+    )
+    trainer = L.Trainer(
+        max_steps=steps,
+        callbacks=callbacks,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    module, loader = Tagger(size), DataLoader(data, size.batch)
+    start = time.perf_counter()
+    trainer.fit(module, loader)
+    return time.perf_counter() - start
+
+
+def with_callback(size: Size, steps: int, **options: Any) -> tuple[float, int, float]:
+    """Seconds of a fit with the callback, its recordings, and the share of training time that it says it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        callback = rnndiag.GradientDiagnostics(Path(folder) / "run", **options)
+        seconds = fit(size, steps, [callback])
+        run = rnndiag.open_run(callback.run_dir)
+        said = [r.notes["overhead"]["share"] for r in run.outlines if "overhead" in r.notes]
+        return seconds, len(run.steps_of("train")), said[-1]
+
+
+def compare(name: str, rounds: int, seconds: float) -> bool:
+    """One line of the table; whether it keeps the promise."""
+    size = SIZES[name]
+    fit(size, 5, [])
+    steps = max(50, int(seconds / (fit(size, 20, []) / 20)))
+    plain = ours = 0.0
+    counts, said = [], []
+    for _ in range(rounds):
+        plain += fit(size, steps, [])
+        taken, count, share = with_callback(size, steps)
+        ours += taken
+        counts.append(count)
+        said.append(share)
+    ratio = ours / plain
+    print(
+        f"{name:8} H={size.hidden} T={size.length} B={size.batch} layers={size.layers}: {steps} steps, "
+        f"{1e3 * plain / rounds / steps:.1f} ms a step; with the defaults {ratio:.3f} x, "
+        f"{min(counts)} recordings or more, it says {100 * sum(said) / rounds:.1f} %",
+        flush=True,
+    )
+    return ratio <= LIMIT and min(counts) >= LEAST
+
+
+def every_step(name: str, rounds: int) -> None:
+    """The honest figure of recording everything."""
+    size, steps = SIZES[name], 20
+    plain = sum(fit(size, steps, []) for _ in range(rounds))
+    for label, measures in (
+        ("every group", None),
+        ("contributions alone", ["contributions"]),
+    ):
+        taken = [
+            with_callback(size, steps, every_n_steps=1, measures=measures, report=False)[0]
+            for _ in range(rounds)
+        ]
+        print(f"{name:8} every_n_steps=1, {label}: {sum(taken) / plain:.1f} x", flush=True)
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--every-step", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    kept = [compare(name, options.rounds, options.seconds) for name in options.sizes]
+    if options.every_step:
+        for name in options.sizes:
+            every_step(name, 1)
+    return 0 if all(kept) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
