@@ -257,7 +257,7 @@ def trained(steps: int = 250, seeds: int = 3) -> None:
                 "whole": lambda run=run: lag_sweep(run, budget=None, chunks=()),  # type: ignore[misc]
                 "default": lambda run=run: lag_sweep(run),  # type: ignore[misc]
             },
-            rounds=2,
+            rounds=1,
         )
         reaches = ", ".join(f"{r:.1f}" for r, _ in drawn)
         windows = ", ".join(f"{w:.0f}" for _, w in drawn)

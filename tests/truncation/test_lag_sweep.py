@@ -85,7 +85,7 @@ def test_spot_windows_of_a_long_sequence(cell: str) -> None:
     p = problem(cell, T=200, B=2, H=3, scale=1.5)
     full = p.full()
     sweep = lag_sweep(p.run, budget=None)
-    for tau in (1, 7, 20, 185, 199):
+    for tau in (1, 5, 196, 199):
         off = float((full - p.window(tau)).norm())
         assert abs(float(sweep.tail_norms["all"][tau]) - off) <= TOLERANCE * float(full.norm())
 

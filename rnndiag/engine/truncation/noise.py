@@ -17,10 +17,10 @@ BUFFER_BYTES = 512 * 2**20
 """The gradients of groups of sequences take at most this much."""
 
 
-def group_count(layout: Layout, sequences: int, like: Tensor) -> int:
-    """Groups of equal numbers of sequences whose gradients are kept apart: one a sequence where memory allows."""
+def group_count(layout: Layout, sequences: int, like: Tensor, most: int) -> int:
+    """Groups of equal numbers of sequences whose gradients are kept apart: `most`, or as many as memory allows."""
     one = 4 * layout.P * like.element_size()
-    fitting = max(1, BUFFER_BYTES // max(1, one))
+    fitting = min(max(1, BUFFER_BYTES // max(1, one)), most)
     return max(k for k in range(1, sequences + 1) if sequences % k == 0 and k <= max(fitting, 1))
 
 

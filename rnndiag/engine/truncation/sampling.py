@@ -14,22 +14,21 @@ from torch import Tensor
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.errors import BadArgument
 
-ROW_COST = 0.45
+ROW_COST = 0.6
 """A row-step of the sweep, gradients included, over a row-step of a plain training step."""
-LAG_COST = 45.0
+LAG_COST = 60.0
 """What a lag costs whatever its size, in row-steps of a plain training step."""
 STEP_COST = 24.0
 """What a time step of a plain training step costs whatever its size, in row-steps."""
-WINDOW_COST = 90.0
+WINDOW_COST = 150.0
 """What writing down one window costs, in row-steps of a plain training step."""
-SEQUENCES = 8
-"""Sequences are sampled down to this number first, then losses, then sequences again, down to `LEAST_SEQUENCES`."""
-LEAST_SEQUENCES = 4
 LEAST_OUTPUTS = 16
-"""Losses are not sampled below this number."""
+"""Losses are sampled first, down to this number: another sequence tells more than the next loss of the same one."""
+LEAST_SEQUENCES = 8
+"""Sequences are halved next, not below this number."""
 DENSE_WINDOWS = 8
 """Gradients are measured for every window up to this one, then for windows growing by `WINDOW_GROWTH`."""
-WINDOW_GROWTH = 1.1
+WINDOW_GROWTH = 1.08
 LEFT_OUT = 1e-3
 """A sampled sweep ends where at most this share of the credit lies further back, were it to fall no more."""
 SMALL_SECONDS = 0.15
@@ -150,15 +149,10 @@ def choose(
         limit = float("inf")
     else:
         windows = spaced_windows(lags)
-    for least_sequences, least_outputs in (
-        (SEQUENCES, len(steps)),
-        (SEQUENCES, LEAST_OUTPUTS),
-        (LEAST_SEQUENCES, LEAST_OUTPUTS),
-    ):
-        while too_much() and given is None and sequences > least_sequences:
-            sequences -= 1
-        while too_much() and anchors is None and outputs > least_outputs:
-            outputs = max(least_outputs, int(outputs * 0.9))
+    while too_much() and anchors is None and outputs > LEAST_OUTPUTS:
+        outputs = max(LEAST_OUTPUTS, int(outputs * 0.9))
+    while too_much() and given is None and sequences >= 2 * LEAST_SEQUENCES:
+        sequences //= 2
     if isinstance(samples, tuple):
         chosen = samples
     else:

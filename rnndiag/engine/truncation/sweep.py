@@ -33,6 +33,8 @@ from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
 
 SEED = 0
 """Seed of the sampling where no generator is given: the same call samples the same."""
+SAMPLED_GROUPS = 8
+"""Groups of sequences whose gradients a sampled sweep keeps apart; an exact one keeps every sequence apart."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class LagSweep:
     """c_d by parameter, (D, *shape), where they were asked for."""
     notes: tuple[str, ...] = ()
     """What is not available, and why."""
+
+    @property
+    def upper_bound(self) -> bool:
+        """Whether losses or sequences were sampled, so that tails and window biases are upper bounds."""
+        return not self.sampling.complete
 
     @property
     def credit(self) -> Tensor:
@@ -158,7 +165,8 @@ def sweep_chain(
     layout, part = layout_of(chain), taken.chain
     population = Population(layout, chain.B, len(sampling.sequences))
     delta = total_adjoint(part)
-    groups = group_count(layout, population.sampled, part.direct[0])
+    most = SAMPLED_GROUPS if sampling.may_stop else population.sampled
+    groups = group_count(layout, population.sampled, part.direct[0], most)
     full = gradient_of(part, layout, delta, groups)
     rows = rows_of(part)
     credit = CreditLedger(part, rows, sampling.lags, taken.weights)
@@ -185,7 +193,10 @@ def sweep_chain(
     elif chain.B < 2:
         notes.append("One sequence only: no noise yardstick and no systematic part.")
     if not sampling.complete:
-        notes.append(sampling.sentence)
+        notes.append(
+            f"{sampling.sentence} The tails and window biases are those of the losses looked at; they hold the noise "
+            "of the sample, so for the whole batch they are upper bounds."
+        )
     shares = (population.sampled / chain.B, sampling.outputs / max(1, sampling.of_outputs))
     return LagSweep(
         name=chain.name,
