@@ -9,6 +9,8 @@ from typing import Literal
 
 Level = Literal["fail", "warn", "off"]
 
+EVERY_LAYER = ("*",)
+
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 
 
@@ -24,7 +26,7 @@ class Bounds:
     shift: float = 0.10
     """Never report a smaller change than this share of the baseline."""
     level: Level = "fail"
-    layers: tuple[str, ...] = ("*",)
+    layers: tuple[str, ...] = EVERY_LAYER
     configured: bool = False
     """Whether a person asked for this check by name."""
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from rnndiag.health.bounds import Bounds
+from rnndiag.health.bounds import EVERY_LAYER, Bounds
 from rnndiag.health.config import Config
 from rnndiag.health.finding import Finding, Status
 from rnndiag.health.numbers import NotRecorded, RunNumbers
@@ -89,7 +89,8 @@ class Judge:
                 found.append(self.finding(rule, layer, bounds))
             except NotRecorded as reason:
                 missing.append((layer, str(reason)))
-        if found and not (bounds.configured and rule.owner == "layer"):
+        named = bounds.configured and bounds.layers != EVERY_LAYER
+        if found and not (named and rule.owner == "layer"):
             return found
         return found + [not_judged(rule, layer, why, bounds) for layer, why in missing] or [
             not_judged(rule, "", f"no layer matches {', '.join(bounds.layers)}", bounds)

@@ -9,7 +9,10 @@ from typing import Any
 
 from rnndiag.recorder.measures import Taken
 from rnndiag.run.measurement import Measurement
+from rnndiag.run.quantities import MODEL
 from rnndiag.run.recording import VERDICTS, Recording, Verdict
+
+WINDOW = "window_in_use"
 
 BACKWARDS = 4
 """So many backward passes through one layer are kept apart in one recording; later ones are only counted."""
@@ -30,6 +33,8 @@ class Pending:
     """Layer -> backward passes seen."""
     taken: list[Taken] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    window: int = 0
+    """The longest stretch of steps that a backward pass carried a gradient through."""
     stepped: bool = False
     """The optimizer has made the step."""
 
@@ -76,6 +81,8 @@ class Pending:
         for taken in self.taken:
             for measurement in taken.measurements:
                 found.setdefault((measurement.name, measurement.layer), measurement)
+        if self.window:
+            found[WINDOW, MODEL] = Measurement.of(WINDOW, float(self.window))
         return list(found.values())
 
 

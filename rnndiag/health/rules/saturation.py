@@ -1,15 +1,18 @@
-"""Units whose activation has gone flat, so that no gradient passes."""
+"""Units or gates whose activation has gone flat, so that no gradient passes."""
 
 from __future__ import annotations
 
-from rnndiag.health.numbers import LayerNumbers
+import numpy as np
+
+from rnndiag.health.numbers import LayerNumbers, NotRecorded
 from rnndiag.health.rule import Series, rule
 
 
 @rule(
     "saturation",
-    meaning="share of units whose activation derivative stays below 0.05",
-    statement="{percent} of the units are saturated",
+    meaning="share of units whose activation derivative stays below 0.05; of a gated cell, of gate activations "
+    "below 0.05 or above 0.95",
+    statement="{percent} of the activations are saturated",
     too_low="",
     too_high="Scale the inputs, lower the learning rate, or start with smaller weights.",
     floor=0.5,
@@ -19,6 +22,12 @@ from rnndiag.health.rule import Series, rule
     words=("", "SATURATED"),
 )
 def saturation(numbers: LayerNumbers) -> Series:
-    """The share of saturated units of each recording."""
-    found = numbers.get("saturated_units")
+    """The share of saturated units, or the mean over the gates of their share of saturated activations."""
+    try:
+        found = numbers.get("saturated_units")
+    except NotRecorded:
+        low, high = numbers.get("gate_low"), numbers.get("gate_high")
+        steps = np.intersect1d(low.steps, high.steps)
+        rows = [s.values[np.isin(s.steps, steps)].reshape(len(steps), -1) for s in (low, high)]
+        return Series(steps, np.nanmean(rows[0] + rows[1], axis=1))
     return Series(found.steps, found.values.reshape(len(found.steps)))

@@ -36,8 +36,8 @@ def truncation_error(numbers: LayerNumbers) -> Series:
         found = source(numbers)
         if found is not None:
             return found
-    window = _windows(numbers)
     bias = numbers.get("window_bias")
+    window = windows_in_use(numbers)
     keep = np.array([int(step) in window for step in bias.steps], dtype=bool)
     if not keep.any():
         raise NotRecorded("no recording holds both the window in use and the window's bias")
@@ -53,8 +53,14 @@ def truncation_error(numbers: LayerNumbers) -> Series:
     )
 
 
-def _windows(numbers: LayerNumbers) -> dict[int, float]:
-    found = numbers.of_model("window_in_use")
+def windows_in_use(numbers: LayerNumbers) -> dict[int, float]:
+    """Step -> through how many steps its backward pass carried a gradient: as recorded, else all of the layer's."""
+    try:
+        found = numbers.of_model("window_in_use")
+    except NotRecorded:
+        bias = numbers.get("window_bias")
+        known = zip(bias.steps.tolist(), numbers.lags(bias.steps), strict=True)
+        return {step: float(lags) for step, lags in known if lags is not None}
     return dict(zip(found.steps.tolist(), found.values.reshape(-1).tolist(), strict=True))
 
 
@@ -89,7 +95,7 @@ def _rows(stack: Stack, steps: np.ndarray) -> np.ndarray:
 def _across_seams(numbers: LayerNumbers) -> Series | None:
     """The share of credit that lies beyond the cut, by the profile across the seam."""
     try:
-        seam, window = numbers.get("seam_credit"), _windows(numbers)
+        seam, window = numbers.get("seam_credit"), windows_in_use(numbers)
     except NotRecorded:
         return None
     shares = []
