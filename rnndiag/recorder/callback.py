@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnndiag.errors import BadArgument
-from rnndiag.recorder.directory import chosen_directory
-from rnndiag.recorder.faults import tell
+from rnndiag.recorder.directory import Place, chosen_directory
+from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.namespaces import adopt, callback_base
@@ -176,46 +176,43 @@ class GradientDiagnostics(_Adopting):
         """A fit begins: the sanity check is over, a checkpoint is loaded."""
         self._close("superseded by another fit")
         resumed, self._resumed = self._resumed, None
-        place = chosen_directory(
-            self._run_dir, int(trainer.global_step), resumed, self._settings.dirpath, self._wrote
-        )
+        faults = Faults(self._settings.strict)
+        place = Place(self._run_dir)
+        with faults.guard("choosing the run directory", "Give another dirpath."):
+            step = int(trainer.global_step)
+            place = chosen_directory(
+                self._run_dir, step, resumed, self._settings.dirpath, self._wrote
+            )
         place = trainer.strategy.broadcast(place)
         if place.said and trainer.global_rank == 0:
             tell(place.said)
         self._run_dir = place.path
-        self._fit = FitRecorder(
-            self._settings, trainer, pl_module, place.path, place.resumed_from_step
-        )
+        with faults.guard("the start of the recorder", "This fit is not recorded."):
+            self._fit = FitRecorder(self._settings, trainer, pl_module, place, faults)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether this step is recorded, and watch it."""
-        if self._fit is not None:
-            self._fit.batch_started(batch)
+        self._pass("batch_started", batch)
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """A backward pass through the Trainer is over; weights and gradients are as it left them."""
-        if self._fit is not None:
-            self._fit.after_backward()
+        self._pass("after_backward")
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are unscaled and not yet clipped."""
-        if self._fit is not None:
-            self._fit.before_optimizer_step(optimizer)
+        self._pass("before_optimizer_step", optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step is over: store what was measured."""
-        if self._fit is not None:
-            self._fit.batch_ended(outputs)
-            self._wrote = self._wrote or self._fit.chronicle.opened
+        self._pass("batch_ended", outputs)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """The story of clipping is told by epoch."""
-        if self._fit is not None:
-            self._fit.epoch_ended()
+        self._pass("epoch_ended")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Validation is no training."""
@@ -229,13 +226,20 @@ class GradientDiagnostics(_Adopting):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last step is made: close the run."""
-        if self._fit is not None:
-            self._fit.finish()
+        self._pass("finish")
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """The fit is over, and its progress bar closed: say what it showed."""
-        if self._fit is not None:
-            self._fit.conclude()
+        self._pass("conclude")
+
+    def _pass(self, moment: str, *facts: Any) -> None:
+        """Hand a moment of the loop to the recorder; whatever goes wrong there, training goes on."""
+        fit = self._fit
+        if fit is None or fit.faults.gave_up(f"the recorder ({moment})"):
+            return
+        with fit.faults.guard(f"the recorder ({moment})"):
+            getattr(fit, moment)(*facts)
+        self._wrote = self._wrote or fit.chronicle.opened
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The fit ends with an exception, which stays as it is."""

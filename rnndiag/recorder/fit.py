@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rnndiag.recorder.black_box import BlackBox
 from rnndiag.recorder.chronicle import Chronicle
 from rnndiag.recorder.clipping import ClipStory
 from rnndiag.recorder.closing import Cost, close_fit
+from rnndiag.recorder.directory import Place
 from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.gradients import step_facts
 from rnndiag.recorder.history import History, StepFacts
@@ -40,16 +40,10 @@ class FitRecorder:
     """The recorder at work. Every method is a moment of the training loop; none raises unless `strict`."""
 
     def __init__(
-        self,
-        settings: Settings,
-        trainer: Any,
-        module: Any,
-        run_dir: Path,
-        resumed_from_step: int | None,
+        self, settings: Settings, trainer: Any, module: Any, place: Place, faults: Faults
     ) -> None:
         self.settings, self.trainer, self.module = settings, trainer, module
-        self.run_dir = run_dir
-        self.faults = Faults(settings.strict)
+        self.run_dir, self.faults = place.path, faults
         self.ledger = Ledger()
         self.history = History()
         self.clips = ClipStory()
@@ -59,12 +53,12 @@ class FitRecorder:
         self.black_box = BlackBox(settings, module, trainer, self.groups, self.faults)
         self.watch = Watch(module, lambda: scaling_of(trainer, module).factor, self.faults)
         self.chronicle = Chronicle(
-            run_dir,
+            place.path,
             self.faults,
             lambda: provenance(trainer, module, settings.as_json(), self.reader.first_runs),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
-            resumed_from_step=resumed_from_step,
+            resumed_from_step=place.resumed_from_step,
         )
         self.added: tuple[Measurement, ...] = ()
         self._pending: Pending | None = None

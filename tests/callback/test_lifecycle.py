@@ -220,3 +220,62 @@ def test_callback_in_hyperparameters_and_checkpoints(diagnostics: Any, tmp_path:
     loaded = torch.load(tmp_path / "end.ckpt", weights_only=False)
     (kept,) = loaded["hyper_parameters"]["callbacks"]
     assert kept.run_dir == callback.run_dir
+
+
+def test_a_learning_rate_search_before_the_fit(diagnostics: Any, tmp_path: Path) -> None:
+    from lightning.pytorch.tuner import Tuner
+
+    class Tuned(Net):
+        lr = 1e-3
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), self.lr)
+
+    callback = diagnostics("exp", measures=["contributions"])
+    options = {**fits.QUIET, "default_root_dir": tmp_path, "max_steps": 4}
+    trainer = L.Trainer(**options, callbacks=[callback])
+    module = Tuned()
+    Tuner(trainer).lr_find(module, fits.loader(), num_training=4)
+    trainer.fit(module, fits.loader())
+    run = rnndiag.open_run(callback.run_dir)
+    assert train_steps(run) == [0, 1, 2, 3]
+    assert not (tmp_path / "exp-2").exists()
+
+
+def test_data_without_a_length(diagnostics: Any) -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            draw = torch.Generator().manual_seed(0)
+            while True:
+                yield torch.randn(5, 3, generator=draw), torch.randn(5, 1, generator=draw)
+
+    def data() -> Any:
+        return torch.utils.data.DataLoader(Stream(), 4)
+
+    callback = diagnostics(budget=0.03, measures=["contributions"])
+    assert_same(fit(Net, [callback], data=data(), steps=6), fit(Net, [], data=data(), steps=6))
+    assert 0 in train_steps(rnndiag.open_run(callback.run_dir))
+
+
+def test_a_recorder_that_cannot_start_leaves_the_fit_alone(
+    diagnostics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError("planted")
+
+    monkeypatch.setattr("rnndiag.recorder.fit.schedule_for", fail)
+    with pytest.warns(RnndiagWarning, match="the start of the recorder failed: OSError: planted"):
+        ours = fit(Net, [diagnostics(strict=False)])
+    assert_same(ours, fit(Net))
+
+
+def test_a_moment_that_fails_leaves_the_fit_alone(
+    diagnostics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise AttributeError("planted")
+
+    monkeypatch.setattr("rnndiag.recorder.fit.batches_so_far", fail)
+    with pytest.warns(RnndiagWarning, match="batch_started"):
+        ours = fit(Net, [diagnostics(strict=False)])
+    assert_same(ours, fit(Net))
