@@ -13,22 +13,24 @@ from torch import Tensor
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.forward_gap import ForwardGap
-from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.layer_run import LayerRun, named_sizes
 from rnndiag.engine.transition import (
     Coefficients,
     coefficients,
     flat_step,
     project_back,
+    pulled_back,
     run_preactivations,
     step,
     weighted,
 )
+from rnndiag.errors import BadArgument
 
 CHUNK_BYTES = 4 * 2**20
 """Diagonal derivatives of at most this many bytes are held at once, a stretch of steps: they stay in the cache."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adjoints:
     """Adjoints of one layer run, in its processing order; zeros past a sequence's length."""
 
@@ -46,11 +48,17 @@ class Adjoints:
     forward_error: float | None = None
     """Relative error of the states recomputed on the way against the recorded ones; None: nothing was recomputed."""
 
+    def __repr__(self) -> str:
+        run = self.run
+        return f"Adjoints(of {run.name}, T={run.T}, B={run.B}, {named_sizes(run)})"
+
     @property
     def state(self) -> Tensor:
         """δ_t of the whole state, (T, B, S)."""
         return torch.cat(self.parts, -1)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def inputs(self) -> Tensor:
         """∂L/∂x_t, (T, B, I)."""
         if self.a_ih is not None:
@@ -58,10 +66,41 @@ class Adjoints:
         return _input_gradient_by_autograd(self.run, self.parts)
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def adjoints(run: LayerRun) -> Adjoints:
-    """The adjoints of one layer run. Elementwise cells take a scan over diagonals, all others autograd step by step."""
-    scan = _scan_diagonals if run.cell.is_elementwise(run.weights) else _scan_by_autograd
-    return scan(run)
+    """The adjoints of one layer run. Elementwise cells take a scan over diagonals, all others autograd step by step.
+
+    So do elementwise cells where something is not finite: a diagonal times NaN is NaN even where autograd's rule says
+    zero (a relu at rest, a gate that the part does not reach), and the map of units is to be autograd's.
+    """
+    _require_shapes(run)
+    if run.cell.is_elementwise(run.weights):
+        found = _scan_diagonals(run)
+        if all(bool(part.isfinite().all()) for part in (*found.parts, *found.initial)):
+            return found
+    return _scan_by_autograd(run)
+
+
+def _require_shapes(run: LayerRun) -> None:
+    """A tensor of another shape would be broadcast, and the numbers wrong without a word."""
+    states = [tuple(part.shape) for part in run.states]
+    expected = {
+        "direct": states,
+        "initial": [(run.B, size) for size in run.sizes],
+        "inputs": [(run.T, run.B)],
+    }
+    given = {
+        "direct": [tuple(part.shape) for part in run.direct],
+        "initial": [tuple(part.shape) for part in run.initial],
+        "inputs": [tuple(run.inputs.shape[:2])],
+    }
+    for name, shapes in expected.items():
+        if given[name] != shapes:
+            raise BadArgument(
+                f"{name} of {run.name} has shapes {given[name]} beside states {states}.",
+                f"Give {shapes}: time, batch, units, one tensor for each of {run.cell.parts}.",
+            )
 
 
 def _masked_direct(run: LayerRun) -> State:
@@ -77,7 +116,6 @@ def _steps_at_once(run: LayerRun) -> int:
     return max(1, CHUNK_BYTES // max(1, rows * run.B * units * run.states[0].element_size()))
 
 
-@torch.no_grad()
 def _scan_diagonals(run: LayerRun) -> Adjoints:
     direct, previous = _masked_direct(run), run.previous()
     units, shape = run.cell.units(run.weights), (run.T, run.B)
@@ -133,10 +171,13 @@ def _scan_stretch(
         if weight_hr is not None:
             back[0] = back[0] @ weight_hr
         gates = a_hh[t]
-        first, *others = by_gate
-        torch.mul(first[1][k], back[first[0]].unsqueeze(-2), out=gates)
-        for p, coefficient in others:
-            gates.addcmul_(coefficient[k], back[p].unsqueeze(-2))
+        if not by_gate:
+            gates.zero_()
+        for place, (p, coefficient) in enumerate(by_gate):
+            if place == 0:
+                torch.mul(coefficient[k], back[p].unsqueeze(-2), out=gates)
+            else:
+                gates.addcmul_(coefficient[k], back[p].unsqueeze(-2))
         carried: list[Tensor] = []
         for q in parts:
             total: Tensor | None = None
@@ -180,12 +221,7 @@ def _pull(run: LayerRun, t: int, before: State, cotangent: State) -> State:
     with torch.enable_grad():
         leaves = tuple(part.detach().requires_grad_() for part in before)
         out = step(run.cell, run.weights, run.inputs[t].detach(), leaves)
-        pairs = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
-        if not pairs:
-            return tuple(torch.zeros_like(leaf) for leaf in leaves)
-        return torch.autograd.grad(
-            [o for o, _ in pairs], leaves, [a for _, a in pairs], materialize_grads=True
-        )
+        return pulled_back(out, cotangent, leaves)
 
 
 def _preactivation_adjoints(
@@ -204,13 +240,18 @@ def _preactivation_adjoints(
             a_ih, a_hh, tuple(p.detach() for p in previous), **cell.extra_weights(run.weights)
         )
         leaves = (a_ih,) if cell.additive else (a_ih, a_hh)
-        grads = torch.autograd.grad(out, leaves, back, materialize_grads=True)
+        grads = pulled_back(out, back, leaves)
     return grads[0], grads[-1], out[0].detach()
 
 
 def _input_gradient_by_autograd(run: LayerRun, delta: State) -> Tensor:
+    if not run.inputs.is_floating_point():
+        raise BadArgument(
+            f"The inputs of {run.name} are {run.inputs.dtype}, which have no gradient.",
+            "Ask for the contributions to the weights that take them, such as an embedding's.",
+        )
     with torch.enable_grad():
         inputs = run.inputs.detach().requires_grad_()
         out = flat_step(run.cell, run.weights, inputs, tuple(p.detach() for p in run.previous()))
-        (grad,) = torch.autograd.grad(out, (inputs,), delta, materialize_grads=True)
+        (grad,) = pulled_back(out, delta, (inputs,))
     return grad

@@ -6,17 +6,17 @@ g_t = Σ_b l_{t,b}: `factors` gives l and r. A weight of any other kind takes a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
+from rnndiag.engine import doubtful_norms
 from rnndiag.engine.adjoints import Adjoints, adjoints
-from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.transition import step
+from rnndiag.engine.loose_weights import by_vjp
 from rnndiag.errors import BadArgument
 
 
@@ -66,6 +66,8 @@ def factors(adj: Adjoints, key: str) -> Factors | None:
     return _FACTORS[key](adj)
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def contributions(
     run: LayerRun, parameter: str, adj: Adjoints | None = None, times: Tensor | None = None
 ) -> Tensor:
@@ -81,28 +83,7 @@ def contributions(
             right = None if found.right is None else found.right[times]
             found = Factors(found.left[times], right)
         return found.each()
-    return _by_vjp(run, (parameter,), adj.parts, times)[parameter]
-
-
-def _by_vjp(
-    run: LayerRun, keys: tuple[str, ...], delta: State, times: Tensor | None = None
-) -> dict[str, Tensor]:
-    """g_t of weights that enter in any way: one VJP a step, all steps in one vmap."""
-    previous, inputs = run.previous(), run.inputs
-    if times is not None:
-        previous, delta = tuple(p[times] for p in previous), tuple(p[times] for p in delta)
-        inputs = inputs[times]
-    chosen = {key: run.weights[key].detach() for key in keys}
-
-    def one(x: Tensor, before: State, cotangent: State) -> dict[str, Tensor]:
-        def forward(weights: Mapping[str, Tensor]) -> State:
-            return step(run.cell, {**run.weights, **weights}, x, before)
-
-        pull = torch.func.vjp(forward, chosen)[1]
-        (grads,) = pull(cotangent)
-        return dict(grads)
-
-    return dict(torch.vmap(one)(inputs.detach(), previous, delta))
+    return by_vjp(run, (parameter,), adj.parts, times)[parameter]
 
 
 def _loose_keys(adj: Adjoints) -> tuple[str, ...]:
@@ -128,23 +109,25 @@ class ContributionNorms:
     """Sizes of one parameter's contributions over time."""
 
     norm: Tensor
-    """|g_t|_F of the batch sum, (T,)."""
+    """|g_t|_F of the batch sum, (T,), float64."""
     sample_norm: Tensor
-    """Mean over the samples that have step t of |g_{t,b}|_F, (T,); NaN where it is not available."""
+    """Mean over the samples that have step t of |g_{t,b}|_F, (T,), float64; NaN where it is not available."""
     total: Tensor
     """Σ_t g_t, of the parameter's shape."""
-    inner_with_total: Callable[[], Tensor]
-    """<g_t, Σ g>, (T,): one matrix product, made when it is asked for."""
+    along_total: Callable[[], Tensor]
+    """<g_t, Σ g> / |Σ g|, (T,): one matrix product, made when it is asked for."""
     gate_norm: Tensor | None = None
     """|g_t|_F of the rows of each gate, (blocks, T), for the matrices W_ih and W_hh."""
 
     @cached_property
     def alignment(self) -> Tensor:
         """cos(g_t, Σ g), (T,); NaN where one of the two is zero."""
-        size: Tensor = self.norm * self.total.norm()
-        return self.inner_with_total() / size
+        along: Tensor = self.along_total()
+        return along / self.norm
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def contribution_norms(adj: Adjoints) -> dict[str, ContributionNorms]:
     """The sizes of the contributions to every weight, from small Gram products: no g_t of a matrix weight is formed."""
     run, valid = adj.run, adj.run.mask().sum(1).clamp(min=1)
@@ -196,56 +179,94 @@ class _Left:
         """Inner products of the samples at each step, by block of rows: (T, B, B) a block."""
         return [block @ block.mT for block in self.rows]
 
+    @cached_property
+    def largest(self) -> Tensor:
+        """The size of the largest sample of each step, (T,)."""
+        size: Tensor = self.norm.amax(1)
+        return size
+
 
 def _factored_norms(found: Factors, left: _Left, valid: Tensor) -> ContributionNorms:
     right, total = found.right, found.total()
+    doubtful = doubtful_norms.out_of_range(left.largest)
     if right is None:
-        sample = left.norm.sum(1) / valid
-        return ContributionNorms(left.sum.norm(dim=-1), sample, total, lambda: left.sum @ total)
-    by_block = _block_squares(left, right)
-    sample = (left.norm * right.norm(dim=-1)).sum(1) / valid
+        each, blocks = left.norm.double(), 1
+        by_block = torch.linalg.vector_norm(left.sum, dim=-1).double()[None]
+    else:
+        squares, vague = _block_squares(left, right)
+        by_block, blocks, size = squares.double().sqrt(), left.blocks, right.norm(dim=-1)
+        each, across = (left.norm * size).double(), size.amax(1)
+        doubtful = doubtful | vague | doubtful_norms.out_of_range(across)
+        doubtful = doubtful | doubtful_norms.out_of_range(across * left.largest)
+    times = doubtful_norms.worth_it(left.values, right, doubtful)
+    if len(times):
+        some = None if right is None else right[times]
+        by_block[:, times], each[times] = doubtful_norms.norms(left.values[times], some, blocks)
+    norm = torch.linalg.vector_norm(by_block, dim=0)
+    return ContributionNorms(
+        norm,
+        each.sum(1) / valid,
+        total,
+        partial(_along, found, total),
+        None if right is None else by_block,
+    )
 
-    def inner_with_total() -> Tensor:
-        narrow = right.shape[-1] <= found.left.shape[-1]
-        pulled = right * (found.left @ total) if narrow else found.left * (right @ total.mT)
-        inner: Tensor = pulled.sum((1, 2))
-        return inner
 
-    norm = by_block.sum(0).sqrt()
-    return ContributionNorms(norm, sample, total, inner_with_total, by_block.sqrt())
+def _along(found: Factors, total: Tensor) -> Tensor:
+    """<g_t, Σ g> / |Σ g|, (T,)."""
+    right, way = found.right, _direction(total)
+    if right is None:
+        return torch.sum(found.left, 1) @ way
+    narrow = right.shape[-1] <= found.left.shape[-1]
+    pulled = right * (found.left @ way) if narrow else found.left * (right @ way.mT)
+    return torch.sum(pulled, (1, 2))
 
 
-def _block_squares(left: _Left, right: Tensor) -> Tensor:
-    """|g_t|² of each block of rows, (blocks, T): by B x B Grams, or by forming g_t where B is the longer side."""
+def _direction(total: Tensor) -> Tensor:
+    """total / |total|, NaN where it is zero."""
+    wide = total.double() / total.abs().amax()
+    way: Tensor = wide / torch.linalg.vector_norm(wide)
+    return way.to(total.dtype)
+
+
+def _block_squares(left: _Left, right: Tensor) -> tuple[Tensor, Tensor]:
+    """|g_t|² of each block of rows (blocks, T), by B x B Grams, or by forming g_t where B is the longer side; and the
+    steps (T,) at which the samples cancel so far that a Gram does not tell."""
     batch, n = right.shape[1], right.shape[2]
     m = left.rows.shape[-1]
     if batch * (m + n) <= 2 * m * n:
         gram = right @ right.mT
-        return torch.stack([(block * gram).sum((1, 2)) for block in left.gram]).clamp(min=0)
+        squares = torch.stack([(block * gram).sum((1, 2)) for block in left.gram]).clamp(min=0)
+        own = gram.diagonal(dim1=-2, dim2=-1)
+        bounds = [(block.diagonal(dim1=-2, dim2=-1) * own).sqrt().sum(1) for block in left.gram]
+        bound = torch.stack(bounds).square()
+        return squares, doubtful_norms.cancelled(squares, bound, right.dtype).any(0)
     size = max(1, LOOSE_BYTES // max(1, m * n * right.element_size()))
-    squares = [
+    formed = [
         [(a.mT @ b).square().sum((1, 2)) for a, b in zip(*pair, strict=True)]
         for pair in ((torch.split(block, size), torch.split(right, size)) for block in left.rows)
     ]
-    return torch.stack([torch.cat(row) for row in squares])
+    squares = torch.stack([torch.cat(row) for row in formed])
+    return squares, torch.zeros_like(squares[0], dtype=torch.bool)
 
 
 def _formed_norms(adj: Adjoints, keys: tuple[str, ...]) -> dict[str, ContributionNorms]:
     stretches = _loose_stretches(adj, keys)
     totals = {key: torch.zeros_like(adj.run.weights[key]) for key in keys}
     for times in stretches:
-        for key, each in _by_vjp(adj.run, keys, adj.parts, times).items():
+        for key, each in by_vjp(adj.run, keys, adj.parts, times).items():
             totals[key] = totals[key] + each.sum(0)
     norm: dict[str, list[Tensor]] = {key: [] for key in keys}
-    inner: dict[str, list[Tensor]] = {key: [] for key in keys}
+    along: dict[str, list[Tensor]] = {key: [] for key in keys}
     for times in stretches:
-        for key, each in _by_vjp(adj.run, keys, adj.parts, times).items():
-            norm[key].append(each.flatten(1).norm(dim=1))
-            inner[key].append(each.flatten(1) @ totals[key].flatten())
+        for key, each in by_vjp(adj.run, keys, adj.parts, times).items():
+            flat = each.flatten(1)
+            norm[key].append(torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64))
+            along[key].append(flat @ _direction(totals[key]).flatten())
     result = {}
     for key in keys:
         size = torch.cat(norm[key])
         unknown = torch.full_like(size, torch.nan)
-        products = torch.cat(inner[key])
-        result[key] = ContributionNorms(size, unknown, totals[key], partial(torch.clone, products))
+        inner = torch.cat(along[key])
+        result[key] = ContributionNorms(size, unknown, totals[key], partial(torch.clone, inner))
     return result

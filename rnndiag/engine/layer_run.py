@@ -11,7 +11,7 @@ from torch import Tensor
 from rnndiag.engine.cells import Cell, State
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerRun:
     """A layer run (spec: inputs x_t, states s_t, direct gradients e_t).
 
@@ -51,6 +51,13 @@ class LayerRun:
     """The loss scale that has been divided out."""
     pre: tuple[Tensor, Tensor] | None = None
     """(a_ih, a_hh) of all steps as `preactivations` gives them, kept where they are known already; None: computed."""
+
+    def __repr__(self) -> str:
+        sizes = named_sizes(self)
+        return (
+            f"LayerRun({self.name!r}, {self.cell.name}, T={self.T}, B={self.B}, "
+            f"I={self.inputs.shape[-1]}, {sizes}, {str(self.dtype).removeprefix('torch.')})"
+        )
 
     @property
     def T(self) -> int:
@@ -147,3 +154,8 @@ class LayerRun:
             else tuple(part[index] for part in self.initial_gradient),
             pre=None,
         )
+
+
+def named_sizes(run: LayerRun) -> str:
+    """The parts of the state with their sizes, as "h 4 + c 4"."""
+    return " + ".join(f"{part} {n}" for part, n in zip(run.cell.parts, run.sizes, strict=True))

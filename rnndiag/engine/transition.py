@@ -113,13 +113,17 @@ def _diagonals_by_autograd(
         parts = tuple(part.detach().requires_grad_() for part in before)
         out = cell.pointwise(a_ih, a_hh, parts, **cell.extra_weights(run.weights))
         leaves = (a_ih, *parts) if cell.additive else (a_ih, a_hh, *parts)
-        rows = [list(_diagonal(value, leaves, last=value is out[-1])) for value in out]
+        rows = [
+            list(_diagonal(value, leaves, last=p + 1 == len(out))) for p, value in enumerate(out)
+        ]
     if cell.additive:
         rows = [[row[0], None, *row[1:]] for row in rows]
     return tuple(value.detach() for value in out), rows
 
 
 def _diagonal(value: Tensor, leaves: tuple[Tensor, ...], last: bool) -> tuple[Tensor | None, ...]:
+    if not value.requires_grad:
+        return (None,) * len(leaves)
     return torch.autograd.grad(
         value, leaves, torch.ones_like(value), retain_graph=not last, allow_unused=True
     )
@@ -174,9 +178,14 @@ def transposed_by_autograd(run: LayerRun, cotangent: State, times: Tensor | None
     with torch.enable_grad():
         leaves = tuple(part.detach().requires_grad_() for part in before)
         out = flat_step(run.cell, run.weights, inputs.detach(), leaves)
-        kept = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
-        if not kept:
-            return tuple(torch.zeros_like(part) for part in leaves)
-        return torch.autograd.grad(
-            [o for o, _ in kept], leaves, [a for _, a in kept], materialize_grads=True
-        )
+        return pulled_back(out, cotangent, leaves)
+
+
+def pulled_back(out: State, cotangent: State, leaves: State) -> State:
+    """Σ (∂out/∂leaf)^T a, a tensor a leaf, by torch.autograd; a part that depends on no leaf adds nothing."""
+    kept = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
+    if not kept:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return torch.autograd.grad(
+        [o for o, _ in kept], leaves, [a for _, a in kept], materialize_grads=True
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,48 +14,113 @@ from rnndiag.engine.transition import step
 from rnndiag.errors import BadArgument
 
 
+@torch.no_grad()
 def unroll(
     cell: Cell,
     weights: Mapping[str, Tensor],
     inputs: Tensor,
     direct: State,
     initial: State | None = None,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
     name: str = "layer",
 ) -> LayerRun:
-    """A layer run made by hand: inputs (T, B, I) run through the cell step by step, with the direct gradients given."""
+    """A layer run made by hand: inputs (T, B, I) run through the cell step by step, with the direct gradients given.
+
+    initial: one tensor (B, S_p) a part; None: zeros. lengths: (B,); None: every sequence has T steps.
+    """
+    _require_weights(cell, weights, inputs)
     if initial is None:
         if cell.pointwise is None:
             raise BadArgument(
                 f"The cell {cell.name!r} does not tell the size of its state.", "Pass initial=."
             )
         initial = tuple(inputs.new_zeros(inputs.shape[1], size) for size in cell.sizes(weights))
+    _require_states(cell, weights, inputs, direct, initial)
+    states: list[State] = []
+    state = initial = tuple(part.detach() for part in initial)
+    for now in inputs:
+        state = step(cell, weights, now, state)
+        states.append(state)
+    run = LayerRun(
+        name=name,
+        cell=cell,
+        weights={key: value.detach() for key, value in weights.items()},
+        inputs=inputs.detach(),
+        states=tuple(torch.stack(part) for part in zip(*states, strict=True)),
+        initial=initial,
+        direct=tuple(part.detach() for part in direct),
+        lengths=_lengths(inputs, lengths),
+        tie="zero" if all(not part.any() for part in initial) else "given",
+    )
+    if lengths is None:
+        return run
+    past = ~run.mask()
+    return replace(
+        run,
+        inputs=run.inputs.masked_fill(past.view(*past.shape, *[1] * (inputs.dim() - 2)), 0),
+        states=tuple(part.masked_fill(past[..., None], 0.0) for part in run.states),
+        direct=tuple(part.masked_fill(past[..., None], 0.0) for part in run.direct),
+    )
+
+
+def _require_weights(cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor) -> None:
+    if inputs.dim() < 2 or not len(inputs):
+        raise BadArgument(
+            f"The inputs have shape {tuple(inputs.shape)}.",
+            "Give (T, B, I) with at least one step.",
+        )
+    if cell.pointwise is None:
+        return
+    needed = ("weight_ih", "weight_hh", *cell.extras)
+    missing = [key for key in needed if key not in weights]
+    if missing:
+        raise BadArgument(
+            f"The cell {cell.name!r} was given no {', '.join(missing)}.",
+            f"Its weights are {', '.join(needed)}, and the biases bias_ih and bias_hh if it has them.",
+        )
+    width = int(weights["weight_ih"].shape[1])
+    if inputs.dim() != 3 or inputs.shape[-1] != width:
+        raise BadArgument(
+            f"The inputs have shape {tuple(inputs.shape)}, but weight_ih takes (T, B, {width}).",
+            "Put time first, then the batch.",
+        )
+    if inputs.dtype != weights["weight_ih"].dtype:
+        raise BadArgument(
+            f"The inputs are {inputs.dtype}, the weights {weights['weight_ih'].dtype}.",
+            "Convert one of the two.",
+        )
+
+
+def _require_states(
+    cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, direct: State, initial: State
+) -> None:
     if not len(direct) == len(initial) == len(cell.parts):
         raise BadArgument(
             f"The cell {cell.name!r} has the state parts {cell.parts}, but {len(direct)} direct gradients "
             f"and {len(initial)} initial states were given.",
             "Give one tensor a part.",
         )
-    states: list[State] = []
-    state = initial
-    with torch.no_grad():
-        for now in inputs:
-            state = step(cell, weights, now, state)
-            states.append(state)
-    run = LayerRun(
-        name=name,
-        cell=cell,
-        weights=weights,
-        inputs=inputs,
-        states=tuple(torch.stack(part) for part in zip(*states, strict=True)),
-        initial=initial,
-        direct=direct,
-        lengths=lengths,
-        tie="zero" if all(not part.any() for part in initial) else "given",
-    )
-    keep = run.mask()[..., None]
-    return replace(
-        run,
-        states=tuple(part * keep for part in run.states),
-        direct=tuple(part * keep for part in run.direct),
-    )
+    given = [part.shape[-1] for part in initial]
+    sizes = given if cell.pointwise is None else cell.sizes(weights)
+    lead = tuple(inputs.shape[:2])
+    for part, size, start, e in zip(cell.parts, sizes, initial, direct, strict=True):
+        pairs = (("initial", start, (lead[1], size)), ("direct", e, (*lead, size)))
+        for what, value, expected in pairs:
+            if tuple(value.shape) != expected:
+                raise BadArgument(
+                    f"{what} has shape {tuple(value.shape)} for the part {part}.",
+                    f"Give {expected}.",
+                )
+
+
+def _lengths(inputs: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor | None:
+    if lengths is None:
+        return None
+    steps, batch = inputs.shape[:2]
+    found = torch.as_tensor(lengths, dtype=torch.int64)
+    if found.shape != (batch,) or bool(((found < 0) | (found > steps)).any()):
+        raise BadArgument(
+            f"The lengths {found.tolist()} do not fit {batch} sequences of {steps} steps.",
+            f"Give {batch} numbers from 0 to {steps}.",
+        )
+    return found

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rnndiag.errors import BadArgument
+
 State = tuple[Tensor, ...]
 Weights = Mapping[str, Tensor]
 
@@ -62,7 +64,15 @@ class Cell:
 
     def __post_init__(self) -> None:
         if (self.pointwise is None) == (self.run_step is None):
-            raise ValueError(f"cell {self.name!r} needs either `pointwise` or `run_step`")
+            raise BadArgument(
+                f"The cell {self.name!r} must have either `pointwise` or `run_step`.",
+                "Give the one that its step is written as.",
+            )
+        if self.pointwise is not None and not (self.gates and self.blocks):
+            raise BadArgument(
+                f"The cell {self.name!r} has a `pointwise` but names no gates.",
+                "Name the blocks of rows of W_ih, such as gates=('h',).",
+            )
 
     @property
     def blocks(self) -> tuple[str, ...]:
