@@ -221,6 +221,21 @@ def test_dropout_masks_are_the_very_ones_of_the_call() -> None:
     assert probe.proofs[1].worst < 1e-12
 
 
+def test_where_the_masks_cannot_be_known_the_result_is_marked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU, where cuDNN draws them; the generator is left as it was found there too."""
+    monkeypatch.setattr("rnndiag.recorder.capture.kernel_calls.tells_masks", lambda device: False)
+    model, x = nn.LSTM(I, H, 2, dropout=0.5), torch.randn(T, B, I)
+    with rnndiag.probe(model) as probe:
+        model(x)[0].square().sum().backward()
+    before = torch.get_rng_state()
+    (proof,) = probe.proofs
+    assert torch.equal(torch.get_rng_state(), before)
+    assert proof.verdict == "inexact"
+    assert "other dropout masks" in proof.reasons[0]
+
+
 def test_a_capture_can_be_armed_again_and_again() -> None:
     model, x = nn.LSTM(I, H), torch.randn(T, B, I)
     capture = Capture(model)

@@ -20,6 +20,7 @@ from rnndiag.recorder.capture.call import (
 from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.kernels import KernelCall
 from rnndiag.recorder.capture.links import kind_of_start
+from rnndiag.recorder.capture.stack_replay import OTHER_MASKS, tells_masks
 from rnndiag.recorder.faults import Faults
 
 
@@ -92,6 +93,7 @@ class KernelCalls:
         plan, log = asked.plan, self.log
         if plan.packed:
             plan = replace(plan, unsorted=frame.unsorted)
+        drops, known = plan.dropout > 0.0, tells_masks(asked.inputs.device)
         given = asked.hx if frame.hx is None else frame.hx
         links = log.ends.links(given, frame.owner, plan.one_step)
         return Call(
@@ -109,9 +111,10 @@ class KernelCalls:
                 for index, group in enumerate(asked.weights)
             ),
             autocast=Autocast.current(asked.inputs.device.type),
-            random_state=torch.get_rng_state() if plan.dropout > 0.0 else None,
+            random_state=torch.get_rng_state() if drops and known else None,
             links=links,
             in_backward=running_task() >= 0,
+            notes=[OTHER_MASKS] if drops and not known else [],
         )
 
 

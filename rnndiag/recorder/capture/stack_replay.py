@@ -22,18 +22,23 @@ class Stack:
     masks: tuple[Tensor | None, ...]
 
 
+OTHER_MASKS = (
+    "other dropout masks between the layers than the call's own, which its device does not tell"
+)
+
+
+def tells_masks(device: torch.device) -> bool:
+    """Whether the dropout masks of a call can be drawn again: cuDNN keeps the state they come from to itself."""
+    return device.type == "cpu"
+
+
 @contextmanager
-def random_state(state: Tensor | None) -> Iterator[None]:
-    """Draw from the CPU's generator as it was at that state; afterwards it is as before."""
-    if state is None:
+def random_state(state: Tensor | None, device: torch.device) -> Iterator[None]:
+    """Draw from the CPU's generator as it was at that state; afterwards every generator is as before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if state is not None:
+            torch.set_rng_state(state)
         yield
-        return
-    before = torch.get_rng_state()
-    torch.set_rng_state(state)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
 
 
 @torch.no_grad()
@@ -45,7 +50,7 @@ def replay_stack(call: Call) -> Stack:
     outputs: list[Tensor] = []
     masks: list[Tensor | None] = []
     below = call.inputs.transpose(0, 1) if plan.batch_first else call.inputs
-    with random_state(call.random_state), call.autocast.again():
+    with random_state(call.random_state, call.inputs.device), call.autocast.again():
         for layer in range(plan.layers - 1):
             out = _one_layer(call, layer, below)
             outputs.append(out)
@@ -71,7 +76,7 @@ def _run_again(call: Call) -> Tensor:
     plan = call.plan
     flat = [copy for group in call.weights for _, copy in group.values()]
     first = call.hx if len(plan.cell.parts) > 1 else call.hx[0]
-    with random_state(call.random_state), call.autocast.again():
+    with random_state(call.random_state, call.inputs.device), call.autocast.again():
         return run_sequence(plan, call.inputs, first, flat)[0]
 
 
