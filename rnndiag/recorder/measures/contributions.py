@@ -11,7 +11,7 @@ from torch import Tensor
 from rnndiag.engine.adjoints import Adjoints
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.measures.measure import Analysis, Measure, Subject, register_measure
-from rnndiag.recorder.measures.pooling import array, masked_mean, stats
+from rnndiag.recorder.measures.pooling import Array, array, masked_mean, stats
 from rnndiag.recorder.measures.sequences import sequences
 from rnndiag.recorder.schedule import GroupCost
 from rnndiag.run.measurement import Measurement
@@ -30,18 +30,28 @@ def _over_time(run: LayerRun, adj: Adjoints) -> Iterator[Measurement]:
     mask = run.mask()
     state, delta = run.state_vector(), adj.state
     direct = torch.cat(run.direct, -1)
-    for name, values in (
-        ("direct_gradient_norm", direct),
-        ("adjoint_norm", delta),
-        ("state_norm", state),
-    ):
-        yield Measurement.of(name, stats(_norm(values), mask), run.name)
+    sizes = {
+        "direct_gradient_norm": _norm(direct),
+        "adjoint_norm": _norm(delta),
+        "state_norm": _norm(state),
+    }
+    for name, size in sizes.items():
+        yield Measurement.of(name, stats(size, mask), run.name)
     parts = torch.stack([masked_mean(_norm(part), mask) for part in adj.parts])
     yield Measurement.of("adjoint_part_norm", array(parts), run.name, {"part": run.cell.parts})
     yield Measurement.of("valid_samples", array(mask.sum(1)), run.name)
-    for name, values in (("nonfinite_states", state), ("nonfinite_adjoints", delta)):
-        count = (~values.isfinite() & mask[..., None]).sum((1, 2))
-        yield Measurement.of(name, array(count), run.name)
+    for name, values, size in (
+        ("nonfinite_states", state, sizes["state_norm"]),
+        ("nonfinite_adjoints", delta, sizes["adjoint_norm"]),
+    ):
+        yield Measurement.of(name, _not_finite(values, size, mask), run.name)
+
+
+def _not_finite(values: Tensor, size: Tensor, mask: Tensor) -> Array:
+    """How many entries at each step are not finite, (T,). Where all norms are finite, so are all entries."""
+    if bool(size[mask].isfinite().all()):
+        return np.zeros(len(size), np.int32)
+    return array((~values.isfinite() & mask[..., None]).sum((1, 2)))
 
 
 def _norm(values: Tensor) -> Tensor:

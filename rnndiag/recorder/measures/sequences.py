@@ -49,7 +49,7 @@ def _squares(analysis: Analysis) -> Tensor:
         one = left.shape[-1] * right.shape[-1] * left.element_size()
         size = max(1, AT_ONCE // one)
         parts = zip(left.split(size), right.split(size), strict=True)
-        total += torch.cat([(a.mT @ b).double().square().sum((1, 2)) for a, b in parts])
+        total += torch.cat([(a.mT @ b).square_().sum((1, 2)) for a, b in parts])
     return total
 
 
