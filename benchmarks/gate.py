@@ -1,0 +1,100 @@
+"""What a check costs from start to verdict on a run of 1,000 recordings, and `rnndiag --help`.
+
+    python benchmarks/gate.py [--recordings 1000] [--repeats 5]
+
+Cold processes, interleaved with a bare Python that imports numpy. The exit status is 1 where a limit is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rnndiag.run.measurement import Measurement
+from rnndiag.run.recording import Recording
+from rnndiag.run.writer import RunWriter
+
+MAIN = "import sys; sys.path.insert(0, {root!r}); from rnndiag.cli import main; sys.exit(main(sys.argv[1:]))"
+LIMITS = {"check that passes": 1.0, "check that fails": 1.0, "--help": 0.3}
+T, DECAY = 200, 0.97
+
+
+def recording(step: int) -> Recording:
+    """Two layers, 19 arrays: what a callback stores, by closed forms."""
+    lags = np.arange(T) * math.log(DECAY)
+    found = [
+        Measurement.of("loss", np.array(1.0)),
+        Measurement.of("total_gradient_norm", np.array(1.0)),
+        Measurement.of("window_in_use", np.array(float(T))),
+    ]
+    for layer in ("rnn.l0", "rnn.l1"):
+        found += [
+            Measurement.of("credit_profile", np.repeat(lags[:, None], 6, 1), layer),
+            Measurement.of("adjoint_norm", np.ones((T, 4)), layer),
+            Measurement.of("valid_samples", np.full(T, 32.0), layer),
+            Measurement.of("nonfinite_states", np.zeros(T), layer),
+            Measurement.of("nonfinite_adjoints", np.zeros(T), layer),
+            Measurement.of("window_bias", DECAY ** np.arange(T), layer),
+            Measurement.of(
+                "residual", np.full(2, 1e-7), layer, {"parameter": ("weight_ih", "weight_hh")}
+            ),
+            Measurement.of("spectral_radius", np.array([DECAY]), layer, {"block": ("h",)}),
+        ]
+    return Recording(step=step, verdict="exact", measurements=tuple(found))
+
+
+def seconds(*words: str, cwd: Path) -> tuple[float, int]:
+    """Wall time and exit code of one cold process."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, check=False)
+    return time.perf_counter() - began, done.returncode
+
+
+def main() -> int:
+    """Make the run, time the processes, print medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recordings", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with RunWriter(folder / "run", {}, durable=False) as writer:
+            for step in range(args.recordings):
+                writer.append(recording(step))
+        (folder / "strict.toml").write_text("[tool.rnndiag.checks.reach]\nmin = 190\n")
+        command = MAIN.format(root=str(ROOT))
+        cases = {
+            "python -c 'import numpy'": (("-c", "import numpy"), 0),
+            "check that passes": (("-c", command, "check", "run"), 0),
+            "check that fails": (("-c", command, "check", "run", "--config", "strict.toml"), 1),
+            "--help": (("-c", command, "--help"), 0),
+        }
+        times: dict[str, list[float]] = {case: [] for case in cases}
+        for _ in range(args.repeats):
+            for case, (words, code) in cases.items():
+                took, got = seconds(*words, cwd=folder)
+                if got != code:
+                    raise SystemExit(f"{case} exited with {got}, not {code}")
+                times[case].append(took)
+    missed = 0
+    for case, taken in times.items():
+        limit = LIMITS.get(case)
+        best, median = min(taken), statistics.median(taken)
+        missed += limit is not None and median > limit
+        print(f"{case:<26} median {median:6.3f} s   best {best:6.3f} s   limit {limit or '-'}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
