@@ -29,9 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 from rnndiag.engine.cells import find_cell  # noqa: E402
 from rnndiag.engine.layer_run import LayerRun  # noqa: E402
-from rnndiag.engine.unroll import unroll  # noqa: E402
 from rnndiag.engine.truncation.credit import credit_matrix  # noqa: E402
 from rnndiag.engine.truncation.sweep import LagSweep, lag_sweep  # noqa: E402
+from rnndiag.engine.unroll import unroll  # noqa: E402
 from rnndiag.run.reach import reach  # noqa: E402
 from rnndiag.run.window import smallest_window  # noqa: E402
 
@@ -127,53 +127,65 @@ def looped_window(model: Model, run: LayerRun, tau: int, losses: range) -> None:
         (out[-1] * run.direct[0][u]).sum().backward()
 
 
+FEW, MANY, LONG = 4, 12, 80
+"""Windows that are timed of the loops that the sweep replaces: fused (few, many) and naive (few, long)."""
+
+
 def ratios(T: int = 200, B: int = 32, H: int = 128) -> None:
     """The sweep against a training step, and against the loops that it replaces."""
     print(
         f"\n## All {T} windows at T={T}, B={B}, H={H} (float32, one thread), in plain training steps\n"
     )
-    print(
-        "| cell | credit only | sweep, every window | default sampling | fused, one window at a time | over the sweep | naive loops | over the sweep |"
+    columns = (
+        "cell",
+        "credit only",
+        "every window",
+        "default",
+        "fused, one by one",
+        "over the sweep",
     )
+    print(f"| {' | '.join((*columns, 'naive loops', 'over the sweep'))} |")
     print("|---|---|---|---|---|---|---|---|")
     for kind in KERNELS:
-        torch.manual_seed(0)
-        model = Model(kind, 16, H)
-        x, targets = batch(T, B, 16)
-        run = model.layer_run(x, targets)
-        few, many = 4, 12
-        losses = range(T // 2, T // 2 + 4)
-        found = interleaved(
-            lambda: model.training_step(x, targets),
-            {
-                "credit": lambda: credit_matrix(run),
-                "whole": lambda: lag_sweep(run, budget=None, chunks=()),
-                "default": lambda: lag_sweep(run),
-                "few": lambda: stacked_window(model, run, few),
-                "many": lambda: stacked_window(model, run, many),
-                "loop_few": lambda: looped_window(model, run, few, losses),
-                "loop_many": lambda: looped_window(model, run, 80, losses),
-            },
-            rounds=2,
-        )
-        slope = (found["many"] - found["few"]) / (many - few)
-        stacked = sum(found["few"] + slope * (tau - few) for tau in range(1, T + 1))
-        share = T / len(losses)
-        loop_slope = (found["loop_many"] - found["loop_few"]) / (80 - few)
-        naive = sum(
-            share * max(0.0, found["loop_few"] + loop_slope * (min(tau, T / 2) - few))
-            for tau in range(1, T + 1)
-        )
-        whole = found["whole"]
-        print(
-            f"| {kind} | {found['credit']:.1f} | {whole:.1f} | {found['default']:.1f} | {stacked:.0f} | "
-            f"{stacked / whole:.0f}x | {naive:.0f} | {naive / whole:.0f}x |",
-            flush=True,
-        )
+        print(ratio_line(kind, T, B, H), flush=True)
     print(
-        f"\nFused, one window at a time: windows {few} and {many} timed, all {T} projected on a straight line in the window."
-        f"\nNaive loops: windows {few} and 80 timed for {len(losses)} of the {T} losses, projected likewise; a window "
-        "longer than T/2 is counted as T/2 (the first losses reach no further back)."
+        f"\nFused, one by one: windows {FEW} and {MANY} timed, all {T} projected on a straight line in the window. "
+        f"Naive loops: windows {FEW} and {LONG} timed for 4 of the {T} losses, projected likewise; a window longer "
+        "than T/2 is counted as T/2 (the first losses reach no further back)."
+    )
+
+
+def ratio_line(kind: str, T: int, B: int, H: int) -> str:
+    """One cell's line."""
+    torch.manual_seed(0)
+    model = Model(kind, 16, H)
+    x, targets = batch(T, B, 16)
+    run = model.layer_run(x, targets)
+    losses = range(T // 2, T // 2 + 4)
+    found = interleaved(
+        lambda: model.training_step(x, targets),
+        {
+            "credit": lambda: credit_matrix(run),
+            "whole": lambda: lag_sweep(run, budget=None, chunks=()),
+            "default": lambda: lag_sweep(run),
+            "few": lambda: stacked_window(model, run, FEW),
+            "many": lambda: stacked_window(model, run, MANY),
+            "loop_few": lambda: looped_window(model, run, FEW, losses),
+            "loop_long": lambda: looped_window(model, run, LONG, losses),
+        },
+        rounds=2,
+    )
+    slope = (found["many"] - found["few"]) / (MANY - FEW)
+    stacked = sum(found["few"] + slope * (tau - FEW) for tau in range(1, T + 1))
+    loop_slope = (found["loop_long"] - found["loop_few"]) / (LONG - FEW)
+    naive = sum(
+        T / len(losses) * max(0.0, found["loop_few"] + loop_slope * (min(tau, T / 2) - FEW))
+        for tau in range(1, T + 1)
+    )
+    whole = found["whole"]
+    return (
+        f"| {kind} | {found['credit']:.1f} | {whole:.1f} | {found['default']:.1f} | {stacked:.0f} | "
+        f"{stacked / whole:.0f}x | {naive:.0f} | {naive / whole:.0f}x |"
     )
 
 
@@ -224,49 +236,58 @@ def reach_and_window(sweep: LagSweep) -> tuple[float, float]:
     return reach(log, 0.9).value, smallest_window(bias, 0.1, windows).steps
 
 
-def trained(steps: int = 250, seeds: int = 3) -> None:
+def trained(steps: int = 250) -> None:
     """Reach and recommended window of trained models: everything looked at, and the default sampling."""
     print(
         "\n## Three trained models, T=200, B=32, H=128: the whole sweep against the default sampling\n"
     )
-    print(
-        "| model | loss | reach, whole | reach, default | window, whole | window, default | cost, whole | cost, default |"
+    columns = (
+        "model",
+        "loss",
+        "reach",
+        "default",
+        "window",
+        "default (upper bound)",
+        "cost",
+        "default",
     )
+    print(f"| {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, (kind, make) in TASKS.items():
-        torch.manual_seed(1)
-        model = Model(kind, 16, 128)
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        for step in range(steps):
-            model.training_step(*make(1000 + step))
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-        data = make(1)
-        loss = float(model.loss(model.rnn(data[0])[0], data[1]).detach())
-        run = model.layer_run(*data)
-        whole = reach_and_window(lag_sweep(run, budget=None, chunks=()))
-        drawn = []
-        said = ""
-        for seed in range(seeds):
-            sweep = lag_sweep(run, generator=torch.Generator().manual_seed(seed))
-            drawn.append(reach_and_window(sweep))
-            said = sweep.sampling.sentence
-        cost = interleaved(
-            lambda model=model, data=data: model.training_step(*data),  # type: ignore[misc]
-            {
-                "whole": lambda run=run: lag_sweep(run, budget=None, chunks=()),  # type: ignore[misc]
-                "default": lambda run=run: lag_sweep(run),  # type: ignore[misc]
-            },
-            rounds=1,
-        )
-        reaches = ", ".join(f"{r:.1f}" for r, _ in drawn)
-        windows = ", ".join(f"{w:.0f}" for _, w in drawn)
-        print(
-            f"| {name} | {loss:.2f} | {whole[0]:.1f} | {reaches} | {whole[1]:.0f} | {windows} | "
-            f"{cost['whole']:.1f} | {cost['default']:.1f} |",
-            flush=True,
-        )
-        print(f"<!-- {name}: {said} -->", flush=True)
+    for name in TASKS:
+        print("\n".join(trained_lines(name, steps)), flush=True)
+
+
+def trained_lines(name: str, steps: int, seeds: int = 3) -> tuple[str, str]:
+    """One model's line, and what its default sweep sampled."""
+    kind, make = TASKS[name]
+    torch.manual_seed(1)
+    model = Model(kind, 16, 128)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(steps):
+        model.training_step(*make(1000 + step))
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    data = make(1)
+    loss = float(model.loss(model.rnn(data[0])[0], data[1]).detach())
+    run = model.layer_run(*data)
+    whole = reach_and_window(lag_sweep(run, budget=None, chunks=()))
+    sweeps = [lag_sweep(run, generator=torch.Generator().manual_seed(s)) for s in range(seeds)]
+    drawn = [reach_and_window(sweep) for sweep in sweeps]
+    cost = interleaved(
+        lambda: model.training_step(*data),
+        {
+            "whole": lambda: lag_sweep(run, budget=None, chunks=()),
+            "default": lambda: lag_sweep(run),
+        },
+        rounds=1,
+    )
+    reaches = ", ".join(f"{r:.1f}" for r, _ in drawn)
+    windows = ", ".join(f"{w:.0f}" for _, w in drawn)
+    line = (
+        f"| {name} | {loss:.2f} | {whole[0]:.1f} | {reaches} | {whole[1]:.0f} | {windows} | "
+        f"{cost['whole']:.1f} | {cost['default']:.1f} |"
+    )
+    return line, f"<!-- {name}: {sweeps[-1].sampling.sentence} -->"
 
 
 GROWTH = [

@@ -268,14 +268,16 @@ def test_groups_of_sequences_where_memory_is_short(monkeypatch: pytest.MonkeyPat
 
 
 def test_transient_coefficients_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnndiag.engine.truncation import chain
+    from rnndiag.engine.truncation import chain, visit
 
     p = problem("lstm", T=9)
     whole = lag_sweep(p.run)
     monkeypatch.setattr(chain, "DIAGONAL_BYTES", 0)
+    monkeypatch.setattr(visit, "PIECE_BYTES", 10_000)
     bounded = lag_sweep(p.run)
     assert relative(bounded.credit, whole.credit) < 1e-12
     assert relative(bounded.tail_norms["all"], whole.tail_norms["all"]) < 1e-12
+    assert relative(bounded.chunks.bias, whole.chunks.bias) < 1e-12
 
 
 def test_mistakes_are_told() -> None:

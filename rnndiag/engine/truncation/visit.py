@@ -18,7 +18,7 @@ from rnndiag.engine.transition import (
     weighted,
 )
 from rnndiag.engine.truncation.chain import Chain, Link
-from rnndiag.engine.truncation.where import Where, take
+from rnndiag.engine.truncation.where import Where, piece, take
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Visit:
     a_hh: Tensor | None = None
     projected: Tensor | None = None
 
+
+PIECE_BYTES = 64 * 2**20
+"""Diagonal derivatives that are not kept are made for stretches of rows of at most this size."""
 
 Scratch = dict[tuple[int, str], Tensor]
 """Memory that visits reuse: what a visit holds is then overwritten by the next one."""
@@ -63,9 +66,11 @@ def visit(
             own = (own[0] + from_above, *own[1:])
         if link.elementwise:
             memory = None if scratch is None else (scratch, number)
-            found, back, down = _visit_diagonal(
-                link, where, own, gradients, number > 0, carry, memory
-            )
+            wanted = (gradients, number > 0, carry)
+            if link.diagonal is None:
+                found, back, down = _visit_in_pieces(link, where, own, *wanted)
+            else:
+                found, back, down = _visit_diagonal(link, where, own, *wanted, memory)
         else:
             found, back, down = _visit_by_autograd(link, where, own, number > 0)
         if down is not None and link.gain is not None:
@@ -97,6 +102,45 @@ def _visit_diagonal(
     down = a_ih @ run.weights["weight_ih"] if has_below and a_ih is not None else None
     found = Visit(link, where, own, a_ih, a_hh, diagonal.projected)
     return found, _carried(run, diagonal, own, back, a_hh) if carry else (), down
+
+
+def _visit_in_pieces(
+    link: Link, where: Where, own: State, gradients: bool, has_below: bool, carry: bool
+) -> Visited:
+    """`_visit_diagonal` where the diagonal derivatives of all rows do not fit: made for a few rows at a time."""
+    rows, width = own[0].shape[0], own[0].shape[1]
+    run = link.run
+    parts = len(run.cell.parts)
+    each = width * run.cell.units(run.weights) * run.states[0].element_size()
+    each *= parts * (len(run.cell.blocks) + len(run.cell.gates) + parts)
+    size = max(1, PIECE_BYTES // max(1, each))
+    if rows <= size or len(take(link.previous[0], where)) != rows:
+        return _visit_diagonal(link, where, own, gradients, has_below, carry, None)
+    found = [
+        _visit_diagonal(
+            link,
+            piece(where, k, k + size),
+            _rows(own, k, k + size),
+            gradients,
+            has_below,
+            carry,
+            None,
+        )
+        for k in range(0, rows, size)
+    ]
+    visits, backs, downs = zip(*found, strict=True)
+
+    def joined(name: str) -> Tensor | None:
+        values = [getattr(one, name) for one in visits]
+        return None if values[0] is None else torch.cat(values)
+
+    whole = Visit(link, where, own, joined("a_ih"), joined("a_hh"), joined("projected"))
+    back = tuple(torch.cat(part) for part in zip(*backs, strict=True))
+    return whole, back, None if downs[0] is None else torch.cat(downs)
+
+
+def _rows(state: State, start: int, stop: int) -> State:
+    return tuple(part[start:stop] for part in state)
 
 
 def _carried(run: LayerRun, diagonal: Coefficients, own: State, back: State, a_hh: Tensor) -> State:

@@ -40,3 +40,11 @@ def earlier(where: Where, first: int, steps: int = 1) -> Where:
 def every(count: int) -> Where:
     """All of `count` time steps."""
     return slice(0, count)
+
+
+def piece(where: Where, start: int, stop: int) -> Where:
+    """The places of the rows start .. stop-1 among the rows of `where`."""
+    if not isinstance(where, slice):
+        return where[start:stop]
+    step = where.step or 1
+    return slice(where.start + start * step, min(where.start + stop * step, where.stop), where.step)
