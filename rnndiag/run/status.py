@@ -60,8 +60,8 @@ def status_of(segments: Sequence[Segment], recordings: int, interval: float) -> 
     patience = max(_PATIENCE_SECONDS, _PATIENCE_INTERVALS * interval)
     for segment in newest.values():
         alive = is_alive(segment.facts.get("process") or {})
-        allowed = {True: _ALIVE_FACTOR * patience, None: patience, False: 0.0}[alive]
-        if segment.end is None and silence < allowed:
+        allowed = patience if alive is None else _ALIVE_FACTOR * patience
+        if segment.end is None and alive is not False and silence < allowed:
             return Status("running", last)
     when = f"last recording {ago(silence)} ago" if recordings else "nothing recorded"
     return Status("not closed", last, "", when)

@@ -216,6 +216,10 @@ def test_status_of_a_run_that_nobody_writes(write: Write, monkeypatch: pytest.Mo
     assert status == "not closed, last recording 3 h ago"
     assert isinstance(status, Status)
     assert (status.word, round(status.last)) == ("not closed", round(past))
+    ahead = time.time() + 7200
+    os.utime(segment_of(path), (ahead, ahead))
+    assert open_run(path).status == "not closed, last recording 0 s ago"
+    os.utime(segment_of(path), (past, past))
     monkeypatch.setattr("rnndiag.run.status.is_alive", lambda process: None)
     assert open_run(path).status.word == "not closed"
     os.utime(segment_of(path))
