@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
 from rnndiag.run.measurement import Measurement
+
+_PADDED_BYTES, _PADDING_FACTOR = 128 << 20, 32
+"""Padding may take so many bytes, or so many times what is stored, whichever is more."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,21 @@ def _union(measurements: Sequence[Measurement], dim: str) -> tuple[str, ...] | N
     return tuple(seen)
 
 
+def _refuse_mostly_padding(
+    measurements: Sequence[Measurement], shape: tuple[int, ...], itemsize: int
+) -> None:
+    """A few arrays of clashing shapes must not ask for more memory than there is."""
+    needed = len(measurements) * prod(shape) * itemsize
+    held = sum(m.values.nbytes for m in measurements)
+    if needed > max(_PADDED_BYTES, _PADDING_FACTOR * held):
+        first = measurements[0]
+        raise RunUnreadable(
+            f"{first.name} of {first.layer} has shapes so unlike that side by side its {held} bytes "
+            f"would take {needed}.",
+            "Select fewer steps, or read the recordings one by one.",
+        )
+
+
 def _padded(
     measurements: Sequence[Measurement],
     dims: tuple[str, ...],
@@ -96,6 +115,7 @@ def _padded(
         len(coordinates[dim]) if dim in coordinates else int(lengths[dim].max()) for dim in dims
     )
     padded_kind = kind if kind.kind in "fc" else np.dtype(np.float64)
+    _refuse_mostly_padding(measurements, shape, padded_kind.itemsize)
     values = np.full((len(measurements), *shape), np.nan, padded_kind)
     valid = np.zeros(values.shape, bool)
     for row, m in enumerate(measurements):

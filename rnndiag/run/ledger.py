@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 from rnndiag.run import problem
 from rnndiag.run.problem import Problem
 from rnndiag.run.segment import Place, Segment
 
 _PHASES_FIRST = ("train",)
+_NAMED = 5
+"""So many missing files are named; of more there is the count."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,10 @@ def _writers(segments: Sequence[Segment]) -> list[Problem]:
         for group in writers.values():
             group.sort(key=lambda segment: segment.name.number)
             numbers = {segment.name.number for segment in group}
-            gone = [str(n) for n in range(max(numbers)) if n not in numbers]
+            gone = max(numbers) + 1 - len(numbers)
             if gone:
-                problems.append(problem.missing_segments(group[-1].label, ", ".join(gone)))
+                first = list(islice((n for n in count() if n not in numbers), min(gone, _NAMED)))
+                problems.append(problem.missing_segments(group[-1].label, first, gone))
             problems += _unkept(group)
     return problems
 

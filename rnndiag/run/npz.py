@@ -72,6 +72,8 @@ def _parsed_header(text: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     shape = tuple(int(n) for n in found[2].replace(b" ", b"").split(b",") if n)
     if dtype not in STORED_DTYPES or len(shape) > DIMS:
         raise Refused(f"an array of type {dtype} with {len(shape)} dims")
+    if max(shape, default=0) > RECORDING_BYTES:
+        raise Refused(f"an array of shape {shape}")
     return dtype, shape, prod(shape) * dtype.itemsize
 
 
@@ -81,6 +83,8 @@ def array_parts(values: np.ndarray) -> tuple[bytes, bytes]:
         raise Refused(f"an array of type {values.dtype} cannot be stored")
     if values.ndim > DIMS:
         raise Refused(f"an array of {values.ndim} dims cannot be stored, at most {DIMS}")
+    if max(values.shape, default=0) > RECORDING_BYTES:
+        raise Refused(f"an array of shape {values.shape} cannot be stored")
     dtype = values.dtype.newbyteorder("<")
     stored = values if values.dtype == dtype else values.astype(dtype)
     return _npy_header(dtype, values.shape), stored.tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rnndiag.run.text import printable
@@ -77,11 +78,15 @@ def missing_at_close(file: str, missing: int, promised: int) -> Problem:
     )
 
 
-def missing_segments(file: str, which: str) -> Problem:
-    """A file between two others of the same writer is gone."""
-    return Problem(
-        "missing", f"segment {which} before it is missing, with all its recordings.", file
+def missing_segments(file: str, first: Sequence[int], count: int) -> Problem:
+    """`count` files before another one of the same writer are gone; `first` are the lowest of their numbers."""
+    which = ", ".join(map(str, first)) + (
+        f" and {count - len(first)} more" if count > len(first) else ""
     )
+    verb, their = ("is", "its") if count == 1 else ("are", "their")
+    plural = "" if count == 1 else "s"
+    text = f"segment{plural} {which} before it {verb} missing, with all {their} recordings."
+    return Problem("missing", text, file)
 
 
 def refused(file: str, why: str, step: int | None = None) -> Problem:

@@ -21,6 +21,9 @@ FACTS, LABELS = "meta.json", "labels.json"
 _FACTS = frozenset(
     ("step", "phase", "rank", "time", "epoch", "batch", "verdict", "reasons", "notes")
 )
+TAKEN_DIMS = frozenset(("step", "layer"))
+"""Dims that a series has over recordings and layers: no stored array may bring its own."""
+
 Key = tuple[str, str]
 """Quantity and layer."""
 
@@ -49,20 +52,26 @@ def entry_name(quantity: str, layer: str) -> str:
 
 @lru_cache(maxsize=65536)
 def entry_key(name: str) -> Key | None:
-    """Quantity and layer of an entry's name; None where it is no array of ours."""
+    """Quantity and layer of an entry's name; None where it is no array of ours, or its name is spelt another way."""
     quantity, at, layer = name.removesuffix(".npy").partition("@")
     if not at or not name.endswith(".npy"):
         return None
     try:
-        return unquote(quantity, errors="surrogatepass"), unquote(layer, errors="surrogatepass")
+        key = unquote(quantity, errors="surrogatepass"), unquote(layer, errors="surrogatepass")
     except UnicodeDecodeError:
         return None
+    return key if entry_name(*key) == name else None
 
 
 def pack(recording: Recording) -> bytes:
     """The npz file of a recording."""
     arrays: dict[str, Measurement] = {}
     for measurement in recording.measurements:
+        taken = TAKEN_DIMS & {*measurement.dims}
+        if taken:
+            raise npz.Refused(
+                f"{measurement.name} of {measurement.layer} has a dim {min(taken)!r}, which the reader adds"
+            )
         name = entry_name(measurement.name, measurement.layer)
         if name in arrays:
             raise npz.Refused(f"{measurement.name} of {measurement.layer} is given twice")
@@ -140,7 +149,7 @@ def read_labels(text: bytes) -> Labels:
             name: (tuple(map(str, d["dims"])), str(d["unit"]), _scale(d["scale"]))
             for name, d in given["described"].items()
         }
-    except (KeyError, TypeError, AttributeError, IndexError) as fault:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as fault:
         raise ValueError(f"labels of another form ({type(fault).__name__} {fault})") from None
     return Labels(of, described)
 
@@ -201,7 +210,7 @@ class Decoder:
         dims, unit, scale = labels.described.get(name) or self._rows.get(
             quantity, ((), "1", "linear")
         )
-        if len(dims) != values.ndim or len(set(dims)) != len(dims):
+        if len(dims) != values.ndim or len({*dims, *TAKEN_DIMS}) != len(dims) + len(TAKEN_DIMS):
             dims = tuple(f"dim{axis}" for axis in range(values.ndim))
         given = labels.of.get(name, {})
         coordinates: dict[str, tuple[str, ...]] = {}

@@ -35,14 +35,21 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, np.bool_):
         return bool(value)
     if depth >= _DEEPEST:
-        return repr(value)[:_LONGEST_REPR]
+        return _shortened(value)
     if isinstance(value, Mapping):
         return {str(key): plain(entry, depth + 1) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
         return plain(value.tolist(), depth)
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(entry, depth + 1) for entry in value]
-    return str(value) if isinstance(value, PurePath) else repr(value)[:_LONGEST_REPR]
+    return str(value) if isinstance(value, PurePath) else _shortened(value)
+
+
+def _shortened(value: Any) -> str:
+    try:
+        return repr(value)[:_LONGEST_REPR]
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
 
 
 def to_json(value: Any, indent: int | None = None) -> bytes:

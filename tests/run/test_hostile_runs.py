@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,6 +23,8 @@ import pytest
 from sample_run import Write, recording, same, segment_of
 
 from rnndiag.run import npz, stored, tar
+from rnndiag.run.measurement import Measurement
+from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
 from rnndiag.run.text import to_json
 
@@ -31,20 +34,21 @@ READ = """
 import json, resource, sys, time
 from rnndiag.errors import RunUnreadable
 from rnndiag.run.run import open_run
+from rnndiag.run.text import to_json
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 begin = time.process_time()
-answer = {"steps": [], "layers": [], "problems": [], "refused": ""}
+answer = {"steps": [], "layers": [], "problems": [], "asked": [], "refused": ""}
 try:
     run = open_run(sys.argv[1])
     answer["layers"] = run.layers
     for quantity in run.quantities:
         try:
             run.select(quantity)
-        except RunUnreadable:
-            pass
+        except RunUnreadable as fault:
+            answer["asked"].append(str(fault))
     answer["steps"] = [r.step for r in run.recordings]
     answer["problems"] = [str(p) for p in run.verify()]
-    repr(run), run.outlines, run.provenance
+    repr(run), run.outlines, to_json(run.provenance)
 except RunUnreadable as fault:
     answer["refused"] = str(fault)
 answer["seconds"] = time.process_time() - begin
@@ -138,6 +142,7 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
     "deep header": lambda: packed({"a@b.npy": npy("(" * 60000)}),
     "huge shape": lambda: packed({"a@b.npy": npy(header(shape="(1000000000000,)"), bytes(4))}),
     "product overflows": lambda: packed({"a@b.npy": npy(header(shape="(4294967296, 4294967296)"))}),
+    "empty but endless": lambda: packed({"a@b.npy": npy(header(shape="(1000000000000, 0)"))}),
     "huge integer in a shape": lambda: packed({"a@b.npy": npy(header(shape=f"({'9' * 5000},)"))}),
     "many dims": lambda: packed({"a@b.npy": npy(header(shape=f"({'1, ' * 40})"), bytes(4))}),
     "fortran": lambda: packed({"a@b.npy": npy(header(order="True"), bytes(4))}),
@@ -150,6 +155,9 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
     "deep facts": lambda: npz.pack([(stored.FACTS, (b'{"a":' * 50_000,))]),
     "deep labels": lambda: packed({stored.LABELS: b"[" * 500_000}),
     "labels of another form": lambda: packed({stored.LABELS: b'{"of": [3]}', "a@b.npy": npy(header(), bytes(4))}),
+    "infinite label": lambda: packed(
+        {stored.LABELS: b'{"lists":[],"of":{"a@b.npy":{"x":Infinity}},"described":{}}', "a@b.npy": npy(header())}
+    ),
     "huge integer as step": lambda: npz.pack([(stored.FACTS, (b'{"step": ' + b"9" * 5000 + b"}",))]),
     "negative step": lambda: npz.pack([(stored.FACTS, (b'{"step": -1}',))]),
     "another step": lambda: packed({}, step=30),
@@ -158,6 +166,9 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
     "an empty zip": lambda: npz.pack([]),
 }  # fmt: skip
+
+
+LABELLED = ("labels of another form", "infinite label")
 
 
 @pytest.mark.parametrize("kind", RECORDINGS)
@@ -171,8 +182,10 @@ def test_a_hostile_recording_is_skipped(write: Write, kind: str) -> None:
     found = {r.step: r for r in opened.recordings}
     for step in (*GOOD, 30):
         assert same(found[step], recording(step))
-    assert 20 not in found or not found[20].measurements or kind == "labels of another form"
+    assert 20 not in found or not found[20].measurements or kind in LABELLED
     opened.verify()
+    for key in opened.collector.keys:
+        opened.find(*key)
     assert opened.problems
     assert all(p.step == 20 for p in opened.problems)
     assert not Path("/tmp/rnndiag-was-executed").exists()
@@ -282,6 +295,30 @@ def absurd_registry(run: Path) -> None:
     only(run, tar.json_member(tar.OPEN, to_json(facts), 0) + rest[end.end :])
 
 
+def far_segment(run: Path) -> None:
+    """A file whose number says that a billion others are missing."""
+    file = segment_of(run)
+    shutil.copy(file, file.with_name(file.name.replace("-0000.tar", "-999999999.tar")))
+
+
+def clashing_shapes(run: Path) -> None:
+    """Two arrays of 40 kB that side by side, padded, would take 800 MB."""
+    for step, shape in ((20, "(1, 10000)"), (30, "(10000, 1)")):
+        content = packed({"a@b.npy": npy(header(shape=shape), bytes(40_000))}, step)
+        append(run, content, f"step-{step:012d}-train.npz")
+
+
+def deep_provenance(run: Path) -> None:
+    """As deep as the parser allows, so that printing it is deeper."""
+    file = segment_of(run)
+    rest = file.read_bytes()
+    end = tar.header(rest[:512], 0)
+    assert end is not None
+    deep = b'"provenance": {"command": ' + b"[" * 970 + b"]" * 970 + b"}"
+    facts = b'{"format": "rnndiag", "version": [1, 0], ' + deep + b"}"
+    only(run, tar.json_member(tar.OPEN, facts, 0) + rest[end.end :])
+
+
 RUNS: dict[str, tuple[Callable[[Path], None], str]] = {
     "symlink": (symlink, "not a regular file, skipped"),
     "fifo": (fifo, "not a regular file, skipped"),
@@ -296,6 +333,12 @@ RUNS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a million members": (million_members, "more than 50002 members in one file is refused"),
     "a million marks": (million_marks, "damaged bytes skipped"),
     "absurd registry": (absurd_registry, ""),
+    "a far segment": (
+        far_segment,
+        "segments 1, 2, 3, 4, 5 and 999999993 more before it are missing",
+    ),
+    "clashing shapes": (clashing_shapes, "side by side its 80000 bytes would take 800000000"),
+    "deep provenance": (deep_provenance, ""),
 }
 
 
@@ -305,10 +348,35 @@ def test_a_hostile_run_is_refused_or_skipped(write: Write, kind: str) -> None:
     run = write(GOOD, close=False)
     hurt(run)
     answer = read(run)
-    told = f"{answer['refused']} {answer['problems']}"
+    told = f"{answer['refused']} {answer['problems']} {answer['asked']}"
     assert words in told
     if not answer["refused"]:
         assert answer["steps"][:2] == [*GOOD]  # type: ignore[index]
+
+
+def test_names_spelt_another_way_are_not_ours(write: Write) -> None:
+    """What is listed can be asked for; two spellings of one name are not two arrays."""
+    run = write(GOOD, close=False)
+    names = ("loss@a@b.npy", "loss@rnn%2el0.npy", "loss@%41.npy", "loss@A.npy")
+    append(run, packed({name: npy(header(), bytes(4)) for name in names}))
+    opened = open_run(run)
+    assert opened.layers_of("loss") == ("model", "A")
+    for key in opened.collector.keys:
+        assert opened.find(*key) is not None
+
+
+@pytest.mark.parametrize("dim", ["step", "layer"])
+def test_no_array_brings_a_dim_of_the_reader(write: Write, dim: str) -> None:
+    run = write(GOOD, close=False)
+    labels = {
+        "lists": [],
+        "of": {},
+        "described": {"a@b.npy": {"dims": [dim], "unit": "1", "scale": "log"}},
+    }
+    append(run, packed({stored.LABELS: to_json(labels), "a@b.npy": npy(header(), bytes(4))}))
+    assert open_run(run)["a", "b"].dims == ("step", "dim0")
+    with pytest.raises(npz.Refused, match=f"a of b has a dim '{dim}', which the reader adds"):
+        stored.pack(Recording(0, measurements=(Measurement("a", np.zeros(1), (dim,), layer="b"),)))
 
 
 def test_no_name_leaves_the_directory(write: Write, tmp_path: Path) -> None:
