@@ -1,6 +1,6 @@
 """What a recorded training step costs: capture, adjoints, contribution norms of every parameter and the proof.
 
-Run: python benchmarks/record.py [--cell lstm gru rnn] [--steps 200] [--batch 32] [--hidden 128] [--threads 2] [--rounds 15]
+Run: python benchmarks/record.py [--cell lstm gru rnn] [--steps 200] [--batch 32] [--hidden 128] [--threads 2]
 
 Plain, recorded and naive steps are interleaved in one process; the ratios are of medians. The naive step is the loop
 that people write by hand: torch's cell unrolled in Python with the gradient of every state retained. Memory is what
@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own log lines; read as torch is loaded
 
 import torch
 from torch import Tensor, nn

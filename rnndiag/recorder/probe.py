@@ -43,6 +43,8 @@ class Probe:
     def backward_passes(self) -> list[BackwardPass]:
         """One entry a backward pass, in order. Passes that come later are added at the next look."""
         self._passes += self._capture.take()
+        if not self._capture.armed:
+            self._capture.forget()  # nothing can follow: let go of the tensors that were kept for the replay
         return self._passes
 
     @property

@@ -1,0 +1,1 @@
+"""What watches training: capture and probe, the measures, the schedule, the callback."""
