@@ -101,6 +101,16 @@ def test_frozen_weights() -> None:
     assert len(probe.layer_runs) == 1
 
 
+def test_weights_that_are_unfrozen_inside() -> None:
+    module, x = nn.GRU(I, H).requires_grad_(False), torch.randn(T, B, I)
+    with rnndiag.probe(module) as probe:
+        module(x)
+        module.requires_grad_(True)
+        module(x)[0].square().sum().backward()
+    exact(probe)
+    assert len(probe.proofs[0].residual) == 4
+
+
 def test_functional_call_uses_the_weights_it_is_given() -> None:
     module, x = nn.GRU(I, H), torch.randn(T, B, I)
     given = {k: torch.randn_like(v).requires_grad_() for k, v in module.named_parameters()}

@@ -35,6 +35,7 @@ class Weight:
     """Backward pass -> G, a copy, so that whoever takes over the gradient cannot rewrite it."""
     copy: Tensor | None = None
     version: int = -1
+    hooked: bool = False
 
     def snapshot(self) -> Tensor:
         """The weight as it is now. One copy serves all calls until the weight is written to."""
@@ -58,13 +59,12 @@ class Weights:
 
     def watch(self, tensor: Tensor, name: str, expected: bool = False) -> Weight:
         """The record of this tensor; its gradient hook is put on at the first sight."""
-        known = self._known.get(id(tensor))
-        if known is not None and known.tensor() is tensor:
-            return known
-        weight = Weight(name, expected, weakref.ref(tensor))
-        self._known[id(tensor)] = weight
-        if tensor.requires_grad:
+        weight = self._known.get(id(tensor))
+        if weight is None or weight.tensor() is not tensor:
+            weight = self._known[id(tensor)] = Weight(name, expected, weakref.ref(tensor))
+        if tensor.requires_grad and not weight.hooked:  # it may have been frozen when first seen
             self._handles.append(hook_first(tensor, self._keep(weight)))
+            weight.hooked = True
         return weight
 
     def _keep(self, weight: Weight) -> Callable[[Tensor | None], None]:
@@ -85,6 +85,8 @@ class Weights:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for weight in self._known.values():
+            weight.hooked = False
 
     def forget(self) -> None:
         """Drop what is recorded, keep watching; without hooks, drop the weights too."""
