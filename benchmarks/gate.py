@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rnndiag.run.measurement import Measurement
 from rnndiag.run.recording import Recording
 from rnndiag.run.writer import RunWriter
 
+ROOT = Path(__file__).parents[1]
 MAIN = "import sys; sys.path.insert(0, {root!r}); from rnndiag.cli import main; sys.exit(main(sys.argv[1:]))"
 LIMITS = {"check that passes": 1.0, "check that fails": 1.0, "--help": 0.3}
 T, DECAY = 200, 0.97

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
+from rnndiag.health.outlines import outlines_of
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.run import Run
 
@@ -167,7 +168,7 @@ class LayerNumbers:
     @cached_property
     def cause(self) -> str:
         """Why credit is short here, as the latest recording names it: decay, loss, detach, or nothing."""
-        for outline in reversed(self.whole.run.outlines):
+        for outline in reversed(outlines_of(self.whole.run)):
             told = outline.notes.get("cause")
             entry = told.get(self.layer) if isinstance(told, Mapping) else None
             if entry is not None:

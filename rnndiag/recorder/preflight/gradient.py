@@ -66,9 +66,10 @@ def _declared(detach: int | str | None, runs: list[LayerRun]) -> bool:
 
 
 def stops(run: LayerRun) -> bool:
-    """Whether the credit at lag 1 is exactly zero though the loss reaches late states."""
+    """Whether the credit at lag 1 is exactly zero though the loss reaches late states that are not all zero."""
     direct = torch.cat([part.double() for part in run.direct], -1)
-    if not bool((direct[1:] != 0).any()):
+    alive = any(bool((part != 0).any()) for part in run.states)
+    if not alive or not bool((direct[1:] != 0).any()):
         return False
     total = adjoints(run).state.double()
     return bool((total[:-1] == direct[:-1]).all())
