@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.transition import flat_step
 from rnndiag.engine.truncation.chain import Chain, Link
@@ -281,12 +282,8 @@ def _add_loose(
 
 
 def _weight_vjp(
-    run: LayerRun,
-    keys: list[str],
-    inputs: Tensor,
-    before: tuple[Tensor, ...],
-    cotangent: tuple[Tensor, ...],
-) -> tuple[Tensor, ...]:
+    run: LayerRun, keys: list[str], inputs: Tensor, before: State, cotangent: State
+) -> State:
     with torch.enable_grad():
         leaves = [run.weights[key].detach().requires_grad_() for key in keys]
         weights = {**run.weights, **dict(zip(keys, leaves, strict=True))}
