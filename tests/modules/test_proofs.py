@@ -100,3 +100,14 @@ def test_the_linear_cells_adjoints_are_powers_of_its_matrix():
     for back in range(run.T):
         closed = last @ torch.linalg.matrix_power(weight, back)
         torch.testing.assert_close(found[run.T - 1 - back], closed)
+
+
+def test_a_linear_state_with_weight_one_forgets_nothing_and_grows():
+    start = {"hidden": "identity", "bias": "zero"}
+    model = {"task": {"name": "adding", "length": 40}, "cell": "linear", "initialisation": start}
+    _, seen = proved(model)
+    (run,) = seen.layer_runs
+    profile = rnndiag.lag_sweep(run).profile.log
+    torch.testing.assert_close(profile, torch.zeros_like(profile), atol=1e-5, rtol=0)
+    sizes = run.states[0].norm(dim=-1).mean(1)
+    assert sizes[39] > 1.5 * sizes[19] > 2 * sizes[9]
