@@ -20,6 +20,7 @@ from rnndiag.errors import (
     CannotJudge,
     NotInstalled,
     RnndiagError,
+    RunNotWritten,
     RunUnreadable,
 )
 
@@ -49,6 +50,7 @@ _CODES: tuple[tuple[type[RnndiagError], int], ...] = (
     (BadConfig, USAGE),
     (BadArgument, USAGE),
     (NotInstalled, USAGE),
+    (RunNotWritten, USAGE),
     (CannotJudge, UNREADABLE),
     (RunUnreadable, UNREADABLE),
 )

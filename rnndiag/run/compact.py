@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rnndiag.errors import BadArgument, RunUnreadable
+from rnndiag.errors import BadArgument, RunNotWritten, RunUnreadable
 from rnndiag.run import npz, stored, tar
+from rnndiag.run.alone import alone
 from rnndiag.run.budget import MATRIX_EVERY, is_matrix
 from rnndiag.run.limits import SEGMENT_RECORDINGS, SEGMENT_ROLLS_AT
 from rnndiag.run.run import Run, open_run
@@ -22,6 +23,8 @@ from rnndiag.run.text import from_json, to_json
 
 NEW = "recordings.compacting"
 _DROPPED = f"rnndiag compact: kept with every {MATRIX_EVERY}th recording"
+
+_DAMAGED = "damaged when `rnndiag compact` rewrote the recording"
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,25 @@ class Kept:
 def compact(path: str | os.PathLike[str], max_bytes: int, dry_run: bool = False) -> Compaction:
     """Rewrite a run so that it takes at most `max_bytes`; a kill at any moment leaves it readable."""
     root = Path(path)
-    if not dry_run:
-        _finish_interrupted(root)
+    if dry_run:
+        return _compacted(root, max_bytes, dry_run)
+    try:
+        with alone(root):
+            _finish_interrupted(root)
+            return _compacted(root, max_bytes, dry_run)
+    except OSError as fault:
+        raise RunNotWritten(
+            f"{root} could not be compacted ({fault.strerror or fault}); it can still be read.",
+            "Make room, or give yourself the right to write there.",
+        ) from fault
+
+
+def _compacted(root: Path, max_bytes: int, dry_run: bool) -> Compaction:
     run = open_run(root)
     if run.status.word == "running":
         raise RunUnreadable(f"{root} is being written.", "Compact it when the training has ended.")
-    segments = run.scan.segments
-    unread = [segment.label for segment in segments if not segment.readable]
-    if unread:
-        raise RunUnreadable(
-            f"{unread[0]} cannot be read, and compacting would drop it.",
-            "Move it away first, or mend it.",
-        )
+    _refuse_to_lose(root, run)
+    before, segments = _files(root), run.scan.segments
     groups, damaged = _readable(run)
     overhead = sum(_overhead(segment) for segment in segments)
     kept = _fitting(groups, max_bytes - overhead, root)
@@ -81,9 +91,43 @@ def compact(path: str | os.PathLike[str], max_bytes: int, dry_run: bool = False)
     )
     if dry_run:
         return done
-    _write(root, segments, kept)
+    try:
+        _write(root, segments, kept)
+    except OSError:
+        _remove(root / NEW)
+        raise
+    if _files(root) != before:
+        _remove(root / NEW)
+        raise RunUnreadable(
+            f"{root} was written to while it was compacted, and is left as it is.",
+            "Compact it when the training has ended.",
+        )
     _swap(root)
     return replace(done, after=open_run(root).size)
+
+
+def _refuse_to_lose(root: Path, run: Run) -> None:
+    """What this rnndiag cannot read would be gone."""
+    if (root / FOLDER).is_symlink():
+        raise RunUnreadable(
+            f"{root / FOLDER} is a link, and compacting would move the recordings out of the folder behind it.",
+            "Put that folder in the place of the link first.",
+        )
+    unread = [segment.label for segment in run.scan.segments if not segment.readable]
+    read = {segment.name.file for segment in run.scan.segments}
+    unread += [f"{run.scan.folder}/{name}" for name in _files(root) if name not in read]
+    if unread:
+        raise RunUnreadable(
+            f"{unread[0]} cannot be read, and compacting would drop it.",
+            "Move it away first, or mend it.",
+        )
+
+
+def _files(root: Path) -> dict[str, int]:
+    """The names of all segments, read or not, and their sizes."""
+    folder = root / FOLDER
+    names = filter(SegmentName.parse, os.listdir(folder)) if folder.is_dir() else ()
+    return {name: os.lstat(folder / name).st_size for name in names}
 
 
 def _readable(run: Run) -> tuple[list[list[Kept]], int]:
@@ -140,25 +184,38 @@ def _is_matrix(name: str) -> bool:
 
 
 def _content(one: Kept) -> bytes:
-    """The npz file as it was, or anew without the dropped arrays, with a note that says so."""
+    """The npz file as it was, or anew without the dropped arrays and the damaged ones, with a note that says so.
+
+    Without readable facts there is nowhere to say it: such a recording stays as it was.
+    """
     segment = one.place.segment
-    if not one.dropped:
+    facts = _undamaged(one, stored.FACTS) if one.dropped else None
+    if facts is None:
         return segment.file.read(one.place.start, one.place.size)
-    entries: list[tuple[str, tuple[bytes, ...]]] = []
-    for name, entry in one.entries.items():
-        if name in one.dropped:
-            continue
-        data = segment.content(one.place, entry)
-        entries.append((name, (_noted(data, one.dropped) if name == stored.FACTS else data,)))
-    return npz.pack(entries)
+    rest = [name for name in one.entries if name != stored.FACTS and name not in one.dropped]
+    found = {name: _undamaged(one, name) for name in rest}
+    whole = {name: data for name, data in found.items() if data is not None}
+    reasons = dict.fromkeys(one.dropped, _DROPPED)
+    reasons |= {name: _DAMAGED for name in rest if name not in whole}
+    whole = {stored.FACTS: _noted(facts, reasons), **whole}
+    return npz.pack((name, (data,)) for name, data in whole.items())
 
 
-def _noted(text: bytes, dropped: Iterable[str]) -> bytes:
+def _undamaged(one: Kept, name: str) -> bytes | None:
+    try:
+        return one.place.segment.content(one.place, one.entries[name])
+    except (npz.Damaged, KeyError):
+        return None
+
+
+def _noted(text: bytes, gone: Mapping[str, str]) -> bytes:
     facts = from_json(text)
     notes: dict[str, Any] = dict(facts.get("notes") or {})
     reasons = dict(notes.get("not_measured") or {})
-    keys = (stored.entry_key(name) for name in dropped)
-    reasons.update({key[0]: _DROPPED for key in keys if key is not None})
+    for name, reason in gone.items():
+        key = stored.entry_key(name)
+        if key is not None:
+            reasons[key[0]] = reason
     return to_json({**facts, "notes": {**notes, "not_measured": reasons}})
 
 

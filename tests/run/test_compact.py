@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_run import LAYER, Write, recording, same
+from sample_run import LAYER, Write, recording, same, segment_of
 
-from rnndiag.errors import BadArgument, RunUnreadable
+from rnndiag.errors import BadArgument, RunNotWritten, RunUnreadable
 from rnndiag.run.compact import compact
 from rnndiag.run.measurement import Measurement
 from rnndiag.run.recording import Recording
@@ -140,3 +142,89 @@ def test_files_of_others_are_kept(write: Write) -> None:
     kept = list(run.rglob("notes.txt"))
     assert [path.read_text() for path in kept] == ["mine"]
     assert open_run(run).verify() == ()
+
+
+def _linked(file: Path) -> None:
+    shutil.move(file, file.parent.parent / "elsewhere")
+    file.symlink_to(file.parent.parent / "elsewhere")
+
+
+def test_a_file_that_is_not_read_is_never_dropped(write: Write) -> None:
+    run = write(range(10))
+    other = (run / "recordings") / segment_of(run).name.replace("r00000", "r00001")
+    shutil.copy(segment_of(run), other)
+    _linked(other)
+    with pytest.raises(RunUnreadable, match=r"r00001.*\.tar cannot be read, and compacting would"):
+        compact(run, 10**9)
+    assert other.is_symlink()
+
+
+def test_recordings_behind_a_link_stay_there(write: Write) -> None:
+    run = write(range(10))
+    _linked(run / "recordings")
+    with pytest.raises(RunUnreadable, match="is a link, and compacting would move the recordings"):
+        compact(run, 10**9)
+    assert (run / "recordings").is_symlink()
+    assert open_run(run).verify() == ()
+
+
+def test_a_damaged_array_does_not_stop_it_and_is_never_made_whole(tmp_path: Path) -> None:
+    with_matrices(tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    (place,) = run.groups[7]
+    start, size, _ = run.collector.directory(place)["loss@model.npy"]
+    with open(segment_of(tmp_path / "run"), "r+b") as file:
+        file.seek(place.start + start + size - 1)
+        file.write(b"\xff")
+    compact(tmp_path / "run", run.size - 100_000)
+    found = open_run(tmp_path / "run")
+    assert found.at(7).get("loss") is None
+    assert found.at(7)["adjoint_norm", LAYER].values.tobytes() == (
+        recording(7)["adjoint_norm", LAYER].values.tobytes()
+    )
+    assert "damaged when `rnndiag compact`" in found.at(7).notes["not_measured"]["loss"]
+
+
+def test_a_full_disk_leaves_the_run_as_it_was(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write(range(10))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunNotWritten, match=r"\(No space left on device\); it can still be read"):
+        compact(run, 10**9)
+    monkeypatch.undo()
+    assert sorted(p.name for p in run.iterdir()) == ["recordings", "run.json"]
+    assert open_run(run).verify() == ()
+
+
+def test_a_training_that_resumes_meanwhile_is_kept(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write(range(10))
+    plain = os.fsync
+
+    def resumed(descriptor: int) -> None:
+        monkeypatch.undo()
+        write([9, 10], resumed_from_step=8)
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", resumed)
+    with pytest.raises(RunUnreadable, match="was written to while it was compacted"):
+        compact(run, 10**9)
+    assert open_run(run).steps.tolist() == [*range(11)]
+    assert sorted(p.name for p in run.iterdir()) == ["recordings", "run.json"]
+
+
+def test_only_one_process_compacts(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    run = write(range(10))
+    held = os.open(run, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(RunNotWritten, match="Another process is compacting"):
+        compact(run, 10**9)
+    os.close(held)
+    assert compact(run, 10**9).kept == 10
