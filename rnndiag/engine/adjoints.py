@@ -46,7 +46,7 @@ class Adjoints:
     projected: Tensor | None = None
     """h before its projection W_hr, (T, B, H), where there is one."""
     forward_error: float | None = None
-    """Relative error of the states recomputed on the way against the recorded ones; None: nothing was recomputed."""
+    """Relative error of the states recomputed on the way against the recorded ones; None: not told on the way."""
 
     def __repr__(self) -> str:
         run = self.run

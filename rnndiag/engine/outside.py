@@ -1,7 +1,7 @@
 """Gradients that reach a recurrent weight by another way than its recurrent calls: a penalty on the weight in the loss.
 
 The sum law then leaves a real remainder. It is told apart from a call that was missed: a missed call leaves a remainder
-in every weight of its layer, its biases too, and no remainder of a call is a multiple of the weight itself.
+in every weight of its layer, its biases too, and no remainder of a call is made of the weight and its sign.
 """
 
 from __future__ import annotations
@@ -13,23 +13,30 @@ from torch import Tensor
 
 from rnndiag.engine.layer_run import LayerRun
 
-PARALLEL = 0.999
-"""A remainder with at least this cosine to the weight, or to its sign, is a penalty's."""
-
 ENOUGH_ENTRIES = 8
-"""Fewer numbers than this are parallel by chance."""
+"""Fewer numbers than this fit a weight and its sign by chance."""
+
+WITNESS = {"weight_ih": ("bias_ih",), "weight_hh": ("bias_hh",)}
+"""The biases that share a weight's left factor: where their law holds, so do the adjoints that the weight's takes."""
 
 _ELSEWHERE = "part of its gradient comes from outside of the recurrent calls"
 _PENALTY = f"{_ELSEWHERE}: a multiple of the weight itself, as a penalty on it in the loss gives"
 _L1 = f"{_ELSEWHERE}: a multiple of the weight's sign, as an L1 penalty in the loss gives"
+_BOTH = (
+    f"{_ELSEWHERE}: multiples of the weight and of its sign, as penalties on it in the loss give"
+)
 
 
 def gradients_from_outside(
-    runs: Sequence[LayerRun], failing: Mapping[str, Tensor], passing: Iterable[str]
+    runs: Sequence[LayerRun],
+    failing: Mapping[str, Tensor],
+    passing: Iterable[str],
+    left_over: Mapping[str, float],
 ) -> dict[str, str]:
     """Parameter -> why, of those whose sum law fails for a reason of their own.
 
-    failing: parameter -> remainder G − Σ_t g_t. passing: the parameters whose sum law holds.
+    failing: parameter -> remainder G − Σ_t g_t, float64. passing: the parameters whose sum law holds. left_over: what
+    rounding may leave of the remainder, by parameter: a penalty explains one that comes down to that without it.
     """
     found = {}
     sound = set(passing)
@@ -38,26 +45,33 @@ def gradients_from_outside(
         if not used or not bool(remainder.isfinite().all()):
             continue
         run, key = used[0]
-        why = _parallel(remainder, run.weights[key])
-        if why is None and all(_bias_holds(run, sound) for run, _ in used):
+        why = _penalty(remainder, run.weights[key], left_over[name])
+        if why is None and all(_bias_holds(run, key, sound) for run, key in used):
             why = _ELSEWHERE
         if why is not None:
             found[name] = why
     return found
 
 
-def _bias_holds(run: LayerRun, sound: set[str]) -> bool:
-    biases = [name for key, name in run.parameters.items() if run.weights[key].dim() == 1]
-    return any(name in sound for name in biases)
+def _bias_holds(run: LayerRun, key: str, sound: set[str]) -> bool:
+    if run.weights[key].dim() < 2:
+        return False
+    biases = [bias for bias in run.parameters if run.weights[bias].dim() == 1]
+    witnesses = WITNESS.get(key, tuple(biases))
+    return bool(witnesses) and all(run.parameters.get(bias) in sound for bias in witnesses)
 
 
-def _parallel(remainder: Tensor, weight: Tensor) -> str | None:
+def _penalty(remainder: Tensor, weight: Tensor, left_over: float) -> str | None:
     if weight.numel() < ENOUGH_ENTRIES:
         return None
-    for direction, why in ((weight, _PENALTY), (weight.sign(), _L1)):
-        cosine = torch.nn.functional.cosine_similarity(
-            remainder.double().flatten(), direction.double().flatten(), dim=0
-        )
-        if float(cosine.abs()) >= PARALLEL:
+    rest, value = remainder.double().flatten(), weight.detach().double().flatten()
+    for directions, why in (
+        ((value,), _PENALTY),
+        ((value.sign(),), _L1),
+        ((value, value.sign()), _BOTH),
+    ):
+        basis = torch.stack(directions, 1)
+        share = torch.linalg.lstsq(basis, rest[:, None]).solution
+        if float((rest - (basis @ share).squeeze(1)).norm()) <= left_over:
             return why
     return None

@@ -24,6 +24,7 @@ from rnndiag.engine.forward_gap import forward_error
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.outside import gradients_from_outside
 from rnndiag.engine.transition import transposed_by_autograd
+from rnndiag.errors import BadArgument
 
 Verdict = Literal["exact", "inexact", "unverified"]
 
@@ -96,11 +97,13 @@ def prove(
     """
     if analyses is None:
         analyses = [(adj, contribution_norms(adj)) for adj in map(adjoints, runs)]
-    bound = BOUNDS[dtype or (runs[0].dtype if runs else torch.float32)]
-    residual, relative, remainders = _sum_law(runs, [norms for _, norms in analyses])
-    failing = {name: r for name, r in remainders.items() if not residual[name] <= bound.sum_law}
+    bound = _bound(dtype or (runs[0].dtype if runs else torch.float32))
+    law = _sum_law(runs, [norms for _, norms in analyses])
+    residual, relative = law.residual, law.relative
+    failing = {n: r for n, r in law.remainders.items() if not residual[n] <= bound.sum_law}
     sound = [name for name in residual if name not in failing]
-    outside = {**gradients_from_outside(runs, failing, sound), **(outside or {})}
+    left_over = {n: bound.sum_law * law.sizes[n] + law.rounding[n] for n in failing}
+    outside = {**gradients_from_outside(runs, failing, sound, left_over), **(outside or {})}
     layers = {
         run.name: _layer_proof(run, adj, seed) for run, (adj, _) in zip(runs, analyses, strict=True)
     }
@@ -118,7 +121,29 @@ def prove(
     if not residual:
         reason = "no recurrent weight received a gradient in this backward pass"
         return Proof("unverified", (reason, *explained), residual, relative, layers)
+    unheld = [_UNHELD.format(run.name) for run in runs if not _is_held(run)]
+    if unheld:
+        return Proof("unverified", (*unheld, *explained), residual, relative, layers)
     return Proof("exact", tuple(explained), residual, relative, layers)
+
+
+_UNHELD = "no weight and no input of {} received a gradient that its numbers could be held against"
+
+
+def _is_held(run: LayerRun) -> bool:
+    """Whether autograd gave anything that an error in e_t would show in. Without any e_t, nothing is claimed."""
+    given = (run.input_gradient, run.initial_gradient)
+    held = bool(run.gradients) or any(value is not None for value in given)
+    return held or not any(bool(part.any()) for part in run.direct)
+
+
+def _bound(dtype: torch.dtype) -> Bound:
+    if dtype not in BOUNDS:
+        raise BadArgument(
+            f"There are no bounds of rounding for {dtype}.",
+            f"Known are {', '.join(str(known) for known in BOUNDS)}.",
+        )
+    return BOUNDS[dtype]
 
 
 def _layer_faults(name: str, proof: LayerProof, bound: Bound) -> list[str]:
@@ -133,10 +158,19 @@ def _layer_faults(name: str, proof: LayerProof, bound: Bound) -> list[str]:
     return faults
 
 
-def _sum_law(
-    runs: Sequence[LayerRun], norms: Sequence[Mapping[str, ContributionNorms]]
-) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
-    """Both residuals and G − Σ_t g_t by parameter; layer runs that share a parameter are added up first."""
+@dataclass(frozen=True)
+class _SumLaw:
+    """By parameter: both residuals, G − Σ_t g_t in float64, Σ_t |g_t|, and the rounding of G itself."""
+
+    residual: dict[str, float] = field(default_factory=dict)
+    relative: dict[str, float] = field(default_factory=dict)
+    remainders: dict[str, Tensor] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
+    rounding: dict[str, float] = field(default_factory=dict)
+
+
+def _sum_law(runs: Sequence[LayerRun], norms: Sequence[Mapping[str, ContributionNorms]]) -> _SumLaw:
+    """The law of every parameter; layer runs that share a parameter are added up first."""
     totals: dict[str, list[Tensor]] = defaultdict(list)
     sizes: dict[str, float] = defaultdict(float)
     gradients: dict[str, Tensor] = {}
@@ -148,21 +182,30 @@ def _sum_law(
             totals[name].append(found.total)
             sizes[name] += float(found.norm.sum(dtype=torch.float64))
             gradients[name] = run.gradients[key]
-    residual, relative, remainders = {}, {}, {}
+    law = _SumLaw()
     for name, parts in totals.items():
         gradient = gradients[name].to(torch.float64)
-        remainders[name] = gradient - torch.stack([p.to(torch.float64) for p in parts]).sum(0)
-        off = float(remainders[name].norm())
-        residual[name] = _ratio(off, sizes[name])
-        relative[name] = _ratio(off, float(gradient.norm()))
-    return residual, relative, remainders
+        remainder = gradient - torch.stack([p.to(torch.float64) for p in parts]).sum(0)
+        size, off = float(gradient.norm()), float(remainder.norm())
+        floor = _rounding_of_zero(parts[0].dtype, remainder.numel())
+        law.remainders[name] = remainder
+        law.residual[name] = _ratio(off, sizes[name], floor)
+        law.relative[name] = _ratio(off, size, floor)
+        law.sizes[name] = sizes[name]
+        law.rounding[name] = 8 * torch.finfo(gradients[name].dtype).eps * size
+    return law
 
 
-def _ratio(off: float, size: float) -> float:
-    """off / size, where nothing off nothing is no error."""
-    if off == 0.0:
+def _rounding_of_zero(dtype: torch.dtype, count: int) -> float:
+    """|x| of `count` numbers that have left the normal range: below it a difference of them says nothing."""
+    return float(torch.finfo(dtype).tiny * count**0.5)
+
+
+def _ratio(off: float, size: float, floor: float = 0.0) -> float:
+    """off / size, where nothing off nothing is no error, and what is not finite holds nothing."""
+    if off <= floor:
         return 0.0
-    return off / size if size > 0.0 else float("inf")
+    return off / size if 0.0 < size < float("inf") else float("inf")
 
 
 def _layer_proof(run: LayerRun, adj: Adjoints, seed: int) -> LayerProof:
@@ -202,8 +245,9 @@ def recursion_residual(run: LayerRun, adj: Adjoints, seed: int = 0) -> float:
         expected = here + torch.where(exists, back, zero)
         offs += (delta[times] - expected).double().square().sum((1, 2))
         sizes += expected.double().square().sum((1, 2))
+    floor = _rounding_of_zero(run.dtype, run.B * run.S)
     ratios = [
-        _ratio(off, size)
+        _ratio(off, size, floor)
         for off, size in zip(offs.sqrt().tolist(), sizes.sqrt().tolist(), strict=True)
     ]
     return max(ratios, key=_nan_is_worst)

@@ -13,8 +13,9 @@ from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.cells import find_cell
 from rnndiag.engine.contributions import contribution_norms
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.proof import BOUNDS, Proof, prove
+from rnndiag.engine.proof import BOUNDS, Proof, prove, recursion_residual
 from rnndiag.engine.unroll import unroll
+from rnndiag.errors import BadArgument
 
 T, B, I, H = 12, 3, 2, 4
 
@@ -161,6 +162,95 @@ def test_a_nan_never_passes() -> None:
     run = proven_run()
     broken = {**run.gradients, "weight_hh": run.gradients["weight_hh"] * float("nan")}
     assert prove([replace(run, gradients=broken)]).verdict == "inexact"
+    assert run.input_gradient is not None
+    lost = replace(run, input_gradient=run.input_gradient * float("nan"))
+    assert prove([lost]).verdict == "inexact"
+
+
+@pytest.mark.parametrize("size", [1e-28, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("cell", ["elman_tanh", "lstm", "gru"])
+def test_very_small_and_very_large_gradients_are_proved_too(cell: str, size: float) -> None:
+    """Squares of these leave single precision: what is right must not fail, and what is wrong must not pass."""
+    run = proven_run(cell, torch.float32)
+    direct = tuple(size * part for part in run.direct)
+    for factor, verdict in ((1.0, "exact"), (2.0, "inexact")):
+        gradients = {key: factor * size * g for key, g in run.gradients.items()}
+        scaled = replace(
+            run, direct=direct, gradients=gradients, input_gradient=None, initial_gradient=None
+        )
+        assert prove([scaled]).verdict == verdict
+
+
+def test_large_states_are_recomputed_without_overflow() -> None:
+    run = proven_run("elman_relu", torch.float32)
+    states = tuple(1e25 * part for part in run.states)
+    weights = {k: w if k.startswith("weight") else 1e25 * w for k, w in run.weights.items()}
+    initial = tuple(1e25 * part for part in run.initial)
+    large = replace(
+        run, states=states, weights=weights, inputs=1e25 * run.inputs, initial=initial, gradients={}
+    )
+    assert prove([large]).layers["layer"].forward <= 1e-6
+    off = replace(large, states=tuple(1.1 * part for part in states))
+    assert prove([off]).layers["layer"].forward > 0.05
+
+
+def test_a_gradient_that_dies_out_below_the_normal_range_is_no_failure() -> None:
+    """Adjoints of 1e-42 keep no digits: a difference of them is not a fault."""
+    steps, weights = 400, {k: v.float() for k, v in draw_weights("elman_tanh", I, H).items()}
+    weights["weight_hh"] *= 0.3
+    direct = torch.zeros(steps, B, H)
+    direct[-1] = 1.0
+    inputs = torch.randn(steps, B, I, generator=torch.Generator().manual_seed(4))
+    run = unroll(find_cell("elman_tanh"), weights, inputs, (direct,))
+    adj = adjoints(run)
+    size = adj.state.abs().amax((1, 2))
+    assert bool(((size > 0) & (size < 1e-38)).any())
+    assert max(recursion_residual(run, adj, seed) for seed in range(100)) <= 1e-5
+
+
+def test_a_layer_that_nothing_holds_is_unverified_and_named() -> None:
+    """Its weights are frozen: an error in its e_t would show nowhere."""
+    frozen = replace(
+        proven_run(), name="frozen", gradients={}, input_gradient=None, initial_gradient=None
+    )
+    wrong = replace(frozen, direct=tuple(0.1 * part for part in frozen.direct))
+    proof = prove([proven_run(), wrong])
+    assert proof.verdict == "unverified"
+    assert any("frozen" in reason for reason in proof.reasons)
+    unused = replace(frozen, direct=tuple(torch.zeros_like(part) for part in frozen.direct))
+    assert prove([proven_run(), unused]).verdict == "exact"
+
+
+def named(run: LayerRun) -> LayerRun:
+    return replace(run, parameters={key: f"rnn.{key}" for key in run.weights})
+
+
+def test_penalties_explain_what_they_leave_and_no_more() -> None:
+    run = named(proven_run("lstm"))
+    for l2, l1 in ((0.1, 0.0), (0.0, 0.1), (0.2, 0.1)):
+        added = {
+            k: g + l2 * run.weights[k] + l1 * run.weights[k].sign()
+            for k, g in run.gradients.items()
+        }
+        proof = prove([replace(run, gradients=added)])
+        assert proof.verdict == "exact"
+        assert len(proof.reasons) == 4
+    hidden = {k: 1.02 * g + 100 * run.weights[k] for k, g in run.gradients.items()}
+    assert prove([replace(run, gradients=hidden)]).verdict == "inexact"
+
+
+def test_only_the_bias_of_the_same_side_speaks_for_a_weight() -> None:
+    """A GRU's a_ih and a_hh differ: a_ih's bias says nothing of W_hh."""
+    run = named(proven_run("gru"))
+    wrong = {k: g + 0.1 if k.endswith("hh") else g for k, g in run.gradients.items()}
+    assert prove([replace(run, gradients=wrong)]).verdict == "inexact"
+    tied = {k: g + 0.1 if k == "weight_hh" else g for k, g in run.gradients.items()}
+    assert prove([replace(run, gradients=tied)]).verdict == "exact"
+
+
+def test_an_unknown_precision_is_told() -> None:
+    with pytest.raises(BadArgument, match="complex64"):
+        prove([proven_run()], dtype=torch.complex64)
 
 
 def test_a_cell_that_wrongly_claims_to_be_elementwise_is_caught() -> None:
