@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -113,5 +114,9 @@ def save(figure: Figure, file: Path, form: str) -> None:
     import matplotlib as mpl
 
     no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
-    with mpl.rc_context({"svg.hashsalt": "rnndiag", "pdf.fonttype": 42, "svg.fonttype": "none"}):
+    fixed = {"svg.hashsalt": "rnndiag", "pdf.fonttype": 42, "svg.fonttype": "none"}
+    with mpl.rc_context(fixed), warnings.catch_warnings():
+        # names without end leave the axes no room, and fonts lack signs, and 1e308 overflows: no reason not to draw
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
         figure.savefig(file, format=form, dpi=200, metadata=no_date[form])

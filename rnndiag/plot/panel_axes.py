@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rnndiag.report.canvas import shortened
 from rnndiag.report.figure_data import Axis, Panel
 from rnndiag.report.palette import DASHES, TONES, colours, indices
 from rnndiag.report.ticks import ticks
@@ -76,14 +77,22 @@ def _axes(panel: Panel, ax: Axes) -> None:
     for axis, across in ((panel.x, True), (panel.y, False)):
         scale = {"linear": "linear", "log10": "log", "log2": "log"}[axis.scale]
         (ax.set_xscale if across else ax.set_yscale)(scale)
-        (ax.set_xlim if across else ax.set_ylim)(axis.low, axis.high)
+        (ax.set_xlim if across else ax.set_ylim)(*_apart(axis.low, axis.high))
         found = ticks(axis, 7 if across else 40 if axis.names else 7)
         which = ax.xaxis if across else ax.yaxis
         which.set_minor_locator(NullLocator())
-        which.set_ticks([value for value, _ in found], [_plain(words) for _, words in found])
+        which.set_ticks(
+            [value for value, _ in found], [_plain(shortened(words)) for _, words in found]
+        )
         (ax.set_xlabel if across else ax.set_ylabel)(_plain(axis.label))
     title = f"{panel.title}: {panel.remark}" if panel.remark else panel.title
     ax.set_title(_plain(title), fontsize=10, loc="left")
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """Limits that differ by more than rounding, which matplotlib insists on."""
+    size = max(abs(low), abs(high))
+    return (low, high) if high - low > 1e-9 * size else (low - 0.1 * size, high + 0.1 * size)
 
 
 def _plain(words: str) -> str:

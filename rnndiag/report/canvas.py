@@ -85,7 +85,9 @@ class Canvas:
         halo: bool = False,
         more: str = "",
     ) -> None:
-        """Words at a place; `halo` keeps them readable on top of curves."""
+        """Words at a place, if there is one; `halo` keeps them readable on top of curves."""
+        if not np.isfinite(x + y):
+            return
         fill = TEXT[0] if kind == "text" else QUIET[0] if kind == "quiet" else TONES[kind][0]
         if halo:
             around = f'stroke="{PAGE[0]}" stroke-width="4" paint-order="stroke"'
@@ -98,7 +100,9 @@ class Canvas:
     def line(
         self, x1: float, y1: float, x2: float, y2: float, kind: str = "grid", dashed: bool = False
     ) -> None:
-        """A straight line."""
+        """A straight line, if its ends have places."""
+        if not np.isfinite(x1 + y1 + x2 + y2):
+            return
         colour = {"grid": GRID, "frame": FRAME}.get(kind) or TONES[kind]
         dash = f' stroke-dasharray="{DASHES["limit"]}"' if dashed else ""
         self.parts.append(

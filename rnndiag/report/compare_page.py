@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from rnndiag.errors import BadArgument
 from rnndiag.report.context import Context
 from rnndiag.report.deltas import Delta, deltas, what_differs
@@ -85,6 +87,7 @@ def heading(changes: Sequence[Delta]) -> tuple[str, str, str]:
     )
 
 
+@np.errstate(all="ignore")
 def compare_page(contexts: Sequence[Context]) -> str:
     """The whole page as text; all contexts come from `comparable`."""
     names = run_names(contexts)

@@ -62,15 +62,18 @@ class Context:
         return found if found is not None and found.steps.size else None
 
     def steps_of(self, quantity: str, layer: str) -> list[int]:
-        """The steps at which a quantity was stored, without reading it."""
+        """The steps at which a quantity was stored, without reading it: of the main phase, or of the next that has it."""
         name = entry_name(quantity, layer)
-        phase = self.run.phases[0] if self.run.phases else ""
-        return [
-            group[0].step
-            for group in self.run.groups
-            if group[0].phase == phase
-            and any(name in self.run.collector.directory(place) for place in group)
-        ]
+        for phase in self.run.phases:
+            steps = [
+                group[0].step
+                for group in self.run.groups
+                if group[0].phase == phase
+                and any(name in self.run.collector.directory(place) for place in group)
+            ]
+            if steps:
+                return steps
+        return []
 
     def at(self, quantity: str, layer: str, steps: Sequence[int]) -> Series | None:
         """One quantity at chosen steps: what is large is not read as a whole."""

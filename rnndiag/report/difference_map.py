@@ -9,7 +9,7 @@ import numpy as np
 from rnndiag.report.context import LN10, Context, finite
 from rnndiag.report.decimate import extent, thin_matrix
 from rnndiag.report.figure_data import Axis, FigureData, Matrix, Panel
-from rnndiag.report.ticks import number
+from rnndiag.report.ticks import number, ten_to
 
 QUESTION = "Where does the credit differ?"
 MOST_DECADES = 6.0
@@ -115,6 +115,6 @@ def _words(ratio: np.ndarray, name: str) -> str:
     most = float(ratio[where])
     way = "more" if most > 0 else "less"
     return (
-        f"{name} differs most at lag {int(where[0])}: {number(10 ** abs(most))} times {way} credit; "
-        f"half of all cells differ by less than a factor of {number(float(10 ** np.median(np.abs(known))))}."
+        f"{name} differs most at lag {int(where[0])}: {number(ten_to(abs(most)))} times {way} credit; "
+        f"half of all cells differ by less than a factor of {number(ten_to(np.median(np.abs(known))))}."
     )

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import FIGURES, ORDER
@@ -41,6 +43,7 @@ def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, A
     }
 
 
+@np.errstate(all="ignore")
 def run_numbers(context: Context) -> dict[str, Any]:
     """`page_numbers` with every figure computed."""
     return page_numbers(context, [FIGURES[name].make(context) for name in ORDER])

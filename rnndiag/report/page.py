@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rnndiag.health.finding import STATUSES, Finding
 from rnndiag.report.context import Context
@@ -22,6 +25,11 @@ from rnndiag.report.remedies import remedies
 from rnndiag.report.strip import tiles
 from rnndiag.report.svg import draw
 from rnndiag.report.theme import stylesheet
+
+_UNSHOWABLE = re.compile(
+    "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufdd0-\\ufdef\\ufffe\\uffff]"
+)
+"""What HTML does not allow, and marks that would turn the words around them from right to left."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Section:
     small: bool
 
 
+@np.errstate(all="ignore")  # what is not finite is shown as such, and no reason for a warning
 def page(context: Context) -> str:
     """The whole page as text. The same run and version give the same bytes."""
     sections = sections_of(context)
@@ -77,9 +86,10 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         loader=FunctionLoader(asset),
     )
-    return environment.get_template(template).render(
+    text = environment.get_template(template).render(
         style=stylesheet(asset("page.css")), script=asset("page.js"), **values
     )
+    return _UNSHOWABLE.sub("\ufffd", text).lstrip("\n")
 
 
 def needs_eyes(finding: Finding) -> bool:

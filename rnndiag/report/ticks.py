@@ -16,6 +16,11 @@ def power_of_ten(exponent: float) -> str:
     return "10" + str(round(exponent)).translate(_SUPERSCRIPT)
 
 
+def ten_to(exponent: float) -> float:
+    """10 ** exponent, kept within what a float holds: a run may claim any number."""
+    return float(10.0 ** min(300.0, max(-300.0, float(exponent))))
+
+
 def number(value: float) -> str:
     """A number as people write it: 3 digits, no exponent between 1e-3 and 1e5."""
     if value != value:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rnndiag.errors import BadArgument, RunUnreadable
 from rnndiag.health import Config, check, look, read_config
 from rnndiag.report.context import Context
@@ -17,6 +19,7 @@ MOST_LAYERS = 2_000
 """A page about more layers would help nobody, and a damaged or hostile run may claim any number of them."""
 
 
+@np.errstate(all="ignore")  # numbers that are not finite are what a report is there to show
 def report_context(
     run: Run | str | os.PathLike[str],
     baseline: Run | str | Path | None = None,

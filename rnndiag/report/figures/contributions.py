@@ -7,7 +7,7 @@ import numpy as np
 from rnndiag.report.context import Context, finite
 from rnndiag.report.figure_data import Axis, FigureData, Line, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
-from rnndiag.report.ticks import number
+from rnndiag.report.ticks import number, ten_to
 from rnndiag.run.measurement import Measurement
 
 QUESTION = "Which time steps, which gates, make the gradient?"
@@ -60,8 +60,8 @@ def _logarithmic(found: Measurement, dim: str, title: str, label: str) -> Panel:
     rows = _rows(found, dim)[: len(TONES)]
     count = rows[0][1].size
     known = np.concatenate([row[np.isfinite(row) & (row > 0)] for _, row in rows])
-    high = 10.0 ** np.ceil(np.log10(known.max())) if known.size else 1.0
-    low = max(high * FLOOR, 10.0 ** np.floor(np.log10(known.min()))) if known.size else 1e-3
+    high = ten_to(np.ceil(np.log10(known.max()))) if known.size else 1.0
+    low = max(high * FLOOR, ten_to(np.floor(np.log10(known.min())))) if known.size else 1e-3
     lines = tuple(
         Line(np.arange(count), np.where(row > 0, row, np.nan), name, tone)
         for (name, row), tone in zip(rows, TONES, strict=False)

@@ -8,7 +8,7 @@ from rnndiag.report.context import LN10, Context, finite
 from rnndiag.report.decimate import extent, thin_matrix
 from rnndiag.report.figure_data import Axis, FigureData, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
-from rnndiag.report.ticks import number
+from rnndiag.report.ticks import number, ten_to
 from rnndiag.run.measurement import Series
 
 MOST = 12
@@ -148,7 +148,7 @@ def _table(picture: np.ndarray, stride: int) -> Table:
             rows.append(
                 (
                     str(u * stride),
-                    number(float(10 ** row[-1])) if np.isfinite(row[-1]) else "0",
+                    number(ten_to(row[-1])) if np.isfinite(row[-1]) else "0",
                     str(int(u - seen[0]) * stride),
                 )
             )

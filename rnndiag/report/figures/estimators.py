@@ -7,7 +7,7 @@ import numpy as np
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import Axis, Bubble, FigureData, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
-from rnndiag.report.ticks import number
+from rnndiag.report.ticks import number, ten_to
 
 QUESTION = "Which estimator is best here?"
 LEAST = 1e-3
@@ -32,7 +32,7 @@ def make(context: Context) -> FigureData:
     known = np.isfinite(bias) & np.isfinite(sd)
     if not known.any():
         return absent("F7", f"No estimator of {layer} has a finite score.")
-    high = 10.0 ** float(np.ceil(np.log10(max(bias[known].max(), sd[known].max(), 1.0))))
+    high = ten_to(np.ceil(np.log10(max(bias[known].max(), sd[known].max(), 1.0))))
     biggest = float(np.nanmax(score["cost"][known]))
     panel = Panel(
         Axis("relative bias", LEAST / 1.5, high, "log10"),

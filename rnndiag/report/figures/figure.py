@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData
 
@@ -27,8 +29,9 @@ def figure(
     """Register a function that computes a figure."""
 
     def keep(make: Callable[[Context], FigureData]) -> Callable[[Context], FigureData]:
-        FIGURES[name] = Figure(name, title, question, make)
-        return make
+        quiet = np.errstate(all="ignore")(make)
+        FIGURES[name] = Figure(name, title, question, quiet)
+        return quiet
 
     return keep
 

@@ -148,10 +148,10 @@ def _panel(context: Context, small: Small, x: np.ndarray, y: np.ndarray) -> Pane
     log = small.log and known.size > 0 and float(known.min()) > 0
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     if log:
-        low, high = low / 1.2, high * 1.2
+        low, high = low / 1.2, min(1e300, high * 1.2)
     else:
         margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-        low, high = (0.0 if low == 0 else low - margin), high + margin
+        low, high = (0.0 if low == 0 else max(-1e300, low - margin)), min(1e300, high + margin)
     bounds = context.config.bounds(small.check) if small.check else None
     allowed = None
     if bounds is not None and bounds.bounded and bounds.covers(context.lead):

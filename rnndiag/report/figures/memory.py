@@ -65,7 +65,7 @@ def _panel(layer: str, points: np.ndarray, labels: tuple[str, ...]) -> Panel:
     ]
     kept = np.array(ends)
     named = common[: len(TONES)]
-    span = np.abs(points).max(0) * 1.1 + 1e-9
+    span = np.minimum(1e300, np.abs(points).max(0) * 1.1 + 1e-9)
     clouds = [
         Dots(points[kept == end, 0], points[kept == end, 1], f"ends in {end!r}", tone)
         for end, tone in zip(named, TONES, strict=False)

@@ -7,7 +7,7 @@ import numpy as np
 from rnndiag.report.context import LN10, Context, finite
 from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
-from rnndiag.report.ticks import number
+from rnndiag.report.ticks import number, ten_to
 from rnndiag.run.measurement import Measurement
 
 QUESTION = "Do Jacobian products shrink or grow?"
@@ -101,7 +101,7 @@ def _limits(known: np.ndarray) -> tuple[float, float]:
         return 1e-3, 10.0
     high = max(1.0, float(np.ceil(known.max() + 0.1)))
     low = min(-1.0, float(np.floor(known.min())))
-    return 10.0 ** max(low, high - DECADES), 10.0 ** min(high, 300)
+    return ten_to(max(low, high - DECADES)), ten_to(high)
 
 
 def _cut(known: np.ndarray, low: float) -> tuple[str, ...]:

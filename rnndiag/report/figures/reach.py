@@ -8,7 +8,7 @@ from rnndiag.errors import RunUnreadable
 from rnndiag.report.context import LN10, Context
 from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
-from rnndiag.report.ticks import number, power_of_ten
+from rnndiag.report.ticks import number, power_of_ten, ten_to
 from rnndiag.run.reach import half_life
 
 FLOOR = 16
@@ -52,7 +52,7 @@ def make(context: Context) -> FigureData:
         lines.append(Line(np.arange(values.size), _plain(values), "baseline", "baseline"))
     panel = Panel(
         Axis("lag: steps back from the loss", 0.0, float(max(1, profile.size - 1))),
-        Axis("credit, relative to lag 0", 10.0**bottom, 10.0**top, "log10"),
+        Axis("credit, relative to lag 0", ten_to(bottom), ten_to(top), "log10"),
         lines=tuple(lines),
         bands=(
             Band(lags, _plain(log10["q05"]), _plain(log10["q95"]), "90 % of outputs", 0.18),
@@ -129,7 +129,7 @@ def _finding(context: Context, layer: str, lags: int, log10: np.ndarray) -> str:
         )
     peak = int(np.nanargmax(np.where(np.isfinite(log10), log10, -np.inf)))
     if peak > 0:
-        words.append(f"It peaks at lag {peak}, {number(float(10 ** log10[peak]))} times lag 0.")
+        words.append(f"It peaks at lag {peak}, {number(ten_to(log10[peak]))} times lag 0.")
     half = half_life(log10 * LN10)
     words.append(
         f"It has halved after {float(half):.3g} steps."
@@ -145,7 +145,7 @@ def _table(log10: np.ndarray) -> Table:
     rows = tuple(
         (
             str(d),
-            number(float(10 ** log10[d])) if np.isfinite(log10[d]) else "0",
+            number(ten_to(log10[d])) if np.isfinite(log10[d]) else "0",
             f"{covered[d] / covered[-1]:.1%}",
         )
         for d in chosen

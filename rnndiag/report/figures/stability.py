@@ -47,11 +47,14 @@ def _exponents(context: Context, layer: str) -> Panel | None:
     if value is None or not finite(value).size:
         return None
     error = _values(context, layer, "se_sequences")
-    spread = np.nan_to_num(error) if error is not None else np.zeros_like(value)
+    spread = (
+        np.nan_to_num(error, posinf=0.0, neginf=0.0) if error is not None else np.zeros_like(value)
+    )
     index = np.arange(1, value.size + 1, dtype=float)
     known = finite(value)
     margin = 0.1 * max(1e-3, float(np.ptp(known))) + float(spread.max(initial=0.0))
     low, high = min(0.0, float(known.min())) - margin, max(0.0, float(known.max())) + margin
+    low, high = max(-1e300, low), min(1e300, high)
     return Panel(
         Axis("exponent i", 1.0, float(max(2, value.size))),
         Axis("λ_i per step", low, high),
@@ -68,7 +71,8 @@ def _eigenvalues(context: Context, layer: str) -> Panel | None:
         return None
     blocks = found.coordinates.get("block", tuple(map(str, range(found.sizes["block"]))))
     values = np.asarray(found.values, float)
-    edge = max(1.15, 1.1 * float(np.nanmax(np.abs(values)))) if finite(values).size else 1.15
+    largest = float(np.abs(finite(values)).max(initial=0.0))
+    edge = min(1e300, max(1.15, 1.1 * largest))
     clouds = tuple(
         Dots(block[:, 0], block[:, 1], name, tone)
         for name, block, tone in zip(blocks, values, TONES, strict=False)
@@ -89,7 +93,7 @@ def _radius(context: Context, layer: str) -> Panel | None:
         return None
     rows = {name: np.asarray(found.sel(stat=name).values, float) for name in ("mean", "q05", "q95")}
     time = found.positions("time").astype(float)
-    high = max(1.05, 1.05 * float(finite(np.asarray(found.values)).max()))
+    high = min(1e300, max(1.05, 1.05 * float(finite(np.asarray(found.values, float)).max())))
     return Panel(
         Axis("time step", float(time[0]), float(max(time[0] + 1, time[-1]))),
         Axis("ρ(J_t)", 0.0, high),

@@ -8,7 +8,7 @@ from rnndiag.errors import RunUnreadable
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
-from rnndiag.report.ticks import number
+from rnndiag.report.ticks import number, ten_to
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.window import systematic_bias
 
@@ -57,8 +57,8 @@ def _panels(
     if sizes is not None and chunk is not None:
         lines.append(Line(sizes, _positive(chunk), "chunks", "third", dots=True))
     known = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
-    low = 10.0 ** float(np.floor(np.log10(max(FLOOR, known.min())))) if known.size else 1e-3
-    high = max(2.0, float(known.max()) * 1.3) if known.size else 2.0
+    low = ten_to(np.floor(np.log10(max(FLOOR, known.min())))) if known.size else 1e-3
+    high = max(2.0, min(1e300, float(known.max()) * 1.3)) if known.size else 2.0
     across = Axis("window or chunk, in steps", 1.0, float(max(2, windows[-1])), "log2")
     band: tuple[Band, ...] = ()
     if noise is not None:
