@@ -62,7 +62,7 @@ class Context:
         return found if found is not None and found.steps.size else None
 
     def steps_of(self, quantity: str, layer: str) -> list[int]:
-        """The steps at which a quantity was stored, without reading it: of the main phase, or of the next that has it."""
+        """The steps at which a quantity was stored, unread: of the main phase, or of the next one that has it."""
         name = entry_name(quantity, layer)
         for phase in self.run.phases:
             steps = [
