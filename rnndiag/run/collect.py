@@ -118,9 +118,14 @@ class Collector:
         found = [self._recording(place) for place in kept]
         readable = [recording for recording in found if recording is not None]
         if not readable and not lenient:
-            step = group[0].step
+            of = f"of step {group[0].step}{'' if rank is None else f' by rank {rank}'}"
+            if not kept:
+                by = ", ".join(str(place.segment.name.rank) for place in group)
+                raise RunUnreadable(
+                    f"There is no recording {of}.", f"Rank {by} recorded that step."
+                )
             raise RunUnreadable(
-                f"The recording of step {step} cannot be read{'' if rank is None else f' for rank {rank}'}.",
+                f"The recording {of} cannot be read.",
                 "Use the recordings around it; `rnndiag verify` says what is damaged.",
             )
         return readable

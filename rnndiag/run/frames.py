@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnndiag.errors import NotInstalled
+from rnndiag.errors import NotInstalled, RunUnreadable
 from rnndiag.run.measurement import Series
 from rnndiag.run.quantities import MODEL
+from rnndiag.run.text import meant
 
 if TYPE_CHECKING:
     import pandas
@@ -43,6 +44,12 @@ def chosen(run: Run, quantity: str | None, layer: str | None) -> list[tuple[str,
     """Every quantity and layer that a choice stands for, in the order of the run."""
     if quantity is not None:
         return [(quantity, name) for name in run.layers_for(quantity, layer)]
+    layers = dict.fromkeys(of for _, of in run.collector.keys)
+    if layer is not None and layer not in layers:
+        raise RunUnreadable(
+            f"{run.name} has nothing of layer {layer!r}.",
+            f"{meant(layer, layers)}It has {', '.join(layers) or 'no layers'}.",
+        )
     return [
         (name, of)
         for name in run.quantities
@@ -98,11 +105,11 @@ def _readable(run: Run, quantity: str | None, layer: str | None) -> list[Series]
 
 
 def joined(runs: Mapping[str, Run], quantity: str | None, layer: str | None) -> pandas.DataFrame:
-    """Long tables of several runs, with a first column `run`; runs without the quantity are left out."""
+    """Long tables of several runs, with a first column `run`; runs without the quantity or the layer are left out."""
     pandas = _pandas()
     tables = []
     for name, run in runs.items():
-        if quantity is None or quantity in run.quantities:
+        if any(quantity in (None, q) and layer in (None, of) for q, of in run.collector.keys):
             table = to_frame(run, quantity, layer)
             table.insert(0, "run", name)
             tables.append(table)

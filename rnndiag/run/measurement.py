@@ -136,6 +136,12 @@ class Measurement:
                     f"It has {', '.join(labels) if labels else 'no labels there'}.",
                 )
             return labels.index(label)
+        size = self.sizes[dim]
+        if not -size <= int(label) < size:
+            raise BadArgument(
+                f"{self.name} of {self.layer} has no {dim} {label}.",
+                f"It has {size} of them, from 0.",
+            )
         return int(label)
 
     def sel(self, **labels: str | int) -> Measurement:

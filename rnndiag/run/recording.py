@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rnndiag.errors import BadArgument, RunUnreadable
 from rnndiag.run.measurement import Measurement
 from rnndiag.run.quantities import MODEL
+from rnndiag.run.text import meant
 
 Verdict = Literal["exact", "inexact", "unverified"]
 VERDICTS: tuple[Verdict, ...] = ("exact", "unverified", "inexact")
@@ -80,8 +81,9 @@ class Recording:
         quantity, layer = key if isinstance(key, tuple) else (key, MODEL)
         found = self._index.get((quantity, layer))
         if found is None:
+            hint = meant(quantity, self.quantities) if quantity not in self.quantities else ""
             raise RunUnreadable(
                 f"The recording of step {self.step} has no {quantity!r} of {layer!r}.",
-                f"It has {', '.join(self.quantities) or 'nothing'}, of {', '.join(self.layers) or 'the model'}.",
+                f"{hint}It has {', '.join(self.quantities) or 'nothing'}, of {', '.join(self.layers) or 'the model'}.",
             )
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -13,6 +13,7 @@ from rnndiag.errors import RunUnreadable
 from rnndiag.run import ledger, problem
 from rnndiag.run.collect import Collector
 from rnndiag.run.headline import run_reach, run_window
+from rnndiag.run.in_notebooks import InNotebooks
 from rnndiag.run.judged import AT_LEAST, DEFAULT_WINDOW, judged_steps
 from rnndiag.run.measurement import Series
 from rnndiag.run.problem import Problem
@@ -23,7 +24,7 @@ from rnndiag.run.recording import Recording
 from rnndiag.run.recordings import Recordings
 from rnndiag.run.scan import Scan
 from rnndiag.run.segment import Place
-from rnndiag.run.select import layers_for, listed, select
+from rnndiag.run.select import Steps, layers_for, listed, no_recordings, refuse_unknown, select
 from rnndiag.run.status import Status, status_of
 from rnndiag.run.window import Recommendation
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import xarray
 
 
-class Run:
+class Run(InNotebooks):
     """A run directory as `open_run` gives it. Cheap to open; arrays are read when asked for.
 
     Ranks are pooled into one recording per step and phase unless `rank=` names one.
@@ -98,10 +99,7 @@ class Run:
         if cut and self.status.word == "running":
             newest = max(segment.name.start for segment in self.scan.segments)
             cut = [segment for segment in cut if segment.name.start < newest]
-        if cut:
-            found += [
-                problem.cut_off(s.label, s.missing, len(s.places), s.missing_step) for s in cut
-            ]
+        found += [problem.cut_off(s.label, s.missing, len(s.places), s.missing_step) for s in cut]
         return tuple(dict.fromkeys(found))
 
     @property
@@ -167,6 +165,10 @@ class Run:
             f"<run {self.name}: {len(self)} recordings, {len(self.layers)} layers, {self.status}>"
         )
 
+    def __iter__(self) -> Iterator[Recording]:
+        """All recordings that can be read, in order of step."""
+        return iter(self.recordings)
+
     @property
     def recordings(self) -> Recordings:
         """All recordings in order of step, read one at a time when asked for; ranks are pooled."""
@@ -185,14 +187,12 @@ class Run:
     def _some_steps(self) -> np.ndarray:
         steps = self.steps
         if not steps.size:
-            raise RunUnreadable(
-                f"{self.name} holds no recordings.",
-                "The training stopped before the first one, or none of them can be read: see `rnndiag show`.",
-            )
+            raise no_recordings(self)
         return steps
 
     def at(self, step: int, phase: str | None = None, rank: int | None = None) -> Recording:
         """The recording of one step; ranks are pooled unless one is named."""
+        refuse_unknown(self, rank, phase)
         wanted = phase or (self.phases[0] if self.phases else "train")
         for group in self._ledger.groups:
             if group[0].step == step and group[0].phase == wanted:
@@ -223,14 +223,14 @@ class Run:
         self,
         quantity: str,
         layer: str | None = None,
-        steps: Iterable[int] | slice | None = None,
+        steps: Steps = None,
         rank: int | None = None,
         phase: str | None = None,
     ) -> Series:
         """One quantity over recordings: dims `step` and the quantity's own, shorter recordings padded with NaN.
 
         Without a layer: the whole model's or the only layer's, and of several layers all, with a first dim `layer`.
-        `steps` is a slice of steps (both ends count) or the wanted steps; `rank` keeps to one rank instead of
+        `steps` is a slice of steps (both ends count), several steps or one; `rank` keeps to one rank instead of
         pooling all. Without a `phase`: the main one, or for what it lacks the next one that has it.
         """
         return select(self, quantity, layer, steps, rank, phase)
@@ -238,9 +238,11 @@ class Run:
     def find(
         self, quantity: str, layer: str, steps: Iterable[int] | slice | None = None
     ) -> Series | None:
-        """Like `select` for one layer of the main phase, but None where there is nothing."""
-        phase = self.phases[0] if self.phases else "train"
-        return self.collector.series(quantity, layer, steps, None, phase)
+        """Like `select` for one layer, but None where there is nothing."""
+        found = (
+            self.collector.series(quantity, layer, steps, None, phase) for phase in self.phases
+        )
+        return next((series for series in found if series is not None), None)
 
     def layers_for(
         self, quantity: str, layer: str | None, steps: Iterable[int] | slice | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -22,6 +22,15 @@ def printable(text: object) -> str:
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
         for c in str(text)
     )
+
+
+def meant(word: object, known: Iterable[str]) -> str:
+    """`Did you mean 'x'? ` where a known name is near, else nothing."""
+    from difflib import get_close_matches
+
+    lower = {name.lower(): name for name in known}
+    near = get_close_matches(str(word).lower(), lower, 1)
+    return f"Did you mean {lower[near[0]]!r}? " if near else ""
 
 
 def plain(value: Any, depth: int = 0) -> Any:

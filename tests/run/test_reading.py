@@ -74,8 +74,19 @@ def test_a_series_over_steps(write: Write) -> None:
 def test_wrong_questions_get_what_there_is(write: Write) -> None:
     run = open_run(write([0]))
     for ask, words in (
-        (lambda: run["reach"], "no quantity 'reach'. It has credit_profile"),
-        (lambda: run["credit_profile", "rnn.l7"], "of layer 'rnn.l7'. It has it of rnn.l0"),
+        (lambda: run["xyz"], "no quantity 'xyz'. It has credit_profile"),
+        (lambda: run["Credit-Profil"], "Did you mean 'credit_profile'? It has credit_profile"),
+        (lambda: run["loss", "modle"], "Did you mean 'model'? It has it of model."),
+        (lambda: run.select("loss", rank=7), "nothing of rank 7. It has rank 0."),
+        (lambda: run.select("loss", phase="trian"), "Did you mean 'train'? It has train."),
+        (lambda: run.at(0, rank=3), "nothing of rank 3. It has rank 0."),
+        (lambda: run.at(0, phase="val"), "no phase 'val'. It has train."),
+        (lambda: run.to_frame(layer="rnn.l"), "nothing of layer 'rnn.l'. Did you mean 'rnn.l0'?"),
+        (lambda: run.last["los"], "Did you mean 'loss'?"),
+        (
+            lambda: run["credit_profile", "rnn.l7"],
+            "of layer 'rnn.l7'. Did you mean 'rnn.l0'? It has it",
+        ),
         (lambda: run.select("loss", steps=[3]), "no readable 'loss'"),
         (lambda: run.at(7), "no recording of step 7 in phase 'train'. It has steps 0"),
         (lambda: run.last["gate_low", LAYER], "no 'gate_low' of 'rnn.l0'"),
@@ -83,6 +94,41 @@ def test_wrong_questions_get_what_there_is(write: Write) -> None:
         with pytest.raises(RunUnreadable) as fault:
             ask()
         assert words in str(fault.value)
+
+
+def test_wrong_arguments_are_told(write: Write) -> None:
+    run = open_run(write([0]))
+    for ask, words in (
+        (lambda: run.reach(90), "The share 90 of the credit is not a number above 0"),
+        (lambda: run.reach(LAYER), "name a layer by layer="),  # type: ignore[arg-type]
+        (lambda: run["credit_profile"].sel(lag=99), "no lag 99. It has 12 of them, from 0."),
+        (lambda: run.select("loss", steps=slice(0, 9, 0)), "by a slice with stride 0"),
+    ):
+        with pytest.raises(BadArgument) as fault:
+            ask()
+        assert words in str(fault.value)
+
+
+def test_a_run_without_recordings_says_so(write: Write) -> None:
+    run = open_run(write([]))
+    for ask in (run.reach, run.window, lambda: run["loss"], lambda: run.last):
+        with pytest.raises(RunUnreadable, match=r"run holds no recordings\. The training stopped"):
+            ask()
+    assert list(run) == []
+
+
+def test_a_run_is_its_recordings_in_a_loop(write: Write) -> None:
+    run = open_run(write([0, 10]))
+    assert [r.step for r in run] == [0, 10]
+    assert run.select("loss", steps=10).steps.tolist() == [10]
+    assert run.select("loss", steps=run.steps[1]).steps.tolist() == [10]
+
+
+def test_a_rank_that_lacks_a_step(write: Write) -> None:
+    write([0, 10], world_size=2)
+    run = open_run(write([0], rank=1, world_size=2))
+    with pytest.raises(RunUnreadable, match=r"no recording of step 10 by rank 1\. Rank 0 recorded"):
+        run.at(10, rank=1)
 
 
 def test_where_there_is_no_run(tmp_path: Path, write: Write) -> None:
