@@ -70,7 +70,7 @@ def _same(
 
 
 def _union(measurements: Sequence[Measurement], dim: str) -> tuple[str, ...] | None:
-    """All labels of a dim in the order they appear; None where one of the measurements has none.
+    """All labels of a dim: numbers rising, others as they appear; None where one of the measurements has none.
 
     Labels that repeat (the last letters of a text) cannot be matched: they are kept where all have the same.
     """
@@ -86,7 +86,15 @@ def _union(measurements: Sequence[Measurement], dim: str) -> tuple[str, ...] | N
         if labels is not last:
             seen.update(dict.fromkeys(labels))
             last = labels
-    return tuple(seen)
+    return _rising(tuple(seen))
+
+
+def _rising(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Labels that are all numbers, in their order: windows that one recording measured lie among another's."""
+    try:
+        return tuple(sorted(labels, key=float))
+    except ValueError:
+        return labels
 
 
 def _refuse_mostly_padding(

@@ -71,11 +71,16 @@ def smallest_window(
 ) -> Recommendation:
     """The smallest τ such that every measured τ' >= τ has a relative bias <= ε.
 
-    `bias[i]` belongs to the window `windows[i]` (0, 1, 2, ... unless given); NaN at the end is padding. `steps` is T:
-    at τ = T nothing is cut, so an extrapolated bound never exceeds it.
+    `bias[i]` belongs to the window `windows[i]`, in any order, and NaN says that this window was not measured. Without
+    `windows` they are 0, 1, 2, ..., and NaN at the end is padding. `steps` is T: at τ = T nothing is cut, so an
+    extrapolated bound never exceeds it.
     """
     values = np.asarray(bias, np.float64).reshape(-1)
     at = np.arange(values.size) if windows is None else np.asarray(windows, np.float64).reshape(-1)
+    if windows is not None:
+        order = np.argsort(at, kind="stable")
+        order = order[~np.isnan(values[order])]
+        values, at = values[order], at[order]
     known = np.flatnonzero(~np.isnan(values))
     values, at = (
         values[: known[-1] + 1 if known.size else 0],
@@ -141,20 +146,23 @@ class Systematic:
 def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systematic:
     """Pool |E S_d|² and |E g|² over recordings: tail (R, D), gradient (R,), standard errors of tail (R, D) if known.
 
-    Standard errors come from the spread over recordings, or where there are fewer than 3 from `tail_error`. Resolved
-    means that |E g|² stands 3 standard errors clear of zero.
+    A tail is NaN where a recording did not measure it; each is pooled over the recordings that did. Standard errors
+    come from the spread over recordings, or where there are fewer than 3 from `tail_error`. Resolved means that |E g|²
+    stands 3 standard errors clear of zero.
     """
     tails = np.atleast_2d(np.asarray(tail, np.float64))
     gradients = np.asarray(gradient, np.float64).reshape(-1)
-    usable = np.isfinite(gradients) & np.isfinite(tails[:, :1]).all(1)
+    usable = np.isfinite(gradients) & np.isfinite(tails).any(1)
     tails, gradients = tails[usable], gradients[usable]
     count, lags = gradients.size, tails.shape[1]
     if not count:
         empty = np.full(lags, np.nan)
         return Systematic(empty, empty, empty, False, 0)
-    numerator, denominator = tails.mean(0), float(gradients.mean())
+    numerator, denominator = _pooled(tails), float(gradients.mean())
     if count >= 3:
-        error = tails.std(0, ddof=1) / math.sqrt(count)
+        times = (~np.isnan(tails)).sum(0)
+        spread = np.sqrt(_pooled((tails - numerator) ** 2) * times / np.maximum(times - 1, 1))
+        error = np.where(times >= 3, spread / np.sqrt(np.maximum(times, 1)), np.nan)
         base_error = float(gradients.std(ddof=1)) / math.sqrt(count)
     else:
         given = (
@@ -162,7 +170,7 @@ def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systema
             if tail_error is None
             else np.atleast_2d(np.asarray(tail_error, np.float64))[usable]
         )
-        error = np.sqrt((given**2).sum(0)) / count
+        error = np.sqrt(_pooled(given**2) / count)
         base_error = float(error[0])
     if not denominator > 0:
         empty = np.full(lags, np.nan)
@@ -173,17 +181,25 @@ def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systema
     return Systematic(bias, square, square_error, bool(denominator > _RESOLVED * base_error), count)
 
 
-def _systematic_window(found: Systematic, epsilon: float, **facts: Any) -> Recommendation | None:
+def _pooled(values: np.ndarray) -> np.ndarray:
+    """The mean over recordings of what was measured; NaN where no recording did."""
+    times = (~np.isnan(values)).sum(0)
+    total: np.ndarray = np.where(times > 0, np.nansum(values, 0) / np.maximum(times, 1), np.nan)
+    return total
+
+
+def _systematic_window(
+    found: Systematic, epsilon: float, windows: np.ndarray, **facts: Any
+) -> Recommendation | None:
     """The recommendation by the systematic bias; None where it is not resolved to within ε."""
     if not found.resolved:
         return None
-    answer = smallest_window(
-        found.bias, epsilon, source="systematic", recordings=found.recordings, **facts
-    )
+    facts |= {"source": "systematic", "recordings": found.recordings}
+    answer = smallest_window(found.bias, epsilon, windows, **facts)
     if not answer.reached:
         return None
-    at = np.searchsorted(np.arange(found.bias.size), min(int(answer.steps), found.bias.size - 1))
-    return answer if found.square_error[at] <= epsilon**2 else None
+    near = int(np.argmin(np.abs(windows - min(answer.steps, answer.within))))
+    return answer if found.square_error[near] <= epsilon**2 else None
 
 
 def recommended(
@@ -203,7 +219,7 @@ def recommended(
     if tails is not None and gradients is not None:
         given = None if errors is None else errors.values
         pooled = systematic_bias(tails.values, gradients.values, given)
-        answer = _systematic_window(pooled, epsilon, steps=length)
+        answer = _systematic_window(pooled, epsilon, tails.positions("lag"), steps=length)
         if answer is not None:
             return answer
         note = "the systematic bias is not resolved"

@@ -118,6 +118,33 @@ def test_not_resolved_is_an_answer() -> None:
     assert not systematic_bias(np.ones((2, 3)), np.ones(2)).resolved
 
 
+def test_windows_that_differ_between_recordings_are_matched_by_their_number(
+    tmp_path: Path,
+) -> None:
+    """Sampled sweeps measure some windows only, and not the same ones each time."""
+    chosen = ([0, 1, 4, 30, 40], [0, 2, 8, 22, 40], [0, 1, 4, 22, 40], [0, 3, 24, 40])
+    tails, gradients, naive = simulated(3.0)
+    with RunWriter(tmp_path / "run") as writer:
+        for step, truth in enumerate(tails):
+            measured = chosen[step % len(chosen)]
+            labels = {"lag": tuple(map(str, measured))}
+            made = (
+                Measurement.of("window_bias", naive[step][measured], "a", labels),
+                Measurement.of("tail_mean_square", truth[measured], "a", labels),
+                Measurement.of("gradient_mean_square", gradients[step], "a"),
+                Measurement.of("valid_samples", np.ones(45), "a"),
+            )
+            writer.append(Recording(step, measurements=made))
+    run = open_run(tmp_path / "run")
+    at = run["window_bias", "a"].positions("lag").tolist()
+    assert at == sorted({w for row in chosen for w in row})
+    found = run.window(0.1, window="all")
+    assert found.source == "systematic"
+    assert found.steps in (22, 24)
+    only = smallest_window([0.01, 0.5, np.nan, 0.05], 0.1, [30, 2, 8, 20])
+    assert (only.steps, only.within) == (20, 30)
+
+
 def write(path: Path, ratio: float) -> None:
     tails, gradients, naive = simulated(ratio)
     with RunWriter(path) as writer:
