@@ -17,12 +17,24 @@ def preactivations(
     cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor]:
     """a_ih (..., gates*H) and a_hh (..., recurrent gates*H). For an additive cell a_ih is the sum and a_hh a zero."""
+    if cell.additive and _in_place(h):
+        biases = [weights[key] for key in ("bias_ih", "bias_hh") if key in weights]
+        bias = torch.stack(biases).sum(0) if biases else None
+        a_ih = linear(inputs, weights["weight_ih"], bias)
+        a_ih.flatten(0, -2).addmm_(h.flatten(0, -2), weights["weight_hh"].mT)
+        return a_ih, a_ih.new_zeros(())
     a_ih = linear(inputs, weights["weight_ih"], weights.get("bias_ih"))
     a_hh = linear(h, weights["weight_hh"], weights.get("bias_hh"))
     if not cell.additive:
         return a_ih, a_hh
-    total = a_ih + a_hh if torch.is_grad_enabled() else a_ih.add_(a_hh)
+    total = a_ih + a_hh
     return total, total.new_zeros(())
+
+
+def _in_place(h: Tensor) -> bool:
+    """Whether the second product can be added onto the first: no graph and no transform looks on."""
+    plain = torch._C._functorch.peek_interpreter_stack() is None
+    return plain and h.dim() > 1 and not torch.is_grad_enabled()
 
 
 def step(cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, state: State) -> State:
