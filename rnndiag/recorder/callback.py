@@ -63,6 +63,8 @@ class GradientDiagnostics(_Adopting):
         measures: Groups to measure: contributions, lags, jacobians, lyapunov, gates, estimators. None: all, the
             costlier ones on fewer recordings.
         samples: How many sequences of the batch the costly measures look at. None: all.
+        steps: Names of modules that do one step of a recurrence in Python, where neither a registered cell nor the
+            name of their second argument (h, state, hidden, ...) says so.
         black_box: Record a step whatever the schedule says when its loss or gradient is not finite, or its gradient
             norm jumps. Every step then costs some tens of microseconds for light hooks, and on a GPU it waits for
             the step's gradient norm.
@@ -87,6 +89,7 @@ class GradientDiagnostics(_Adopting):
         schedule: Callable[[int], bool] | None = None,
         measures: Sequence[str] | None = None,
         samples: int | None = 8,
+        steps: Sequence[str] = (),
         black_box: bool = True,
         jump: float = 20.0,
         log: LogChoice = "worst",
@@ -103,6 +106,7 @@ class GradientDiagnostics(_Adopting):
             dirpath,
             measures,
             time_unit,
+            steps,
             every_n_steps=every_n_steps,
             budget=budget,
             schedule=schedule,

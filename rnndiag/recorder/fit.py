@@ -51,7 +51,9 @@ class FitRecorder:
         self.schedule = schedule_for(settings, self.groups, self.ledger, trainer, module)
         self.reader = Reader(settings, trainer, module, self.faults, self.ledger)
         self.black_box = BlackBox(settings, module, trainer, self.groups, self.faults)
-        self.watch = Watch(module, lambda: scaling_of(trainer, module).factor, self.faults)
+        self.watch = Watch(
+            module, lambda: scaling_of(trainer, module).factor, self.faults, settings.steps
+        )
         self.chronicle = Chronicle(
             place.path,
             self.faults,

@@ -22,6 +22,7 @@ class Settings:
     schedule: Callable[[int], bool] | None = None
     measures: tuple[str, ...] | None = None
     samples: int | None = 8
+    steps: tuple[str, ...] = ()
     black_box: bool = True
     jump: float = 20.0
     log: LogChoice = "worst"
@@ -60,6 +61,7 @@ class Settings:
         plain = asdict(self)
         for name in ("schedule", "labels"):
             plain[name] = name_of(getattr(self, name))
+        plain["steps"] = list(self.steps)
         plain["measures"] = None if self.measures is None else list(self.measures)
         plain["time_unit"] = None if self.time_unit is None else list(self.time_unit)
         return plain
@@ -80,6 +82,7 @@ def settings_from(
     dirpath: str | Path | None,
     measures: Sequence[str] | None,
     time_unit: Sequence[Any] | None,
+    steps: Sequence[str],
     **others: Any,
 ) -> Settings:
     """The settings of arguments as people write them: paths, lists from YAML, tuples."""
@@ -91,11 +94,14 @@ def settings_from(
             _refuse(name, others[name], f"a callable that takes {takes}")
     if isinstance(measures, str):
         measures = (measures,)
+    if isinstance(steps, str):
+        steps = (steps,)
     if time_unit is not None and len(time_unit) != 2:
         _refuse("time_unit", time_unit, 'a name and a positive length, such as ("h", 1)')
     return Settings(
         dirpath=None if dirpath is None else str(dirpath),
         measures=None if measures is None else tuple(measures),
+        steps=tuple(steps),
         time_unit=None if time_unit is None else (str(time_unit[0]), float(time_unit[1])),
         **others,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import is_
 from typing import Any
 
@@ -13,8 +13,15 @@ from rnndiag.recorder.faults import Faults
 class Watch:
     """The capture of one fit. Between `arm` and `disarm` its hooks are on; `passes` stay until `forget`."""
 
-    def __init__(self, model: Any, loss_scale: Callable[[], float], faults: Faults) -> None:
+    def __init__(
+        self,
+        model: Any,
+        loss_scale: Callable[[], float],
+        faults: Faults,
+        steps: Sequence[str] = (),
+    ) -> None:
         self._model, self._loss_scale, self._faults = model, loss_scale, faults
+        self._steps = tuple(steps)
         self._capture: Capture | None = None
         self._seen: tuple[Any, ...] = ()
         self._passes: list[BackwardPass] = []
@@ -36,7 +43,9 @@ class Watch:
         if not same or self._capture is None:
             self.release()
             self._seen = modules
-            self._capture = Capture(self._model, loss_scale=self._loss_scale, faults=self._faults)
+            self._capture = Capture(
+                self._model, steps=self._steps, loss_scale=self._loss_scale, faults=self._faults
+            )
 
     def arm(self) -> None:
         """Put the hooks on; what was kept of the step before is forgotten."""
