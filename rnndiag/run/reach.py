@@ -8,7 +8,6 @@ padding.
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,11 @@ def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Rea
     the measured decay of the tail leaves more than 1 - `share` of the credit beyond them, the answer is 'not reached
     within D'.
     """
-    if not isinstance(share, Real) or not 0 < share <= 1:
+    try:
+        fits = 0 < share <= 1
+    except TypeError:
+        fits = False
+    if not fits:
         raise BadArgument(
             f"The share {share!r} of the credit is not a number above 0 and at most 1.",
             "Write 0.9 for 90 %, and name a layer by layer=.",

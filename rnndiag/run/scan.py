@@ -24,14 +24,23 @@ class Scan:
         self._known: set[str] = set()
         self.segments: list[Segment] = []
         self.folder = FOLDER
+        try:
+            self._start()
+        except (OSError, ValueError) as fault:
+            why = getattr(fault, "strerror", None) or str(fault)
+            raise RunUnreadable(
+                f"{_short(self._directory.name)} cannot be read ({why}).",
+                "Give a directory that you have the right to read.",
+            ) from fault
+
+    def _start(self) -> None:
         names = self._names()
         if not names and self._has_segments(SET_ASIDE):
             self.folder = SET_ASIDE
             self._own.append(problem.interrupted_compact(SET_ASIDE))
         elif not names and not self._directory.exists():
             raise RunUnreadable(
-                f"There is no directory {self._directory.name}.",
-                "Give the directory that the callback named in its log.",
+                f"There is no directory {self._directory.name}.", self._advice_without()
             )
         elif not names:
             raise RunUnreadable(
@@ -47,6 +56,11 @@ class Scan:
 
     def _has_segments(self, folder: str) -> bool:
         return any(SegmentName.parse(name) for name in self._directory.names(folder))
+
+    def _advice_without(self) -> str:
+        if os.path.isfile(self._directory.name):
+            return "It is a file: give the run's directory, which holds the folder `recordings`."
+        return "Give the directory that the callback named in its log."
 
     def _advice(self) -> str:
         inside = [n for n in self._directory.names("") if self._has_segments(f"{n}/{FOLDER}")][:3]
@@ -127,3 +141,7 @@ class Scan:
             {key: value for key, value in s.facts.items() if key not in hidden}
             for s in first.values()
         )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:200]}..."

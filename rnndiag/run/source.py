@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -40,6 +41,9 @@ def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some shares know none
+            raise
     finally:
         os.close(descriptor)
 
@@ -119,10 +123,10 @@ class LocalFile:
 
 
 class LocalDirectory:
-    """A directory of this machine."""
+    """A directory of this machine, the same one wherever the process goes later."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.abspath(path))
         self.name = str(path)
 
     def exists(self) -> bool:

@@ -51,7 +51,7 @@ class RunWriter:
         durable: bool = True,
         strict: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.abspath(path))
         self.rank, self.world_size = int(rank), int(world_size)
         self.resumed_from_step = resumed_from_step
         self.problems: list[Problem] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +151,21 @@ def test_a_failed_fsync_is_a_failed_append(tmp_path: Path, monkeypatch: pytest.M
     writer.close()
     run = open_run(tmp_path / "run")
     assert (len(run), run.status, run.problems) == (0, "finished", ())
+
+
+def test_a_share_that_cannot_sync_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with RunWriter(tmp_path / "run") as writer:
+        assert writer.append(recording(0))
 
 
 def test_strict_raises(tmp_path: Path) -> None:

@@ -146,6 +146,46 @@ def test_where_there_is_no_run(tmp_path: Path, write: Write) -> None:
         open_run(run / "recordings")
 
 
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b"])
+def test_paths_that_cannot_be(path: str) -> None:
+    with pytest.raises(RunUnreadable, match=r"cannot be read \(.*\)\. Give a directory"):
+        open_run(path)
+
+
+def test_a_directory_that_may_not_be_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    path = write([0])
+    monkeypatch.setattr(os, "listdir", forbidden)
+    with pytest.raises(RunUnreadable, match=r"run cannot be read \(Permission denied\)"):
+        open_run(path)
+
+
+def test_a_file_is_no_run(write: Write) -> None:
+    path = write([0])
+    for file in (segment_of(path), path / "run.json"):
+        with pytest.raises(RunUnreadable, match="It is a file: give the run's directory"):
+            open_run(file)
+
+
+def test_a_relative_path_stays_where_it_was(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher that changes the working directory moves neither the reader nor the writer."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rnndiag.run.limits.SEGMENT_RECORDINGS", 1)
+    with RunWriter("run") as writer:
+        writer.append(recording(0))
+        run = open_run("run")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert writer.append(recording(1))
+    assert run.refresh() == 1
+    assert run.status == "finished"
+    assert '"end"' in (tmp_path / "run" / "run.json").read_text()
+
+
 def test_lengths_that_differ_are_padded_never_cut(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "run") as writer:
         for step, lags in enumerate((3, 5, 2)):
