@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
     from rnndiag.recorder.preflight import preflight as preflight
     from rnndiag.recorder.probe import probe as probe
+    from rnndiag.report.notebook import verdict_strip as verdict_strip
     from rnndiag.report.write_report import write_report as write_report
     from rnndiag.run.measurement import Measurement as Measurement
     from rnndiag.run.reach import reach as reach
@@ -99,6 +100,7 @@ _PUBLIC: dict[str, str] = {
     "register_cell": "rnndiag.engine.cells.registry",
     "singular_spectrum": "rnndiag.engine.spectra.products",
     "spectral_radius": "rnndiag.engine.spectra.radius",
+    "verdict_strip": "rnndiag.report.notebook",
     "write_report": "rnndiag.report.write_report",
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rnndiag.errors import BadArgument, NotInstalled, RunUnreadable
-from rnndiag.plot.panel_axes import draw_panel
+from rnndiag.plot.panel_axes import draw_panel, drawable
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import FIGURES, ORDER
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TOO_LARGE = "Its numbers are too large for matplotlib; the page shows them."
 FORMATS = ("pdf", "svg", "png")
 PANEL = (5.6, 3.2)
 SQUARE = (4.4, 4.2)
@@ -53,6 +54,8 @@ def shown(name: str, title: str, about: str) -> Shown:
             raise BadArgument(
                 f"This figure has no panel {panel}.", f"It has panels 0 to {len(data.panels) - 1}."
             )
+        if not all(drawable(one) for one in data.panels):
+            raise RunUnreadable("There is nothing to draw.", TOO_LARGE)
         if ax is None:
             axes: Axes = whole_figure(data).axes[0]
             return axes
@@ -103,6 +106,9 @@ def save_figures(
         if data.absent:
             missing.append(f"{name} {FIGURES[name].title}: {data.absent}")
             continue
+        if not all(drawable(panel) for panel in data.panels):
+            missing.append(f"{name} {FIGURES[name].title}: {TOO_LARGE}")
+            continue
         file = target / f"{name}-{FIGURES[name].title.lower().replace(' ', '-')}.{form}"
         save(whole_figure(data, pyplot=False), file, form)
         written.append(file)
@@ -114,8 +120,8 @@ def save(figure: Figure, file: Path, form: str) -> None:
     import matplotlib as mpl
 
     no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
-    fixed = {"svg.hashsalt": "rnndiag", "pdf.fonttype": 42, "svg.fonttype": "none"}
-    with mpl.rc_context(fixed), warnings.catch_warnings():
+    with warnings.catch_warnings(), mpl.rc_context():
+        mpl.rcParams.update({"svg.hashsalt": "rnndiag", "pdf.fonttype": 42, "svg.fonttype": "none"})
         # names without end leave the axes no room, and fonts lack signs, and 1e308 overflows: no reason not to draw
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -14,6 +14,9 @@ from rnndiag.report.ticks import ticks
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LARGEST = 1e150
+"""Limits beyond this overflow in matplotlib's own arithmetic."""
+
 MARKERS = {"second": "s", "third": "^", "bound": "D", "limit": "v", "bad": ">"}
 
 
@@ -27,9 +30,8 @@ def draw_panel(panel: Panel, ax: Axes) -> None:
         _matrix(panel, ax)
     for band in panel.bands:
         colour = TONES[band.tone][0]
-        ax.fill_between(
-            band.x, band.low, band.high, color=colour, alpha=band.strength, lw=0, label=band.label
-        )
+        edges = [np.clip(edge, panel.y.low, panel.y.high) for edge in (band.low, band.high)]
+        ax.fill_between(band.x, *edges, color=colour, alpha=band.strength, lw=0, label=band.label)
     if panel.circle:
         angle = np.linspace(0, 2 * np.pi, 181)
         ax.plot(np.cos(angle), np.sin(angle), color=TONES["baseline"][0], ls="--", lw=1)
@@ -57,6 +59,13 @@ def draw_panel(panel: Panel, ax: Axes) -> None:
             bubble.label, (bubble.x, bubble.y), (8, 4), textcoords="offset points", fontsize=8
         )
     _words(panel, ax)
+
+
+def drawable(panel: Panel) -> bool:
+    """Whether matplotlib can take the numbers of a panel's axes."""
+    limits = (panel.x.low, panel.x.high, panel.y.low, panel.y.high)
+    logarithms = panel.matrices[-1].high if panel.matrices else 0.0
+    return all(abs(limit) < LARGEST for limit in (*limits, logarithms))
 
 
 def _stroke(tone: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def indices(matrix: Matrix) -> np.ndarray:
     """Matrix values -> palette indices, uint8. -inf of a logarithm is exactly zero, NaN is 'no path'."""
     values = np.asarray(matrix.values, float)
     span = (matrix.high - matrix.low) or 1.0
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         level = np.rint((values - matrix.low) / span * (255 - FIRST)) + FIRST
         found = np.clip(np.nan_to_num(level, nan=0, posinf=255, neginf=0), FIRST, 255)
     found = np.where(values < matrix.low, BELOW if matrix.log else FIRST, found)

@@ -21,7 +21,9 @@ from rnndiag.errors import BadArgument, RunUnreadable
 from rnndiag.report import write_report as module
 from rnndiag.report.compare_page import comparable, compare_page
 from rnndiag.report.context import Context
+from rnndiag.report.figures import ORDER
 from rnndiag.report.page import page
+from rnndiag.report.strip import tiles
 from rnndiag.report.write_report import report_context
 from rnndiag.run.measurement import Measurement
 
@@ -176,7 +178,9 @@ def test_a_hostile_run_stays_text(attacked: str) -> None:
     assert not re.search(r'(?:points|x|y|cx|cy|d)="[^"]*(?:nan|inf)', attacked)
 
 
-def test_a_hostile_run_compares_and_is_drawn(tmp_path: Path) -> None:
+def test_a_hostile_run_compares_and_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -185,7 +189,8 @@ def test_a_hostile_run_compares_and_is_drawn(tmp_path: Path) -> None:
     assert errors_of(text) == []
     assert len(re.findall("<script", text)) == 2
     assert main(["report", str(run), "--figures", str(tmp_path / "f"), "--format", "svg"]) == 0
-    assert any((tmp_path / "f").iterdir())
+    files = len(list((tmp_path / "f").iterdir()))
+    assert files + capsys.readouterr().out.count("not drawn: ") == len(ORDER)
 
 
 def test_absurd_claims_are_refused_in_one_sentence(
@@ -221,6 +226,19 @@ def test_the_command_s_faults_are_sentences(
 def test_the_public_name_writes_a_page(made: Callable[[str], Path], tmp_path: Path) -> None:
     found = rnndiag.write_report(made("full"), tmp_path / "r.html")
     assert found.stat().st_size < 300_000
+
+
+def test_a_notebook_shows_the_verdict_and_the_headline_numbers(
+    made: Callable[[str], Path], context_of: Callable[[str], Context], tmp_path: Path
+) -> None:
+    context = context_of("full")
+    shown = rnndiag.open_run(made("full"))._repr_html_()
+    assert f"<b>{context.verdict.word}</b> {context.verdict.sentence}" in shown
+    for tile in tiles(context):
+        assert f"<b>{tile.value}</b>" in shown
+    attacked = rnndiag.open_run(hostile(tmp_path))._repr_html_()
+    assert "<script" not in attacked
+    assert errors_of(f"<!doctype html><title>x</title><body>{attacked}") == []
 
 
 def test_pictures_carry_their_data(context_of: Callable[[str], Context]) -> None:

@@ -1,0 +1,34 @@
+"""What a notebook shows of a run: the verdict and the strip of headline numbers, in a few lines of HTML."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+from rnndiag.report.palette import TONES
+from rnndiag.report.strip import tiles
+from rnndiag.report.write_report import report_context
+from rnndiag.run.run import Run
+
+_TONES = {"fault": "limit", "unsure": "baseline", "well": "third"}
+
+
+@np.errstate(all="ignore")
+def verdict_strip(run: Run) -> str:
+    """The run's verdict and headline numbers as HTML that takes its colours from the notebook's own theme."""
+    context = report_context(run)
+    found = context.verdict
+    colour = TONES[_TONES[found.kind]][0]
+    cells = "".join(
+        f'<td style="text-align:left;padding:4px 14px 4px 0;vertical-align:top">{escape(tile.name)}<br>'
+        f"<b>{escape(tile.value)}</b><br><small>{escape(tile.remark)}</small></td>"
+        for tile in tiles(context)
+    )
+    steps = f", steps {run.steps[0]} to {run.steps[-1]}" if run.steps.size else ""
+    return (
+        f'<div style="border-left:5px solid {colour};padding:4px 12px">'
+        f"<small>{escape(run.name)} · {len(run)} recordings{steps} · {escape(run.status)}</small><br>"
+        f"{found.shape} <b>{escape(found.word)}</b> {escape(found.sentence)}"
+        f"<table><tr>{cells}</tr></table></div>"
+    )
