@@ -188,28 +188,45 @@ class _Left:
 
 def _factored_norms(found: Factors, left: _Left, valid: Tensor) -> ContributionNorms:
     right, total = found.right, found.total()
-    doubtful = doubtful_norms.out_of_range(left.largest)
-    if right is None:
-        each, blocks = left.norm.double(), 1
-        by_block = torch.linalg.vector_norm(left.sum, dim=-1).double()[None]
-    else:
-        squares, vague = _block_squares(left, right)
-        by_block, blocks, size = squares.double().sqrt(), left.blocks, right.norm(dim=-1)
-        each, across = (left.norm * size).double(), size.amax(1)
-        doubtful = doubtful | vague | doubtful_norms.out_of_range(across)
-        doubtful = doubtful | doubtful_norms.out_of_range(across * left.largest)
-    times = doubtful_norms.worth_it(left.values, right, doubtful)
+    by_block, each, vague, lost = _measured(left, right)
+    times = doubtful_norms.worth_it(left.values, right, lost)
     if len(times):
+        values, scale = doubtful_norms.scaled(left.values[times])
         some = None if right is None else right[times]
-        by_block[:, times], each[times] = doubtful_norms.norms(left.values[times], some, blocks)
-    norm = torch.linalg.vector_norm(by_block, dim=0)
+        if some is not None:
+            some, other = doubtful_norms.scaled(some)
+            scale = scale * other
+        again = _measured(_Left(values, left.blocks), some)
+        by_block[:, times], each[times] = again[0] * scale, again[1] * scale[:, None]
+        vague[times] = again[2]
+    if right is not None:
+        times = doubtful_norms.worth_it(left.values, right, vague)
+        if len(times):
+            by_block[:, times] = doubtful_norms.formed(
+                left.values[times], right[times], left.blocks
+            )
     return ContributionNorms(
-        norm,
+        torch.linalg.vector_norm(by_block, dim=0),
         each.sum(1) / valid,
         total,
         partial(_along, found, total),
         None if right is None else by_block,
     )
+
+
+def _measured(left: _Left, right: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; the steps (T,) at which samples cancel too far
+    to tell, and those at which squares leave the precision's range."""
+    lost = doubtful_norms.out_of_range(left.largest)
+    if right is None:
+        by_block = torch.linalg.vector_norm(left.sum, dim=-1).double()[None]
+        return by_block, left.norm.double(), torch.zeros_like(lost), lost
+    squares, vague = _block_squares(left, right)
+    size = right.norm(dim=-1)
+    across = size.amax(1)
+    lost = lost | doubtful_norms.out_of_range(across)
+    lost = lost | doubtful_norms.out_of_range(across * left.largest)
+    return squares.double().sqrt(), (left.norm * size).double(), vague, lost
 
 
 def _along(found: Factors, total: Tensor) -> Tensor:

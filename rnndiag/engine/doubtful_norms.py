@@ -1,4 +1,4 @@
-"""|g_t| of steps whose squares under- or overflow, or whose samples cancel: in double precision, at their own scale.
+"""|g_t| of steps whose squares under- or overflow, at a scale of their own; or whose samples cancel, formed in double.
 
 A vanishing gradient of 1e-25 is a number in single precision; its square is zero there, and its norm would read zero.
 """
@@ -41,30 +41,22 @@ def worth_it(left: Tensor, right: Tensor | None, doubtful: Tensor) -> Tensor:
     return times
 
 
-def norms(left: Tensor, right: Tensor | None, blocks: int) -> tuple[Tensor, Tensor]:
-    """|g_t| of each block of rows (blocks, T) and |g_{t,b}| (T, B), both float64, of g_t = Σ_b left_b right_b^T.
+def scaled(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(T, B, n) with the largest entry of each step 1, in single precision at least, and that entry's size (T,)."""
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    scale = wide.abs().flatten(1).amax(1)
+    return wide / scale[:, None, None], scale.double()
 
-    left (T, B, m), right (T, B, n), or None: g_t = Σ_b left_b. Steps are formed, at most FORMED_BYTES at a time.
+
+def formed(left: Tensor, right: Tensor, blocks: int) -> Tensor:
+    """|g_t| of each block of rows (blocks, T) of g_t = Σ_b left_b right_b^T, from g_t itself, float64.
+
+    left (T, B, m), right (T, B, n). At most FORMED_BYTES are formed at a time.
     """
-    a, scale = _scaled(left)
-    each = torch.linalg.vector_norm(a, dim=-1)
-    if right is None:
-        formed = a.sum(1).unflatten(-1, (blocks, -1))
-        size = torch.linalg.vector_norm(formed, dim=-1)
-        return size.mT * scale, each * scale[:, None]
-    b, other = _scaled(right)
-    scale = scale * other
-    each = each * torch.linalg.vector_norm(b, dim=-1)
+    (a, scale), (b, other) = scaled(left.double()), scaled(right.double())
     at_once = max(1, FORMED_BYTES // max(1, 8 * a.shape[-1] * b.shape[-1]))
     pieces = []
     for x, y in zip(a.split(at_once), b.split(at_once), strict=True):
-        formed = (x.mT @ y).unflatten(1, (blocks, -1))
-        pieces.append(torch.linalg.vector_norm(formed, dim=(-2, -1)))
-    return torch.cat(pieces).mT * scale, each * scale[:, None]
-
-
-def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(T, B, n) in double with the largest entry of each step 1, and that entry's size (T,)."""
-    wide = values.double()
-    scale = wide.abs().flatten(1).amax(1)
-    return wide / scale[:, None, None], scale
+        each = (x.mT @ y).unflatten(1, (blocks, -1))
+        pieces.append(torch.linalg.vector_norm(each, dim=(-2, -1)))
+    return torch.cat(pieces).mT * scale * other
