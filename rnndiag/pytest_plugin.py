@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +87,7 @@ class RnndiagFixture:
 
     def callback(self, **arguments: Any) -> Any:
         """A GradientDiagnostics that writes below this test's folder; its faults are raised (strict=True)."""
-        from rnndiag.recorder.callback import GradientDiagnostics
+        from rnndiag import GradientDiagnostics
 
         number = len(self._callbacks) + 1
         own = {
@@ -136,7 +135,7 @@ class RnndiagFixture:
 
     def preflight(self, *arguments: Any, **options: Any) -> list[Finding]:
         """`rnndiag.preflight(model, batch, loss_fn)`; AssertionError names the structural faults."""
-        from rnndiag.recorder.preflight import preflight
+        from rnndiag import preflight
 
         found = preflight(*arguments, **options)
         faults = [one for one in found if one.status in ("fail", "warn")]
@@ -167,8 +166,9 @@ def _report(path: Path) -> str:
     """Write the run's page; the line that says where, or why not."""
     page = path / "report.html"
     try:
-        report: Any = import_module("rnndiag")
-        report.write_report(path, page)
+        from rnndiag import write_report
+
+        write_report(path, page)
     except Exception as error:  # noqa: BLE001 - a fault of the report must not hide the test's own failure
         return f"no report: {type(error).__name__}: {error}"
     return f"report in {page}"
