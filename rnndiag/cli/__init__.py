@@ -7,6 +7,7 @@ of the command that was asked for is imported, so `rnndiag --help` is instant.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -59,6 +60,9 @@ _CODES: tuple[tuple[type[RnndiagError], int], ...] = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Never a traceback, unless RNNDIAG_TRACEBACK is set."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a screen that lacks a letter still gets the rest
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _command(words)
     except SystemExit as stop:

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from rnndiag.run.measurement import Series
     from rnndiag.run.run import Run
 
+_FACTS = frozenset(("unit", "scale"))
 _FORMULA_MARKS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.epilog = (
-        "csv: one row per number, with step, phase, quantity, layer, unit, scale and one column per dim. json: one "
+        "csv: one row per number, with step, phase, quantity, layer, unit, scale and one column per dim "
+        "(a dim called like one of these: unit_dim). json: one "
         "object per quantity and layer with nested lists; NaN and padding are null, infinities the strings 'inf' and "
         "'-inf'. "
         "For pandas and xarray: rnndiag.open_run(RUN).to_frame() and .to_xarray()."
@@ -49,8 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file and say what is in it."""
-    from rnndiag.errors import BadConfig
+    from rnndiag.errors import BadConfig, RunUnreadable
     from rnndiag.run.run import open_run
+    from rnndiag.run.select import listed
 
     ending = args.output.lower().rpartition(".")[2]
     form = (
@@ -64,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
         )
     one = open_run(args.run)
     found = list(chosen(one, args))
+    if not found:
+        raise RunUnreadable(
+            f"{one.name} has nothing to export at steps {args.steps}.",
+            f"It has steps {listed(one.steps)}.",
+        )
     write = {"csv": write_csv, "json": write_json}[form]
     if args.output == "-":
         write(one, found, sys.stdout)
@@ -79,8 +87,12 @@ def run(args: argparse.Namespace) -> int:
 def chosen(one: Run, args: argparse.Namespace) -> Iterator[Series]:
     """Every series asked for, phase by phase."""
     from rnndiag.run.frames import chosen as keys
+    from rnndiag.run.select import no_recordings, refuse_unknown
 
     steps = _steps(args.steps)
+    if not len(one):
+        raise no_recordings(one)
+    refuse_unknown(one, args.rank, None)
     wanted = [pair for quantity in args.quantity or [None] for pair in keys(one, quantity, None)]
     for layer in args.layer or ():
         if layer not in one.layers and not any(of == layer for _, of in wanted):
@@ -114,15 +126,16 @@ def write_csv(one: Run, found: list[Series], file: IO[str]) -> int:
     """One row per number; the number of rows."""
     import csv
 
-    from rnndiag.run.frames import columns
+    from rnndiag.run.frames import column_of, columns
 
-    dims = list(dict.fromkeys(dim for series in found for dim in series.dims[1:]))
-    head = ["step", "phase", "quantity", "layer", "unit", "scale", *dims, "value"]
+    fixed = ["step", "phase", "quantity", "layer", "unit", "scale"]
+    dims = list(dict.fromkeys(column_of(dim, _FACTS) for s in found for dim in s.dims[1:]))
+    head = [*fixed, *dims, "value"]
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(head)
+    rows.writerow(map(_cell, head))
     count = 0
     for series in found:
-        table: dict[str, Any] = dict(columns(series))
+        table: dict[str, Any] = columns(series, _FACTS)
         size = len(table["step"])
         table |= {"unit": [series.unit] * size, "scale": [series.scale] * size}
         table["value"] = [str(value) for value in table["value"]]
@@ -133,10 +146,14 @@ def write_csv(one: Run, found: list[Series], file: IO[str]) -> int:
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula gets an apostrophe: a run is data, never code."""
-    if isinstance(value, str) and value.startswith(_FORMULA_MARKS):
-        return "'" + value
-    return value
+    """Text that a spreadsheet would take for a formula gets an apostrophe, and control characters are escaped: a run
+    is data, never code.
+    """
+    from rnndiag.run.text import printable
+
+    if not isinstance(value, str):
+        return value
+    return printable("'" + value if value.startswith(_FORMULA_MARKS) else value)
 
 
 def write_json(one: Run, found: list[Series], file: IO[str]) -> int:

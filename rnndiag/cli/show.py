@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.registry:
         sys.stdout.write(registry_markdown() if args.markdown else registry_text())
         return 0
+    _refuse_unclear(args)
     if not args.runs:
         raise BadConfig("No run was named.", "Write: rnndiag show RUN, or rnndiag show --registry.")
     runs = (
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         if len(args.runs) == 1 and not _is_pattern(args.runs[0])
         else open_runs(args.runs)
     )
+    missing = args.runs if len(args.runs) > 1 else ()
     if args.json:
         told: Any = [facts(one) for one in runs]
         sys.stdout.write(to_json({"runs": told}, indent=1).decode() + "\n")
@@ -68,7 +71,32 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write("".join(printable(line) + "\n" for line in lines))
     for sentence in getattr(runs, "unreadable", ()):
         sys.stdout.write(f"not shown: {printable(sentence)}\n")
-    return 0
+    return 3 if any(not _is_pattern(name) and not os.path.isdir(name) for name in missing) else 0
+
+
+def _refuse_unclear(args: argparse.Namespace) -> None:
+    """Options that would do nothing, and a quantity given as if it were a run."""
+    from rnndiag.errors import BadConfig
+    from rnndiag.run.quantities import QUANTITIES
+
+    if args.markdown:
+        raise BadConfig(
+            "--markdown is for the registry.", "Write: rnndiag show --registry --markdown."
+        )
+    if args.layer is not None and args.quantity is None:
+        raise BadConfig(
+            "--layer is for one quantity.", "Name it: rnndiag show RUN -q loss -l LAYER."
+        )
+    if args.json and args.quantity is not None:
+        raise BadConfig(
+            "--json is for the overview.", "Write: rnndiag export RUN -q QUANTITY --format json."
+        )
+    for name in args.runs[1:]:
+        if name in QUANTITIES and not os.path.exists(name):
+            raise BadConfig(
+                f"{name} is a quantity, not a run.",
+                f"Write: rnndiag show {args.runs[0]} -q {name}.",
+            )
 
 
 def _is_pattern(text: str) -> bool:

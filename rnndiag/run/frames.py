@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rnndiag.run.run import Run
 
 
+_FIXED = frozenset(("run", "step", "phase", "quantity", "layer", "value"))
+
+
 def _pandas() -> Any:
     try:
         import pandas
@@ -58,7 +61,12 @@ def chosen(run: Run, quantity: str | None, layer: str | None) -> list[tuple[str,
     ]
 
 
-def columns(series: Series) -> dict[str, np.ndarray]:
+def column_of(dim: str, taken: frozenset[str] = frozenset()) -> str:
+    """The column of a dim: its name, or `unit_dim` where a column has that name already."""
+    return f"{dim}_dim" if dim in _FIXED | taken else dim
+
+
+def columns(series: Series, taken: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
     """A series as columns of a long table, without its padding: step, phase, quantity, layer, the dims, value."""
     shape = series.values.shape
     grid = np.indices(shape).reshape(len(shape), -1)
@@ -71,7 +79,9 @@ def columns(series: Series) -> dict[str, np.ndarray]:
         )
     for dim, places in zip(series.dims[1:], grid[1:], strict=True):
         labels = series.coordinates.get(dim)
-        table[dim] = places if labels is None else np.asarray(labels, object)[places]
+        table[column_of(dim, taken)] = (
+            places if labels is None else np.asarray(labels, object)[places]
+        )
     table["value"] = series.values.reshape(-1)[kept]
     return table
 
@@ -119,7 +129,7 @@ def joined(runs: Mapping[str, Run], quantity: str | None, layer: str | None) -> 
 
 
 def data_array(series: Series) -> Any:
-    """One series as a DataArray, with unit and scale as attributes; a layer's has a dim `layer`."""
+    """One series as a DataArray, with unit and scale as attributes, and a dim `layer`."""
     xarray = _xarray()
     places: dict[str, Any] = {dim: list(given) for dim, given in series.coordinates.items()}
     places["step"] = series.steps
@@ -127,7 +137,7 @@ def data_array(series: Series) -> Any:
         places.setdefault(dim, np.arange(size))
     facts = {"unit": series.unit, "scale": series.scale, "phase": series.phase}
     array = xarray.DataArray(series.values, places, series.dims, series.name, facts)
-    return array if series.layer == MODEL else array.expand_dims(layer=[series.layer])
+    return array.expand_dims(layer=[series.layer])
 
 
 def to_xarray(run: Run, quantity: str | None, layer: str | None) -> xarray.Dataset:
@@ -139,7 +149,9 @@ def to_xarray(run: Run, quantity: str | None, layer: str | None) -> xarray.Datas
         if series is not None:
             groups.setdefault(name, []).append(data_array(series))
     variables = [
-        arrays[0]
+        arrays[0].isel(layer=0, drop=True)
+        if [array.layer.item() for array in arrays] == [MODEL]
+        else arrays[0]
         if len(arrays) == 1
         else module.concat(arrays, "layer", join="outer", combine_attrs="override")
         for arrays in groups.values()

@@ -66,23 +66,31 @@ def open_runs(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         pattern = [pattern]
     patterns = [os.fspath(entry) for entry in pattern]
     found: dict[Path, None] = {}
+    missing: list[str] = []
     for text in patterns:
+        before = len(found)
         matches = [text] if os.path.isdir(text) else sorted(glob.glob(text, recursive=True))
         for match in matches:
             if holds_run(match):
                 found[Path(match)] = None
             elif os.path.isdir(match) and not glob.has_magic(text):
                 found.update(dict.fromkeys(_below(Path(match))))
+        if not matches or (len(found) == before and not glob.has_magic(text)):
+            missing.append(text)
     runs: list[Run] = []
     unreadable: list[str] = []
     for path in found:
         _open_into(path, runs, unreadable)
     if not runs and not unreadable:
-        raise RunUnreadable(
-            f"No rnndiag run matches {', '.join(patterns)}.",
-            "A run is a directory with recordings/r*.tar; '**' in a pattern goes into subdirectories.",
-        )
-    return Runs(runs, unreadable)
+        raise _unmatched(patterns)
+    return Runs(runs, [*unreadable, *(str(_unmatched([text])) for text in missing)])
+
+
+def _unmatched(patterns: Sequence[str]) -> RunUnreadable:
+    return RunUnreadable(
+        f"No rnndiag run matches {', '.join(patterns)}.",
+        "A run is a directory with recordings/r*.tar; '**' in a pattern goes into subdirectories.",
+    )
 
 
 def _open_into(path: Path, runs: list[Run], unreadable: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from rnndiag.cli import COMMANDS, main
 from rnndiag.cli.compact import size
 from rnndiag.cli.show import size_text
 from rnndiag.errors import BadConfig, CannotJudge, RnndiagError
+from rnndiag.run.measurement import Measurement
 from rnndiag.run.quantities import QUANTITIES
+from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
 from rnndiag.run.writer import RunWriter
 
@@ -240,14 +243,14 @@ def test_export_chooses(write: Write, capsys: Screen) -> None:
         (["-l", "rnn.l9"], 3),
         (["--steps", "a:b"], 2),
         (["-o", "x.parquet"], 2),
+        (["--rank", "7"], 3),
+        (["--steps", "5:6"], 3),
+        (["--steps", "40:20"], 3),
     ):
         assert main(["export", str(run), *wrong]) == code
 
 
 def test_export_json_is_strict(tmp_path: Path, capsys: Screen) -> None:
-    from rnndiag.run.measurement import Measurement
-    from rnndiag.run.recording import Recording
-
     with RunWriter(tmp_path / "run") as writer:
         values = np.array([1.5, np.nan, np.inf, -np.inf, 0.1], np.float32)
         made = (
@@ -293,3 +296,73 @@ def test_sizes_in_words() -> None:
         "4.8 MB",
         "2.5e+03 GB",
     ]
+
+
+def test_export_of_nothing_is_told(write: Write, capsys: Screen) -> None:
+    run = str(write([0, 10]))
+    empty = str(write([], name="empty"))
+    for argv, words in (
+        ([run, "--rank", "7"], "nothing of rank 7. It has rank 0."),
+        ([run, "--steps", "5:6"], "nothing to export at steps 5:6. It has steps 0, 10."),
+        ([empty], "empty holds no recordings."),
+        ([empty, "-l", "rnn"], "empty holds no recordings."),
+    ):
+        assert main(["export", *argv]) == 3
+        assert words in capsys.readouterr().err
+
+
+def test_export_keeps_a_dim_called_unit(tmp_path: Path, capsys: Screen) -> None:
+    """`recurrent_eigenvalues` runs over units: the index must not be lost to the unit of measure."""
+    values = np.arange(6.0).reshape(1, 3, 2)
+    with RunWriter(tmp_path / "run") as writer:
+        made = Measurement.of("recurrent_eigenvalues", values, LAYER)
+        writer.append(Recording(0, measurements=(made,)))
+    assert main(["export", str(tmp_path / "run")]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert len({*rows[0]}) == len(rows[0])
+    table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert [row["unit_dim"] for row in table] == ["0", "0", "1", "1", "2", "2"]
+    assert {row["unit"] for row in table} == {"1"}
+
+
+def test_export_of_hostile_names_is_text(tmp_path: Path, capsys: Screen) -> None:
+    with RunWriter(tmp_path / "run") as writer:
+        for step in range(2):
+            made = Measurement("q", np.zeros(1), ("=cmd()",), layer="\x1b[2J\ud800\u202e")
+            writer.append(Recording(step, measurements=(made,)))
+    assert main(["export", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert shown.startswith("step,phase,quantity,layer,unit,scale,'=cmd(),value\n")
+    assert main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "out.csv")]) == 0
+
+
+def test_show_tells_what_it_cannot_mean(write: Write, capsys: Screen) -> None:
+    run = str(write([0]))
+    for argv, code, words in (
+        ([run, "loss"], 2, f"loss is a quantity, not a run. Write: rnndiag show {run} -q loss."),
+        ([run, run + "x"], 3, f"No rnndiag run matches {run}x."),
+        ([run, "-l", LAYER], 2, "--layer is for one quantity."),
+        ([run, "-q", "loss", "--json"], 2, "rnndiag export RUN -q QUANTITY --format json"),
+        ([run, "--markdown"], 2, "--markdown is for the registry."),
+    ):
+        assert main(["show", *argv]) == code
+        shown = capsys.readouterr()
+        assert words in shown.out + shown.err
+
+
+def test_a_screen_without_greek_letters(write: Write) -> None:
+    for words in (["show", "--registry"], ["show", str(write([0], name="m\u00e9moire"))]):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from rnndiag.cli import main; sys.exit(main())",
+                *words,
+            ],
+            capture_output=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"\\x" in done.stdout or b"\\u" in done.stdout

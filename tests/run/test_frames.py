@@ -81,3 +81,12 @@ def test_a_missing_package_is_named(
         getattr(run, call)()
     assert run[("loss", "model")].values.size
     assert run.layers == (LAYER,)
+
+
+def test_a_quantity_of_the_model_and_of_a_layer(tmp_path: Path) -> None:
+    pytest.importorskip("xarray")
+    with RunWriter(tmp_path / "run") as writer:
+        made = (Measurement.of("loss", 1.0), Measurement.of("loss", 2.0, LAYER))
+        writer.append(Recording(0, measurements=made))
+    dataset = open_run(tmp_path / "run").to_xarray()
+    assert dataset.loss.sel(step=0).to_series().to_dict() == {"model": 1.0, LAYER: 2.0}
