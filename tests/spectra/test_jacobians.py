@@ -165,6 +165,10 @@ def test_precision_is_that_of_the_run() -> None:
 def test_a_step_that_is_not_there_is_refused() -> None:
     with pytest.raises(BadArgument, match="from 0 to 6"):
         rnndiag.jacobians(draw_run("gru"), [7])
+    for no_numbers in ([0.5], torch.ones(7, dtype=torch.bool)):
+        with pytest.raises(BadArgument, match="from 0 to 6"):
+            rnndiag.jacobians(draw_run("gru"), no_numbers)
+    assert rnndiag.jacobians(draw_run("gru"), []).shape[0] == 0
 
 
 def test_preactivations_that_the_recorder_kept_do_not_mislead() -> None:

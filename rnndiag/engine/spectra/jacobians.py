@@ -45,8 +45,14 @@ def step_index(run: LayerRun, times: Sequence[int] | Tensor | None) -> Tensor:
     """The steps asked for (T',), all where None; refused where the run has not got them."""
     if times is None:
         return torch.arange(run.T, device=run.device)
-    index = torch.as_tensor(times, dtype=torch.long, device=run.device)
-    if index.dim() != 1 or bool(((index < 0) | (index >= run.T)).any()):
+    index = torch.as_tensor(times, device=run.device)
+    whole = index.dtype != torch.bool and not index.is_floating_point()
+    index = index.long()
+    if (
+        not (whole or len(times) == 0)
+        or index.dim() != 1
+        or bool(((index < 0) | (index >= run.T)).any())
+    ):
         raise BadArgument(
             f"The steps {index.tolist()} are not all steps of a run of {run.T}.",
             f"Give a list of steps from 0 to {run.T - 1}.",

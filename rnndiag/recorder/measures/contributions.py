@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.adjoints import Adjoints
+from rnndiag.engine.doubtful_norms import out_of_range
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.measures.measure import Analysis, Measure, Subject, register_measure
 from rnndiag.recorder.measures.pooling import Array, array, masked_mean, stats
@@ -55,9 +56,13 @@ def _not_finite(values: Tensor, size: Tensor, mask: Tensor) -> Array:
 
 
 def _norm(values: Tensor) -> Tensor:
-    """(T, B, S) -> (T, B), without an overflow of squares in half precision."""
+    """(T, B, S) -> (T, B); in double where squares leave the precision's range: 1e-25 is no zero."""
     wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
     norm: Tensor = torch.linalg.vector_norm(wide, dim=-1)
+    lost = out_of_range(norm)
+    if bool(lost.any()):
+        norm = norm.double()
+        norm[lost] = torch.linalg.vector_norm(wide[lost], dim=-1, dtype=torch.float64)
     return norm
 
 
