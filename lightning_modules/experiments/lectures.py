@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_modules.experiments import clipping, long_gap, truncations
+from lightning_modules.experiments import clipping, deep_transitions, long_gap, truncations
 
 PAGE = Path(__file__).with_name("lectures.md")
 
@@ -59,6 +59,14 @@ minibatch, at the weights before training and at those after it; *spread*: the s
 over |g|. The deciding word is {long_gap.DISTANCE + 1} states back, the last one included: what keeps fewer
 never hears of it. The rule of 1997 is far off as a gradient, and yet its path through c spans the gap.""",
         lambda out: truncations.report(truncations.train(out)),
+    ),
+    Chapter(
+        "Deep transitions lengthen the path, skip connections shorten it",
+        f"""
+Another task: which of two symbols came first, {deep_transitions.LENGTH} steps,
+{deep_transitions.DATA["batches"]} minibatches. An MLP in the transition puts two matrices between one state and the
+next; the skip connection leaves a way with one.""",
+        lambda out: deep_transitions.report(deep_transitions.train(out)),
     ),
 )
 
