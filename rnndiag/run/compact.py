@@ -225,7 +225,8 @@ def _write(root: Path, segments: list[Segment], kept: list[Kept]) -> None:
     folder.mkdir()
     writers: dict[tuple[int, int, str], list[Segment]] = {}
     for segment in sorted(segments, key=lambda segment: segment.name):
-        writers.setdefault(segment.name[:3], []).append(segment)
+        if segment.facts:  # a writer killed before its first byte has none, and nothing to keep
+            writers.setdefault(segment.name[:3], []).append(segment)
     for writer, own in writers.items():
         places = [one for one in kept if one.place.segment in own]
         places.sort(key=lambda one: (one.place.segment.name.number, one.place.start))
@@ -259,6 +260,7 @@ def _write_writer(folder: Path, name: SegmentName, own: list[Segment], places: l
                 )
             file.flush()
             os.fsync(file.fileno())
+        os.utime(folder / name.file, (own[-1].file.modified(),) * 2)  # `last recording 3 h ago`
         if not todo:
             return
         name = name._replace(number=name.number + 1)

@@ -228,3 +228,17 @@ def test_only_one_process_compacts(write: Write, monkeypatch: pytest.MonkeyPatch
         compact(run, 10**9)
     os.close(held)
     assert compact(run, 10**9).kept == 10
+
+
+def test_it_is_no_recording_and_an_empty_file_stays_nothing(write: Write) -> None:
+    """Compacting a run left open long ago does not make it look alive; a rank killed at its first byte is no damage."""
+    run = write(range(10), close=False)
+    empty = run / "recordings" / segment_of(run).name.replace("r00000", "r00001")
+    empty.touch()
+    for file in (run / "recordings").iterdir():
+        os.utime(file, (1e9, 1e9))
+    compact(run, 10**9)
+    found = open_run(run)
+    assert found.status.last == 1e9
+    assert found.status.word == "not closed"
+    assert found.verify() == ()
