@@ -33,6 +33,8 @@ class Ledger:
     _group_costs: dict[str, deque[float]] = field(default_factory=dict)
     _batch_started: float | None = None
     _spent_at_start: float = 0.0
+    _watching: float = 0.0
+    """What watched passes took longer than plain ones, summed up."""
     _depth: int = 0
     _pause_started: float | None = None
 
@@ -68,9 +70,13 @@ class Ledger:
             self._plain.append(duration)
             return 0.0
         step = self.step_seconds
-        watching = max(0.0, duration - step) if step is not None else 0.0
-        self.spent += watching
-        return own + watching
+        if step is None:
+            return own
+        # single steps vary, so a recorded one may come out as cheaper than a plain one: only the sum says something
+        before = max(0.0, self._watching)
+        self._watching += duration - step
+        self.spent += max(0.0, self._watching) - before
+        return own + max(0.0, duration - step)
 
     def recording_cost(self, seconds: float) -> None:
         """Note what one recording cost without the optional groups."""
