@@ -30,11 +30,16 @@ def decay(layer: str, step: int) -> float:
 
 def layer_content(layer: str, step: int, T: int) -> list[Measurement]:
     """Everything that is stored of one layer. Credit decays by `decay` a step, with a loss at every output."""
+    u, s = np.indices((T, T))
+    credit = np.where(s <= u, (u - s) * np.log(decay(layer, step)), np.nan)
+    return [Measurement.of("credit_matrix", credit, layer), *long_layer_content(layer, step, T)]
+
+
+def long_layer_content(layer: str, step: int, T: int) -> list[Measurement]:
+    """The same without what grows with the square of T."""
     a = decay(layer, step)
     t, lags = np.arange(T), np.arange(T + 1)
     spread = np.array([0.0, -0.4, -0.2, 0.0, 0.2, 0.4])
-    u, s = np.indices((T, T))
-    credit = np.where(s <= u, (u - s) * np.log(a), np.nan)
     norms = np.stack([(k + 1) * a ** (T - 1 - t) for k in range(4)])
     tail = a**lags * (lags < T)
     angle = 2 * np.pi * np.arange(6) / 6
@@ -54,7 +59,6 @@ def layer_content(layer: str, step: int, T: int) -> list[Measurement]:
     of, by = Measurement.of, {"parameter": PARAMETERS}
     return [
         of("credit_profile", np.log(a) * t[:, None] + spread * (t > 0)[:, None], layer),
-        of("credit_matrix", credit, layer),
         of("valid_samples", np.full(T, 4), layer),
         of("nonfinite_states", np.zeros(T), layer),
         of("nonfinite_adjoints", np.zeros(T), layer),
@@ -119,7 +123,8 @@ def write(
     measure: Callable[[str, int, int], list[Measurement]] = layer_content,
 ) -> Path:
     """Write a run below a folder; its directory."""
-    writer = RunWriter(folder, FACTS if provenance is None else provenance, durable=False)
+    facts = FACTS if provenance is None else provenance
+    writer = RunWriter(folder, facts, durable=False, max_bytes=4 << 30)
     for step in steps:
         found = [m for layer in layers for m in measure(layer, step, T)] + model_content(step)
         kept = [m if edit is None else edit(m, step) for m in found]
