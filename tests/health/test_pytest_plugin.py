@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
@@ -72,12 +70,13 @@ def run_pytest(folder: Path, tests: str, *options: str) -> subprocess.CompletedP
     )
 
 
-def test_a_passing_test_leaves_nothing_and_a_failing_one_keeps_its_run(tmp_path: Path) -> None:
+def test_runs_are_recorded_checked_and_kept_where_a_test_fails(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[tool.rnndiag.checks.reach]\nmin = 15\n")
     done = run_pytest(
         tmp_path,
         """
-from program import train
+import torch
+from program import DelayNet, train
 
 def test_passes(rnndiag):
     train(rnndiag)
@@ -91,20 +90,38 @@ def test_fails(rnndiag):
 
 def test_no_run(rnndiag):
     rnndiag.run()
+
+def batch():
+    x = torch.randn(4, 9, 1)
+    return x, x.roll(2, 1)
+
+def test_sound(rnndiag):
+    assert rnndiag.preflight(DelayNet(), batch())
+
+def test_swapped(rnndiag):
+    model = DelayNet()
+    model.rnn = torch.nn.RNN(1, 12)
+    rnndiag.preflight(model, batch())
 """,
         "--rnndiag-dir=kept",
+        "--rnndiag-report",
     )
-    assert "2 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "3 failed, 2 passed" in done.stdout, done.stdout + done.stderr
     assert re.search(r"E +AssertionError:", done.stdout)
     assert "FAIL  reach" in done.stdout
     kept = re.search(r"run kept in (\S+)", done.stdout)
     assert kept is not None
     assert list((Path(kept[1]) / "recordings").iterdir())
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["test_fails"]
+    page = re.search(r"report in (\S+)", done.stdout)
+    assert page is not None, done.stdout
+    assert "<html" in Path(page[1]).read_text()
     assert (
         "This test has recorded no run. Train with callbacks=[rnndiag.callback()] first."
         in done.stdout
     )
+    assert "preflight: time and batch swapped" in done.stdout
+    assert "Set batch_first=True" in done.stdout
 
 
 def test_the_plugin_loads_no_torch_unless_used(tmp_path: Path) -> None:
@@ -122,46 +139,3 @@ def test_asked_for_and_not_used(rnndiag):
 """,
     )
     assert "2 passed" in done.stdout, done.stdout + done.stderr
-
-
-def test_preflight_in_a_test(tmp_path: Path) -> None:
-    done = run_pytest(
-        tmp_path,
-        """
-import torch
-from program import DelayNet
-
-def batch():
-    x = torch.randn(4, 9, 1)
-    return x, x.roll(2, 1)
-
-def test_sound(rnndiag):
-    assert rnndiag.preflight(DelayNet(), batch())
-
-def test_swapped(rnndiag):
-    model = DelayNet()
-    model.rnn = torch.nn.RNN(1, 12)
-    rnndiag.preflight(model, batch())
-""",
-    )
-    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
-    assert "preflight: time and batch swapped" in done.stdout
-    assert "Set batch_first=True" in done.stdout
-
-
-@pytest.mark.slow
-def test_reports_of_failed_tests(tmp_path: Path) -> None:
-    done = run_pytest(
-        tmp_path,
-        """
-from program import train
-
-def test_fails(rnndiag):
-    train(rnndiag)
-    assert rnndiag.run().reach(0.9) < 0
-""",
-        "--rnndiag-report",
-    )
-    page = re.search(r"report in (\S+)", done.stdout)
-    assert page is not None, done.stdout + done.stderr
-    assert "<html" in Path(page[1]).read_text()
