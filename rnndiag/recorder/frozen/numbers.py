@@ -21,7 +21,7 @@ GROUPS = ("contributions", "lags", "gates")
 SWEEP_STEPS = 50.0
 """A lag sweep may cost so many plain steps: nothing is sampled on models of a frozen gate's size."""
 
-AS_IT_IS = ("window_bias", "window_cosine", "chunk_bias", "gate_mean", "state_norm")
+AS_IT_IS = ("window_bias", "chunk_bias", "gate_mean", "state_norm")
 BY_ITS_LARGEST = (
     "direct_gradient_norm",
     "adjoint_norm",
