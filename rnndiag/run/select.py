@@ -33,13 +33,14 @@ def select(
     Without a phase: the main one, or, for what it does not hold, the next one that does."""
     steps = chosen_steps(steps)
     refuse_unknown(run, rank, phase)
-    layers = layers_for(run, quantity, layer, None)
+    layers = (layer,) if layer is not None else layers_for(run, quantity, None, None)
     wanted = (phase,) if phase else run.phases
     for one in wanted:
         found = [run.collector.series(quantity, name, steps, rank, one) for name in layers]
         kept = [series for series in found if series is not None]
         if kept:
             return kept[0] if len(kept) == 1 else run.collector.over_layers(kept)
+    layers_for(run, quantity, layer, None)  # says what is wrong with the names, if anything
     of = "" if layer is None else f" of layer {layer!r}"
     by = "" if rank is None else f" by rank {rank}"
     at = "" if steps is None else " at these steps"
