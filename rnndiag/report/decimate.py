@@ -24,6 +24,11 @@ def thin_line(x: np.ndarray, y: np.ndarray, width: float) -> tuple[np.ndarray, n
     return x[index], y[index]
 
 
+def shown_lags(count: int, last: int) -> int:
+    """How many of `count` lags a picture shows if nothing can be seen beyond lag `last`: all, unless most are blank."""
+    return count if count <= 64 or last >= 0.4 * count else min(count, max(16, int(1.2 * last) + 2))
+
+
 def extent(count: int, block: int, first: float = 0.0, every: float = 1.0) -> tuple[float, float]:
     """Limits of an axis along which `count` cells, merged by `block`, are drawn: half a cell beyond the centres."""
     drawn = -(-count // block) * block

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.report.context import LN10, Context, finite
-from rnndiag.report.decimate import extent, thin_matrix
+from rnndiag.report.decimate import extent, shown_lags, thin_matrix
 from rnndiag.report.figure_data import Axis, FigureData, Line, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number
+from rnndiag.run.measurement import Series
 
 DECADES = 12
 
@@ -24,20 +25,24 @@ def make(context: Context) -> FigureData:
         return absent(
             "F2", "One recording only: how the reach moves shows from the second recording on."
         )
-    profile = np.asarray(series.sel(profile_stat="profile").values, float) / LN10
-    lengths = np.asarray(series.lengths.get("lag", np.full(len(profile), profile.shape[1])))
-    for row, length in zip(profile, lengths, strict=True):
-        row[:length] = np.where(np.isnan(row[:length]), np.inf, row[:length])
+    profile = _profiles(series)
     steps, reaches, decays = context.reaches(layer)
-    values, block = thin_matrix(profile.T)
     known = finite(profile)
     high = float(np.ceil(known.max())) if known.size else 0.0
     low = max(high - DECADES, float(np.floor(known.min()))) if known.size else -1.0
+    count = profile.shape[1]
+    bright = np.flatnonzero((profile >= low).any(0))
+    profile = profile[:, : shown_lags(count, int(bright[-1]) if bright.size else 0)]
+    lags = profile.shape[1]
+    left_out = (
+        f" Beyond lag {lags - 1} every recording lies below the colours." if lags < count else ""
+    )
+    values, block = thin_matrix(profile.T)
     reach_now = np.array([float(r) if r.reached else np.nan for r in reaches])
     across, x = _axis_of(steps, block[1])
     panel = Panel(
         across,
-        Axis("lag", *extent(profile.shape[1], block[0])),
+        Axis("lag", *extent(lags, block[0])),
         lines=(Line(x, reach_now, "reach", "second"),),
         matrices=(
             Matrix(
@@ -54,7 +59,8 @@ def make(context: Context) -> FigureData:
         "F2",
         "Did the reach grow or shrink during training?",
         _finding(steps, reach_now, layer),
-        "Each column is one recording, lag 0 at the bottom; bright is much credit. The line is the reach.",
+        "Each column is one recording, lag 0 at the bottom; bright is much credit. The line is the reach."
+        + left_out,
         (panel,),
         Table(
             ("step", "reach", "decay per step"),
@@ -67,6 +73,15 @@ def make(context: Context) -> FigureData:
         layer=layer,
         warnings=(f"Not finite at step {', '.join(map(str, bad[:5]))}.",) if bad else (),
     )
+
+
+def _profiles(series: Series) -> np.ndarray:
+    """(recordings, lags) log10 of the credit; +inf for what is not a number, NaN where there was no such lag."""
+    profile = np.asarray(series.sel(profile_stat="profile").values, float) / LN10
+    lengths = np.asarray(series.lengths.get("lag", np.full(len(profile), profile.shape[1])))
+    for row, length in zip(profile, lengths, strict=True):
+        row[:length] = np.where(np.isnan(row[:length]), np.inf, row[:length])
+    return profile
 
 
 def _axis_of(steps: np.ndarray, block: int) -> tuple[Axis, np.ndarray]:

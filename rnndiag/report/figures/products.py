@@ -27,31 +27,8 @@ def make(context: Context) -> FigureData:
         return absent("F5", f"The Jacobian products of {layer} are {how} at every lag.")
     lags = spectral.positions("lag").astype(float)
     middle = _row(spectral, "q50")
-    lines = [Line(lags, _gain(middle), "largest singular value", "main")]
-    inner: tuple[tuple[str, str, Tone], ...] = (
-        ("product_median", "median singular value", "third"),
-        ("product_smallest", "smallest singular value", "second"),
-    )
-    for quantity, label, tone in inner:
-        beside = context.last(quantity, layer)
-        if beside is not None and finite(np.asarray(beside.values)).size:
-            lines.append(
-                Line(beside.positions("lag").astype(float), _gain(_row(beside, "q50")), label, tone)
-            )
     bound = context.last("product_bound", layer)
-    if bound is not None and finite(np.asarray(bound.values)).size:
-        lines.append(
-            Line(
-                bound.positions("lag").astype(float),
-                _gain(_row(bound, "q50")),
-                "bound Π σ(D)σ(W)",
-                "bound",
-            )
-        )
-    radius = context.last("spectral_radius", layer)
-    if radius is not None and float(np.nanmax(radius.values)) > 0 and radius.values.size == 1:
-        slope = np.log(float(np.nanmax(radius.values)))
-        lines.append(Line(lags, _gain(lags * slope), "ρ(W_hh)^d", "baseline"))
+    lines = _lines(context, layer, lags, middle, bound)
     known = np.concatenate([finite(np.log10(line.y)) for line in lines])
     low, high = _limits(known)
     panel = Panel(
@@ -84,6 +61,37 @@ def make(context: Context) -> FigureData:
         _table(lags, spectral, context.last("product_median", layer), bound),
         layer=layer,
     )
+
+
+def _lines(
+    context: Context, layer: str, lags: np.ndarray, middle: np.ndarray, bound: Measurement | None
+) -> list[Line]:
+    """The measured singular values, and what a textbook would draw beside them."""
+    lines = [Line(lags, _gain(middle), "largest singular value", "main")]
+    inner: tuple[tuple[str, str, Tone], ...] = (
+        ("product_median", "median singular value", "third"),
+        ("product_smallest", "smallest singular value", "second"),
+    )
+    for quantity, label, tone in inner:
+        beside = context.last(quantity, layer)
+        if beside is not None and finite(np.asarray(beside.values)).size:
+            lines.append(
+                Line(beside.positions("lag").astype(float), _gain(_row(beside, "q50")), label, tone)
+            )
+    if bound is not None and finite(np.asarray(bound.values)).size:
+        lines.append(
+            Line(
+                bound.positions("lag").astype(float),
+                _gain(_row(bound, "q50")),
+                "bound Π σ(D)σ(W)",
+                "bound",
+            )
+        )
+    radius = context.last("spectral_radius", layer)
+    if radius is not None and float(np.nanmax(radius.values)) > 0 and radius.values.size == 1:
+        slope = np.log(float(np.nanmax(radius.values)))
+        lines.append(Line(lags, _gain(lags * slope), "ρ(W_hh)^d", "baseline"))
+    return lines
 
 
 def _row(found: Measurement, stat: str) -> np.ndarray:

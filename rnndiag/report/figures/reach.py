@@ -6,6 +6,7 @@ import numpy as np
 
 from rnndiag.errors import RunUnreadable
 from rnndiag.report.context import LN10, Context
+from rnndiag.report.decimate import shown_lags
 from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number, power_of_ten, ten_to
@@ -51,7 +52,7 @@ def make(context: Context) -> FigureData:
         values = old.valid(old.steps.size - 1).sel(profile_stat="profile").values / LN10
         lines.append(Line(np.arange(values.size), _plain(values), "baseline", "baseline"))
     panel = Panel(
-        Axis("lag: steps back from the loss", 0.0, float(max(1, profile.size - 1))),
+        Axis("lag: steps back from the loss", 0.0, float(max(1, _shown(lines, bottom) - 1))),
         Axis("credit, relative to lag 0", ten_to(bottom), ten_to(top), "log10"),
         lines=tuple(lines),
         bands=(
@@ -74,6 +75,13 @@ def make(context: Context) -> FigureData:
         if passed
         else (),
     )
+
+
+def _shown(lines: list[Line], bottom: float) -> int:
+    """How many lags are drawn: of very many, those at which some curve is still above the axis."""
+    count = max(line.y.size for line in lines)
+    above = [np.flatnonzero(np.isfinite(line.y) & (line.y >= ten_to(bottom))) for line in lines]
+    return shown_lags(count, max((int(found[-1]) for found in above if found.size), default=0))
 
 
 def _plain(log10: np.ndarray) -> np.ndarray:
