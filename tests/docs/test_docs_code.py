@@ -21,6 +21,7 @@ def blocks(page: Path, language: str) -> list[str]:
     "page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: str(p.relative_to(ROOT))
 )
 @pytest.mark.filterwarnings("ignore::rnndiag.recorder.faults.RnndiagWarning")
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`:UserWarning")
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = blocks(page, "python")
