@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.hand_over import hand_over
 from rnndiag.recorder.screen import screen, shown
 from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.time_words import TimeWords
@@ -22,9 +25,18 @@ class Cost:
 
 
 def close_fit(
-    settings: Settings, run_dir: Path, count: int, cost: Cost, faults: Faults, quiet: bool
+    settings: Settings,
+    run_dir: Path,
+    count: int,
+    cost: Cost,
+    faults: Faults,
+    quiet: bool,
+    loggers: Sequence[Any] = (),
 ) -> None:
-    """Write the report and, unless `quiet`, print the screen. Neither can fail the fit."""
+    """Write the report, give it to loggers that take files and, unless `quiet`, print the screen.
+
+    None of it can fail the fit.
+    """
     from rnndiag.run.run import open_run
 
     if count == 0:
@@ -33,7 +45,9 @@ def close_fit(
         with faults.guard("writing the report", f"Write it later: rnndiag report {shown(run_dir)}"):
             import rnndiag
 
-            rnndiag.write_report(open_run(run_dir), run_dir / REPORT)
+            page = rnndiag.write_report(open_run(run_dir), run_dir / REPORT)
+            with faults.guard("giving the report to a logger", f"It lies in {shown(run_dir)}."):
+                hand_over(page, loggers)
     if settings.screen and not quiet:
         with faults.guard("the screen at the end of the fit"):
             words = TimeWords(settings.time_unit, settings.stride)

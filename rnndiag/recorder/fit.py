@@ -163,6 +163,7 @@ class FitRecorder:
             Cost(self.ledger.share, broke),
             self.faults,
             quiet,
+            self.trainer.loggers,
         )
 
     def close(self, reason: str) -> None:
@@ -185,8 +186,9 @@ class FitRecorder:
         if step == self._decided:
             return
         self._decided = step
-        decision = self._decide(batches_so_far(self.trainer) if self.schedule.by_batch else step)
-        if decision.record:
+        tick = self._batch_number if self.schedule.by_batch else step
+        decision = self._decide(tick) if tick >= self.schedule.next_tick else None
+        if decision is not None and decision.record:
             self._batch_groups = decision.groups
             self._pending = self._new_pending(step, decision.groups, decision.left_out)
         elif self._batch_groups is not None:
@@ -211,8 +213,6 @@ class FitRecorder:
 
     def _decide(self, tick: int) -> Decision:
         """The schedule's decision; rank 0's for all ranks, as a rank that records makes the others wait."""
-        if tick < self.schedule.next_tick:
-            return Decision(False, next_tick=self.schedule.next_tick)
         decision = Decision(False, next_tick=tick + 1)
         with self.faults.guard("the schedule"):
             decision = self.schedule.decide(tick)
