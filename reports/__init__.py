@@ -1,0 +1,1 @@
+"""The gallery: recorded runs and their pages."""

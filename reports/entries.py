@@ -1,0 +1,67 @@
+"""The runs of the gallery: which program each one is, and what it is there to show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: a program of lightning_modules, made small, with a few options changed."""
+
+    name: str
+    title: str
+    program: str
+    options: tuple[str, ...] = ()
+    """More arguments of `python -m lightning_modules fit`."""
+    steps: int = 240
+    every: int = 40
+
+
+ENTRIES = (
+    Entry(
+        "rnn-forgets",
+        "A tanh RNN that forgets: adding two numbers over 50 steps",
+        "adding_relu",
+        (
+            "--model.cell=elman_tanh",
+            '--model.initialisation={"hidden": "orthogonal", "hidden_gain": 0.8}',
+        ),
+    ),
+    Entry("irnn", "An IRNN: a relu net that starts as the identity", "adding_irnn"),
+    Entry("lstm", "An LSTM whose forget gate starts open", "adding_lstm"),
+    Entry("gru", "A GRU that copies symbols over a delay", "copy_gru"),
+    Entry("bidirectional", "A bidirectional LSTM on bracket depth", "brackets_bidirectional"),
+    Entry("seq2seq", "An encoder and a decoder that reverse digits", "reverse_seq2seq"),
+    Entry(
+        "explodes",
+        "A relu RNN started too large, without clipping: it explodes",
+        "adding_relu",
+        (
+            '--model.initialisation={"hidden": "orthogonal", "hidden_gain": 2.2}',
+            "--trainer.gradient_clip_val=null",
+            "--model.learning_rate=0.0003",
+        ),
+        steps=60,
+        every=10,
+    ),
+    Entry(
+        "truncated-too-short",
+        "The LSTM again, trained in chunks of 10 steps: the state is carried, the gradient is cut",
+        "adding_chunked",
+        (
+            '--model.estimator={"name": "chunked", "k": 10}',
+            '--trainer.callbacks.measures=["contributions", "lags"]',
+        ),
+        steps=36,
+        every=6,
+    ),
+    Entry(
+        "seam",
+        "A language model by TBPTT: the state is carried over the seam, the gradient is not",
+        "text_carried",
+        ("--model.hidden=24", "--model.layers=1"),
+        steps=120,
+        every=20,
+    ),
+)
