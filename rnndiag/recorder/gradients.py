@@ -27,6 +27,16 @@ def gradients_of(optimizer: Any) -> list[Tensor]:
 def total_norm(gradients: Iterable[Tensor], order: float = 2.0) -> Tensor | None:
     """One norm over all gradients, left on their device; None where there are none."""
     gradients = list(gradients)
+    if gradients and len({grad.device for grad in gradients}) == 1:
+        norms = torch._foreach_norm(gradients, order)
+        if all(norm.dtype == norms[0].dtype for norm in norms):
+            total: Tensor = torch.linalg.vector_norm(torch.stack(norms), order)
+            return total
+    return _norm_over_places(gradients, order)
+
+
+def _norm_over_places(gradients: list[Tensor], order: float) -> Tensor | None:
+    """The same for gradients on several devices or of several dtypes."""
     by_place: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for grad in gradients:
         by_place.setdefault((grad.device, grad.dtype), []).append(grad)

@@ -22,6 +22,8 @@ FETCH_EVERY = 64
 """So many steps of a GPU are fetched at a time."""
 JUDGED = 65
 """The running median is that of so many finite norms."""
+REFRESHED = 8
+"""And it is taken anew every so many of them."""
 ENOUGH = 16
 """A jump is judged against at least so many of them."""
 
@@ -51,11 +53,27 @@ class StepFacts:
 
 
 @dataclass
+class RunningMedian:
+    """The median of the last values, taken anew every few of them: a sort every step would cost more than the norm."""
+
+    value: float = math.nan
+    count: int = 0
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED))
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        self._last.append(value)
+        self.count += 1
+        if self.count <= ENOUGH or self.count % REFRESHED == 0:
+            self.value = median(self._last)
+
+
+@dataclass
 class History:
     """The latest steps since the last recording, and the norms that a jump is judged by."""
 
     entries: deque[StepFacts] = field(default_factory=lambda: deque(maxlen=LENGTH))
-    _norms: dict[int, deque[float]] = field(default_factory=dict)
+    _norms: dict[int, RunningMedian] = field(default_factory=dict)
     """By optimizer."""
     _waiting: list[StepFacts] = field(default_factory=list)
     dropped: int = 0
@@ -88,15 +106,15 @@ class History:
     def judge(self, facts: StepFacts, factor: float) -> tuple[str, float] | None:
         """Is the step an accident? ("loss" | "gradient" | "jump", running median of the norm), or None."""
         norm, loss = float(facts.norm), float(facts.loss)
-        norms = self._norms.setdefault(facts.optimizer, deque(maxlen=JUDGED))
-        usual = median(norms) if norms else math.nan
+        norms = self._norms.setdefault(facts.optimizer, RunningMedian())
+        usual = norms.value
         if math.isinf(loss) or (math.isnan(loss) and isinstance(facts.loss, Tensor)):
             return "loss", usual
         if math.isinf(norm) or (math.isnan(norm) and isinstance(facts.norm, Tensor)):
             return "gradient", usual
-        jumped = len(norms) >= ENOUGH and norm > factor * usual > 0
+        jumped = norms.count >= ENOUGH and norm > factor * usual > 0
         if math.isfinite(norm):
-            norms.append(norm)
+            norms.add(norm)
         return ("jump", usual) if jumped else None
 
     def measurements(self) -> list[Measurement]:
