@@ -14,7 +14,7 @@ from rnndiag.report.page import page
 from rnndiag.report.write_report import report_context
 
 HERE = Path(__file__).parent
-RUN = "run"
+
 
 INDEX = """<!doctype html>
 <html lang="en">
@@ -46,7 +46,7 @@ minutes on two CPU cores. The recorded runs are committed beside their pages.</p
 
 def context_of(entry: Entry) -> Context:
     """A committed run with its findings."""
-    return report_context(HERE / entry.name / RUN)
+    return report_context(HERE / entry.name / entry.name)
 
 
 def figures_of(context: Context) -> str:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from reports.entries import ENTRIES, Entry
-from reports.pages import RUN, write_pages
+from reports.pages import write_pages
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 300_000
@@ -25,7 +25,7 @@ def arguments(entry: Entry) -> list[str]:
     configs = Path("lightning_modules/configs")
     files = (configs / f"{entry.program}.yaml", configs / "small" / f"{entry.program}.yaml")
     callback = {
-        "dirpath": f"reports/{entry.name}/{RUN}",
+        "dirpath": f"reports/{entry.name}/{entry.name}",
         "every_n_steps": entry.every,
         "samples": 4,
         "report": "false",
@@ -51,7 +51,7 @@ def record(entry: Entry) -> None:
     from lightning_modules.__main__ import run
     from rnndiag.run.compact import compact
 
-    folder = ROOT / "reports" / entry.name / RUN
+    folder = ROOT / "reports" / entry.name / entry.name
     shutil.rmtree(folder, ignore_errors=True)
     begun = time.monotonic()
     words = arguments(entry)
