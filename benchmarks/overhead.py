@@ -2,8 +2,9 @@
 
 Run: python benchmarks/overhead.py [--sizes small medium large] [--rounds 1] [--steps 3000] [--every-step]
 
-Each size trains an LSTM tagger for 20 to 60 seconds. Eight recordings, two lag sweeps and the page take about a second,
-and every step 0.1 ms, so a much shorter fit cannot keep 5 % and have them: the callback makes them, and says the cost.
+Each size trains an LSTM tagger for a minute or two. Eight recordings cost about 40 plain steps, two lag sweeps and the
+page about half a second, and every step some 0.1 ms (the ring of scalars, the black box): a much shorter fit, or steps
+of a few ms, cannot keep 5 % and have all that. The callback then makes its recordings, and says what they cost.
 Rounds alternate: without, and with the defaults (a budget of 3 %). `--every-step` adds every_n_steps=1 on a fit of
 its own. The ratio is of summed `trainer.fit` times over all rounds, the report page included; the number of recordings
 is that of the fewest in a round. Without `--every-step` exits 1 if a ratio is above 1.05 or a run has less than 8.
@@ -43,9 +44,9 @@ class Size:
 
 
 SIZES = {
-    "small": Size(hidden=64, length=100, batch=32, steps=5000),
-    "medium": Size(hidden=64, length=100, batch=64, steps=4000),
-    "large": Size(hidden=128, length=100, batch=32, steps=2500),
+    "small": Size(hidden=128, length=50, batch=32, steps=3000),
+    "medium": Size(hidden=128, length=100, batch=32, steps=2000),
+    "large": Size(hidden=256, length=100, batch=32, steps=1500),
 }
 
 
