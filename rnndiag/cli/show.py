@@ -255,6 +255,7 @@ def _quantity_line(one: Run, name: str) -> str:
 
 def quantity_lines(one: Run, name: str, layer: str | None) -> Iterator[str]:
     """One quantity: its meaning, and per layer its dims and its range over all recordings and at the last one."""
+    from rnndiag.cli.text_picture import pictures
     from rnndiag.run.quantities import QUANTITIES
 
     yield f"{one.path}: {name}"
@@ -268,6 +269,7 @@ def quantity_lines(one: Run, name: str, layer: str | None) -> Iterator[str]:
             yield f"    {series.pooling} ({series.ranks.min()} to {series.ranks.max()} ranks)"
         yield f"    all recordings: {_range(series, slice(None))}"
         yield f"    step {series.steps[-1]}: {_range(series, slice(-1, None))}"
+        yield from pictures(series)
         for dim, labels in series.coordinates.items():
             yield f"    {dim}: {', '.join(labels)}"
 
