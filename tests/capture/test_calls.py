@@ -103,6 +103,23 @@ def test_a_state_that_is_changed_on_the_way_starts_a_run_of_its_own() -> None:
     both.check(layers("rnn", [0], 1) | layers("rnn", [1], 1, "#2"), {"rnn.l0#2": "given"})
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 2, 0]], ids=["as it is", "beam search"])
+def test_a_state_whose_sequences_are_put_in_order_starts_a_run_of_its_own(order: list[int]) -> None:
+    xs = torch.randn(2, 1, 1, I).expand(2, 1, B, I)  # one start token: all beams begin alike
+    weight = torch.randn(1, B, H)
+
+    def program(rnn: Any) -> Tensor:
+        out, state = rnn(xs[0])
+        again, _ = rnn(xs[1], state.index_select(1, torch.tensor(order)))
+        return (out * weight).sum() + (again * weight).square().sum()
+
+    both = run_both({"rnn": nn.GRU(I, H)}, program)
+    both.check(layers("rnn", [0], 1) | layers("rnn", [1], 1, "#2"), {"rnn.l0#2": "given"})
+    assert torch.allclose(
+        both.probe.layer_runs[1].direct[0], 2 * weight**2 * both.probe.layer_runs[1].states[0]
+    )
+
+
 def test_a_state_from_which_two_runs_start_ends_its_own_run() -> None:
     xs = torch.randn(3, 3, B, I)
 

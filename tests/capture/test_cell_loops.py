@@ -278,3 +278,44 @@ def test_a_module_that_only_looks_like_a_step_is_left_alone() -> None:
         model["attend"](out, out).sum().backward()
     assert [run.name for run in probe.layer_runs] == ["rnn.l0"]
     assert probe.proofs[0].verdict == "exact"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_clipped_on_their_way_through_a_loop(kind: type[nn.RNNCellBase]) -> None:
+    xs = torch.randn(T, B, I)
+
+    def program(cell: Any) -> Tensor:
+        state, total = None, torch.zeros(())
+        for x in xs:
+            state = cell(x, state)
+            h = state[0] if isinstance(state, tuple) else state
+            h.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
+            total = total + h.square().sum()
+        return total
+
+    both = run_both({"cell": kind(I, H)}, program)
+    (proof,), (run,) = both.probe.proofs, both.probe.layer_runs
+    assert proof.verdict == "exact", proof.reasons
+    assert run.T == T
+    for key in run.weights:
+        tapes = [call[""] for call in both.by_hand["cell"].calls]
+        expected = torch.cat([tape.contributions(key) for tape in tapes])
+        assert torch.allclose(rnndiag.contributions(run, key), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_leaves_may_be_rewritten(kind: type[nn.RNNCellBase]) -> None:
+    cell, xs = kind(I, H), torch.randn(T, B, I).unbind()
+    first = [torch.randn(B, H) for _ in range(1 + (kind is nn.LSTMCell))]
+    leaves = [leaf.requires_grad_() for leaf in (*xs, *first)]
+    with rnndiag.probe(cell) as probe:
+        state = tuple(first) if len(first) > 1 else first[0]
+        for x in xs:
+            state = cell(x, state)
+        (state[0] if isinstance(state, tuple) else state).square().sum().backward()
+    for leaf in leaves:
+        leaf.grad.zero_()
+    (proof,) = probe.proofs
+    assert proof.verdict == "exact", proof.reasons
+    assert proof.layers["cell"].input_gradient < 1e-10
+    assert proof.layers["cell"].initial_gradient < 1e-10

@@ -262,3 +262,15 @@ def test_a_later_call_knows_the_run_it_goes_on_from_after_a_take() -> None:
     (seen,) = capture.take()
     capture.disarm()
     assert [(run.name, run.tie) for run in seen.layer_runs] == [("l0#2", "detached:l0")]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_gradients_of_inputs_and_states_may_be_rewritten(kind: type[nn.RNNBase]) -> None:
+    model, x = kind(I, H), torch.randn(T, B, I, requires_grad=True)
+    first = [torch.randn(1, B, H, requires_grad=True) for _ in range(1 + (kind is nn.LSTM))]
+    with rnndiag.probe(model) as probe:
+        model(x, tuple(first) if len(first) > 1 else first[0])[0].square().sum().backward()
+    for leaf in (x, *first):
+        leaf.grad.zero_()
+    (proof,) = probe.proofs
+    assert proof.verdict == "exact", proof.reasons

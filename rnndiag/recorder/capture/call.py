@@ -121,11 +121,11 @@ def alias_in(tensor: Tensor, keep: Keep) -> Tensor:
 
 
 def keep_under(tasks: Tasks, store: dict[int, Tensor]) -> Keep:
-    """A hook that keeps a gradient by backward pass."""
+    """A hook that keeps a copy of a gradient by backward pass: a leaf's `.grad` may take the gradient itself over."""
 
     def keep(gradient: Tensor | None) -> None:
         if gradient is not None:
-            store[tasks.enter()] = gradient.detach()
+            store[tasks.enter()] = gradient.detach().clone()
 
     return keep
 
@@ -145,10 +145,13 @@ def keep_slot(
 
 
 def watch_output(output: Tensor, keep: Keeper) -> None:
-    """Hook an output's gradient. Of a view the base is hooked: a view's own hook is lost on a write in place."""
+    """Keep what goes from an output into its call, after the hooks that users put on the output have changed it.
+
+    Of a view the base is watched: a view's own hook is lost on a write in place.
+    """
     base = output._base
     if base is None or base.grad_fn is None:
-        hook_first(output, keep(lambda gradient: gradient))
+        _watch_node(output, keep(lambda gradient: gradient))
         return
     size, stride = output.size(), output.stride()
     offset = output.storage_offset() - base.storage_offset()
@@ -158,4 +161,16 @@ def watch_output(output: Tensor, keep: Keeper) -> None:
         laid_out = gradient.new_empty_strided(base_size, base_stride).copy_(gradient)
         return laid_out.as_strided(size, stride, offset)
 
-    hook_first(base, keep(as_seen))
+    _watch_node(base, keep(as_seen))
+
+
+def _watch_node(output: Tensor, keep: Keep) -> None:
+    node, place = output.grad_fn, output.output_nr
+    if node is None:
+        hook_first(output, keep)
+        return
+
+    def arrived(gradients: tuple[Tensor | None, ...]) -> None:
+        keep(gradients[place])
+
+    node.register_prehook(arrived)

@@ -72,7 +72,9 @@ class CallLog:
         def keeper(shape: Shaping) -> Keep:
             if not call.plan.one_step:
                 return keep_slot(self.tasks, call.output_gradients, slot, shape)
-            return keep_slot(self.tasks, call.output_gradients, slot, lambda g: flat(shape(g)))
+            return keep_slot(
+                self.tasks, call.output_gradients, slot, lambda g: flat(shape(g)).clone()
+            )
 
         return keeper
 
@@ -90,7 +92,8 @@ class CallLog:
         """
 
         def arrived(key: int, gradient: Tensor) -> None:
-            task, gradient = self.tasks.enter(), gradient.detach()
+            # a copy: a leaf's .grad may take the gradient itself over
+            task, gradient = self.tasks.enter(), gradient.detach().clone()
             if key == _INPUT:
                 known = call.input_gradients.get(task)
                 call.input_gradients[task] = gradient if known is None else known + gradient

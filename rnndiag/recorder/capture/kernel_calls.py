@@ -84,7 +84,7 @@ class KernelCalls:
         if plan.directions == 1:
             inputs = alias_in(inputs, keep_under(self.log.tasks, call.input_gradients))
         hx = tuple(
-            alias_in(part, keep_slot(self.log.tasks, call.hx_gradients, k, _same))
+            alias_in(part, keep_slot(self.log.tasks, call.hx_gradients, k, torch.clone))
             for k, part in enumerate(hx)
         )
         return call, inputs, hx
@@ -116,10 +116,6 @@ class KernelCalls:
             in_backward=running_task() >= 0,
             notes=[OTHER_MASKS] if drops and not known else [],
         )
-
-
-def _same(gradient: Tensor) -> Tensor:
-    return gradient
 
 
 def out_alias(part: Tensor) -> Tensor:

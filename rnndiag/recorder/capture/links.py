@@ -32,8 +32,6 @@ _STRAIGHT = (
     "Split",
     "Clone",
     "Reshape",
-    "Index",
-    "IndexSelect",
     "Narrow",
     "Chunk",
     "Contiguous",

@@ -19,7 +19,11 @@ def hook_first(tensor: Tensor, hook: Callable[[Tensor | None], None]) -> Removab
     handle: RemovableHandle = tensor.register_hook(unserializable_hook(hook))
     hooks = tensor._backward_hooks
     if isinstance(hooks, OrderedDict) and handle.id in hooks:
-        hooks.move_to_end(handle.id, last=False)
+        own = hooks.pop(handle.id)
+        others = list(hooks.items())
+        hooks.clear()  # autograd goes by the order of insertion, which move_to_end leaves as it is
+        hooks[handle.id] = own
+        hooks.update(others)
     return handle
 
 
