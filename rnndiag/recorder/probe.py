@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 
+import torch
 from torch import nn
 
 from rnndiag.engine.adjoints import adjoints
@@ -17,6 +18,9 @@ from rnndiag.recorder.capture import BackwardPass, Capture
 from rnndiag.recorder.record_passes import record_passes
 from rnndiag.run.recording import Recording
 
+_out_of_inference = torch.inference_mode(False)
+"""For looks from inside of `torch.inference_mode`, where the proofs' own derivatives could not be taken."""
+
 
 class Probe:
     """What `probe` yields. All of it is made at the first look, after the backward pass, and then stays."""
@@ -26,8 +30,15 @@ class Probe:
         self._passes: list[BackwardPass] = []
         self._proofs: list[Proof] = []
         self._recording: Recording | None = None
+        self._recorded = 0
+        """Passes in the recording."""
 
     def __enter__(self) -> Probe:
+        if self._capture.armed:
+            raise BadArgument(
+                "This probe is watching already.", "Make a second one: `rnndiag.probe(model)`."
+            )
+        self._passes += self._capture.take()
         self._capture.arm()
         return self
 
@@ -40,6 +51,7 @@ class Probe:
         self._capture.disarm()
 
     @property
+    @_out_of_inference
     def backward_passes(self) -> list[BackwardPass]:
         """One entry a backward pass, in order. Passes that come later are added at the next look."""
         self._passes += self._capture.take()
@@ -54,14 +66,15 @@ class Probe:
         runs = [run for seen in passes for run in seen.layer_runs]
         missed = {name: why for seen in passes for name, why in seen.missed.items()}
         if missed and not runs:
-            told = "; ".join(f"{name or 'the model'}: {why}" for name, why in missed.items())
             raise NotSupported(
-                f"None of the recurrent calls could be captured ({told}).",
-                "Call the recurrent modules themselves, not their forward, inside of the probe.",
+                f"None of the recurrent calls could be captured ({'; '.join(_by_reason(missed))}).",
+                "Make the forward pass inside of the probe too, and call the recurrent modules themselves, not their "
+                "forward.",
             )
         return runs
 
     @property
+    @_out_of_inference
     def proofs(self) -> list[Proof]:
         """One proof a backward pass: is what was captured right, and is it all?"""
         passes = self.backward_passes
@@ -69,15 +82,17 @@ class Probe:
         return self._proofs
 
     @property
+    @_out_of_inference
     def recording(self) -> Recording:
         """The measurements of all backward passes, as the callback would store them."""
-        if self._recording is None:
+        passes = self.backward_passes
+        if self._recording is None or self._recorded < len(passes):
             if not self.layer_runs:
                 raise CaptureFault(
                     "No backward pass through a recurrent layer was seen inside of the probe.",
                     "Run the forward pass and `loss.backward()` inside of the `with`, and look afterwards.",
                 )
-            self._recording = record_passes(self.backward_passes)
+            self._recording, self._recorded = record_passes(passes), len(passes)
         return self._recording
 
 
@@ -88,9 +103,17 @@ def _proof(seen: BackwardPass) -> Proof:
     )
     if not seen.missed:
         return proof
-    told = tuple(f"{name or 'the model'}: {why}" for name, why in seen.missed.items())
+    told = _by_reason(seen.missed)
     verdict = "inexact" if proof.verdict == "exact" else proof.verdict
     return replace(proof, verdict=verdict, reasons=(*proof.reasons, *told))
+
+
+def _by_reason(missed: Mapping[str, str]) -> tuple[str, ...]:
+    """NAME, NAME: REASON, each reason once."""
+    names: dict[str, list[str]] = {}
+    for name, why in missed.items():
+        names.setdefault(why, []).append(name or "the model")
+    return tuple(f"{', '.join(found)}: {why}" for why, found in names.items())
 
 
 def probe(
@@ -108,6 +131,11 @@ def probe(
     if not isinstance(model, nn.Module):
         raise BadArgument(
             f"`probe` was given a {type(model).__name__}.", "Pass the torch module that is trained."
+        )
+    if loss_scale is not None and not callable(loss_scale):
+        raise BadArgument(
+            f"`loss_scale` is {loss_scale!r}.",
+            "Pass a function that gives the factor while a backward pass runs, as `scaler.get_scale` does.",
         )
     if loss_scale is None:
         return Probe(Capture(model, steps=steps))

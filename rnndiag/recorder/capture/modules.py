@@ -40,7 +40,7 @@ def recurrent_modules(model: nn.Module, steps: Iterable[str | type] = ()) -> dic
     module that is named, or bound to a registered cell, belong to that step.
     """
     named = dict(model.named_modules())
-    chosen = _chosen(named, tuple(steps))
+    chosen = _chosen(named, (steps,) if isinstance(steps, (str, type)) else tuple(steps))
     found: dict[str, Watched] = {}
     inside: set[int] = set()
     for name, module in named.items():
@@ -64,6 +64,11 @@ def recurrent_modules(model: nn.Module, steps: Iterable[str | type] = ()) -> dic
 def _chosen(named: Mapping[str, nn.Module], steps: tuple[str | type, ...]) -> set[str]:
     found: set[str] = set()
     for step in steps:
+        if not isinstance(step, (str, type)):
+            raise BadArgument(
+                f"{step!r} was named as a step of a recurrence.",
+                "Give the names or the classes of the modules that do one step.",
+            )
         if isinstance(step, str):
             matches = {step} & named.keys()
         else:

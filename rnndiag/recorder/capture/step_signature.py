@@ -28,7 +28,7 @@ def may_be_step(module: nn.Module) -> bool:
         return False
     try:
         parameters = list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):  # AttributeError: a scripted module
         return False
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(positional) >= 2 and positional[1].name in STATE_NAMES
