@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="show one quantity: its meaning and its range per layer",
     )
     parser.add_argument("-l", "--layer", metavar="L", help="of one layer only")
+    parser.add_argument("--step", type=int, metavar="N", help="at one training step only")
     parser.add_argument(
         "--registry",
         action="store_true",
@@ -67,7 +68,11 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(to_json({"runs": told}, indent=1).decode() + "\n")
         return 0
     for one in runs:
-        lines = quantity_lines(one, args.quantity, args.layer) if args.quantity else overview(one)
+        lines = (
+            quantity_lines(one, args.quantity, args.layer, args.step)
+            if args.quantity
+            else overview(one)
+        )
         sys.stdout.write("".join(printable(line) + "\n" for line in lines))
     for sentence in getattr(runs, "unreadable", ()):
         sys.stdout.write(f"not shown: {printable(sentence)}\n")
@@ -253,7 +258,9 @@ def _quantity_line(one: Run, name: str) -> str:
     return f"{name:26s} {of}; {' x '.join(known.dims) or 'one number'}; {known.unit}, {known.scale}"
 
 
-def quantity_lines(one: Run, name: str, layer: str | None) -> Iterator[str]:
+def quantity_lines(
+    one: Run, name: str, layer: str | None, step: int | None = None
+) -> Iterator[str]:
     """One quantity: its meaning, and per layer its dims and its range over all recordings and at the last one."""
     from rnndiag.cli.text_picture import pictures
     from rnndiag.run.quantities import QUANTITIES
@@ -262,7 +269,7 @@ def quantity_lines(one: Run, name: str, layer: str | None) -> Iterator[str]:
     if name in QUANTITIES:
         yield f"  {QUANTITIES[name].meaning}"
     for of in one.layers_for(name, layer):
-        series = one.select(name, of)
+        series = one.select(name, of, None if step is None else [step])
         dims = ", ".join(f"{dim} {size}" for dim, size in series.sizes.items())
         yield f"  {of}: {dims}; {series.unit}, {series.scale}; {series.values.dtype}"
         if series.pooling:

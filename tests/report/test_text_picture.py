@@ -31,3 +31,12 @@ def test_show_draws_a_quantity(tmp_path: Path, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().out
     for gate in "ifgo":
         assert f"█ {gate} by time" in told
+
+
+def test_show_keeps_to_one_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = report_runs.write(tmp_path / "run", (0, 10), 12)
+    assert main(["show", str(run), "-q", "loss", "--step", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "step 0: 1 to 1" in told
+    assert "step 10" not in told
+    assert main(["show", str(run), "-q", "loss", "--step", "7"]) == 3
