@@ -319,3 +319,51 @@ def test_gradients_of_leaves_may_be_rewritten(kind: type[nn.RNNCellBase]) -> Non
     assert proof.verdict == "exact", proof.reasons
     assert proof.layers["cell"].input_gradient < 1e-10
     assert proof.layers["cell"].initial_gradient < 1e-10
+
+
+@pytest.mark.parametrize("kind", [*KINDS, nn.LSTM, nn.GRU, nn.RNN])
+def test_steps_that_only_warm_the_state_up_leave_a_state_that_is_given(kind: Any) -> None:
+    module, xs = kind(I, H), torch.randn(2, B, I)
+    early, late = xs if issubclass(kind, nn.RNNCellBase) else xs[:, None]
+    with rnndiag.probe(module) as probe:
+        warm = module(early)
+        warm = warm if issubclass(kind, nn.RNNCellBase) else warm[1]
+        state = tuple(p.detach() for p in warm) if isinstance(warm, tuple) else warm.detach()
+        first(module(late, state)).square().sum().backward()
+    (run,) = probe.layer_runs
+    assert run.tie == "given"
+    assert probe.proofs[0].verdict == "exact"
+
+
+def test_an_lstm_cell_whose_h_alone_is_changed_on_the_way() -> None:
+    xs = torch.randn(3, B, I)
+
+    def program(cell: Any) -> Tensor:
+        state, total = None, torch.zeros(())
+        for x in xs:
+            h, c = cell(x, state)
+            state, total = (0.5 * h, c), total + h.square().sum()
+        return total
+
+    both = run_both({"cell": nn.LSTMCell(I, H)}, program)
+    names = ["cell", "cell#2", "cell#3"]
+    both.check(
+        {name: ("cell", [k], "") for k, name in enumerate(names)},
+        dict.fromkeys(names[1:], "given"),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loop_over_a_cell_with_a_full_backward_hook_is_one_recurrence(
+    kind: type[nn.RNNCellBase],
+) -> None:
+    cell, xs = kind(I, H), torch.randn(T, B, I, requires_grad=True)
+    cell.register_full_backward_hook(lambda module, given, got: None)
+    with rnndiag.probe(cell) as probe:
+        state: Any = None
+        for x in xs:
+            state = cell(x, state)
+        first(state).square().sum().backward()
+    (run,) = probe.layer_runs
+    assert run.T == T
+    assert probe.proofs[0].verdict == "exact"

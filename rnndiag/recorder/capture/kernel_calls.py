@@ -19,7 +19,7 @@ from rnndiag.recorder.capture.call import (
 )
 from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.kernels import KernelCall
-from rnndiag.recorder.capture.links import kind_of_start
+from rnndiag.recorder.capture.links import kind_of_start, start_of
 from rnndiag.recorder.capture.stack_replay import OTHER_MASKS, tells_masks
 from rnndiag.recorder.faults import Faults
 
@@ -101,7 +101,7 @@ class KernelCalls:
             owner=frame.owner,
             plan=plan,
             inputs=asked.inputs.detach(),
-            hx=tuple(part.detach() if links else part.detach().clone() for part in asked.hx),
+            hx=start_of(asked.hx, links),
             hx_kind=() if links else tuple(kind_of_start(part) for part in given),
             weights=tuple(
                 {

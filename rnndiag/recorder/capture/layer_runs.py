@@ -275,7 +275,9 @@ class _ChainReplay:
         link = first.links.get((0, index))
         source = None if link is None else self.backward.name_of_end(link.call, link.index)
         if link is None or source is None:
-            kinds = set(first.hx_kind)
+            kinds = set(first.hx_kind) or {
+                "given"
+            }  # another part of it, or an end of no recorded run
             return next(kind for kind in ("learnt", "given", "zero") if kind in kinds)
         return f"{'run' if link.attached else 'detached'}:{source}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ _STRAIGHT = (
     "Chunk",
     "Contiguous",
 )
+_ONE_BY_ONE = ("BackwardHookFunctionBackward",)
+"""Nodes of several tensors that hand each of them on as it is: a module's full backward hook."""
 _MAX_WALK = 16
 
 
@@ -62,14 +65,23 @@ def marked_source(tensor: Tensor) -> tuple[int, int] | None:
         found = node.metadata.get(MARK, {}).get(number)
         if found is not None:
             return found  # type: ignore[no-any-return]
-        if not _straight(node.name()) or not node.next_functions:
+        if node.name() in _ONE_BY_ONE and number < len(node.next_functions):
+            node, number = node.next_functions[number]
+        elif _straight(node.name()) and node.next_functions:
+            node, number = node.next_functions[0]
+        else:
             return None
-        node, number = node.next_functions[0]
     return None
 
 
 def _straight(name: str) -> bool:
     return name.rstrip("0123456789").removesuffix("Backward") in _STRAIGHT
+
+
+def start_of(hx: State, links: Mapping[tuple[int, int], Link]) -> State:
+    """An initial state to keep: ends of calls are kept by those, everything else is copied."""
+    ends = {part for part, _ in links}
+    return tuple(part.detach() if k in ends else part.detach().clone() for k, part in enumerate(hx))
 
 
 def kind_of_start(tensor: Tensor) -> str:

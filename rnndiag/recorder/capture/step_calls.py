@@ -16,7 +16,7 @@ from rnndiag.recorder.capture.call import Autocast, Call
 from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.kernel_calls import Frame, out_alias
 from rnndiag.recorder.capture.kernels import Plan
-from rnndiag.recorder.capture.links import kind_of_start
+from rnndiag.recorder.capture.links import kind_of_start, start_of
 from rnndiag.recorder.capture.step_cell import StepCell, bound_cell, cell_as_it_is
 from rnndiag.recorder.capture.step_signature import (
     Arguments,
@@ -103,7 +103,7 @@ class StepModules:
             owner=frame.owner,
             plan=Plan(found.cell, frame.module, one_step=True),
             inputs=inputs.detach(),
-            hx=tuple(part.detach() if links else part.detach().clone() for part in given) + unseen,
+            hx=start_of(given, links) + unseen,
             hx_kind=() if links else tuple(kind_of_start(part) for part in given),
             weights=(weights,),
             autocast=Autocast.current(inputs.device.type),
