@@ -132,6 +132,14 @@ def probe(
         raise BadArgument(
             f"`probe` was given a {type(model).__name__}.", "Pass the torch module that is trained."
         )
+    scripted = [
+        name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)
+    ]
+    if scripted:
+        raise NotSupported(
+            f"{scripted[0] or 'The model'} was scripted or traced by torch.jit, where no step can be watched.",
+            "Probe the module that it was made from.",
+        )
     if loss_scale is not None and not callable(loss_scale):
         raise BadArgument(
             f"`loss_scale` is {loss_scale!r}.",

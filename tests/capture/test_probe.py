@@ -96,3 +96,10 @@ def test_it_can_be_looked_at_in_inference_mode(dropout: float) -> None:
     with torch.inference_mode():
         assert probe.proofs[0].verdict == "exact"
         assert probe.recording.verdict == "exact"
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns of itself
+def test_a_traced_model_is_refused() -> None:
+    traced = torch.jit.trace(nn.GRU(2, 3), torch.randn(4, 2, 2))
+    with pytest.raises(NotSupported, match="traced by torch"):
+        rnndiag.probe(traced)
