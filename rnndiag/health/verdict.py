@@ -76,4 +76,6 @@ def _healthy(findings: Sequence[Finding]) -> str:
 
 def _sentence(text: str) -> str:
     text = text.strip()
-    return (text[:1].upper() + text[1:]).rstrip(".") + "." if text else ""
+    if text[:1].isascii():  # a symbol such as ρ keeps its case
+        text = text[:1].upper() + text[1:]
+    return text.rstrip(".") + "." if text else ""

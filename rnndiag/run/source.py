@@ -94,7 +94,7 @@ class LocalFile:
             self.close()
             raise NotRegular("not a regular file, or replaced since the run was opened")
         self._open[self] = None
-        if len(self._open) > self._MOST_OPEN:
+        while len(self._open) > self._MOST_OPEN:
             next(iter(self._open)).close()
         return self._descriptor
 

@@ -102,6 +102,26 @@ def test_a_check_that_was_asked_for_and_not_recorded_is_not_a_pass(make_run: Mak
     assert exit_code(found) == 3
 
 
+def test_calls_that_no_loss_reaches_have_no_truncation_error(make_run: MakeRun) -> None:
+    """The first chunks of a sequence with its loss at the end: 0 / 0 is no bias, and no fault."""
+    nothing = {"window_bias": np.full(60, np.nan)}
+    found = rnndiag.check(make_run(layer_changes=lambda i: nothing))
+    assert of(found, "truncation_error").status != "fail"
+    assert "no gradient reaches it" in of(found, "truncation_error").message
+
+
+def test_counts_that_are_not_finite_fail_without_a_warning(make_run: MakeRun) -> None:
+    broken = {"nonfinite_states": np.array([np.inf, -np.inf])}
+    found = rnndiag.check(make_run(layer_changes=lambda i: broken))
+    assert of(found, "nonfinite", "rnn.l0").status == "fail"
+
+
+def test_a_heading_keeps_the_case_of_a_symbol(make_run: MakeRun) -> None:
+    drift = make_run(layer_changes=lambda i: {"spectral_radius": np.array([0.5 + 0.1 * i])})
+    told = [f for f in rnndiag.check(drift) if f.check == "spectral_drift"]
+    assert verdict(told).sentence.startswith("ρ(W_hh)")
+
+
 def test_a_failed_proof_comes_before_a_failed_check(make_run: MakeRun) -> None:
     def recording(i: int) -> dict[str, object]:
         return {"verdict": "inexact", "reasons": {"rnn.l0": "the sum law fails"}} if i >= 45 else {}

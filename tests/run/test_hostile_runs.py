@@ -32,10 +32,17 @@ GOOD = (0, 10)
 
 READ = """
 import json, resource, sys, time
+from pathlib import Path
 from rnndiag.errors import RunUnreadable
 from rnndiag.run.run import open_run
 from rnndiag.run.text import to_json
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def megabytes():
+    # ru_maxrss lives through exec and so counts the process that started this one; VmHWM does not
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 begin = time.process_time()
 answer = {"steps": [], "layers": [], "problems": [], "asked": [], "refused": ""}
 try:
@@ -52,7 +59,7 @@ try:
 except RunUnreadable as fault:
     answer["refused"] = str(fault)
 answer["seconds"] = time.process_time() - begin
-answer["megabytes"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+answer["megabytes"] = megabytes()
 print(json.dumps(answer))
 """
 

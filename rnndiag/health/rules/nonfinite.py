@@ -38,7 +38,8 @@ def nonfinite(numbers: LayerNumbers) -> Series:
             continue
         flat = found.values.reshape(len(found.steps), -1)
         if quantity in _COUNTS:
-            bad = np.nansum(flat, axis=1)
+            with np.errstate(invalid="ignore"):  # a broken count may itself be inf and -inf
+                bad = np.nansum(flat, axis=1)
         elif quantity in _PADDED:
             bad = _bad_in_history(numbers, quantity, flat)
         else:

@@ -32,10 +32,13 @@ def truncation_error(numbers: LayerNumbers) -> Series:
     the credit's decay. Else it is the bias at the window in use: of the mean gradient where that is resolved, else of
     each minibatch.
     """
-    for source in (_across_seams, _beyond_the_cut):
-        found = source(numbers)
-        if found is not None:
-            return found
+    found = _across_seams(numbers) or _beyond_the_cut(numbers) or _within_the_call(numbers)
+    if np.isnan(found.values).all():
+        raise NotRecorded("no gradient reaches it, so there is nothing to be off from")
+    return found
+
+
+def _within_the_call(numbers: LayerNumbers) -> Series:
     bias = numbers.get("window_bias")
     window = windows_in_use(numbers)
     keep = np.array([int(step) in window for step in bias.steps], dtype=bool)
