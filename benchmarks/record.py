@@ -17,7 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own log lines; read as torch is loaded
+os.environ.setdefault(
+    "KINETO_LOG_LEVEL", "99"
+)  # the profiler's own log lines; read as torch is loaded
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +98,9 @@ class Bench:
             outputs.append(parts[0])
         logits = self.model.head(torch.stack(outputs)).flatten(0, 1)
         nn.functional.cross_entropy(logits, self.y).backward()
-        torch.stack([part.grad.norm() for parts in states for part in parts if part.grad is not None])
+        torch.stack(
+            [part.grad.norm() for parts in states for part in parts if part.grad is not None]
+        )
         self.optimizer.step()
 
 
@@ -181,7 +185,9 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
-    print(f"T={options.steps} B={options.batch} H={options.hidden} float32 threads={options.threads}")
+    print(
+        f"T={options.steps} B={options.batch} H={options.hidden} float32 threads={options.threads}"
+    )
     for cell, row in found.items():
         print(
             f"{cell:5} plain {row['plain_ms']:6.1f} ms  recorded {row['recorded_ms']:6.1f} ms = "
