@@ -101,6 +101,8 @@ def _proof(seen: BackwardPass) -> Proof:
     proof = prove(
         seen.layer_runs, [(adj, contribution_norms(adj)) for adj in made], dtype=seen.dtype
     )
+    if seen.cut:
+        proof = replace(proof, reasons=(*proof.reasons, *_by_reason(seen.cut)))
     if not seen.missed:
         return proof
     told = _by_reason(seen.missed)

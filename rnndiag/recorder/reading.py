@@ -41,8 +41,8 @@ class Reader:
     def read(self, pending: Pending, passes: Sequence[BackwardPass]) -> None:
         """Measure the passes into the recording. Of batches that accumulate gradients the first is measured."""
         for seen in passes:
-            if seen.missed:
-                pending.facts.setdefault("not_measured", {}).update(seen.missed)
+            if told := {**seen.cut, **seen.missed}:
+                pending.facts.setdefault("not_measured", {}).update(told)
             runs = self._named(pending, seen.layer_runs)
             if not runs:
                 continue

@@ -22,8 +22,8 @@ def record_passes(
     groups = chosen_measures(measures)
     pending = Pending(step, groups)
     for seen in passes:
-        if seen.missed:
-            pending.facts.setdefault("not_measured", {}).update(seen.missed)
+        if told := {**seen.cut, **seen.missed}:
+            pending.facts.setdefault("not_measured", {}).update(told)
         runs = []
         for run in seen.layer_runs:
             number = pending.layers[run.name] = pending.layers.get(run.name, 0) + 1

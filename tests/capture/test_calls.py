@@ -10,6 +10,9 @@ from capture.by_hand import run_both
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+import rnndiag
+from rnndiag.errors import NotSupported
+
 B, I, H = 3, 2, 4
 KINDS = [nn.LSTM, nn.GRU, nn.RNN]
 pytestmark = pytest.mark.usefixtures("double")
@@ -258,3 +261,11 @@ def test_a_learnt_initial_state_is_said_to_be_learnt() -> None:
     assert run.initial_gradient is not None
     assert torch.allclose(run.initial_gradient[0].sum(0), model.h0.grad[0, 0], atol=1e-12)
     assert torch.allclose(rnndiag.adjoints(run).initial[0], run.initial_gradient[0], atol=1e-12)
+
+
+def test_a_call_without_a_single_sequence_is_named() -> None:
+    rnn = nn.LSTM(I, H)
+    with rnndiag.probe(rnn) as probe:
+        rnn(torch.randn(4, 0, I))[0].sum().backward()
+    with pytest.raises(NotSupported, match="without a single sequence"):
+        probe.layer_runs

@@ -367,3 +367,16 @@ def test_a_loop_over_a_cell_with_a_full_backward_hook_is_one_recurrence(
     (run,) = probe.layer_runs
     assert run.T == T
     assert probe.proofs[0].verdict == "exact"
+
+
+def test_a_loop_whose_state_is_changed_on_the_way_says_that_it_is_cut() -> None:
+    cell, xs, normal = nn.GRUCell(I, H), torch.randn(T, B, I), nn.LayerNorm(H)
+    with rnndiag.probe(cell) as probe:
+        h = torch.zeros(B, H)
+        for x in xs:
+            h = normal(cell(x, h))
+        h.square().sum().backward()
+    (proof,) = probe.proofs
+    assert proof.verdict == "exact"
+    assert any("called 5 times for one step each" in reason for reason in proof.reasons)
+    assert "does not pass from call to call" in probe.recording.notes["not_measured"]["cell"]

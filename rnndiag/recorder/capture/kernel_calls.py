@@ -115,6 +115,7 @@ class KernelCalls:
             links=links,
             in_backward=running_task() >= 0,
             notes=[OTHER_MASKS] if drops and not known else [],
+            refusal="" if asked.hx[0].numel() else "it was called without a single sequence",
         )
 
 

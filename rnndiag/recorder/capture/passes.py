@@ -21,6 +21,10 @@ _GRADIENT_OF_GRADIENT = (
     "a gradient of a gradient (create_graph=True) flows through the layer, "
     "and the adjoints do not hold it"
 )
+_CUT = (
+    "it is called {} times for one step each, and its state does not pass from call to call as it is: "
+    "each call is a run of its own, which reaches back one step only"
+)
 _PRECISION = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Coarsest first."""
 
@@ -39,6 +43,23 @@ class BackwardPass:
     """Module -> why its calls could not be replayed; recurrent parameter -> why its gradient is not explained."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
+
+    @property
+    def cut(self) -> dict[str, str]:
+        """Recurrences called step by step whose state is changed on the way, so that every call is a run -> a sentence.
+
+        The numbers of such runs hold, but none of them reaches further back than its one step.
+        """
+        starts: dict[str, list[LayerRun]] = defaultdict(list)
+        for run in self.layer_runs:
+            starts[run.name.partition("#")[0]].append(run)
+        return {
+            name: _CUT.format(len(runs))
+            for name, runs in starts.items()
+            if len(runs) > 2
+            and all(run.T == 1 for run in runs)
+            and all(run.tie == "given" or run.tie.startswith("run:") for run in runs[1:])
+        }
 
 
 @dataclass
