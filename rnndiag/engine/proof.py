@@ -108,7 +108,7 @@ def prove(
         run.name: _layer_proof(run, adj, seed) for run, (adj, _) in zip(runs, analyses, strict=True)
     }
     failed = [
-        f"the contributions to {name} sum to the gradient only within {value:.1e}"
+        _law_fault(name, value, law.remainders[name])
         for name, value in residual.items()
         if name in failing and name not in outside
     ]
@@ -144,6 +144,12 @@ def _bound(dtype: torch.dtype) -> Bound:
             f"Known are {', '.join(str(known) for known in BOUNDS)}.",
         )
     return BOUNDS[dtype]
+
+
+def _law_fault(name: str, value: float, remainder: Tensor) -> str:
+    if not bool(remainder.isfinite().all()):
+        return f"the gradient of {name} or a contribution to it is not finite, so their sum proves nothing"
+    return f"the contributions to {name} sum to the gradient only within {value:.1e}"
 
 
 def _layer_faults(name: str, proof: LayerProof, bound: Bound) -> list[str]:

@@ -176,3 +176,4 @@ def test_what_is_not_finite_is_shown_exactly_where_it_is(
         assert torch.equal(found.isfinite(), expected.isfinite())
     if poison is poisoned_input:
         assert probe.proofs[0].verdict == "inexact"
+        assert "not finite" in probe.proofs[0].reasons[0]
