@@ -27,7 +27,8 @@ def formulas(text: str) -> str:
 
     def outside(part: str) -> str:
         part = BLOCK.sub(lambda m: f"\n\n{convert(m.group(1).strip(), display='block')}\n\n", part)
-        return INLINE.sub(lambda m: convert(m.group(1)), part)
+        # at the start of a line Markdown takes <math> for a block of its own, <span> for a word
+        return INLINE.sub(lambda m: f"<span>{convert(m.group(1))}</span>", part)
 
     pieces = FENCE.split(text)
     return "".join(piece if k % 2 else outside(piece) for k, piece in enumerate(pieces))

@@ -54,6 +54,7 @@ def test_formulas_become_mathml_and_code_stays(pages: ModuleType) -> None:
     pytest.importorskip("latex2mathml")
     text = pages.formulas("so $a^2$ and `$x$` cost $5\n```python\ns = '$a$'\n```\n$$b$$")
     assert text.count("<math") == 2
+    assert "so <span><math" in text
     assert "`$x$`" in text
     assert "s = '$a$'" in text
     assert "cost $5" in text
