@@ -20,13 +20,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.epilog = _EPILOG
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="run directory, or a pattern in quotes"
+        "runs",
+        nargs="*",
+        metavar="RUN [QUANTITY]",
+        help="run directory, or a pattern in quotes; last, the quantity to show",
     )
     parser.add_argument(
         "-q",
         "--quantity",
         metavar="Q",
-        help="show one quantity: its meaning and its range per layer",
+        help="the quantity to show: its meaning and its range per layer",
     )
     parser.add_argument("-l", "--layer", metavar="L", help="of one layer only")
     parser.add_argument("--step", type=int, metavar="N", help="at one training step only")
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.registry:
         sys.stdout.write(registry_markdown() if args.markdown else registry_text())
         return 0
+    _quantity_after_runs(args)
     _refuse_unclear(args)
     if not args.runs:
         raise BadConfig("No run was named.", "Write: rnndiag show RUN, or rnndiag show --registry.")
@@ -79,29 +83,29 @@ def run(args: argparse.Namespace) -> int:
     return 3 if any(not _is_pattern(name) and not os.path.isdir(name) for name in missing) else 0
 
 
-def _refuse_unclear(args: argparse.Namespace) -> None:
-    """Options that would do nothing, and a quantity given as if it were a run."""
-    from rnndiag.errors import BadConfig
+def _quantity_after_runs(args: argparse.Namespace) -> None:
+    """`show RUN loss` is `show RUN -q loss`, unless something of that name lies there."""
     from rnndiag.run.quantities import QUANTITIES
+
+    last = args.runs[-1] if len(args.runs) > 1 and args.quantity is None else None
+    if last in QUANTITIES and not os.path.exists(last):
+        args.quantity = args.runs.pop()
+
+
+def _refuse_unclear(args: argparse.Namespace) -> None:
+    """Options that would do nothing."""
+    from rnndiag.errors import BadConfig
 
     if args.markdown:
         raise BadConfig(
             "--markdown is for the registry.", "Write: rnndiag show --registry --markdown."
         )
     if args.layer is not None and args.quantity is None:
-        raise BadConfig(
-            "--layer is for one quantity.", "Name it: rnndiag show RUN -q loss -l LAYER."
-        )
+        raise BadConfig("--layer is for one quantity.", "Name it: rnndiag show RUN loss -l LAYER.")
     if args.json and args.quantity is not None:
         raise BadConfig(
             "--json is for the overview.", "Write: rnndiag export RUN -q QUANTITY --format json."
         )
-    for name in args.runs[1:]:
-        if name in QUANTITIES and not os.path.exists(name):
-            raise BadConfig(
-                f"{name} is a quantity, not a run.",
-                f"Write: rnndiag show {args.runs[0]} -q {name}.",
-            )
 
 
 def _is_pattern(text: str) -> bool:
