@@ -62,6 +62,8 @@ def run_pytest(folder: Path, tests: str, *options: str) -> subprocess.CompletedP
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
             "PYTHONWARNINGS": "ignore",
+            # installed or not, it is loaded once: by name
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         },
         capture_output=True,
         text=True,

@@ -98,6 +98,10 @@ def test_the_gallery_shows_what_it_says() -> None:
     used = too_short.last("window_in_use", "model")
     assert used is not None
     assert float(used.values) == 10
-    assert too_short.verdict.word == "WINDOW TOO SHORT"
+    told = too_short.run.last.notes["cause"]
+    unreached = [layer for layer, why in told.items() if "No gradient" in why["sentence"]]
+    assert (
+        len(unreached) == 4
+    )  # the answer's gradient ends at the last seam: 40 of 50 steps get none
     assert context("explodes").verdict.word == "EXPLODING"
     assert context("rnn-forgets").verdict.word == "SHORT MEMORY"

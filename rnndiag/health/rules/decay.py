@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.numbers import LayerNumbers, NotRecorded
 from rnndiag.health.rule import Series, rule
 from rnndiag.run.reach import decay as decay_of_profile
 
@@ -25,5 +25,7 @@ from rnndiag.run.reach import decay as decay_of_profile
 def decay(numbers: LayerNumbers) -> Series:
     """The fitted decay of each recording's credit profile."""
     profile = numbers.get("credit_profile").pick("profile_stat", "profile")
+    if np.isnan(profile.values).all():
+        raise NotRecorded("no gradient of the loss reaches it")
     values = [decay_of_profile(row).value for row in profile.values]
     return Series(profile.steps, np.array(values))

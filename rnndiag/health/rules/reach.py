@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnndiag.health.numbers import LayerNumbers
+from rnndiag.health.numbers import LayerNumbers, NotRecorded
 from rnndiag.health.rule import Range, Series, rule
 from rnndiag.run.reach import reach as reach_of_profile
 
@@ -42,6 +42,8 @@ def _typical(numbers: LayerNumbers) -> Range:
 def reach(numbers: LayerNumbers) -> Series:
     """The reach of each recording's credit profile, in steps."""
     profile = numbers.get("credit_profile").pick("profile_stat", "profile")
+    if np.isnan(profile.values).all():
+        raise NotRecorded("no gradient of the loss reaches it")
     lags = numbers.lags(profile.steps)
     values = [
         reach_of_profile(row, SHARE, steps).value
