@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.run.text import printable, to_json
 
     if args.registry:
+        from rnndiag.cli.registry_listing import registry_markdown, registry_text
+
         sys.stdout.write(registry_markdown() if args.markdown else registry_text())
         return 0
     _quantity_after_runs(args)
@@ -110,34 +112,6 @@ def _refuse_unclear(args: argparse.Namespace) -> None:
 
 def _is_pattern(text: str) -> bool:
     return any(mark in text for mark in "*?[") and "://" not in text
-
-
-def registry_text() -> str:
-    """Every registered quantity in words."""
-    from rnndiag.run.quantities import QUANTITIES
-
-    lines = []
-    group = ""
-    for q in QUANTITIES.values():
-        if q.group != group:
-            group = q.group
-            lines.append(f"\n{group}")
-        dims = " x ".join(q.dims) or "one number"
-        lines.append(f"  {q.name:26s} {dims}; {q.unit}, {q.scale}\n      {q.meaning}")
-    return "\n".join(lines).lstrip("\n") + "\n"
-
-
-def registry_markdown() -> str:
-    """Every registered quantity as a Markdown table."""
-    from rnndiag.run.quantities import QUANTITIES
-
-    rows = ["| quantity | dims | unit | scale | of | meaning |", "|---|---|---|---|---|---|"]
-    for q in QUANTITIES.values():
-        meaning = q.meaning.replace("|", "\\|")
-        rows.append(
-            f"| `{q.name}` | {', '.join(q.dims) or '–'} | {q.unit} | {q.scale} | {q.owner} | {meaning} |"
-        )
-    return "\n".join(rows) + "\n"
 
 
 def size_text(size: float) -> str:
