@@ -166,7 +166,7 @@ def faults(module: str, imported: Import, modules: set[str]) -> Iterator[str]:
             yield f"{where}: import rnndiag must load nothing else"
     elif here == "engine" and top in FILES:
         yield f"{where}: engine is mathematics on tensors and touches no files"
-    elif top not in sys.stdlib_module_names:
+    elif top not in {*sys.stdlib_module_names, "tomllib"}:  # of the library from 3.11 on
         late = imported.when in {"later", "types"} and top in rules.lazy
         if top not in rules.packages and not late:
             yield f"{where}: {here or 'rnndiag'} may import {sorted(rules.packages)}"

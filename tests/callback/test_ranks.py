@@ -29,7 +29,9 @@ def test_two_ranks_record_apart_and_are_read_as_one(schedule: str, tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    ours, theirs = (torch.load(tmp_path / f"weights.{k}") for k in ("with", "without"))
+    ours, theirs = (
+        torch.load(tmp_path / f"weights.{k}", weights_only=True) for k in ("with", "without")
+    )
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
     run = rnndiag.open_run(tmp_path / "run")

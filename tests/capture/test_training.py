@@ -175,6 +175,7 @@ def test_an_exception_between_forward_and_backward() -> None:
     assert probe.proofs[0].verdict == "exact"
 
 
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # torch 2.4's own
 @pytest.mark.parametrize(
     "duplicate",
     [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), copy.copy],
@@ -199,6 +200,7 @@ def test_a_saved_copy_needs_no_rnndiag_to_load() -> None:
     assert b"rnndiag" not in stream.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.cpu.amp.autocast:FutureWarning")  # torch 2.4's own
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed_calls_are_seen_once(reentrant: bool) -> None:
     model = nn.LSTM(I, H, 2, dropout=0.5)

@@ -13,7 +13,8 @@ from rnndiag.health.interval import beta_regularized, prediction_interval, t_cdf
 @pytest.mark.parametrize("probability", [0.6, 0.9, 0.975, 0.995, 0.99999])
 def test_quantile_is_scipys(probability: float, freedom: int) -> None:
     assert t_quantile(probability, freedom) == pytest.approx(
-        stats.t.ppf(probability, freedom), rel=1e-9
+        stats.t.ppf(probability, freedom),
+        rel=1e-8,  # scipy 1.11's own error is 3e-9
     )
 
 
