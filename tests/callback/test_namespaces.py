@@ -147,11 +147,11 @@ def test_every_argument_is_typed_and_documented() -> None:
     import inspect
 
     signature = inspect.signature(rnndiag.GradientDiagnostics.__init__)
-    text = rnndiag.GradientDiagnostics.__doc__ or ""
+    text = inspect.getdoc(rnndiag.GradientDiagnostics) or ""
     for name, parameter in signature.parameters.items():
         if name != "self":
             assert parameter.annotation is not inspect.Parameter.empty
-            assert f"        {name}: " in text, name
+            assert f"\n    {name}: " in text, name
             assert parameter.default is not inspect.Parameter.empty
 
 
