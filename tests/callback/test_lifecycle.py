@@ -168,6 +168,7 @@ def test_copies_and_pickles_write_the_same_run(diagnostics: Any) -> None:
     assert after._fit is None
 
 
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # torch 2.4's own
 def test_a_copy_made_in_the_middle_of_a_step_holds_nothing(diagnostics: Any) -> None:
     sizes: list[int] = []
 

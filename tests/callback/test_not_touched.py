@@ -269,6 +269,7 @@ def _with_validation(make: Any, callbacks: list[Any], options: dict[str, Any]) -
 
 # torch's compiler looks at .grad of the layer's output, with or without a callback
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:`torch.cpu.amp.autocast:FutureWarning")  # torch 2.4's own
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")  # torch's own word
 @pytest.mark.parametrize("case", CASES)
 def test_weights_and_random_stream_are_the_same(case: str, diagnostics: Any) -> None:
