@@ -48,9 +48,7 @@ class Population:
 
     def inner(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """<x, y> of two sums (P,), by parameter and over all."""
-        sums = self.layout.sums(x * y)
-        values = torch.stack(list(sums.values())).tolist()
-        return dict(zip(sums, values, strict=True))
+        return dict(zip((*self.layout.names, ALL), self.layout.inner(x, y).tolist(), strict=True))
 
     def _of_mean(self, total: float, own: Tensor, reach: Tensor) -> tuple[float, float]:
         groups = len(own)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.truncation.chain import Chain
-from rnndiag.engine.truncation.parameters import ALL, add_gradients, right_factors
+from rnndiag.engine.truncation.parameters import ALL
 from rnndiag.engine.truncation.population import Moments, Population
+from rnndiag.engine.truncation.products import add_gradients, right_factors
 from rnndiag.engine.truncation.sampling import Sampling
 from rnndiag.engine.truncation.travel import Lag
 from rnndiag.engine.truncation.visit import visit

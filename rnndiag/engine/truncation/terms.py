@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.parameters import (
-    add_gradients,
-    empty_buffer,
-    layout_of,
-    right_factors,
-)
+from rnndiag.engine.truncation.parameters import layout_of
+from rnndiag.engine.truncation.products import add_gradients, empty_buffer, right_factors
 from rnndiag.engine.truncation.stack import Runs, chain_of
 from rnndiag.engine.truncation.travel import Rows, travel
 from rnndiag.errors import BadArgument

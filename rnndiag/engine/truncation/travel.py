@@ -100,7 +100,7 @@ def travel(chain: Chain, rows: Rows, lags: int, gradients: Wanted | None = None)
     if rows.steps.dim() == 2:
         cotangent = _silence(cotangent, rows.steps >= 0)
     first = 0
-    scratch: Scratch = {}
+    scratch = Scratch()
     for d in range(lags):
         if cotangent[0].shape[0] == 0:
             return

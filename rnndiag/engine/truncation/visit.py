@@ -15,7 +15,6 @@ from rnndiag.engine.transition import (
     flat_step,
     preactivations,
     project_back,
-    weighted,
 )
 from rnndiag.engine.truncation.chain import Chain, Link
 from rnndiag.engine.truncation.where import Where, piece, take
@@ -37,8 +36,21 @@ class Visit:
 PIECE_BYTES = 64 * 2**20
 """Diagonal derivatives that are not kept are made for stretches of rows of at most this size."""
 
-Scratch = dict[tuple[int, str], Tensor]
-"""Memory that visits reuse: what a visit holds is then overwritten by the next one."""
+
+class Scratch:
+    """Memory that visits reuse: what a visit holds is overwritten by the next one, what it carried by the one after."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, str], Tensor] = {}
+        self.turn = 0
+        """0 or 1: by turns, so that the cotangent that comes in is not overwritten by what goes out."""
+
+    def room(self, number: int, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Memory of this shape, kept from the first visit on; it may shrink along its first axis."""
+        held = self._held.get((number, name))
+        if held is None or held.shape[0] < shape[0] or held.shape[1:] != shape[1:]:
+            held = self._held[number, name] = like.new_empty(shape)
+        return held[: shape[0]]
 
 
 def visit(
@@ -57,6 +69,8 @@ def visit(
     """
     visits: list[Visit] = []
     before: list[State] = []
+    if scratch is not None:
+        scratch.turn ^= 1
     rest, from_above = list(cotangent), None
     for number, link in reversed(list(enumerate(chain.links))):
         count = len(link.direct)
@@ -101,7 +115,7 @@ def _visit_diagonal(
         a_ih = a_hh if run.cell.additive else _gates(diagonal.a_ih, back, memory, "a_ih")
     down = a_ih @ run.weights["weight_ih"] if has_below and a_ih is not None else None
     found = Visit(link, where, own, a_ih, a_hh, diagonal.projected)
-    return found, _carried(run, diagonal, own, back, a_hh) if carry else (), down
+    return found, _carried(run, diagonal, own, back, a_hh, memory) if carry else (), down
 
 
 def _visit_in_pieces(
@@ -143,17 +157,26 @@ def _rows(state: State, start: int, stop: int) -> State:
     return tuple(part[start:stop] for part in state)
 
 
-def _carried(run: LayerRun, diagonal: Coefficients, own: State, back: State, a_hh: Tensor) -> State:
+def _carried(
+    run: LayerRun,
+    diagonal: Coefficients,
+    own: State,
+    back: State,
+    a_hh: Tensor,
+    memory: tuple[Scratch, int] | None,
+) -> State:
     """J^T a: what goes through the pre-activations, and what goes through the carried parts."""
-    flat, weight_hh = a_hh.flatten(0, 1), run.weights["weight_hh"]
+    flat, weight_hh = a_hh.flatten(0, -2), run.weights["weight_hh"]
     carried: list[Tensor] = []
-    for q, part in enumerate(own):
-        value = weighted([(row[q], b) for row, b in zip(diagonal.state, back, strict=True)])
-        if q == 0 and value is None:
-            value = (flat @ weight_hh).view_as(part)
-        elif q == 0 and value is not None:
-            value = value.flatten(0, 1).addmm_(flat, weight_hh).view_as(part)
-        carried.append(torch.zeros_like(part) if value is None else value)
+    for q, like in enumerate(own):
+        terms = [(row[q], part) for row, part in zip(diagonal.state, back, strict=True)]
+        value = _room(memory, f"carried {q}", like, like.shape, in_turn=True)
+        empty = not _weighted_into(value, terms)
+        if q == 0:
+            value.view(-1, value.shape[-1]).addmm_(flat, weight_hh, beta=0 if empty else 1)
+        elif empty:
+            value.zero_()
+        carried.append(value)
     return tuple(carried)
 
 
@@ -161,26 +184,35 @@ def _gates(
     rows: tuple[Tensor | None, ...], back: State, memory: tuple[Scratch, int] | None, name: str
 ) -> Tensor:
     """Σ over parts of diagonal derivative (K, N, gates, H) times cotangent (K, N, H), summed in place."""
-    total: Tensor | None = None
-    for c, part in zip(rows, back, strict=True):
-        if c is None:
-            continue
-        wide = part.unsqueeze(-2)
-        if total is None:
-            out = None if memory is None else _reserved(*memory, name, c, len(part))
-            total = torch.mul(c, wide) if out is None else torch.mul(c, wide, out=out)
-        else:
-            total.addcmul_(c, wide)
-    assert total is not None
+    like = next(c for c in rows if c is not None)
+    shape = (*back[0].shape[:-1], *like.shape[-2:])
+    total = _room(memory, name, like, shape)
+    _weighted_into(total, [(c, part.unsqueeze(-2)) for c, part in zip(rows, back, strict=True)])
     return total.flatten(-2)
 
 
-def _reserved(scratch: Scratch, number: int, name: str, like: Tensor, rows: int) -> Tensor:
-    """Room for `rows` rows of this shape, kept from the first visit on."""
-    held = scratch.get((number, name))
-    if held is None or held.shape[0] < rows or held.shape[1:] != like.shape[1:]:
-        held = scratch[number, name] = like.new_empty(rows, *like.shape[1:])
-    return held[:rows]
+def _room(
+    memory: tuple[Scratch, int] | None,
+    name: str,
+    like: Tensor,
+    shape: tuple[int, ...],
+    in_turn: bool = False,
+) -> Tensor:
+    if memory is None:
+        return like.new_empty(shape)
+    scratch, number = memory
+    return scratch.room(number, f"{name} {scratch.turn}" if in_turn else name, like, tuple(shape))
+
+
+def _weighted_into(total: Tensor, terms: list[tuple[Tensor | None, Tensor]]) -> bool:
+    """total = Σ coefficient * cotangent over the terms whose coefficient is not zero; False where there is none."""
+    known = [(c, part) for c, part in terms if c is not None]
+    for number, (c, part) in enumerate(known):
+        if number == 0:
+            torch.mul(c, part, out=total)
+        else:
+            total.addcmul_(c, part)
+    return bool(known)
 
 
 def _visit_by_autograd(link: Link, where: Where, own: State, has_below: bool) -> Visited:

@@ -15,12 +15,8 @@ from torch import Tensor
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.cells import State
 from rnndiag.engine.truncation.chain import Chain
-from rnndiag.engine.truncation.parameters import (
-    Layout,
-    add_gradients,
-    empty_buffer,
-    right_factors,
-)
+from rnndiag.engine.truncation.parameters import Layout
+from rnndiag.engine.truncation.products import add_gradients, empty_buffer, right_factors
 from rnndiag.engine.truncation.visit import Scratch, visit
 from rnndiag.engine.truncation.where import every
 
@@ -48,7 +44,7 @@ def scan(
     shape = (chain.T, draws, chain.B)
     result = tuple(part.new_zeros(*shape, part.shape[-1]) for part in direct)
     carry: State = tuple(part.new_zeros(*shape[1:], part.shape[-1]) for part in direct)
-    scratch: Scratch = {}
+    scratch = Scratch()
     for t in reversed(range(chain.T)):
         now = tuple(c + part[t] for c, part in zip(carry, direct, strict=True))
         for whole, part in zip(result, now, strict=True):
@@ -77,7 +73,7 @@ def segments(chain: Chain, k1: int, k2: int) -> State:
     direct = chain.direct
     result = tuple(torch.zeros_like(part) for part in direct)
     passes = -(-T // k1)
-    scratch: Scratch = {}
+    scratch = Scratch()
     carry: State = tuple(part.new_zeros(passes, *part.shape[1:]) for part in direct)
     for i in range(min(k2, passes * k1)):
         first = max(0, -(-(1 + i - k1) // k1))

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.truncation.outcomes import Outcome, Task
-from rnndiag.engine.truncation.parameters import (
-    ALL,
-    add_gradients,
-    empty_buffer,
-    right_factors,
-)
+from rnndiag.engine.truncation.parameters import ALL
+from rnndiag.engine.truncation.products import add_gradients, empty_buffer, right_factors
 from rnndiag.engine.truncation.roulette import lag_costs, optimal_survival
 from rnndiag.engine.truncation.sweep import exact_tails
 from rnndiag.engine.truncation.travel import rows_of, travel
