@@ -18,9 +18,9 @@ from rnndiag.engine.transition import (
     Coefficients,
     coefficients,
     flat_step,
+    preactivations,
     project_back,
     pulled_back,
-    run_preactivations,
     step,
     weighted,
 )
@@ -231,7 +231,7 @@ def _preactivation_adjoints(
     cell = run.cell
     assert cell.pointwise is not None
     with torch.no_grad():
-        a_ih, a_hh = run_preactivations(run, previous[0])
+        a_ih, a_hh = preactivations(cell, run.weights, run.inputs, previous[0])
     back = project_back(run, delta)
     with torch.enable_grad():
         a_ih = a_ih.detach().requires_grad_()

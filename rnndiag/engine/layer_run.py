@@ -49,8 +49,8 @@ class LayerRun:
     """Why the run is not exact, if it is not."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
-    pre: tuple[Tensor, Tensor] | None = None
-    """(a_ih, a_hh) of all steps as `preactivations` gives them, kept where they are known already; None: computed."""
+    gates: Mapping[str, Tensor] | None = None
+    """Values of the gates of all steps, (T, B, H) each, kept where they are known already; None: computed."""
 
     def __repr__(self) -> str:
         sizes = named_sizes(self)
@@ -134,7 +134,7 @@ class LayerRun:
             initial_gradient=None
             if self.initial_gradient is None
             else tuple(map(move, self.initial_gradient)),
-            pre=None,
+            gates=None,
         )
 
     def select(self, samples: Tensor | Sequence[int]) -> LayerRun:
@@ -152,7 +152,7 @@ class LayerRun:
             initial_gradient=None
             if self.initial_gradient is None
             else tuple(part[index] for part in self.initial_gradient),
-            pre=None,
+            gates=None,
         )
 
 

@@ -85,11 +85,12 @@ def coefficients(
     cell, weights = run.cell, run.weights
     before = tuple(part[start:stop] for part in (previous or run.previous()))
     with torch.no_grad():
-        a_ih, a_hh = run_preactivations(run, before[0], start, stop)
         if cell.diagonal is None:
+            a_ih, a_hh = preactivations(cell, weights, run.inputs[start:stop], before[0])
             out, rows = _diagonals_by_autograd(run, a_ih, a_hh, before)
         else:
-            out, rows = cell.diagonal(a_ih, a_hh, before, **cell.extra_weights(weights))
+            gate = _gates(run, before, start, stop)
+            out, rows = cell.diagonal(gate, before, **cell.extra_weights(weights))
     units = cell.units(weights)
 
     def blocks(value: Tensor | None) -> Tensor | None:
@@ -104,14 +105,20 @@ def coefficients(
     )
 
 
-def run_preactivations(
-    run: LayerRun, h: Tensor, start: int = 0, stop: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """`preactivations` of steps start..stop-1 of a run, h (T', B, R) being their h_{t-1}."""
-    if run.pre is None:
-        return preactivations(run.cell, run.weights, run.inputs[start:stop], h)
-    a_ih, a_hh = run.pre
-    return a_ih[start:stop], a_hh if run.cell.additive else a_hh[start:stop]
+def _gates(run: LayerRun, before: State, start: int, stop: int | None) -> Mapping[str, Tensor]:
+    """Values of the gates of steps start..stop-1, `before` being their s_{t-1}."""
+    if run.gates is not None:
+        return {name: value[start:stop] for name, value in run.gates.items()}
+    return gates(run.cell, run.weights, run.inputs[start:stop], before)
+
+
+def gates(
+    cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, state: State
+) -> Mapping[str, Tensor]:
+    """Values of the gates (..., H) from x_t and s_{t-1}, of a cell that names them."""
+    assert cell.activations is not None
+    pre = preactivations(cell, weights, inputs, state[0])
+    return cell.activations(*pre, state, **cell.extra_weights(weights))
 
 
 def _diagonals_by_autograd(

@@ -204,6 +204,6 @@ def test_recovered_cell_states_are_those_of_the_step() -> None:
     before = run.previous()
     a = run.inputs @ run.weights["weight_ih"].T + run.weights["bias_ih"]
     r = before[0] @ run.weights["weight_hh"].T + run.weights["bias_hh"]
-    assert run.cell.recover is not None
-    (c,) = run.cell.recover(a, r, run.initial)
+    assert run.cell.recover is not None and run.cell.activations is not None
+    (c,) = run.cell.recover(run.cell.activations(a, r, before), run.initial)
     assert relative(c, run.states[1]) <= 1e-14

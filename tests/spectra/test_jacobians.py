@@ -15,7 +15,7 @@ from rnndiag.engine.cells import CELLS, Cell, module_cell
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra import jacobians as module
 from rnndiag.engine.spectra.tangents import stretch, tangents
-from rnndiag.engine.transition import run_preactivations
+from rnndiag.engine.transition import gates
 from rnndiag.engine.unroll import unroll
 from rnndiag.errors import BadArgument
 
@@ -171,10 +171,10 @@ def test_a_step_that_is_not_there_is_refused() -> None:
     assert rnndiag.jacobians(draw_run("gru"), []).shape[0] == 0
 
 
-def test_preactivations_that_the_recorder_kept_do_not_mislead() -> None:
-    run = draw_run("gru", lengths=[7, 4, 1])
+def test_gates_that_the_recorder_kept_do_not_mislead() -> None:
+    run = draw_run("lstm", lengths=[7, 4, 1])
     whole = rnndiag.jacobians(run)
-    kept = replace(run, pre=run_preactivations(run, run.previous()[0]))
+    kept = replace(run, gates=gates(run.cell, run.weights, run.inputs, run.previous()))
     assert torch.allclose(rnndiag.jacobians(kept, [4, 0]), whole[[4, 0]], rtol=0, atol=1e-15)
     held = tangents(kept, 3, 7, torch.float64)
     eye = torch.eye(run.S, dtype=torch.float64).expand(3, -1, -1)

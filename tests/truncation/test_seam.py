@@ -21,7 +21,7 @@ def cut(run: LayerRun, start: int, stop: int) -> LayerRun:
         states=tuple(part[start:stop] for part in run.states),
         direct=tuple(part[start:stop] for part in run.direct),
         initial=initial,
-        pre=None,
+        gates=None,
     )
 
 

@@ -40,13 +40,13 @@ class Cell:
     """Unit j of the result depends on unit j of a_ih, a_hh and state alone: a diagonal Jacobian, the fast path."""
     additive: bool = False
     """The pre-activations enter as a_ih + a_hh alone."""
-    recover: Callable[..., State] | None = None
-    """(a_ih, a_hh, initial, **extras) of all T steps -> the parts after h, (T, N, S_p): a quick way to get what a
-    fused kernel does not hand out. None: `pointwise`, step by step."""
+    recover: Callable[[Mapping[str, Tensor], State], State] | None = None
+    """(values of the gates (T, N, H), initial) -> the parts after h of all T steps, (T, N, S_p): a quick way to get
+    what a fused kernel does not hand out, for gates that do not look at those parts. None: `pointwise`, step by step."""
     diagonal: Callable[..., tuple[State, list[list[Tensor | None]]]] | None = None
-    """(a_ih, a_hh, state, **extras) -> the result of `pointwise`, and for each of its parts the derivatives by a_ih
-    (N, gates*H), by a_hh (left out for an additive cell) and by each state part (N, H), None where zero: a closed form
-    of what one VJP with ones a part gives. None: that VJP."""
+    """(values of the gates, state, **extras) -> the result of `pointwise`, and for each of its parts the derivatives
+    by a_ih (N, gates*H), by a_hh (left out for an additive cell) and by each state part (N, H), None where zero: a
+    closed form of what one VJP with ones a part gives. None: that VJP."""
     activations: Callable[..., Mapping[str, Tensor]] | None = None
     """(a_ih, a_hh, state, **extras) -> the value of every gate, for the statistics of gates."""
     sigmoid_gates: tuple[str, ...] = ()
@@ -67,6 +67,11 @@ class Cell:
             raise BadArgument(
                 f"The cell {self.name!r} must have either `pointwise` or `run_step`.",
                 "Give the one that its step is written as.",
+            )
+        if (self.recover or self.diagonal) and self.activations is None:
+            raise BadArgument(
+                f"The cell {self.name!r} has a closed form that takes the values of its gates, and no `activations`.",
+                "Give `activations`, the function that computes them.",
             )
         if self.pointwise is not None and not (self.gates and self.blocks):
             raise BadArgument(

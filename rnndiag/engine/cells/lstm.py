@@ -24,24 +24,22 @@ def pointwise(a_ih: Tensor, a_hh: Tensor, state: State) -> State:
     return gate["o"] * c.tanh(), c
 
 
-def recover(a_ih: Tensor, a_hh: Tensor, initial: State) -> State:
+def recover(gate: Mapping[str, Tensor], initial: State) -> State:
     """c of all steps from the gates of all steps: the one part that must go step by step. (T, N, H)."""
-    i, f, g, _ = summed(a_ih, a_hh).chunk(4, -1)
-    c = i.sigmoid().mul_(g.tanh())
-    before = initial[1]
-    for now, forget in zip(c.unbind(0), f.sigmoid().unbind(0), strict=True):
+    c, before = gate["i"] * gate["g"], initial[1]
+    for now, forget in zip(c.unbind(0), gate["f"].unbind(0), strict=True):
         before = now.addcmul_(forget, before)
     return (c,)
 
 
-def diagonal(a_ih: Tensor, a_hh: Tensor, state: State) -> tuple[State, list[list[Tensor | None]]]:
+def diagonal(gate: Mapping[str, Tensor], state: State) -> tuple[State, list[list[Tensor | None]]]:
     """∂h and ∂c by the four pre-activations and by c_{t-1}, in closed form."""
     before = state[1]
-    i, f, g, o = activations(a_ih, a_hh, state).values()
+    i, f, g, o = gate.values()
     c = torch.addcmul(i * g, f, before)
     tanh_c = c.tanh()
     h_by_c = torch.addcmul(o, tanh_c, o * tanh_c, value=-1)
-    c_by_a = torch.zeros(*a_ih.shape[:-1], 4, c.shape[-1], dtype=c.dtype, device=c.device)
+    c_by_a = torch.zeros(*c.shape[:-1], 4, c.shape[-1], dtype=c.dtype, device=c.device)
     torch.mul(i - i * i, g, out=c_by_a[..., 0, :])
     torch.mul(f - f * f, before, out=c_by_a[..., 1, :])
     torch.mul(1 - g * g, i, out=c_by_a[..., 2, :])

@@ -12,7 +12,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra.finite import require_finite
 from rnndiag.engine.spectra.summary import four_numbers
 from rnndiag.engine.spectra.tangents import stretch
-from rnndiag.engine.transition import preactivations
+from rnndiag.engine.transition import gates
 
 LOW, HIGH = 0.05, 0.95
 """A gate beyond these is shut or open; a unit whose mean activation derivative stays below LOW is saturated."""
@@ -164,10 +164,7 @@ def _sum(pieces: Sequence[Tensor | None]) -> Tensor | None:
 def _activations(run: LayerRun) -> Mapping[str, Tensor]:
     """The value of every gate, (T, B, H) float64, from the recorded states."""
     exact = run.to(dtype=torch.float64)
-    before = exact.previous()
-    a_ih, a_hh = preactivations(exact.cell, exact.weights, exact.inputs, before[0])
-    assert exact.cell.activations is not None
-    return exact.cell.activations(a_ih, a_hh, before, **exact.cell.extra_weights(exact.weights))
+    return gates(exact.cell, exact.weights, exact.inputs, exact.previous())
 
 
 def _by_step(values: Tensor, mask: Tensor) -> Tensor:

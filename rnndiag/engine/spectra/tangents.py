@@ -30,7 +30,7 @@ def stretch(run: LayerRun, start: int, stop: int) -> LayerRun:
         gradients={},
         input_gradient=None,
         initial_gradient=None,
-        pre=None,
+        gates=None,
     )
 
 

@@ -13,7 +13,7 @@ from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.capture.call import OUTPUT, Call
 from rnndiag.recorder.capture.chains import Chain
-from rnndiag.recorder.capture.hidden_parts import Preactivations, complete_states
+from rnndiag.recorder.capture.hidden_parts import Gates, complete_states
 from rnndiag.recorder.capture.layout import flipped, lengths_of, to_steps, to_user_order
 from rnndiag.recorder.capture.stack_replay import Stack, replay_stack
 
@@ -164,7 +164,7 @@ class _ChainReplay:
             to_user_order(plan, row).to(self.work) for row in self._rows(chain[0].hx, index)
         )
         inputs = self._in_order(self._below(layer), direction)
-        states, pre = self._states(layer, direction, weights, inputs, initial)
+        states, gates = self._states(layer, direction, weights, inputs, initial)
         return LayerRun(
             name=run_name(chain[0].owner, layer, direction, plan.one_step, self.suffix),
             cell=plan.cell,
@@ -186,7 +186,7 @@ class _ChainReplay:
             tie=self._tie(index),
             notes=tuple(dict.fromkeys(note for call in chain for note in call.notes)),
             scale=self.backward.scale,
-            pre=pre,
+            gates=gates,
         )
 
     def _rows(self, parts: State, index: int) -> State:
@@ -202,7 +202,7 @@ class _ChainReplay:
         weights: Mapping[str, Tensor],
         inputs: Tensor,
         initial: State,
-    ) -> tuple[State, Preactivations | None]:
+    ) -> tuple[State, Gates | None]:
         cell = self.plan.cell
         if self.plan.one_step:
             slots = range(1, 1 + len(cell.parts))
@@ -211,12 +211,12 @@ class _ChainReplay:
                 for slot in slots
             ), None
         h = self._in_order(self._hidden(layer, direction), direction)
-        states, pre = complete_states(cell, weights, inputs, h, initial)
+        states, gates = complete_states(cell, weights, inputs, h, initial)
         if self.lengths is None:
-            return states, pre
+            return states, gates
         steps = torch.arange(len(h), device=h.device)[:, None]
         keep = (steps < self.lengths.to(h.device)[None, :])[..., None]
-        return tuple(torch.where(keep, part, torch.zeros_like(part)) for part in states), pre
+        return tuple(torch.where(keep, part, torch.zeros_like(part)) for part in states), gates
 
     def _direct(self, direction: int, index: int, states: State, above: Tensor | None) -> State:
         found: list[Tensor] = []
