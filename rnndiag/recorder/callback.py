@@ -65,6 +65,9 @@ class GradientDiagnostics(_Adopting):
         samples: How many sequences of the batch the costly measures look at. None: all.
         steps: Names of modules that do one step of a recurrence in Python, where neither a registered cell nor the
             name of their second argument (h, state, hidden, ...) says so.
+        seam: Where a detached state is carried from chunk to chunk (truncated BPTT), so many chunks before a recorded
+            one are kept, 256 MB at most, and the gradient is followed across the seam: what does the cut throw away?
+            0: no chunk is kept. Where no state is carried, nothing is kept either.
         black_box: Record a step whatever the schedule says when its loss or gradient is not finite, or its gradient
             norm jumps. Every step then costs some tens of microseconds for light hooks, and on a GPU it waits for
             the step's gradient norm.
@@ -90,6 +93,7 @@ class GradientDiagnostics(_Adopting):
         measures: Sequence[str] | None = None,
         samples: int | None = 8,
         steps: Sequence[str] = (),
+        seam: int = 2,
         black_box: bool = True,
         jump: float = 20.0,
         log: LogChoice = "worst",
@@ -111,6 +115,7 @@ class GradientDiagnostics(_Adopting):
             budget=budget,
             schedule=schedule,
             samples=samples,
+            seam=seam,
             black_box=black_box,
             jump=jump,
             log=log,

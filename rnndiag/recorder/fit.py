@@ -174,6 +174,7 @@ class FitRecorder:
         with self.faults.guard("letting go of the model"):
             self.watch.release()
             self.black_box.release()
+            self.reader.seams.release()
         if not self.chronicle.closed:
             with self.ledger.own():
                 self._store_rest()
@@ -205,6 +206,8 @@ class FitRecorder:
 
     def _watch_next(self) -> None:
         """Watch the forward passes until the next optimizer step: closely if it is recorded, else for the black box."""
+        tick = self._batch_number if self.schedule.by_batch else self._decided
+        self.reader.seams.stand(self.schedule.next_tick - tick, self._pending)
         if self._pending is None:
             self.black_box.stand()
         elif not self.watch.armed:

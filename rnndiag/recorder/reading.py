@@ -14,6 +14,7 @@ from rnndiag.recorder.ledger import Ledger
 from rnndiag.recorder.measures import Extent, Subject, take
 from rnndiag.recorder.pending import BACKWARDS, Pending, renamed
 from rnndiag.recorder.preflight.glance import NOTE, glance
+from rnndiag.recorder.seams import Seams
 from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.training_facts import precision_of, scaling_of
 
@@ -31,12 +32,17 @@ class Reader:
     """The layer runs of the first recording: they describe the model."""
     measured: bool = False
     batch: Any = None
+    seams: Seams = field(init=False)
     _layers: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.seams = Seams(self.settings, self.module, self.faults, self.ledger)
 
     def batch_started(self, batch: Any) -> None:
         """Nothing is measured of this batch yet."""
         self.batch, self.measured = batch, False
         self._layers = set()
+        self.seams.batch_started()
 
     def read(self, pending: Pending, passes: Sequence[BackwardPass]) -> None:
         """Measure the passes into the recording. Of batches that accumulate gradients the first is measured."""
@@ -45,6 +51,7 @@ class Reader:
                 pending.facts.setdefault("not_measured", {}).update(told)
             runs = self._named(pending, seen.layer_runs)
             if not runs:
+                self.seams.read(pending, seen.layer_runs)
                 continue
             self.measured = True
             pending.window = max(pending.window, *(run.T for run in runs))
@@ -59,6 +66,7 @@ class Reader:
             )
             pending.taken.append(take(subject, pending.groups, self.faults, self.ledger.own))
             self._note(pending, runs)
+            self.seams.read(pending, seen.layer_runs)
 
     def _glance(self, pending: Pending, runs: tuple[LayerRun, ...]) -> None:
         """At the first recording: faults of structure that the step shows by itself."""

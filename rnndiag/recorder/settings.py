@@ -23,6 +23,7 @@ class Settings:
     measures: tuple[str, ...] | None = None
     samples: int | None = 8
     steps: tuple[str, ...] = ()
+    seam: int = 2
     black_box: bool = True
     jump: float = 20.0
     log: LogChoice = "worst"
@@ -47,6 +48,8 @@ class Settings:
             _refuse("budget", self.budget, "a share of training time, such as 0.03 for 3 %")
         if self.samples is not None and self.samples < 1:
             _refuse("samples", self.samples, "a number of sequences from 1 up, or None for all")
+        if self.seam < 0:
+            _refuse("seam", self.seam, "a number of chunks from 0 up")
         if not self.jump > 1:
             _refuse("jump", self.jump, "a factor above 1")
         if self.log not in ("worst", "all", "none"):

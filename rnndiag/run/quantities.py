@@ -45,6 +45,7 @@ FIXED_COORDINATES: dict[str, tuple[str, ...]] = {
     "profile_stat": PROFILE_STATS,
     "score": SCORES,
     "component": ("re", "im"),
+    "seam": ("own", "kept"),
     "part_stat": ("value", "se_sequences", "se_blocks"),
 }
 """Labels of the dims whose meaning never changes. All other labels travel with the recording."""

@@ -79,7 +79,36 @@ chunk_bias | chunk | 1 | linear
 chunk_cosine | chunk | cosine | linear
     cos(g_k, g) of truncation in chunks of k steps.
 seam_credit | lag | 1 | log
-    ln of the credit profile across the seam where training cuts the state.
+    ln of the credit profile across the seam where training cuts the state: of the losses of one
+    chunk, into the chunks before it that were kept.
+seam_steps | seam | steps | linear | lowest rank
+    Steps of the chunk itself, and of the chunks before it that were kept.
+seam_share | - | share | linear
+    Share of all credit of a chunk's losses that lies at states before the seam.
+seam_bias | - | 1 | linear
+    |g_beyond| / |g|: what the steps before the seam would add to the gradient of a chunk's losses,
+    on this minibatch.
+seam_cosine | - | cosine | linear
+    Cosine of the gradient of a chunk's losses with and without what lies before the seam.
+seam_mean_square | - | (loss/weight)² | linear
+    Unbiased |E g_beyond|² over sequences (may be negative): pooled over recordings it gives the
+    seam's systematic bias.
+seam_mean_square_error | - | (loss/weight)² | linear | error
+    Standard error of seam_mean_square over sequences.
+seam_whole_mean_square | - | (loss/weight)² | linear
+    Unbiased |E g|² over sequences of the gradient across the seam: the denominator of the seam's
+    systematic bias.
+seam_window_bias | lag | 1 | linear
+    window_bias of a chunk's losses with the chunks before it: what a window longer than the chunk
+    would give.
+seam_window_cosine | lag | cosine | linear
+    window_cosine of a chunk's losses with the chunks before it.
+seam_tail_mean_square | lag | (loss/weight)² | linear
+    tail_mean_square of a chunk's losses with the chunks before it.
+seam_tail_mean_square_error | lag | (loss/weight)² | linear | error
+    Standard error of seam_tail_mean_square over sequences.
+seam_gradient_mean_square | - | (loss/weight)² | linear
+    gradient_mean_square of a chunk's losses with the chunks before it, of the losses looked at.
 lag_samples | sampling | 1 | linear | lowest rank
     What the sweep sampled: sequences of all, outputs of all, lags of all (six numbers).
 [estimators, layer]

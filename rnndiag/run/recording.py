@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rnndiag.errors import BadArgument, RunUnreadable
+from rnndiag.run.layer_names import layers_among
 from rnndiag.run.measurement import Measurement
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.text import meant
@@ -61,8 +62,8 @@ class Recording:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Layer runs with at least one measurement, in the order recorded; not the whole model."""
-        return tuple(dict.fromkeys(m.layer for m in self.measurements if m.layer != MODEL))
+        """Layer runs with at least one measurement, in the order recorded; neither the model nor stacks."""
+        return layers_among(m.layer for m in self.measurements)
 
     @property
     def quantities(self) -> tuple[str, ...]:

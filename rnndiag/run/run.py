@@ -15,9 +15,9 @@ from rnndiag.run.collect import Collector
 from rnndiag.run.headline import run_reach, run_window
 from rnndiag.run.in_notebooks import InNotebooks
 from rnndiag.run.judged import AT_LEAST, DEFAULT_WINDOW, judged_steps
+from rnndiag.run.layer_names import layers_among
 from rnndiag.run.measurement import Series
 from rnndiag.run.problem import Problem
-from rnndiag.run.quantities import MODEL
 from rnndiag.run.ranks import pooled_recording
 from rnndiag.run.reach import Reach
 from rnndiag.run.recording import Recording
@@ -137,8 +137,8 @@ class Run(InNotebooks):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """All layer runs with a measurement, in the order of their first; not the whole model."""
-        return tuple(dict.fromkeys(layer for _, layer in self.collector.keys if layer != MODEL))
+        """All layer runs with a measurement, in the order of their first; neither the model nor stacks."""
+        return layers_among(of for _, of in self.collector.keys)
 
     @property
     def quantities(self) -> tuple[str, ...]:

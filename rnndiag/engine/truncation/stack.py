@@ -38,6 +38,31 @@ def chain_of(runs: Runs) -> Chain:
     return Chain(tuple(links))
 
 
+def feeds(lower: LayerRun, upper: LayerRun) -> bool:
+    """Whether one layer's output is the other one's input, as it is or through dropout, step by step and forwards."""
+    if lower.reverse or upper.reverse or (lower.T, lower.B) != (upper.T, upper.B):
+        return False
+    h, x = lower.states[0], upper.inputs
+    if h.shape != x.shape or not bool(((h != 0) & (x != 0)).any()):
+        return False
+    try:
+        _gain(lower, upper)
+    except NotSupported:
+        return False
+    return True
+
+
+def recurrences(runs: Sequence[LayerRun]) -> list[tuple[LayerRun, ...]]:
+    """Runs that follow each other as the layers of one stack taken together, lowest first; the others alone."""
+    found: list[tuple[LayerRun, ...]] = []
+    for run in runs:
+        if found and feeds(found[-1][-1], run):
+            found[-1] = (*found[-1], run)
+        else:
+            found.append((run,))
+    return found
+
+
 def joined_links(stack: Sequence[LayerRun], direct: Sequence[State]) -> list[Link]:
     """The layers of a stack with these direct gradients, and the dropout masks between them."""
     lower: Sequence[LayerRun | None] = (None, *stack[:-1])

@@ -8,58 +8,87 @@ import numpy as np
 import torch
 
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.truncation.stack import Runs
 from rnndiag.engine.truncation.sweep import LagSweep, lag_sweep
+from rnndiag.errors import NotSupported
 from rnndiag.recorder.measures.cause import cause_of
 from rnndiag.recorder.measures.coarse import coarse
 from rnndiag.recorder.measures.measure import Measure, Subject, register_measure
 from rnndiag.recorder.measures.pooling import Array, array
 from rnndiag.recorder.schedule import GroupCost
+from rnndiag.run.layer_names import stack_name
 from rnndiag.run.measurement import Measurement
 
 
 def lags(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     """One lag sweep of the layer, its sampling chosen by price and said in the notes."""
-    draw = torch.Generator().manual_seed(subject.extent.seed)
-    sweep = lag_sweep(run, budget=subject.extent.sweep_steps, generator=draw)
-    if not sweep.sampling.complete or sweep.lags < run.T:
-        subject.say_sampled(run.name, f"lag sweep: {sweep.sampling.sentence}")
+    stacked = any(run.name == one.name for stack in subject.stacks for one in stack)
+    sweep = _sweep(subject, run, run.name, shared=stacked)
     profile = array(sweep.credit_profile)
-    yield Measurement.of("credit_profile", profile, run.name)
+    yield from _over_lags(sweep, run.name)
     yield coarse("credit_matrix", array(sweep.log_credit), run.name)
-    yield from _windows(sweep, run)
-    yield from _chunks(sweep, run)
-    yield Measurement.of("lag_samples", np.asarray(sweep.sampling.numbers), run.name)
-    subject.facts.setdefault("cause", {})[run.name] = cause_of(run, profile[:, 0])
-
-
-def _windows(sweep: LagSweep, run: LayerRun) -> Iterator[Measurement]:
-    """Quantities by window τ = 0 .. D, of the windows whose gradients were measured."""
     keys = tuple(sweep.tail_norms)
-    measured = [0, *sweep.sampling.windows]
-    taus = {"lag": tuple(map(str, measured))}
+    measured = _measured(sweep)
     tails = np.stack([array(sweep.tail_norms[key]) for key in keys])[:, measured]
+    taus = {"lag": tuple(map(str, measured))}
     yield Measurement.of("tail_norm", tails, run.name, {"parameter": keys, **taus})
     norms = np.stack([array(norm) for norm in sweep.lag_gradient_norms.values()])
     known = {"parameter": tuple(sweep.lag_gradient_norms)}
     yield Measurement.of("lag_gradient_norm", norms, run.name, known)
-    for name in (
+    subject.facts.setdefault("cause", {})[run.name] = cause_of(run, profile[:, 0])
+
+
+def stack_lags(subject: Subject) -> Iterator[Measurement]:
+    """One lag sweep of each one-directional stack, all of its layers cut at the same step."""
+    for stack in subject.stacks:
+        name = stack_name([run.name for run in stack])
+        if not all(subject.finite(run) for run in stack):
+            continue
+        try:
+            sweep = _sweep(subject, stack, name, shared=True)
+        except NotSupported as limit:
+            subject.not_measured[f"lags of {name}"] = str(limit)
+            continue
+        subject.facts.setdefault("stacks", {})[name] = [run.name for run in stack]
+        yield from _over_lags(sweep, name)
+
+
+def _sweep(subject: Subject, runs: Runs, name: str, shared: bool) -> LagSweep:
+    """A sweep at the price of one; a stack and its layers share it, half for the stack and half for the layers."""
+    draw = torch.Generator().manual_seed(subject.extent.seed)
+    price = subject.extent.sweep_steps / (2 if shared else 1)
+    sweep = lag_sweep(runs, budget=price, generator=draw)
+    if not sweep.sampling.complete or sweep.lags < sweep.sampling.of_lags:
+        subject.say_sampled(name, f"lag sweep: {sweep.sampling.sentence}")
+    return sweep
+
+
+def _measured(sweep: LagSweep) -> list[int]:
+    """The windows τ = 0 .. D whose gradients were measured."""
+    return [0, *sweep.sampling.windows]
+
+
+def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
+    """Profile, windows, chunks and their yardsticks: of a layer, or of a stack."""
+    yield Measurement.of("credit_profile", array(sweep.credit_profile), name)
+    measured = _measured(sweep)
+    taus = {"lag": tuple(map(str, measured))}
+    for quantity in (
         "window_bias",
         "window_cosine",
         "window_progress",
         "tail_mean_square",
         "tail_mean_square_error",
     ):
-        values: Array = array(getattr(sweep, name))[measured]
-        yield Measurement.of(name, values, run.name, taus)
-    for name in ("gradient_mean_square", "noise", "full_gradient_norm"):
-        yield Measurement.of(name, np.asarray(getattr(sweep, name)), run.name)
-
-
-def _chunks(sweep: LagSweep, run: LayerRun) -> Iterator[Measurement]:
+        values: Array = array(getattr(sweep, quantity))[measured]
+        yield Measurement.of(quantity, values, name, taus)
+    for quantity in ("gradient_mean_square", "noise", "full_gradient_norm"):
+        yield Measurement.of(quantity, np.asarray(getattr(sweep, quantity)), name)
     chunks = sweep.chunks
-    yield Measurement.of("chunk_size", np.asarray(chunks.size), run.name)
-    yield Measurement.of("chunk_bias", array(chunks.bias), run.name)
-    yield Measurement.of("chunk_cosine", array(chunks.cosine), run.name)
+    yield Measurement.of("chunk_size", np.asarray(chunks.size), name)
+    yield Measurement.of("chunk_bias", array(chunks.bias), name)
+    yield Measurement.of("chunk_cosine", array(chunks.cosine), name)
+    yield Measurement.of("lag_samples", np.asarray(sweep.sampling.numbers), name)
 
 
 LAGS = register_measure(
@@ -67,6 +96,7 @@ LAGS = register_measure(
         "lags",
         GroupCost(steps=10.0, share=0.4, every=1, seconds=0.1, promised=True),
         of_layer=lags,
+        of_all=stack_lags,
         needs_finite=True,
     )
 )

@@ -13,6 +13,7 @@ from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.contributions import ContributionNorms, contribution_norms
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.proof import Proof, prove
+from rnndiag.engine.truncation.stack import recurrences
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.schedule import GroupCost
 from rnndiag.run.measurement import Measurement
@@ -68,6 +69,11 @@ class Subject:
             outside=self.outside,
             seed=self.extent.seed,
         )
+
+    @cached_property
+    def stacks(self) -> tuple[tuple[LayerRun, ...], ...]:
+        """Runs that are the layers of one one-directional stack, lowest first."""
+        return tuple(found for found in recurrences(self.runs) if len(found) > 1)
 
     def sampled(self, run: LayerRun) -> LayerRun:
         """The run of evenly spread sequences, as many as the costly measures may look at; said in `sampling`."""

@@ -1,0 +1,49 @@
+"""The layer runs of the last chunks of one layer, up to a bound."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.errors import BadArgument
+
+
+def without_gradients(run: LayerRun) -> LayerRun:
+    """What the seam needs of a chunk: inputs, states and weights."""
+    return LayerRun(
+        name=run.name,
+        cell=run.cell,
+        weights=run.weights,
+        inputs=run.inputs,
+        states=run.states,
+        initial=run.initial,
+        direct=run.direct,
+        lengths=run.lengths,
+        reverse=run.reverse,
+        tie=run.tie,
+    )
+
+
+class SeamMemory:
+    """Keeps the layer runs of the last chunks of one layer, at most `max_steps` steps of them."""
+
+    def __init__(self, max_steps: int) -> None:
+        if max_steps < 1:
+            raise BadArgument(f"max_steps is {max_steps}.", "Keep 1 step or more.")
+        self.max_steps = max_steps
+        self._chunks: deque[LayerRun] = deque()
+
+    @property
+    def chunks(self) -> tuple[LayerRun, ...]:
+        """What is kept, the oldest first."""
+        return tuple(self._chunks)
+
+    def keep(self, run: LayerRun) -> None:
+        """Keep the inputs and states of one chunk; the oldest ones make room, whole chunks at a time."""
+        self._chunks.append(without_gradients(run))
+        while len(self._chunks) > 1 and sum(chunk.T for chunk in self._chunks) > self.max_steps:
+            self._chunks.popleft()
+
+    def clear(self) -> None:
+        """Forget everything: a new sequence begins."""
+        self._chunks.clear()

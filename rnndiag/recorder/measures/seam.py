@@ -1,0 +1,62 @@
+"""How much credit the user's own truncation throws away: the losses of a chunk, followed into the chunks before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.truncation.parameters import ALL
+from rnndiag.engine.truncation.seam import Seam, seam_sweep
+from rnndiag.recorder.measures.pooling import array
+from rnndiag.run.measurement import Measurement
+
+PRICE = 1.0
+"""What the sweep may cost, in plain training steps over all chunks together."""
+
+
+def seam(
+    name: str, earlier: Sequence[tuple[LayerRun, ...]], runs: tuple[LayerRun, ...], seed: int = 0
+) -> tuple[list[Measurement], str]:
+    """All quantities of one recurrence, and what was found in words."""
+    draw = torch.Generator().manual_seed(seed)
+    one = len(runs) == 1
+    found = seam_sweep(
+        [chunk[0] if one else chunk for chunk in earlier],
+        runs[0] if one else runs,
+        budget=PRICE,
+        generator=draw,
+    )
+    said = [found.sentence, *found.notes]
+    if not found.sweep.sampling.complete:
+        said.append(found.sweep.sampling.sentence)
+    return list(_measurements(found, name)), " ".join(said)
+
+
+def _measurements(found: Seam, name: str) -> Iterator[Measurement]:
+    sweep = found.sweep
+    yield Measurement.of("seam_credit", array(found.log_profile), name)
+    yield Measurement.of("seam_steps", np.array([found.own_steps, found.kept_steps]), name)
+    numbers = {
+        "seam_share": found.credit_beyond,
+        "seam_bias": found.gradient_beyond,
+        "seam_cosine": found.cosine,
+        "seam_mean_square": found.mean_square,
+        "seam_mean_square_error": found.mean_square_error,
+        "seam_whole_mean_square": found.gradient_mean_square,
+        "seam_gradient_mean_square": sweep.gradient_mean_square,
+    }
+    for quantity, value in numbers.items():
+        yield Measurement.of(quantity, np.asarray(value), name)
+    measured = [0, *sweep.sampling.windows]
+    taus = {"lag": tuple(map(str, measured))}
+    bias = sweep.tail_norms[ALL] / sweep.full_gradient_norm
+    for quantity, values in (
+        ("seam_window_bias", bias),
+        ("seam_window_cosine", sweep.window_cosine),
+        ("seam_tail_mean_square", sweep.tail_mean_square),
+        ("seam_tail_mean_square_error", sweep.tail_mean_square_error),
+    ):
+        yield Measurement.of(quantity, array(values)[measured], name, taus)
