@@ -1,4 +1,4 @@
-"""How much healthy runs differ: the study behind the default bounds. `python benchmarks/noise.py [--json FILE]`.
+"""How much do healthy runs differ? The study behind the default bounds: `python benchmarks/noise.py [--quick]`.
 
 Seeds, batch sizes and thread counts over cells RNN, LSTM, GRU and two tasks. Each number is the standard deviation over
 runs as a share of their mean. Printed as Markdown; the last column is the widest, which the defaults must cover.
@@ -55,16 +55,18 @@ def spread(rows: Sequence[Row]) -> Row:
     return result
 
 
-def study(cell: str, task: str, folder: Path) -> Mapping[str, Row]:
+def study(
+    cell: str, task: str, folder: Path, seeds: int = SEEDS, steps: int = STEPS
+) -> Mapping[str, Row]:
     """What varies -> the spread of each number."""
-    program = Program(cell, task, steps=STEPS)
+    program = Program(cell, task, steps=steps)
     numbers: dict[str, list[Row]] = {
         "seeds": [],
         "batches": [],
         "threads": [],
         "the same again": [],
     }
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         numbers["seeds"].append(numbers_of(train(program, folder / f"{cell}-{task}-{seed}", seed)))
     for size in BATCHES:
         run = train(replace(program, batch_size=size), folder / f"{cell}-{task}-b{size}")
@@ -100,13 +102,18 @@ def main() -> int:
     """Train, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="also write the numbers")
+    parser.add_argument(
+        "--quick", action="store_true", help="two seeds of one task, the plain RNN, 30 steps"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for task in TASKS:
-            for cell in CELLS:
-                found[f"{cell}, {task}"] = study(cell, task, Path(folder))
+        for task in TASKS[:1] if args.quick else TASKS:
+            for cell in CELLS[:1] if args.quick else CELLS:
+                found[f"{cell}, {task}"] = study(
+                    cell, task, Path(folder), *((2, 30) if args.quick else ())
+                )
     for what in next(iter(found.values())):
         print(table(found, what))
     if args.json:

@@ -60,7 +60,7 @@ _ALL = (
             "extra memory of a recorded step, rnn": 2.0,
         },
     ),
-    *_most("start", "s", {"import rnndiag": 0.3, "rnndiag --help": 0.3}),
+    *_most("gate", "s", {"import rnndiag": 0.3, "rnndiag --help": 0.3}),
     *_most(
         "truncation",
         "plain steps",
@@ -126,6 +126,11 @@ _ALL = (
         },
     ),
     *_most("gate", "s", {"check that passes": 1.0, "check that fails": 1.0, "frozen gate": 30.0}),
+    *_most(
+        "faults",
+        "",
+        {"healthy programs that fail": 0, "planted faults missed by their rule": 0},
+    ),
     *_most("report", "kB", {"default page, size": 300.0}),
     *_most("report", "s", {"default page, time": 2.0, "page of 5,000 recordings, time": 15.0}),
     *_most("report", "MB", {"page of 5,000 recordings, memory": 1500.0}),

@@ -1,9 +1,9 @@
-"""What a report takes: seconds, bytes and memory of a default run, of many recordings, long ones, and many layers.
+"""What do opening, checking and reporting take: a default run, 5,000 recordings, T = 10,000, 40 layers?
 
     python benchmarks/report.py [--quick] [--json FILE] [--keep DIR]
 
-Each page is made in a process of its own. Each limit is a promise, held by processor seconds so that a busy machine
-does not break it; the exit status is 1 if one is missed.
+Opening, checking and the page have a process of their own each. Each limit is a promise, held by processor seconds so
+that a busy machine does not break it; the exit status is 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import report_runs  # noqa: E402 - it lies beside the tests
 
+from benchmarks.promises import tell  # noqa: E402
 from rnndiag.run.measurement import Measurement  # noqa: E402
 
 MATRIX = 250
@@ -55,11 +54,20 @@ CASES = (
 CHILD = """
 import resource, sys, time
 begun = time.perf_counter()
-from rnndiag.report.write_report import write_report
-page = write_report(sys.argv[1], sys.argv[2])
+{work}
 seconds = time.perf_counter() - begun
-print(time.process_time(), seconds, page.stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(time.process_time(), seconds, size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
+
+WORK = {
+    "open": "import rnndiag; size = len(rnndiag.open_run(sys.argv[1]))",
+    "check": "import rnndiag; size = len(rnndiag.check(rnndiag.open_run(sys.argv[1])))",
+    "report": (
+        "from rnndiag.report.write_report import write_report; "
+        "size = write_report(sys.argv[1], sys.argv[2]).stat().st_size"
+    ),
+}
+"""What is timed, each in a process of its own, the start of Python included."""
 
 
 def measure(case: Case) -> Callable[[str, int, int], list[Measurement]]:
@@ -91,22 +99,56 @@ def write(case: Case, folder: Path) -> Path:
     return report_runs.write(folder, steps, case.T, layers, measure=measure(case))
 
 
-def timed(run: Path, page: Path) -> tuple[float, float, float, float]:
-    """Processor seconds (start of Python included), seconds by the clock, bytes and peak memory; best of three."""
-    found = []
-    for _ in range(3):
+@dataclass(frozen=True)
+class Taken:
+    """What one process took."""
+
+    seconds: float
+    """Of the processor, the start of Python included."""
+    clock: float
+    size: float
+    memory: float
+
+
+def timed(work: str, run: Path, page: Path) -> list[Taken]:
+    """Three rounds, or one where it takes long."""
+    found: list[Taken] = []
+    while len(found) < 3 and not (found and found[-1].seconds > 5):
         told = subprocess.run(
-            [sys.executable, "-c", CHILD, str(run), str(page)],
+            [sys.executable, "-c", CHILD.format(work=WORK[work]), str(run), str(page)],
             capture_output=True,
             text=True,
             check=True,
             cwd=ROOT,
         )
-        found.append(tuple(map(float, told.stdout.split())))
-        if found[-1][0] > 5:
-            break
-    best = min(found)
-    return best[0], best[1], best[2], best[3]
+        found.append(Taken(*map(float, told.stdout.split())))
+    return found
+
+
+PROMISED = {
+    "default": {"size": "default page, size", "seconds": "default page, time"},
+    "many recordings": {
+        "seconds": "page of 5,000 recordings, time",
+        "memory": "page of 5,000 recordings, memory",
+    },
+}
+"""The promised numbers that a case's page gives."""
+
+
+def tell_all(case: Case, taken: dict[str, list[Taken]]) -> None:
+    """Tell a case's numbers."""
+    promised = PROMISED.get(case.name, {})
+    for work, rounds in taken.items():
+        values = {
+            "seconds": [one.seconds for one in rounds],
+            "memory": [one.memory / 1e6 for one in rounds],
+        }
+        if work == "report":
+            values["size"] = [one.size / 1e3 for one in rounds]
+        for what, unit in (("seconds", "processor s"), ("memory", "MB"), ("size", "kB")):
+            if what in values:
+                known = promised.get(what) if work == "report" else None
+                tell(known or f"{case.name}, {work}: {what}", values[what], unit=unit)
 
 
 def main() -> int:
@@ -117,37 +159,35 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="keep the pages in this folder")
     chosen = parser.parse_args()
     rows, missed = [], 0
+    print("Processor seconds of a cold process; memory at its peak.\n")
     print(
-        "| run | recordings x layers x T | processor s | clock s | page, kB | memory, MB | within limits |"
+        "| run | recordings x layers x T | open, s | check, s | report, s (clock) | page, kB | memory, MB | in limits |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         pages = chosen.keep or Path(scratch)
         pages.mkdir(parents=True, exist_ok=True)
         for case in CASES[:1] if chosen.quick else CASES:
             run = write(case, Path(scratch) / case.name.replace(" ", "-"))
-            seconds, clock, size, memory = timed(run, pages / f"{run.name}.html")
+            taken = {work: timed(work, run, pages / f"{run.name}.html") for work in WORK}
+            tell_all(case, taken)
+            best = {work: min(one, key=lambda t: t.seconds) for work, one in taken.items()}
+            page = best["report"]
             well = (
-                size <= case.most_bytes
-                and seconds <= case.most_seconds
-                and memory <= case.most_memory
+                page.size <= case.most_bytes
+                and page.seconds <= case.most_seconds
+                and page.memory <= case.most_memory
             )
             missed += not well
             shape = f"{case.recordings} x {case.layers} x {case.T}"
-            told = f"{seconds:.2f} | {clock:.2f} | {size / 1e3:.0f} | {memory / 1e6:.0f} | {'yes' if well else 'NO'} |"
-            print(f"| {case.name} | {shape} | {told}", flush=True)
+            told = f"{best['open'].seconds:.2f} | {best['check'].seconds:.2f} | {page.seconds:.2f} ({page.clock:.2f})"
+            size = f"{page.size / 1e3:.0f} | {page.memory / 1e6:.0f}"
+            print(
+                f"| {case.name} | {shape} | {told} | {size} | {'yes' if well else 'NO'} |",
+                flush=True,
+            )
             rows.append(
-                {
-                    "run": case.name,
-                    "recordings": case.recordings,
-                    "layers": case.layers,
-                    "T": case.T,
-                    "seconds": float(np.round(seconds, 3)),
-                    "clock": float(np.round(clock, 3)),
-                    "bytes": size,
-                    "memory": memory,
-                    "within limits": well,
-                }
+                {"run": case.name, **{work: asdict(one) for work, one in best.items()}, "ok": well}
             )
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
