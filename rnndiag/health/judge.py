@@ -72,7 +72,7 @@ class Judge:
                 raise
             whole = self.series(rule, layer, self.whole)
             note = f"measured last at step {int(whole.steps[-1])}, before the judged recordings"
-            series = Series(whole.steps[-1:], whole.values[-1:], note)
+            series = Series(whole.steps[-1:], whole.values[-1:], note, whole.remark)
         return reduced(rule, series.values), series
 
     def findings(self, rule: Rule) -> list[Finding]:
@@ -120,7 +120,8 @@ class Judge:
             text_value=rule.text(value, bounds),
             allowed=allowed(rule, bounds),
             message=sentence(rule, value, layer, numbers.time_steps)
-            + (f"; {rule.excuse}" if rule.excuse and not side and not math.isnan(value) else ""),
+            + (f"; {rule.excuse}" if rule.excuse and not side and not math.isnan(value) else "")
+            + (f": {series.remark}" if series.remark else ""),
             remedy=remedy,
             notable=bool(odd),
             word=(rule.words[0] if shown == "low" else rule.words[1]) if shown else "",

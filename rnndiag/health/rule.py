@@ -30,11 +30,13 @@ class Series:
     values: np.ndarray
     note: str = ""
     """How the number was found, where that needs saying."""
+    remark: str = ""
+    """What the finding's sentence goes on with."""
 
     def upto(self, last_step: int) -> Series:
         """Only the recordings up to and with this step."""
         keep = self.steps <= last_step
-        return Series(self.steps[keep], self.values[keep], self.note)
+        return Series(self.steps[keep], self.values[keep], self.note, self.remark)
 
 
 Range = tuple[float | None, float | None]

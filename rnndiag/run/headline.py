@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rnndiag.run.advise import measured
+from rnndiag.run.layer_names import is_stack
 from rnndiag.run.reach import Reach, reach
 from rnndiag.run.window import Recommendation, recommended
 
@@ -19,6 +21,7 @@ def run_reach(run: Run, share: float, layer: str | None, window: str) -> Reach:
     """`Run.reach`: of one layer, or of the one that reaches least far."""
     steps = run.judged(window)
     layers = run.layers_for("credit_profile", layer, steps)
+    layers = tuple(name for name in layers if layer is not None or not is_stack(name))
     answers = [_layer_reach(run, name, share, steps) for name in layers]
     return min(answers, key=lambda answer: (math.isnan(answer), float(answer)))
 
@@ -59,8 +62,10 @@ def lengths_of(run: Run, layer: str, steps: Sequence[int] | np.ndarray) -> list[
 def run_window(run: Run, epsilon: float, layer: str | None, window: str) -> Recommendation:
     """`Run.window`: of one layer, or of the one that needs the longest window."""
     steps = run.judged(window)
-    answers = []
-    for name in run.layers_for("window_bias", layer, steps):
-        known = [length for length in lengths_of(run, name, steps) if length is not None]
-        answers.append(recommended(run, name, steps, epsilon, max(known, default=None)))
+    places = [measured(run, name, steps) for name in run.layers_for("window_bias", layer, steps)]
+    answers = [
+        recommended(run, one.name, one.steps, epsilon, one.length, one.prefix)
+        for one in places
+        if one is not None
+    ]
     return max(answers, key=lambda answer: (math.isnan(answer.steps), answer.steps))

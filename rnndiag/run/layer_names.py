@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rnndiag.run.quantities import MODEL
+
+if TYPE_CHECKING:
+    from rnndiag.run.run import Run
 
 STACK = ".."
 """Stands between the first and the last layer of a stack: `lstm.l0..l1`. No module's name can hold it."""
@@ -35,3 +39,14 @@ def stack_name(names: Sequence[str]) -> str:
 def layers_among(names: Iterable[str]) -> tuple[str, ...]:
     """Those that stand for one layer run, each once: neither the whole model nor stacks."""
     return tuple(dict.fromkeys(name for name in names if name != MODEL and not is_stack(name)))
+
+
+def stacks_of(run: Run) -> dict[str, tuple[str, ...]]:
+    """The stacks that a run's recordings name, each with its layers, lowest first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for outline in run.outlines:
+        told = outline.notes.get("stacks")
+        for name, layers in told.items() if isinstance(told, Mapping) else ():
+            if isinstance(layers, list | tuple):
+                found[str(name)] = tuple(map(str, layers))
+    return found

@@ -98,6 +98,8 @@ seam_mean_square_error | - | (loss/weight)² | linear | error
 seam_whole_mean_square | - | (loss/weight)² | linear
     Unbiased |E g|² over sequences of the gradient across the seam: the denominator of the seam's
     systematic bias.
+seam_whole_mean_square_error | - | (loss/weight)² | linear | error
+    Standard error of seam_whole_mean_square over sequences.
 seam_window_bias | lag | 1 | linear
     window_bias of a chunk's losses with the chunks before it: what a window longer than the chunk
     would give.

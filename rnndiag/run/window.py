@@ -208,12 +208,16 @@ def recommended(
     steps: Sequence[int] | np.ndarray,
     epsilon: float = EPSILON,
     length: int | None = None,
+    prefix: str = "",
 ) -> Recommendation:
-    """The window of one layer over these recordings, of length T: systematic where resolved, else the minibatch's."""
-    biases = run.select("window_bias", layer, steps=steps)
+    """The window of one layer over these recordings, of length T: systematic where resolved, else the minibatch's.
+
+    `prefix` seam_: over the chunk and the steps that were kept before it.
+    """
+    biases = run.select(f"{prefix}window_bias", layer, steps=steps)
     note = "the systematic bias was not measured"
     tails, errors, gradients = (
-        run.find(name, layer, steps)
+        run.find(f"{prefix}{name}", layer, steps)
         for name in ("tail_mean_square", "tail_mean_square_error", "gradient_mean_square")
     )
     if tails is not None and gradients is not None:

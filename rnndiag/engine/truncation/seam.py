@@ -21,8 +21,11 @@ from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.sampling import Sampled, Sampling, choose, sample
 from rnndiag.engine.truncation.seam_chain import joined_chunks
 from rnndiag.engine.truncation.stack import Runs
-from rnndiag.engine.truncation.sweep import SAMPLED_GROUPS, SEED, LagSweep, sweep_chain
+from rnndiag.engine.truncation.sweep import SEED, LagSweep, sweep_chain
 from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
+
+GROUPS = 8
+"""Groups of sequences whose gradients are kept apart where sequences were sampled; else every sequence is."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Seam:
     """Its standard error."""
     gradient_mean_square: float = math.nan
     """Unbiased |E g|² over sequences."""
+    gradient_mean_square_error: float = math.nan
+    """Its standard error."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -106,6 +111,7 @@ def seam_sweep(
         mean_square=beyond.mean if independent else math.nan,
         mean_square_error=beyond.mean_error if independent else math.nan,
         gradient_mean_square=size.mean if independent else math.nan,
+        gradient_mean_square_error=size.mean_error if independent else math.nan,
         notes=notes,
     )
 
@@ -119,7 +125,7 @@ def _with_and_without(
         part = chain.select(sampling.sequences)
     part, layout = part.prepared(), layout_of(chain)
     delta = total_adjoint(part)
-    most = SAMPLED_GROUPS if sampling.may_stop else part.B
+    most = GROUPS if sampling.may_stop else part.B
     groups = group_count(layout, part.B, part.direct[0], most)
     after = (torch.arange(chain.T, device=delta[0].device) >= kept).to(delta[0].dtype)
     full = gradient_of(part, layout, delta, groups)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers, NotRecorded, Stack
 from rnndiag.health.rule import Series, rule
+from rnndiag.run.advise import advice, at_hand, seam_name, seam_systematic
 from rnndiag.run.reach import decay as decay_of_profile
 
 _RESOLVED = 2.0
@@ -28,14 +31,21 @@ _RESOLVED = 2.0
 def truncation_error(numbers: LayerNumbers) -> Series:
     """The relative bias at the window in use.
 
-    Where training cuts the state, what lies beyond the cut is read off the credit across the seam, or extrapolated on
-    the credit's decay. Else it is the bias at the window in use: of the mean gradient where that is resolved, else of
-    each minibatch.
+    Where training cuts the state, it is what the steps before the cut would add, measured across the seam, or the
+    credit beyond it extrapolated on its decay. Else it is the bias at the window in use: of the mean gradient where
+    that is resolved, else of each minibatch.
     """
     found = _across_seams(numbers) or _beyond_the_cut(numbers) or _within_the_call(numbers)
     if np.isnan(found.values).all():
         raise NotRecorded("no gradient reaches it, so there is nothing to be off from")
-    return found
+    return replace(found, remark=remark(numbers))
+
+
+def remark(numbers: LayerNumbers) -> str:
+    """The recommendation, as the end of a sentence."""
+    found = advice(numbers.whole.run, numbers.layer)
+    told = "" if found is None else found.sentence.removesuffix(".")
+    return told[:1].lower() + told[1:]
 
 
 def _within_the_call(numbers: LayerNumbers) -> Series:
@@ -96,17 +106,20 @@ def _rows(stack: Stack, steps: np.ndarray) -> np.ndarray:
 
 
 def _across_seams(numbers: LayerNumbers) -> Series | None:
-    """The share of credit that lies beyond the cut, by the profile across the seam."""
-    try:
-        seam, window = numbers.get("seam_credit"), windows_in_use(numbers)
-    except NotRecorded:
+    """What the cut costs as it was measured: of the judged recordings that did, else of the last one."""
+    run = numbers.whole.run
+    name = seam_name(run, numbers.layer)
+    found = None if name is None else at_hand(run, "seam_bias", name, numbers.whole.steps)
+    if name is None or found is None:
         return None
-    shares = []
-    for step, row in zip(seam.steps.tolist(), seam.values, strict=True):
-        tau = window.get(step, np.nan)
-        shares.append(_share_beyond(row, int(tau)) if tau >= 1 else np.nan)
-    note = "the share of credit beyond the cut, from the profile across the seam"
-    return Series(seam.steps, np.array(shares), note)
+    pooled = seam_systematic(run, name, found.steps.tolist())
+    steps = found.steps.astype(np.int64)
+    where = f"measured across the seam of {name}"
+    if pooled is not None:
+        note = f"{where}, systematic: the bias of the mean gradient, pooled over recordings"
+        return Series(steps, np.full(len(steps), pooled), note)
+    note = f"{where}, on single minibatches: the systematic part is not resolved"
+    return Series(steps, found.values.astype(np.float64).reshape(-1), note)
 
 
 def _beyond_the_cut(numbers: LayerNumbers) -> Series | None:

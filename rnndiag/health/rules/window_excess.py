@@ -7,6 +7,7 @@ import numpy as np
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
 from rnndiag.health.rule import Series, rule
 from rnndiag.health.rules.truncation_error import windows_in_use
+from rnndiag.run.advise import advice
 from rnndiag.run.window import recommended
 
 
@@ -36,5 +37,8 @@ def window_excess(numbers: LayerNumbers) -> Series:
     found = recommended(numbers.whole.run, numbers.layer, bias.steps, 0.1)
     if not in_use or not found.reached or found.steps <= 0:
         raise NotRecorded(f"no window is recommended for {numbers.layer}")
+    told = (
+        found.text if (said := advice(numbers.whole.run, numbers.layer)) is None else said.sentence
+    )
     excess = float(np.median(in_use)) / found.steps
-    return Series(bias.steps[-1:], np.array([excess]), f"{found.text}")
+    return Series(bias.steps[-1:], np.array([excess]), told)

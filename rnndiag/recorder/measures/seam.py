@@ -46,6 +46,7 @@ def _measurements(found: Seam, name: str) -> Iterator[Measurement]:
         "seam_mean_square": found.mean_square,
         "seam_mean_square_error": found.mean_square_error,
         "seam_whole_mean_square": found.gradient_mean_square,
+        "seam_whole_mean_square_error": found.gradient_mean_square_error,
         "seam_gradient_mean_square": sweep.gradient_mean_square,
     }
     for quantity, value in numbers.items():

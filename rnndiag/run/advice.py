@@ -1,0 +1,111 @@
+"""The recommendation in one sentence: which window would do, what it saves, and what the one in use costs.
+
+The sentence is made here and nowhere else; screen, report, checks and docs all say it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rnndiag.run.window import EPSILON, Recommendation
+
+
+@dataclass(frozen=True)
+class InUse:
+    """The window that training uses: chunks of so many steps, or as many as a backward pass goes through."""
+
+    steps: float
+    bias: float
+    """Relative, on single minibatches."""
+    systematic: float | None = None
+    """Relative, of the mean gradient; None: not resolved."""
+    chunks: bool = False
+    """Whether it is the length of chunks between which the state is detached."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One recurrence: a layer, or a stack whose layers are cut together."""
+
+    name: str
+    window: Recommendation
+    cosine: float = math.nan
+    """cos between the gradient through the window and the whole one, on minibatches."""
+    length: int | None = None
+    """T: as many steps have been looked at, and hold what is called full BPTT."""
+    in_use: InUse | None = None
+    kept: bool = False
+    """Whether those steps are a chunk and what was kept of the chunks before it."""
+
+    @property
+    def sentence(self) -> str:
+        """All of it, from the window to what the one in use costs."""
+        used = self._used
+        return f"{self._window}{f'; {used}' if used else ''}."
+
+    @property
+    def _whole(self) -> str:
+        return f"BPTT through all {self.length} steps that were kept" if self.kept else "full BPTT"
+
+    @property
+    def _window(self) -> str:
+        found, within = self.window, f"within {percent(self.window.epsilon)} of {self._whole}"
+        if math.isnan(found.steps):
+            return f"No window can be recommended: {found.note or 'the bias is not finite'}"
+        if not found.reached:
+            return (
+                f"No window within the {found.within} steps measured keeps the gradient {within}, and none can be "
+                "extrapolated"
+            )
+        if self.length is not None and found.steps >= self.length:
+            return f"Nothing shorter than all {self.length} steps keeps the gradient {within}"
+        size = f"{found.steps:.0f}"
+        if found.extrapolated:
+            size = (
+                f"at most {size} (a bound, extrapolated beyond the {found.within} steps measured)"
+            )
+        return f"A window of {size} keeps the gradient {within}{self._remark}{self._memory}"
+
+    @property
+    def _remark(self) -> str:
+        said = []
+        if math.isfinite(self.cosine) and not self.window.extrapolated:
+            said.append(f"cosine {self.cosine:.3f}")
+        if self.window.source == "minibatch":
+            said.append("on minibatches: the systematic part is not resolved")
+        return f" ({'; '.join(said)})" if said else ""
+
+    @property
+    def _memory(self) -> str:
+        if not self.length:
+            return ""
+        share = percent(min(1.0, self.window.steps / self.length))
+        return f" and holds {'at most ' if self.window.extrapolated else ''}{share} of the steps in memory"
+
+    @property
+    def _used(self) -> str:
+        used = self.in_use
+        if used is None:
+            return ""
+        if not used.chunks and self.length is not None and used.steps >= self.length:
+            return f"you hold all {used.steps:.0f}"
+        if math.isnan(used.bias):
+            return ""
+        many = f"{used.steps:.0f}"
+        off = f"your {f'chunks of {many} are' if used.chunks else f'{many} is'} off by {percent(used.bias)}"
+        if used.systematic is None:
+            return f"{off} on a minibatch, and how much of that is systematic is not resolved"
+        return f"{off}, of which {percent(used.systematic)} is systematic"
+
+
+def percent(share: float) -> str:
+    """31 %, 3.1 %, 0.31 %; large ones with commas."""
+    if not math.isfinite(share):
+        return "an infinite share" if share > 0 else "an unknown share"
+    value = 100 * share
+    digits = 0 if value >= 9.95 or value == 0 else 1 if value >= 0.95 else 2
+    return f"{value:,.{digits}f} %"
+
+
+__all__ = ["EPSILON", "Advice", "InUse", "percent"]
