@@ -23,6 +23,11 @@ def _elman(
     def pointwise(a_ih: Tensor, a_hh: Tensor, state: State) -> State:
         return (activation(summed(a_ih, a_hh)),)
 
+    def diagonal(
+        gate: Mapping[str, Tensor], state: State
+    ) -> tuple[State, list[list[Tensor | None]]]:
+        return (gate["h"],), [[derivative(gate["h"]), None, None]]
+
     def activations(a_ih: Tensor, a_hh: Tensor, state: State) -> Mapping[str, Tensor]:
         return {"h": activation(summed(a_ih, a_hh))}
 
@@ -34,6 +39,7 @@ def _elman(
             pointwise=pointwise,
             elementwise=True,
             additive=True,
+            diagonal=diagonal,
             activations=activations,
             derivative=derivative,
             dies_at_zero=dies_at_zero,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.spectra.pages import empty
 from rnndiag.engine.transition import coefficients, flat_step
 from rnndiag.errors import BadArgument
 
@@ -28,9 +29,7 @@ def jacobians(run: LayerRun, times: Sequence[int] | Tensor | None = None) -> Ten
     closed = run.cell.is_elementwise(run.weights)
     fill = _closed_form if closed else _by_vjp
     before = run.previous()
-    out = torch.empty(
-        len(index), run.B, run.S, run.S, dtype=before[0].dtype, device=before[0].device
-    )
+    out = empty((len(index), run.B, run.S, run.S), before[0].dtype, before[0].device)
     size = _steps_at_once(run)
     for start in range(0, len(index), size):
         part = slice(start, start + size)
@@ -72,7 +71,7 @@ def _steps_at_once(run: LayerRun) -> int:
 
 def _closed_form(run: LayerRun, before: State, inputs: Tensor, out: Tensor) -> None:
     """Σ over blocks of diag(derivative by the pre-activation) W_block, and the diagonals by the carried parts."""
-    diagonal = coefficients(replace(run, inputs=inputs, pre=None), previous=before)
+    diagonal = coefficients(replace(run, inputs=inputs, gates=None), previous=before)
     weights = run.weights
     blocks = weights["weight_hh"].unflatten(0, (len(run.cell.blocks), -1))
     projection = weights.get("weight_hr")
