@@ -7,8 +7,15 @@ or the network. A line `{{ table NAME }}` becomes a table of what the code regis
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # what mkdocs loads as a hook stands alone
+
+import docs_api
 
 FENCE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 BLOCK = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
@@ -76,18 +83,18 @@ def checks() -> str:
 
 
 def api() -> str:
-    """Every public name with the first line of what it says of itself."""
+    """Every public name with the first line of what it says of itself, and a link to all of it."""
     import inspect
 
     import rnndiag
 
     body = []
     for name in rnndiag.__all__:
-        value = getattr(rnndiag, name)
-        about = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
+        about = (inspect.getdoc(getattr(rnndiag, name)) or "").split("\n\n")[0]
         if not name.startswith("__"):
-            body.append((f"`rnndiag.{name}`", about))
-    return rows(("name", "what it is"), sorted(body, key=lambda row: row[0].lower()))
+            body.append((f"[`rnndiag.{name}`](#rnndiag.{name})", docs_api.plain(about)))
+    lines = [(link, about.replace("\n", " ")) for link, about in body]
+    return rows(("name", "what it is"), sorted(lines, key=lambda row: row[0].lower()))
 
 
 def cells() -> str:
@@ -103,9 +110,67 @@ def cells() -> str:
     )
 
 
+def _default(value: object) -> str:
+    if value is None or value == ():
+        return "–"
+    return f"`{value}`"
+
+
+def config() -> str:
+    """Every key of [tool.rnndiag], its default and its meaning."""
+    from rnndiag.health.bounds import Bounds
+    from rnndiag.health.config import Config
+
+    body = []
+    for kind, where in ((Config, "checks."), (Bounds, "checks.NAME.")):
+        words = docs_api.Source(kind).fields
+        for field in fields(kind):
+            if field.name in ("checks", "source", "configured"):  # not keys of the table
+                continue
+            place = "" if field.name in ("baseline", "comparable_across") else where
+            key = f"`{place}{field.name}`"
+            meaning = docs_api.plain(" ".join(words[field.name][1].split()))
+            if not meaning:
+                raise docs_api.Undocumented(f"{kind.__name__}.{field.name} has no docstring.")
+            body.append((key, _default(field.default), meaning))
+    return rows(("key", "default", "meaning"), body)
+
+
+def limits() -> str:
+    """What a run may hold at most."""
+    from rnndiag.run import limits as module
+
+    body = []
+    for name, value in vars(module).items():
+        if name.isupper() and isinstance(value, int) and name not in ("MIB", "GIB"):
+            size = f"{value // module.MIB} MiB" if value >= module.MIB else f"{value:,}"
+            body.append((name.lower().replace("_", " "), size))
+    return rows(("at most", "is"), body)
+
+
+def errors() -> str:
+    """Every error that a person can meet."""
+    import inspect
+
+    import rnndiag
+
+    kinds = [v for v in vars(rnndiag.errors).values() if isinstance(v, type)]
+    kinds = [kind for kind in kinds if kind.__module__ == rnndiag.errors.__name__]
+    body = [
+        (f"`{k.__name__}`", docs_api.plain(" ".join((inspect.getdoc(k) or "").split())))
+        for k in kinds
+    ]
+    return rows(("error", "when"), body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "measures": measures,
     "checks": checks,
     "api": api,
     "cells": cells,
+    "config": config,
+    "limits": limits,
+    "errors": errors,
+    "reference": docs_api.reference,
+    "commands": docs_api.commands,
 }

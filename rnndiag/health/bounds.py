@@ -19,14 +19,19 @@ class Bounds:
     """The limits of one check. None means: no limit, or the default of all checks."""
 
     min: float | None = None
+    """A smaller number violates the check."""
     max: float | None = None
+    """A larger number violates the check."""
     window: str | None = None
+    """The recordings that this check judges, where not those of all checks."""
     change: str = "noise"
     """`noise`, a percentage, or `off`: how the number is compared with a baseline, where it is comparable."""
     shift: float = 0.10
     """Never report a smaller change than this share of the baseline."""
     level: Level = "fail"
+    """`fail`, `warn` (prints, does not fail) or `off`."""
     layers: tuple[str, ...] = EVERY_LAYER
+    """Names of the layers that the check is meant for, with `*` for any part of a name."""
     configured: bool = False
     """Whether a person asked for this check by name."""
 

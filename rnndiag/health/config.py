@@ -34,10 +34,15 @@ class Config:
     checks: Mapping[str, Bounds] = field(default_factory=dict)
     """Bounds of the checks that a person configured; all others keep their rule's defaults."""
     baseline: Path | None = None
+    """The baseline file that is used when `--baseline` is not given."""
     window: str = "last 20%"
+    """The recordings that are judged: `last 20%`, `last 10` or `all`; at least the last `min_recordings`."""
     min_recordings: int = 5
+    """With fewer to judge, nothing is judged: exit code 3."""
     false_alarm: float = 0.01
+    """The rate at which a healthy run may be called changed, all checks of it together."""
     min_baseline_runs: int = 5
+    """A baseline of fewer runs has no noise of its own: a change is then judged by `shift` alone."""
     comparable_across: tuple[str, ...] = ()
     """Fields of the fingerprint that may differ between run and baseline."""
     source: str = "the defaults"
