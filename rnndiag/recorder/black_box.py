@@ -14,6 +14,8 @@ from rnndiag.recorder.capture import BackwardPass
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.first_fault import first_fault, largest_contribution
 from rnndiag.recorder.history import History, StepFacts
+from rnndiag.recorder.kept_calls import replay
+from rnndiag.recorder.ledger import Ledger
 from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.training_facts import scaling_of
 from rnndiag.recorder.vigil import Vigil
@@ -54,11 +56,18 @@ class BlackBox:
     """Judges every step, and keeps what is needed to explain it. Does nothing where it was not asked for."""
 
     def __init__(
-        self, settings: Settings, module: Any, trainer: Any, groups: Sequence[str], faults: Faults
+        self,
+        settings: Settings,
+        module: Any,
+        trainer: Any,
+        groups: Sequence[str],
+        faults: Faults,
+        ledger: Ledger,
     ) -> None:
         self._on, self._jump = settings.black_box, settings.jump
         self._module, self._trainer = module, trainer
-        self._vigil = Vigil(faults)
+        self._vigil = Vigil(faults, ledger)
+        self._faults = faults
         self._epoch = -1
         self._last: int | None = None
         self.count = 0
@@ -99,7 +108,7 @@ class BlackBox:
         if recent or self.count >= MOST:
             return None
         self.count += 1
-        return Alarm(found[0], facts.step, float(facts.norm), found[1], float(facts.loss))
+        return Alarm(found[0], facts.step, facts.size, found[1], float(facts.loss))
 
     def kept_passes(self) -> list[BackwardPass]:
         """The step's calls run again, proved by the true gradients where one backward pass alone made them."""
@@ -108,7 +117,7 @@ class BlackBox:
         if scaling.accumulate == 1 and self._module.automatic_optimization:
             named = self._module.named_parameters()
             true = {name: p.grad for name, p in named if p.grad is not None}
-        return self._vigil.replay(true, scaling.factor)
+        return replay(self._vigil.calls, true, self._faults, scaling.factor)
 
     def story(self, alarm: Alarm, passes: Sequence[BackwardPass]) -> dict[str, Any]:
         """What happened and where it began, as the recording's note `black_box`."""

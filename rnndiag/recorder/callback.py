@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 else:
     _Base = callback_base()
 
+_MOMENTS = (
+    *("batch_started", "after_backward", "before_optimizer_step", "batch_ended"),
+    *("epoch_ended", "finish", "conclude"),
+)
+_PARTS = {moment: f"the recorder ({moment})" for moment in _MOMENTS}
+"""What a fault of a moment is told as."""
+
 _LIVE: weakref.WeakSet[GradientDiagnostics] = weakref.WeakSet()
 
 
@@ -244,10 +251,14 @@ class GradientDiagnostics(_Adopting):
     def _pass(self, moment: str, *facts: Any) -> None:
         """Hand a moment of the loop to the recorder; whatever goes wrong there, training goes on."""
         fit = self._fit
-        if fit is None or fit.faults.gave_up(f"the recorder ({moment})"):
+        if fit is None or fit.faults.gave_up(part := _PARTS[moment]):
             return
-        with fit.faults.guard(f"the recorder ({moment})"):
-            getattr(fit, moment)(*facts)
+        fit.ledger.enter()
+        try:
+            with fit.faults.guard(part):
+                getattr(fit, moment)(*facts)
+        finally:
+            fit.ledger.leave()
         self._wrote = self._wrote or fit.chronicle.opened
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

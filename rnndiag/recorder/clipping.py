@@ -27,9 +27,10 @@ class ClipStory:
 
     def add(self, facts: StepFacts) -> None:
         """One optimizer step, its scalars settled."""
-        self._norms.append(float(facts.norm))
+        self._norms.append(facts.size)
         self._clipped += facts.clipped
-        self._threshold = facts.clip_at if facts.clip_at is not None else self._threshold
+        at = facts.threshold
+        self._threshold = at if at is not None else self._threshold
 
     def end_epoch(self, epoch: int) -> None:
         """Close the epoch's summary."""

@@ -18,6 +18,7 @@ from rnndiag.recorder.leaving import last_recording
 from rnndiag.recorder.ledger import Ledger
 from rnndiag.recorder.logged import log_scalars
 from rnndiag.recorder.measures import chosen_measures
+from rnndiag.recorder.own_clipping import OwnClipping
 from rnndiag.recorder.pending import Pending
 from rnndiag.recorder.provenance import provenance
 from rnndiag.recorder.reading import Reader
@@ -50,7 +51,8 @@ class FitRecorder:
         self.groups = chosen_measures(settings.measures)
         self.schedule = schedule_for(settings, self.groups, self.ledger, trainer, module)
         self.reader = Reader(settings, trainer, module, self.faults, self.ledger)
-        self.black_box = BlackBox(settings, module, trainer, self.groups, self.faults)
+        self.black_box = BlackBox(settings, module, trainer, self.groups, self.faults, self.ledger)
+        self.own_clipping = OwnClipping(trainer, module)
         self.watch = Watch(
             module, lambda: scaling_of(trainer, module).factor, self.faults, settings.steps
         )
@@ -76,79 +78,79 @@ class FitRecorder:
 
     def batch_started(self, batch: Any) -> None:
         """Decide, and watch the forward pass that comes."""
-        with self.ledger.own():
-            self.reader.batch_started(batch)
-            self._batch_number = batches_so_far(self.trainer)
-            self._batch_step = step_of(self.trainer, self.module)
-            self._batch_groups = None
-            self._begin_step(self._batch_step)
-            with self.faults.guard("watching the model"):
-                self._watch_next()
+        self.reader.batch_started(batch)
+        self._batch_number = batches_so_far(self.trainer)
+        self._batch_step = step_of(self.trainer, self.module)
+        self._batch_groups = None
+        self._begin_step(self._batch_step)
+        with self.faults.guard("watching the model"):
+            self._watch_next()
         self.ledger.batch_started()
 
     def after_backward(self) -> None:
         """A backward pass is over."""
         if self._pending is not None:
-            with self.ledger.own(), self.faults.guard("reading a backward pass"):
+            with self.faults.guard("reading a backward pass"):
                 self._measure()
+        if self.own_clipping.manual:
+            with self.faults.guard("reading the gradient norm"):
+                self.own_clipping.after_backward()
 
     def before_optimizer_step(self, optimizer: Any) -> None:
         """Gradients are complete, unscaled and not yet clipped; weights have not moved."""
-        with self.ledger.own():
-            step = step_of(self.trainer, self.module)
-            facts: StepFacts | None = None
-            with self.faults.guard("reading the gradient norm"):
-                facts = step_facts(step, optimizer, clip_of(self.trainer))
-                self.history.add(facts)
-            with self.faults.guard("reading a backward pass"):
-                if self._pending is not None:
-                    self._measure()
-                if facts is not None:
-                    self._judge(facts)
+        step = step_of(self.trainer, self.module)
+        facts: StepFacts | None = None
+        with self.faults.guard("reading the gradient norm"):
+            facts = step_facts(step, optimizer, clip_of(self.trainer))
+            self.own_clipping.before_step(facts)
+            self.history.add(facts)
+        with self.faults.guard("reading a backward pass"):
             if self._pending is not None:
-                self._done.append((self._pending, facts))
-                self._pending = None
-            if not self.module.automatic_optimization:
-                with self.faults.guard("watching the model"):
-                    self.watch.forget()
-                    self._begin_step(step + 1)
-                    self._watch_next()
+                self._measure()
+            if facts is not None:
+                self._judge(facts)
+        if self._pending is not None:
+            self._done.append((self._pending, facts))
+            self._pending = None
+        if self.own_clipping.manual:
+            with self.faults.guard("watching the model"):
+                self.watch.forget()
+                self._begin_step(step + 1)
+                self._watch_next()
 
     def batch_ended(self, outputs: Any) -> None:
         """The step is over; weights have moved, or not yet where gradients accumulate."""
-        with self.ledger.own():
-            loss = loss_of(outputs)
-            if self._pending is not None:
-                with self.faults.guard("reading a backward pass"):
-                    self._measure()
+        loss = loss_of(outputs)
+        if self._pending is not None:
+            with self.faults.guard("reading a backward pass"):
+                self._measure()
+        with self.faults.guard("judging the step"):
             self.history.loss(loss, self._batch_step)
-            with self.faults.guard("judging the step"):
-                for facts in self.history.settle(at_once=self.reader.measured):
-                    self.clips.add(facts)
-            raw = not self.module.automatic_optimization
-            if raw and self._pending is not None and not self._pending.empty:
-                self._done.append((self._pending, None))
-                self._pending = None
-            if self._done:
-                self._write_done(loss)
-            with self.faults.guard("watching the model"):
-                self.watch.disarm()
-                self.black_box.rest()
-            self.reader.batch = None
+            self.own_clipping.after_step(self.history.waiting)
+            for facts in self.history.settle(at_once=self.reader.measured):
+                self.clips.add(facts)
+        if self.own_clipping.manual and self._pending is not None and not self._pending.empty:
+            self._done.append((self._pending, None))
+            self._pending = None
+        if self._done:
+            self._write_done(loss)
+        with self.faults.guard("watching the model"):
+            self.watch.disarm()
+            self.black_box.rest()
+        self.reader.batch = None
         self._count_cost(self.reader.measured)
 
     def epoch_ended(self) -> None:
         """An epoch's story of clipping is complete."""
-        with self.ledger.own(), self.faults.guard("telling the story of clipping"):
+        with self.faults.guard("telling the story of clipping"):
             for facts in self.history.settle(at_once=True):
                 self.clips.add(facts)
             self.clips.end_epoch(self.trainer.current_epoch)
 
     def finish(self) -> None:
         """The fit ended as it should: store what is left and close the run."""
-        with self.ledger.own():
-            self._store_rest()
-            self.chronicle.close("finished")
+        self._store_rest()
+        self.chronicle.close("finished")
 
     def conclude(self) -> None:
         """After everything else of the fit: say what it showed. A fit without a progress bar prints nothing."""

@@ -27,15 +27,19 @@ REFRESHED = 8
 ENOUGH = 16
 """A jump is judged against at least so many of them."""
 
+ROUNDING = 1e-4
+"""A norm that shrinks by less than this share between the backward pass and the step was not clipped."""
+
 Scalar = float | Tensor
 
 
-@dataclass
+@dataclass(slots=True)
 class StepFacts:
     """One optimizer step: its number, loss, gradient norm before clipping, learning rate and how it was clipped."""
 
     step: int
-    norm: Scalar = math.nan
+    norm: Scalar | None = None
+    """None: the optimizer has no gradient."""
     loss: Scalar = math.nan
     learning_rate: float = math.nan
     clip_at: float | None = None
@@ -45,11 +49,27 @@ class StepFacts:
     clip_size: Scalar | None = None
     """What is held against it: the norm, or the largest entry where values are clipped."""
 
+    stepped: Scalar | None = None
+    """The norm that the optimizer was given, where the program clips by itself; None: not looked at."""
+
+    @property
+    def size(self) -> float:
+        """The norm as a number; NaN without a gradient."""
+        return math.nan if self.norm is None else float(self.norm)
+
     @property
     def clipped(self) -> bool:
         """Whether clipping changed the step."""
-        size = self.norm if self.clip_size is None else self.clip_size
-        return self.clip_at is not None and float(size) > self.clip_at
+        if self.clip_at is not None:
+            return (self.size if self.clip_size is None else float(self.clip_size)) > self.clip_at
+        return self.stepped is not None and float(self.stepped) < (1.0 - ROUNDING) * self.size
+
+    @property
+    def threshold(self) -> float | None:
+        """What the step was clipped at; of a program's own clipping, the norm that it left."""
+        if self.clip_at is None and self.stepped is not None and self.clipped:
+            return float(self.stepped)
+        return self.clip_at
 
 
 @dataclass
@@ -75,14 +95,15 @@ class History:
     entries: deque[StepFacts] = field(default_factory=lambda: deque(maxlen=LENGTH))
     _norms: dict[int, RunningMedian] = field(default_factory=dict)
     """By optimizer."""
-    _waiting: list[StepFacts] = field(default_factory=list)
+    waiting: list[StepFacts] = field(default_factory=list)
+    """Steps made since the last `settle`."""
     dropped: int = 0
 
     def add(self, facts: StepFacts) -> None:
         """A step is about to be made."""
         self.dropped += len(self.entries) == LENGTH
         self.entries.append(facts)
-        self._waiting.append(facts)
+        self.waiting.append(facts)
 
     def loss(self, loss: Scalar, since_step: int) -> None:
         """The loss of the steps of this batch."""
@@ -93,28 +114,31 @@ class History:
 
     def settle(self, at_once: bool) -> list[StepFacts]:
         """Steps whose scalars are numbers now. On a GPU they come many at a time, unless wanted `at_once`."""
-        if not self._waiting:
+        if not self.waiting:
             return []
-        norm = self._waiting[-1].norm
+        norm = self.waiting[-1].norm
         on_gpu = isinstance(norm, Tensor) and norm.is_cuda
-        if on_gpu and not at_once and len(self._waiting) < FETCH_EVERY:
+        if on_gpu and not at_once and len(self.waiting) < FETCH_EVERY:
             return []
-        settled, self._waiting = self._waiting, []
+        settled, self.waiting = self.waiting, []
         _fetch(settled)
         return settled
 
     def judge(self, facts: StepFacts, factor: float) -> tuple[str, float] | None:
         """Is the step an accident? ("loss" | "gradient" | "jump", running median of the norm), or None."""
-        norm, loss = float(facts.norm), float(facts.loss)
-        norms = self._norms.setdefault(facts.optimizer, RunningMedian())
+        norms = self._norms.get(facts.optimizer)
+        if norms is None:
+            norms = self._norms[facts.optimizer] = RunningMedian()
         usual = norms.value
-        if math.isinf(loss) or (math.isnan(loss) and isinstance(facts.loss, Tensor)):
+        if isinstance(facts.loss, Tensor) and not math.isfinite(facts.loss):
             return "loss", usual
-        if math.isinf(norm) or (math.isnan(norm) and isinstance(facts.norm, Tensor)):
+        if facts.norm is None:
+            return None
+        norm = float(facts.norm)
+        if not math.isfinite(norm):
             return "gradient", usual
         jumped = norms.count >= ENOUGH and norm > factor * usual > 0
-        if math.isfinite(norm):
-            norms.add(norm)
+        norms.add(norm)
         return ("jump", usual) if jumped else None
 
     def measurements(self) -> list[Measurement]:
@@ -126,7 +150,7 @@ class History:
         columns = {
             "history_step": [facts.step for facts in kept],
             "history_loss": [float(facts.loss) for facts in kept],
-            "history_gradient_norm": [float(facts.norm) for facts in kept],
+            "history_gradient_norm": [facts.size for facts in kept],
             "history_clipped": [float(facts.clipped) for facts in kept],
             "history_learning_rate": [facts.learning_rate for facts in kept],
         }
@@ -138,7 +162,7 @@ def _fetch(entries: deque[StepFacts] | list[StepFacts]) -> None:
     pending = [
         (facts, name, value)
         for facts in entries
-        for name in ("norm", "loss", "clip_size")
+        for name in ("norm", "loss", "clip_size", "stepped")
         if isinstance(value := getattr(facts, name), Tensor) and value.is_cuda
     ]
     if pending:

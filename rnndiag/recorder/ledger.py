@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -23,6 +21,10 @@ class Ledger:
 
     spent: float = 0.0
     """Time of the diagnostics so far."""
+    light: float = 0.0
+    """Of it, what steps that are not recorded took: the ring of scalars, and what the black box keeps."""
+    plain: int = 0
+    """So many steps were not recorded."""
     by_group: dict[str, float] = field(default_factory=dict)
     """Of it, by group of measures."""
     started: float = field(default_factory=perf_counter)
@@ -33,50 +35,65 @@ class Ledger:
     _group_costs: dict[str, deque[float]] = field(default_factory=dict)
     _batch_started: float | None = None
     _spent_at_start: float = 0.0
+    _spent_at_end: float = 0.0
+    _since: float = 0.0
     _watching: float = 0.0
     """What watched passes took longer than plain ones, summed up."""
     _depth: int = 0
     _pause_started: float | None = None
 
-    @contextmanager
-    def own(self, group: str | None = None) -> Iterator[None]:
+    def own(self, group: str | None = None) -> Own:
         """Count what runs inside as diagnostics, and, with a name, as that group's too. Nested: counted once."""
-        start = perf_counter()
+        return Own(self, group)
+
+    def enter(self) -> None:
+        """The diagnostics begin to work."""
+        if self._depth == 0:
+            self._since = perf_counter()
         self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            seconds = perf_counter() - start
-            if self._depth == 0:
-                self.spent += seconds
-            if group is not None:
-                self.by_group[group] = self.by_group.get(group, 0.0) + seconds
-                self._group_costs.setdefault(group, deque(maxlen=5)).append(seconds)
+
+    def leave(self) -> None:
+        """They are done."""
+        self._depth -= 1
+        if self._depth == 0:
+            self.spent += perf_counter() - self._since
+
+    def _up_to_now(self) -> float:
+        """Bring `spent` up to now, in the middle of work, and say when that is."""
+        now = perf_counter()
+        if self._depth:
+            self.spent += now - self._since
+            self._since = now
+        return now
 
     def batch_started(self) -> None:
         """The training step begins."""
-        self._batch_started = perf_counter()
+        self._batch_started = self._up_to_now()
         self._spent_at_start = self.spent
 
     def batch_ended(self, recorded: bool) -> float:
         """The training step is over; returns what a recorded one has cost, and 0 for another."""
         if self._batch_started is None:
             return 0.0
+        now = self._up_to_now()
         own = self.spent - self._spent_at_start
-        duration = perf_counter() - self._batch_started - own
+        duration = now - self._batch_started - own
         self._batch_started = None
         if not recorded:
             self._plain.append(duration)
+            self.plain += 1
+            self.light += self.spent - self._spent_at_end
+            self._spent_at_end = self.spent
             return 0.0
         step = self.step_seconds
-        if step is None:
-            return own
-        # single steps vary, so a recorded one may come out as cheaper than a plain one: only the sum says something
-        before = max(0.0, self._watching)
-        self._watching += duration - step
-        self.spent += max(0.0, self._watching) - before
-        return own + max(0.0, duration - step)
+        if step is not None:
+            # single steps vary, so a recorded one may come out cheaper than a plain one: only the sum says something
+            before = max(0.0, self._watching)
+            self._watching += duration - step
+            self.spent += max(0.0, self._watching) - before
+            own += max(0.0, duration - step)
+        self._spent_at_end = self.spent
+        return own
 
     def recording_cost(self, seconds: float) -> None:
         """Note what one recording cost without the optional groups."""
@@ -98,6 +115,11 @@ class Ledger:
         return median(self._plain) if len(self._plain) >= PLAIN_STEPS else None
 
     @property
+    def light_seconds(self) -> float:
+        """Mean cost of a step that is not recorded."""
+        return self.light / self.plain if self.plain else 0.0
+
+    @property
     def base_cost(self) -> float | None:
         """Median cost of the last recordings without the optional groups."""
         return median(self._costs) if self._costs else None
@@ -116,3 +138,24 @@ class Ledger:
     def share(self) -> float:
         """Diagnostics as a share of training time."""
         return self.spent / self.training
+
+
+class Own:
+    """`with ledger.own(group):`, made by hand, as a step that is not recorded pays for every call."""
+
+    __slots__ = ("_group", "_ledger", "_start")
+
+    def __init__(self, ledger: Ledger, group: str | None) -> None:
+        self._ledger, self._group, self._start = ledger, group, 0.0
+
+    def __enter__(self) -> None:
+        self._ledger.enter()
+        self._start = perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        ledger, group = self._ledger, self._group
+        if group is not None:
+            seconds = perf_counter() - self._start
+            ledger.by_group[group] = ledger.by_group.get(group, 0.0) + seconds
+            ledger._group_costs.setdefault(group, deque(maxlen=5)).append(seconds)
+        ledger.leave()

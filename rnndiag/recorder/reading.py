@@ -41,7 +41,7 @@ class Reader:
     def batch_started(self, batch: Any) -> None:
         """Nothing is measured of this batch yet."""
         self.batch, self.measured = batch, False
-        self._layers = set()
+        self._layers.clear()
         self.seams.batch_started()
 
     def read(self, pending: Pending, passes: Sequence[BackwardPass]) -> None:

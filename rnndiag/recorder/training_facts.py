@@ -58,13 +58,23 @@ class Clip:
     by_value: bool = False
 
 
+_NO_CLIP = Clip()
+
+
 def clip_of(trainer: Any) -> Clip:
-    """The Trainer's clipping; a manual loop's own is not known to it."""
+    """The Trainer's clipping; a program's own is not known to it (see `own_clipping`)."""
     value = trainer.gradient_clip_val
     if not value:
-        return Clip()
+        return _NO_CLIP
     algorithm = getattr(trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm)
     return Clip(float(value), by_value=algorithm == "value")
+
+
+def clips_by_itself(module: Any) -> bool:
+    """Whether the module brings a `configure_gradient_clipping` of its own."""
+    hook = getattr(type(module), "configure_gradient_clipping", None)
+    owner = str(getattr(hook, "__module__", ""))
+    return hook is not None and not owner.startswith(("lightning.", "pytorch_lightning."))
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ def training_measurements(
         "overhead_share": overhead_share,
     }
     if facts is not None:
-        values["total_gradient_norm"] = float(facts.norm)
+        values["total_gradient_norm"] = facts.size
         values["learning_rate"] = facts.learning_rate
-        values["clip_threshold"] = math.nan if facts.clip_at is None else facts.clip_at
+        values["clip_threshold"] = math.nan if facts.threshold is None else facts.threshold
     return [Measurement.of(name, np.asarray(value)) for name, value in values.items()]

@@ -1,245 +1,167 @@
 """What the black box keeps of every step: references to what goes into recurrent layers and to the gradient that comes.
 
-Nothing is copied and no kernel is watched: two Python hooks a call, and one a tensor that comes out. After an accident
+Nothing is copied and no kernel is watched: one Python hook a call, and one a tensor that comes out. After an accident
 the calls are run once more on copies of the modules, which have no hooks of anyone, under the capture: the weights have
-not moved yet, so these are the very states and gradients of the step. Cells in Python loops are not kept: a hook a time
-step would cost too much.
+not moved yet, so these are the very states and gradients of the step. Cells in Python loops are not kept, nor layers
+that are called more than `MANY` times a step: a hook a time step would cost too much.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils.hooks import RemovableHandle, unserializable_hook
+from torch.utils.hooks import RemovableHandle
 
-from rnndiag.engine.layer_run import LayerRun
-from rnndiag.recorder.capture import BackwardPass, Capture
-from rnndiag.recorder.capture.hook import ModuleHook
+from rnndiag.recorder.capture.compiled import is_compiling, pass_over
 from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.kept_calls import Kept, tensors_in, versions_of
+from rnndiag.recorder.ledger import Ledger
 
-_CHANGED = "its inputs were changed in place after the call"
-
-
-@dataclass(eq=False)
-class Kept:
-    """One call of a recurrent module."""
-
-    name: str
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    versions: tuple[int, ...]
-    random_state: Tensor | None
-    autocast: torch.dtype | None
-    gradients: dict[int, Tensor] = field(default_factory=dict)
-    """By number of the output tensor."""
-
-    @property
-    def changed(self) -> bool:
-        """Whether an argument was written to since."""
-        return self.versions != _versions(self.args, self.kwargs)
+MANY = 8
+"""A layer that is called more often in one step is a loop over time, and left alone from then on."""
 
 
 class Vigil:
     """Light hooks on all fused recurrent modules of a model; they keep something while `awake`."""
 
-    def __init__(self, faults: Faults) -> None:
-        self._faults = faults
-        self._handles: list[RemovableHandle] = []
-        self._modules: dict[str, nn.Module] = {}
-        self._keywords: Mapping[str, Any] = {}
+    def __init__(self, faults: Faults, ledger: Ledger) -> None:
+        self._faults, self.ledger = faults, ledger
+        self._handles: dict[str, list[RemovableHandle]] = {}
+        self._modules: dict[str, nn.RNNBase] = {}
+        self._loops: set[str] = set()
+        self._counts: Counter[str] = Counter()
+        self._random: dict[str, Tensor] = {}
         self.calls: list[Kept] = []
         self.awake = False
 
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on, if the model's recurrent modules are not those of the last time."""
-        found: dict[str, nn.Module] = {
-            name: m for name, m in model.named_modules() if isinstance(m, nn.RNNBase)
-        }
+        found = {name: m for name, m in model.named_modules() if isinstance(m, nn.RNNBase)}
         if found.keys() == self._modules.keys() and all(
             found[name] is module for name, module in self._modules.items()
         ):
             return
         self.release()
+        pass_over(LightHook.__call__, RandomHook.__call__)
         self._modules = found
         for name, module in found.items():
-            # a copy of a hook stands in for hooks of three arguments, so keywords are read before the call
-            enter, leave = ModuleHook(module, self._enter), ModuleHook(module, self._leaving(name))
-            self._handles += [
-                module.register_forward_pre_hook(enter, with_kwargs=True),
-                module.register_forward_hook(leave),
-            ]
+            if name in self._loops:
+                continue
+            leave = LightHook(self, name, module)
+            handles = [module.register_forward_hook(leave, with_kwargs=True)]
+            if module.dropout > 0 and module.num_layers > 1:
+                enter = RandomHook(self, name, module)
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            self._handles[name] = handles
 
     def forget(self) -> None:
         """Drop what was kept."""
         self.calls.clear()
+        self._counts.clear()
+        self._random.clear()
 
     def release(self) -> None:
         """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for name in list(self._handles):
+            self._leave_alone(name)
         self._modules = {}
-        self.calls.clear()
+        self.forget()
 
-    def _enter(
-        self, compiling: bool, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        self._keywords = kwargs
+    def _leave_alone(self, name: str) -> None:
+        for handle in self._handles.pop(name, ()):
+            handle.remove()
 
-    def _leaving(self, name: str) -> Callable[..., None]:
-        def leave(compiling: bool, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self.awake and not compiling and torch.is_grad_enabled():
-                with self._faults.guard("keeping a call for the black box"):
-                    self._keep(name, module, args, self._keywords, output)
+    def note_random(self, name: str) -> None:
+        """A call is about to draw dropout masks."""
+        self._random[name] = torch.get_rng_state()
 
-        return leave
-
-    def _keep(
+    def keep(
         self, name: str, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        tensors = list(_tensors(output))
-        if not any(tensor.requires_grad for tensor in tensors):
+        """Keep one call, and what will come back to it."""
+        self._counts[name] += 1
+        if self._counts[name] > MANY:
+            self._loops.add(name)
+            self._leave_alone(name)
+            self.calls = [call for call in self.calls if call.name != name]
             return
-        drops = module.dropout > 0 and module.training and module.num_layers > 1
+        tensors = [t for t in tensors_in(output) if t.grad_fn is not None]
+        if not tensors:
+            return
         device = tensors[0].device.type
         call = Kept(
             name,
             module,
             args,
             kwargs,
-            _versions(args, kwargs),
-            torch.get_rng_state() if drops else None,
+            versions_of(args, kwargs),
+            self._random.pop(name, None),
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         )
         self.calls.append(call)
-        for number, tensor in enumerate(tensors):
-            if tensor.requires_grad:
-                tensor.register_hook(unserializable_hook(_arrival(call.gradients, number)))
-
-    def replay(self, gradients: Mapping[str, Tensor], scale: float = 1.0) -> list[BackwardPass]:
-        """The kept calls as backward passes.
-
-        `gradients`: the true ones of parameters, to prove them by. What came to the outputs is `scale` times too large.
-        """
-        calls = [call for call in self.calls if call.gradients]
-        if not calls:
-            return []
-        copies = {call.name: _bare_copy(call.module) for call in calls}
-        capture = Capture(_tree(copies), loss_scale=lambda: scale, faults=self._faults)
-        capture.arm()
-        try:
-            device = next(iter(calls[0].gradients.values())).device
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                _run_again(calls, copies)
-            passes = capture.take()
-        finally:
-            capture.disarm()
-        notes = (_CHANGED,) if any(call.changed for call in calls) else ()
-        return [
-            replace(
-                found,
-                layer_runs=tuple(_with(run, gradients, notes) for run in found.layer_runs),
-            )
-            for found in passes
-        ]
+        for number, tensor in enumerate(tensors_in(output)):
+            if (node := tensor.grad_fn) is not None:
+                arrive = _arrival(call.gradients, number, tensor.output_nr, self.ledger)
+                node.register_prehook(arrive)
 
 
-def _with(run: LayerRun, gradients: Mapping[str, Tensor], notes: tuple[str, ...]) -> LayerRun:
-    true = {
-        key: gradients[name].detach()
-        for key, name in run.parameters.items()
-        if key in run.gradients and name in gradients
-    }
-    return replace(run, gradients={**run.gradients, **true}, notes=(*run.notes, *notes))
+class LightHook:
+    """Keeps the calls of the very module it was put on. Copies and pickles of it do nothing and need no rnndiag."""
+
+    __slots__ = ("_module", "_name", "_vigil")
+
+    def __init__(self, vigil: Vigil, name: str, module: nn.Module) -> None:
+        self._vigil, self._name, self._module = vigil, name, weakref.ref(module)
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        vigil = self._vigil
+        if not vigil.awake or not torch.is_grad_enabled() or self._module() is not module:
+            return
+        if is_compiling():
+            return
+        start = perf_counter()
+        with vigil._faults.guard("keeping a call for the black box"):
+            vigil.keep(self._name, module, args, kwargs, output)
+        vigil.ledger.spent += perf_counter() - start
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return contextlib.nullcontext().__exit__
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-def _arrival(gradients: dict[int, Tensor], number: int) -> Callable[[Tensor], None]:
-    def arrive(gradient: Tensor) -> None:
-        known = gradients.get(number)
-        gradients[number] = gradient if known is None else known + gradient
+class RandomHook(LightHook):
+    """Before a call that draws dropout masks: the random state they are drawn from."""
+
+    __slots__ = ()
+
+    def __call__(  # type: ignore[override]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        vigil = self._vigil
+        if vigil.awake and module.training and self._module() is module and not is_compiling():
+            vigil.note_random(self._name)
+
+
+def _arrival(
+    gradients: dict[int, Tensor], number: int, place: int, ledger: Ledger
+) -> Callable[[tuple[Tensor | None, ...]], None]:
+    def arrive(arrived: tuple[Tensor | None, ...]) -> None:
+        start = perf_counter()
+        gradient = arrived[place]
+        if gradient is not None:
+            known = gradients.get(number)
+            gradients[number] = gradient if known is None else known + gradient
+        ledger.spent += perf_counter() - start
 
     return arrive
-
-
-def _run_again(calls: list[Kept], copies: Mapping[str, nn.Module]) -> None:
-    outputs: list[Tensor] = []
-    arrived: list[Tensor] = []
-    with torch.enable_grad():
-        for call in calls:
-            if call.random_state is not None:
-                torch.set_rng_state(call.random_state)
-            device = next(iter(call.gradients.values())).device.type
-            with torch.autocast(device, dtype=call.autocast, enabled=call.autocast is not None):
-                args, kwargs = _cut(call.args), _cut(dict(call.kwargs))
-                found = list(_tensors(copies[call.name](*args, **kwargs)))
-            for number, gradient in call.gradients.items():
-                outputs.append(found[number])
-                arrived.append(gradient.detach())
-        torch.autograd.backward(outputs, arrived)
-
-
-def _cut(value: Any) -> Any:
-    """The same arguments, cut off from the graph they came from; they take a gradient where they took one."""
-    if isinstance(value, Tensor):
-        return value.detach().requires_grad_(value.requires_grad)
-    if isinstance(value, PackedSequence):
-        return value._replace(data=_cut(value.data))
-    if isinstance(value, tuple | list):
-        return type(value)(_cut(part) for part in value)
-    if isinstance(value, dict):
-        return {key: _cut(part) for key, part in value.items()}
-    return value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, PackedSequence):
-        yield value.data
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-
-
-def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    tensors = (*_tensors(args), *_tensors(list(kwargs.values())))
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
-
-
-def _bare_copy(module: nn.Module) -> nn.Module:
-    """A copy without anybody's hooks."""
-    copied = copy.deepcopy(module)
-    for part in copied.modules():
-        for hooks in (
-            part._forward_hooks,
-            part._forward_pre_hooks,
-            part._backward_hooks,
-            part._backward_pre_hooks,
-        ):
-            hooks.clear()
-    for parameter in copied.parameters():
-        parameter.grad = None
-    return copied
-
-
-def _tree(modules: Mapping[str, nn.Module]) -> nn.Module:
-    """A module that holds these under their qualified names."""
-    root = nn.Module()
-    for name, module in modules.items():
-        if not name:
-            return module
-        *path, last = name.split(".")
-        place = root
-        for part in path:
-            if not hasattr(place, part):
-                place.add_module(part, nn.Module())
-            place = getattr(place, part)
-        place.add_module(last, module)
-    return root

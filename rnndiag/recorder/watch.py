@@ -76,8 +76,8 @@ class Watch:
 
     def disarm(self) -> None:
         """Take the hooks off and drop what is kept."""
-        self._passes.clear()
-        if self._capture is not None:
+        if self._capture is not None and self._capture.armed:
+            self._passes.clear()
             self._capture.disarm()
             self._capture.forget()
 
