@@ -208,10 +208,11 @@ def _provenance_lines(provenance: dict[str, Any]) -> Iterator[str]:
 
 def _headline_lines(one: Run) -> Iterator[str]:
     from rnndiag.errors import RnndiagError
+    from rnndiag.run.layer_names import stacks_of
 
     if one.layers:
         yield "  layers"
-    for layer in one.layers:
+    for layer in (*one.layers, *stacks_of(one)):
         told = []
         if ("credit_profile", layer) in one:
             try:
@@ -219,6 +220,15 @@ def _headline_lines(one: Run) -> Iterator[str]:
             except RnndiagError as fault:
                 told.append(f"reach unknown: {fault.what}")
         yield f"    {layer}" + (f"   {', '.join(told)}" if told else "")
+    yield from _seam_lines(one)
+
+
+def _seam_lines(one: Run) -> Iterator[str]:
+    """What the cut between chunks throws away, as the newest recording that measured it says."""
+    told = [o.notes["seam"] for o in one.outlines if isinstance(o.notes.get("seam"), dict)]
+    if told:
+        yield "  across the seam"
+        yield from (f"    {layer}   {sentence}" for layer, sentence in told[-1].items())
 
 
 def _quantity_line(one: Run, name: str) -> str:

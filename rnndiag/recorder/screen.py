@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rnndiag.recorder.time_words import TimeWords
+from rnndiag.run.advise import advice
+from rnndiag.run.layer_names import stacks_of
 from rnndiag.run.reach import decay
 from rnndiag.run.run import Run
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     pass
 
 HEADERS = ("layer", "reach", "gain/step", "window (10 %)", "rho(W)", "not finite", "proof")
+
+WIDTH = 108
+"""Long sentences are wrapped at so many characters."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,13 @@ def screen(run: Run, share: float, words: TimeWords, broke: str = "") -> str:
     steps = run.steps_of("train")
     length = max((_length(run, layer) for layer in run.layers), default=0)
     layers = [_line(run, layer, words) for layer in run.layers]
+    stacks = [_line(run, name, words) for name in stacks_of(run) if ("credit_profile", name) in run]
     count = len(steps)
     lines = [
         f"rnndiag: {count} recording{'s' * (count != 1)}, steps {steps[0]}-{steps[-1]}, "
         f"{len(layers)} layer{'s' * (len(layers) != 1)}, T = {length}"
     ]
-    lines += _table(layers)
+    lines += _table(layers + stacks)
     lines += _sentences(run, length, words)
     where = shown(Path(run.path))
     lines.append(
@@ -167,6 +174,7 @@ def _sentences(run: Run, length: int, words: TimeWords) -> list[str]:
                 f"  Gradient of {worst} covers {answer.value:.0f} of {_length(run, worst)} steps"
                 f"{words.in_brackets(answer.value)}. Fine if the task needs no more."
             )
+    said += [f"  {sentence}" for sentence in _advice(run)]
     accidents = [r.notes["black_box"] for r in run.outlines if "black_box" in r.notes]
     if accidents:
         more = f" ({len(accidents) - 1} more in the report)" if len(accidents) > 1 else ""
@@ -187,6 +195,15 @@ def _sentences(run: Run, length: int, words: TimeWords) -> list[str]:
     if errors:
         said.append(f"  {len(errors)} faults of the recorder itself: the report lists them.")
     return said
+
+
+def _advice(run: Run) -> list[str]:
+    """The recommendation, of the layer or stack that needs the longest window."""
+    found = advice(run)
+    if found is None:
+        return []
+    told = f"{found.name}: {found.sentence}" if len(run.layers) > 1 else found.sentence
+    return textwrap.wrap(told, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _or_inf(value: float) -> float:

@@ -13,7 +13,10 @@ from rnndiag.errors import RunUnreadable
 from rnndiag.health.config import Config
 from rnndiag.health.finding import Finding
 from rnndiag.health.verdict import Verdict, verdict
+from rnndiag.run.advice import Advice
+from rnndiag.run.advise import advice
 from rnndiag.run.headline import lengths_of
+from rnndiag.run.layer_names import stacks_of
 from rnndiag.run.measurement import Measurement, Series
 from rnndiag.run.quantities import QUANTITIES
 from rnndiag.run.reach import Decay, Reach, decay, reach
@@ -39,6 +42,8 @@ class Context:
     _reaches: dict[str, tuple[np.ndarray, list[Reach], list[Decay]]] = field(
         default_factory=dict, compare=False
     )
+
+    _advices: dict[str, Advice | None] = field(default_factory=dict, compare=False)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -130,9 +135,28 @@ class Context:
         except (RunUnreadable, ValueError):
             return None
 
+    @cached_property
+    def stacks(self) -> dict[str, tuple[str, ...]]:
+        """Stacks whose layers were cut together, with their layers."""
+        return {
+            name: layers
+            for name, layers in stacks_of(self.run).items()
+            if ("credit_profile", name) in self.run
+        }
+
+    def advice(self, layer: str) -> Advice | None:
+        """The recommendation for a layer, of its stack where there is one; None where no windows were measured."""
+        if layer not in self._advices:
+            try:
+                self._advices[layer] = advice(self.run, layer)
+            except RunUnreadable:
+                self._advices[layer] = None
+        return self._advices[layer]
+
     def time_steps(self, layer: str) -> int | None:
-        """T: the longest sequence recorded for a layer."""
-        lengths = lengths_of(self.run, layer, self.run.judged())
+        """T: the longest sequence recorded for a layer, or for the layers of a stack."""
+        one = self.stacks.get(layer, (layer,))[0]
+        lengths = lengths_of(self.run, one, self.run.judged())
         known = [length for length in lengths if length is not None]
         return max(known, default=None)
 

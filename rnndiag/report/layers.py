@@ -30,8 +30,8 @@ MOST = 250
 
 
 def layer_rows(context: Context) -> list[LayerRow]:
-    """One row for each layer, worst first, at most MOST."""
-    return [_row(context, layer) for layer in context.layers[:MOST]]
+    """One row for each layer, worst first, at most MOST; then the stacks whose layers were cut together."""
+    return [_row(context, layer) for layer in (*context.layers[:MOST], *context.stacks)]
 
 
 def _row(context: Context, layer: str) -> LayerRow:
@@ -54,6 +54,8 @@ def _row(context: Context, layer: str) -> LayerRow:
 
 
 def _cell(context: Context, layer: str) -> str:
+    if layer in context.stacks:
+        return f"{len(context.stacks[layer])} layers, cut together"
     model = context.run.provenance.get("model")
     layers = model.get("layers") if isinstance(model, dict) else None
     facts = layers.get(layer) if isinstance(layers, dict) else None

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rnndiag.errors import RunUnreadable
 from rnndiag.report.context import Context
 from rnndiag.report.ticks import number
 
@@ -56,14 +55,15 @@ def _window(context: Context, layer: str) -> Tile:
     name = "Window for 10 % bias"
     if ("window_bias", layer) not in context.run:
         return Tile(name, "–", "not recorded")
-    try:
-        window = context.run.window(layer=layer)
-    except RunUnreadable:
+    found = context.advice(layer)
+    if found is None:
         return Tile(name, "–", "not recorded")
+    window = found.window
     if not window.reached:
         return Tile(name, "–", f"none within {window.within} steps")
     bound = "≤ " if window.extrapolated else ""
-    return Tile(name, f"{bound}{window.steps:.0f} steps", f"{window.source} bias")
+    of = ", whole stack" if found.name in context.stacks else ""
+    return Tile(name, f"{bound}{window.steps:.0f} steps", f"{window.source} bias{of}")
 
 
 def _not_finite(context: Context) -> Tile:

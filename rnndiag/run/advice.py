@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from rnndiag.run.window import EPSILON, Recommendation
 
+ALL = 0.97
+"""A systematic bias of at least this share of the minibatch's is all of it: both are estimates."""
+
 
 @dataclass(frozen=True)
 class InUse:
@@ -53,6 +56,10 @@ class Advice:
         found, within = self.window, f"within {percent(self.window.epsilon)} of {self._whole}"
         if math.isnan(found.steps):
             return f"No window can be recommended: {found.note or 'the bias is not finite'}"
+        if found.steps < 1:
+            return "No gradient arrives, so there is nothing to truncate"
+        if self.length == 1:
+            return "There is one time step, so there is nothing to truncate"
         if not found.reached:
             return (
                 f"No window within the {found.within} steps measured keeps the gradient {within}, and none can be "
@@ -81,12 +88,12 @@ class Advice:
         if not self.length:
             return ""
         share = percent(min(1.0, self.window.steps / self.length))
-        return f" and holds {'at most ' if self.window.extrapolated else ''}{share} of the steps in memory"
+        return f" and holds {'at most ' if self.window.extrapolated else ''}{share} of {'those' if self.kept else 'the'} steps in memory"
 
     @property
     def _used(self) -> str:
         used = self.in_use
-        if used is None:
+        if used is None or self.length == 1 or self.window.steps < 1:
             return ""
         if not used.chunks and self.length is not None and used.steps >= self.length:
             return f"you hold all {used.steps:.0f}"
@@ -96,6 +103,8 @@ class Advice:
         off = f"your {f'chunks of {many} are' if used.chunks else f'{many} is'} off by {percent(used.bias)}"
         if used.systematic is None:
             return f"{off} on a minibatch, and how much of that is systematic is not resolved"
+        if used.systematic > ALL * used.bias:
+            return f"{off}, all of it systematic"
         return f"{off}, of which {percent(used.systematic)} is systematic"
 
 

@@ -160,7 +160,7 @@ def _in_use(run: Run, place: Measured, epsilon: float) -> InUse | None:
     bias = run.find("window_bias", place.name, place.steps)
     if used is None or bias is None:
         return None
-    steps = float(np.median(used.values))
+    steps = float(np.nanmedian(used.values)) if np.isfinite(used.values).any() else math.nan
     tail, whole, error = (
         run.find(name, place.name, place.steps)
         for name in ("tail_mean_square", "gradient_mean_square", "tail_mean_square_error")

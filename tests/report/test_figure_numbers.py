@@ -106,7 +106,7 @@ def test_truncation_marks_the_smallest_window_within_ten_percent(
     assert window.y[: T - 1] == pytest.approx(biases[1:], rel=1e-4)
     labels = [mark.label for mark in data.panels[0].marks]
     assert "in use: 8" in labels
-    assert f"{100 * biases[8]:.3g} %" in data.finding
+    assert f"your 8 is off by {100 * biases[8]:.0f} %, all of it systematic" in data.finding
 
 
 def test_windows_with_gaps_stand_at_their_own_place(tmp_path: Path) -> None:

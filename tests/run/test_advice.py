@@ -51,6 +51,10 @@ def test_beyond_the_measured_lags_there_is_only_a_marked_bound() -> None:
     ("window", "words"),
     [
         (
+            replace(SYSTEMATIC, steps=0.0),
+            "No gradient arrives, so there is nothing to truncate.",
+        ),
+        (
             replace(SYSTEMATIC, steps=200.0),
             "Nothing shorter than all 200 steps keeps the gradient within 10 %",
         ),
@@ -72,8 +76,15 @@ def test_across_a_seam_the_steps_that_were_kept_are_named() -> None:
     found = replace(KNOWN, length=105, kept=True, in_use=InUse(35, 0.31, 0.24, chunks=True))
     assert found.sentence == (
         "A window of 64 keeps the gradient within 10 % of BPTT through all 105 steps that were kept (cosine 0.996) "
-        "and holds 61 % of the steps in memory; your chunks of 35 are off by 31 %, of which 24 % is systematic."
+        "and holds 61 % of those steps in memory; your chunks of 35 are off by 31 %, of which 24 % is systematic."
     )
+
+
+def test_a_bias_that_is_all_systematic_is_said_to_be() -> None:
+    found = replace(KNOWN, in_use=InUse(35, 0.31, 0.312))
+    assert found.sentence.endswith("your 35 is off by 31 %, all of it systematic.")
+    one = replace(KNOWN, length=1)
+    assert one.sentence == "There is one time step, so there is nothing to truncate."
 
 
 def test_without_a_cut_there_is_nothing_to_be_off_by() -> None:

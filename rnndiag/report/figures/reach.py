@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnndiag.errors import RunUnreadable
 from rnndiag.report.context import LN10, Context
 from rnndiag.report.decimate import shown_lags
 from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
+from rnndiag.report.seam import seam_of
 from rnndiag.report.ticks import number, power_of_ten, ten_to
 from rnndiag.run.reach import half_life
 
@@ -39,7 +39,8 @@ def make(context: Context) -> FigureData:
     top = float(np.ceil(np.nanmax(np.where(np.isfinite(profile), profile, np.nan)) + 0.2))
     lowest = float(np.floor(np.min(profile[np.isfinite(profile)])))
     bottom = max(lowest, top - FLOOR)
-    others = [name for name in context.layers if name != layer][: MOST_LAYERS - 1]
+    stacks = [name for name, layers in context.stacks.items() if layer in layers]
+    others = [*stacks, *(name for name in context.layers if name != layer)][: MOST_LAYERS - 1]
     lines = [Line(lags, _plain(profile), layer, "main")]
     tones: tuple[Tone, ...] = ("second", "third")
     for name, tone in zip(others, tones, strict=False):
@@ -47,6 +48,10 @@ def make(context: Context) -> FigureData:
         if beside is not None:
             values = beside.sel(profile_stat="profile").values / LN10
             lines.append(Line(np.arange(values.size), _plain(values), name, tone))
+    across = seam_of(context, layer)
+    if across is not None:
+        values = across.credit / LN10
+        lines.append(Line(np.arange(values.size), _plain(values), "across the seam", "bound"))
     if context.baseline is not None and ("credit_profile", layer) in context.baseline:
         old = context.baseline.select("credit_profile", layer)
         values = old.valid(old.steps.size - 1).sel(profile_stat="profile").values / LN10
@@ -98,14 +103,10 @@ def _marks(context: Context, layer: str, lags: int) -> tuple[Mark, ...]:
             Mark("x", float(reached), f"reach: {float(reached):.3g} steps hold 90 %", "second")
         )
     if ("window_bias", layer) in context.run:
-        try:
-            window = context.run.window(layer=layer)
-        except RunUnreadable:
-            return tuple(marks)
-        if window.reached and window.steps < lags:
-            marks.append(
-                Mark("x", window.steps, f"window for 10 % bias: {window.steps:.0f}", "third")
-            )
+        found = context.advice(layer)
+        if found is not None and found.window.reached and found.window.steps < lags:
+            steps = found.window.steps
+            marks.append(Mark("x", steps, f"window for 10 % bias: {steps:.0f}", "third"))
     return tuple(marks)
 
 
@@ -144,6 +145,9 @@ def _finding(context: Context, layer: str, lags: int, log10: np.ndarray) -> str:
         if half.reached
         else f"Half of lag 0: {half.text} lags."
     )
+    across = seam_of(context, layer)
+    if across is not None:
+        words.append(across.sentence)
     return " ".join(words)
 
 

@@ -2,70 +2,114 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from rnndiag.errors import RunUnreadable
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
+from rnndiag.report.seam import seam_of
 from rnndiag.report.ticks import number, ten_to
-from rnndiag.run.quantities import MODEL
+from rnndiag.run.advice import Advice
+from rnndiag.run.advise import SEAM
 from rnndiag.run.window import systematic_bias
 
 QUESTION = "What would truncation cost?"
 FLOOR = 1e-4
 """Biases below this are not drawn: nobody asks for a truncation that exact."""
+_OF_STACK = " All layers of the stack are cut at the same step, as training does it."
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What is drawn, by window: of a layer, of the stack that it is part of, or across the seam of chunked training."""
+
+    name: str
+    prefix: str
+    windows: np.ndarray
+    bias: np.ndarray
+    cosine: np.ndarray | None
+    systematic: np.ndarray | None
+
+    @property
+    def words(self) -> str:
+        """What stands before the names of the curves."""
+        return "across the seam: " if self.prefix else ""
 
 
 @figure("F6", "Truncation", QUESTION)
 def make(context: Context) -> FigureData:
-    """Windows and chunks of the lead layer, pooled over the judged recordings."""
+    """Windows and chunks of the lead layer or of its stack, pooled over the judged recordings."""
     layer = context.lead
-    bias = _middle(context, "window_bias", layer) if layer else None
-    if bias is None:
+    advice = context.advice(layer) if layer else None
+    curves = None if advice is None else _curves(context, advice.name, SEAM if advice.kept else "")
+    if curves is None or advice is None:
         return absent("F6", context.nothing("window_bias", layer))
-    cosine, systematic = _middle(context, "window_cosine", layer), _systematic(context, layer)
-    noise = _noise(context, layer)
-    windows = _windows(context, layer)
     return FigureData(
         "F6",
         QUESTION,
-        _finding(context, layer, windows, bias, cosine, noise),
+        _finding(context, layer, advice),
         "Left of a curve's crossing of 10 %, truncation turns the gradient by more than a tenth. Two biases: on this "
         "minibatch, which is partly noise, and systematic, which training cannot average out. Shaded: below the "
-        "noise of one step; a statement about one step, not a licence.",
-        _panels(context, layer, windows, bias, systematic, cosine, noise),
-        _table(windows, bias, systematic, cosine),
+        "noise of one step; a statement about one step, not a licence."
+        + _OF_STACK
+        * (curves.name in context.stacks),
+        _panels(context, layer, curves, advice),
+        _table(curves.windows, curves.bias, curves.systematic, curves.cosine),
         layer=layer,
     )
 
 
-def _panels(
-    context: Context,
-    layer: str,
-    windows: np.ndarray,
-    bias: np.ndarray,
-    systematic: np.ndarray | None,
-    cosine: np.ndarray | None,
-    noise: float | None,
-) -> tuple[Panel, ...]:
-    lines = [Line(windows[1:], _positive(bias[1:]), "sliding window, on the minibatch", "main")]
-    if systematic is not None:
-        curve = _positive(systematic[1:])
-        lines.append(Line(windows[1 : systematic.size], curve, "window, systematic", "second"))
-    sizes, chunk = _middle(context, "chunk_size", layer), _middle(context, "chunk_bias", layer)
-    if sizes is not None and chunk is not None:
+def _curves(context: Context, name: str, prefix: str = "") -> Curves | None:
+    bias = _middle(context, f"{prefix}window_bias", name)
+    if bias is None:
+        return None
+    return Curves(
+        name,
+        prefix,
+        _windows(context, f"{prefix}window_bias", name),
+        bias,
+        _middle(context, f"{prefix}window_cosine", name),
+        _systematic(context, prefix, name),
+    )
+
+
+def _lines(context: Context, layer: str, curves: Curves) -> list[Line]:
+    windows, words = curves.windows, curves.words
+    shown = _positive(curves.bias[1:])
+    lines = [Line(windows[1:], shown, f"{words}sliding window, on the minibatch", "main")]
+    if curves.systematic is not None:
+        curve = _positive(curves.systematic[1:])
+        at = windows[1 : curves.systematic.size]
+        lines.append(Line(at, curve, f"{words}window, systematic", "second"))
+    sizes, chunk = (_middle(context, f"chunk_{key}", curves.name) for key in ("size", "bias"))
+    if sizes is not None and chunk is not None and not curves.prefix:
         lines.append(Line(sizes, _positive(chunk), "chunks", "third", dots=True))
+    across = seam_of(context, layer) if curves.prefix else None
+    if across is not None:
+        at, value = np.array([across.own]), np.array([across.bias])
+        lines.append(Line(at, _positive(value), "chunks as they are in use", "third", dots=True))
+    own = _curves(context, layer) if (curves.prefix, curves.name) != ("", layer) else None
+    if own is not None:
+        what = f"window, {layer} alone" + " within its chunk" * bool(curves.prefix)
+        lines.append(Line(own.windows[1:], _positive(own.bias[1:]), what, "bound"))
+    return lines
+
+
+def _panels(context: Context, layer: str, curves: Curves, advice: Advice) -> tuple[Panel, ...]:
+    lines, windows, cosine = _lines(context, layer, curves), curves.windows, curves.cosine
     known = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
     low = ten_to(np.floor(np.log10(max(FLOOR, known.min())))) if known.size else 1e-3
     high = max(2.0, min(1e300, float(known.max()) * 1.3)) if known.size else 2.0
     across = Axis("window or chunk, in steps", 1.0, float(max(2, windows[-1])), "log2")
     band: tuple[Band, ...] = ()
+    noise = _noise(context, curves.name)
     if noise is not None:
         edge = np.array([across.low, across.high])
         ceiling = np.full(2, min(noise, high))
         band = (Band(edge, np.full(2, low), ceiling, "noise of one step", 0.1, "baseline"),)
-    marks = _marks(context, layer)
+    marks = _marks(advice)
     panels = [
         Panel(
             across,
@@ -87,9 +131,9 @@ def _panels(
     return tuple(panels)
 
 
-def _windows(context: Context, layer: str) -> np.ndarray:
+def _windows(context: Context, quantity: str, layer: str) -> np.ndarray:
     """The windows τ that were measured: 0, 1, 2, ..., with gaps where there are very many."""
-    series = context.series("window_bias", layer)
+    series = context.series(quantity, layer)
     return np.zeros(0) if series is None else series.positions("lag").astype(float)
 
 
@@ -116,9 +160,9 @@ def _middle(context: Context, quantity: str, layer: str) -> np.ndarray | None:
     return middle if np.isfinite(middle).any() else None
 
 
-def _systematic(context: Context, layer: str) -> np.ndarray | None:
-    tail = context.series("tail_mean_square", layer)
-    gradient = context.series("gradient_mean_square", layer)
+def _systematic(context: Context, prefix: str, layer: str) -> np.ndarray | None:
+    tail = context.series(f"{prefix}tail_mean_square", layer)
+    gradient = context.series(f"{prefix}gradient_mean_square", layer)
     if tail is None or gradient is None:
         return None
     found = systematic_bias(tail.values, gradient.values)
@@ -132,55 +176,27 @@ def _noise(context: Context, layer: str) -> float | None:
     return float(noise) / float(size)
 
 
-def _in_use(context: Context) -> float | None:
-    found = _middle(context, "window_in_use", MODEL)
-    return None if found is None else float(found)
-
-
-def _marks(context: Context, layer: str) -> tuple[Mark, ...]:
+def _marks(advice: Advice) -> tuple[Mark, ...]:
     marks = []
-    try:
-        window = context.run.window(layer=layer)
-    except RunUnreadable:
-        window = None
-    if window is not None and window.reached and window.steps >= 1:
+    window, used = advice.window, advice.in_use
+    if window.reached and window.steps >= 1:
         marks.append(Mark("x", window.steps, f"recommended: {window.steps:.0f}", "third"))
-    used = _in_use(context)
-    if used is not None and used >= 1:
-        marks.append(Mark("x", used, f"in use: {used:.0f}", "second"))
+    if used is not None and used.steps >= 1:
+        marks.append(Mark("x", used.steps, f"in use: {used.steps:.0f}", "second"))
     return tuple(marks)
 
 
-def _finding(
-    context: Context,
-    layer: str,
-    windows: np.ndarray,
-    bias: np.ndarray,
-    cosine: np.ndarray | None,
-    noise: float | None,
-) -> str:
-    words = []
-    try:
-        window = context.run.window(layer=layer)
-    except RunUnreadable:
-        window = None
-    if window is not None and window.reached:
-        at = _measured_at(windows, window.steps)
-        turned = (
-            "" if cosine is None or not np.isfinite(cosine[at]) else f" (cosine {cosine[at]:.3f})"
-        )
-        words.append(f"Recommended for {layer}: {window.text}{turned}.")
-    elif window is not None:
-        words.append(f"{window.text[:1].upper()}{window.text[1:]}.")
-    used = _in_use(context)
-    at = _measured_at(windows, used) if used is not None else 0
-    if used is not None and 1 <= used <= windows[-1] and np.isfinite(bias[at]):
-        words.append(
-            f"The window in use, {used:.0f} steps, is off by {100 * bias[at]:.3g} % on a minibatch."
-        )
+def _finding(context: Context, layer: str, advice: Advice) -> str:
+    """The recommendation, what the cut in use throws away, and the noise beside them."""
+    of = f"Of {advice.name}: " if len(context.layers) > 1 else ""
+    words = [of + advice.sentence]
+    across = seam_of(context, layer)
+    if across is not None:
+        words.append(across.sentence)
+    noise = _noise(context, advice.name)
     if noise is not None:
         words.append(f"The noise of one step is {noise:.2g} times the gradient.")
-    return " ".join(words) or f"The bias of {layer} is not finite."
+    return " ".join(words)
 
 
 def _table(

@@ -21,7 +21,8 @@ MOST = 250
 def make(context: Context) -> FigureData:
     """One row a layer."""
     profiles = {}
-    for layer in [one for one in context.layers if ("credit_profile", one) in context.run][:MOST]:
+    measured = [one for one in context.layers if ("credit_profile", one) in context.run][:MOST]
+    for layer in (*measured, *context.stacks):
         newest = context.last("credit_profile", layer)
         if newest is not None:
             row = np.asarray(newest.sel(profile_stat="profile").values, float) / LN10
@@ -48,7 +49,9 @@ def make(context: Context) -> FigureData:
         "F10",
         QUESTION,
         "Shortest reach first. " + "; ".join(sentences) + "." + left,
-        "Each row is one layer, lag 0 at the left; bright is much credit. The dots are the reach.",
+        "Each row is one layer, lag 0 at the left; bright is much credit. The dots are the reach."
+        + " The last row is a stack, all of its layers cut at the same step."
+        * bool(context.stacks),
         (panel,),
         Table(
             ("layer", "reach", "T"),

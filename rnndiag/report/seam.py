@@ -1,0 +1,53 @@
+"""What a run says of the seam of chunked training: the credit across it, and what the cut throws away, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rnndiag.report.context import Context
+from rnndiag.run.advice import percent
+from rnndiag.run.advise import at_hand, seam_name
+
+
+@dataclass(frozen=True)
+class SeamFound:
+    """The seam of one recurrence, from the newest recording that measured it; shares as medians."""
+
+    name: str
+    credit: np.ndarray
+    """ln of the credit profile across the seam, (lags,)."""
+    own: float
+    """Steps of a chunk."""
+    kept: float
+    share: float
+    """Of the credit of a chunk's losses, what lies before the seam."""
+    bias: float
+    cosine: float
+
+    @property
+    def sentence(self) -> str:
+        """What the cut throws away, in words."""
+        return (
+            f"Training cuts the state every {self.own:.0f} steps: that throws away {percent(self.share)} of the credit "
+            f"of a chunk's losses and changes their gradient by {percent(self.bias)} (cosine {self.cosine:.3f}), as "
+            f"far as the {self.kept:.0f} steps kept before the cut tell."
+        )
+
+
+def seam_of(context: Context, layer: str) -> SeamFound | None:
+    """The seam of a layer, or of the stack that it is part of; None where none was measured."""
+    name = seam_name(context.run, layer) if layer else None
+    credit = None if name is None else context.last("seam_credit", name)
+    if name is None or credit is None:
+        return None
+
+    def middle(quantity: str) -> np.ndarray:
+        found = at_hand(context.run, quantity, name, context.run.judged())
+        values = np.full(1, np.nan) if found is None else np.asarray(found.values, float)
+        return np.asarray(np.nanmedian(values, axis=0) if np.isfinite(values).any() else np.nan)
+
+    own, kept = np.broadcast_to(middle("seam_steps"), 2)
+    share, bias, cosine = (float(middle(f"seam_{key}")) for key in ("share", "bias", "cosine"))
+    return SeamFound(name, np.asarray(credit.values, float), own, kept, share, bias, cosine)
