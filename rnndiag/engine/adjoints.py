@@ -128,7 +128,7 @@ def _scan_diagonals(run: LayerRun) -> Adjoints:
     size, gap = _steps_at_once(run), ForwardGap(run)
     for start in reversed(range(0, run.T, size)):
         stop = min(start + size, run.T)
-        diagonal = coefficients(run, start, stop, previous)
+        diagonal = coefficients(run, start, stop, previous, nested=True)
         if projected is not None:
             projected[start:stop] = diagonal.projected
         gap.add((diagonal.projected, *diagonal.others), start, stop)
@@ -156,46 +156,61 @@ def _scan_stretch(
     weight_hh = run.weights["weight_hh"]
     weight_hr = run.weights.get("weight_hr")
     lengths = run.lengths
-    flat = a_hh.flatten(-2)
-    parts = range(len(delta))
-    by_gate = [(p, c.unbind(0)) for p, c in enumerate(diagonal.a_hh) if c is not None]
+    steps = slice(start, start + diagonal.projected.shape[0])
+    rows = [
+        (part[steps].unbind(0), own[steps].unbind(0))
+        for part, own in zip(delta, direct, strict=True)
+    ]
+    flat = a_hh[steps].flatten(-2).unbind(0)
+    within = None if diagonal.within is None else diagonal.within.unbind(0)
+    seen = diagonal.gates or (slice(None),) * len(delta)
+    by_gate = [
+        (p, c.unbind(0), a_hh[steps, :, gates].unbind(0))
+        for p, (c, gates) in enumerate(zip(diagonal.a_hh, seen, strict=True))
+        if c is not None
+    ]
     by_part = [
         [(p, c.unbind(0)) for p, row in enumerate(diagonal.state) if (c := row[q]) is not None]
-        for q in parts
+        for q in range(len(delta))
     ]
-    for k in reversed(range(diagonal.projected.shape[0])):
-        t = start + k
-        for p in parts:
-            torch.add(direct[p][t], carry[p], out=delta[p][t])
-        back = [delta[p][t] for p in parts]
+    for k in reversed(range(len(flat))):
+        for (part, own), add in zip(rows, carry, strict=True):
+            torch.add(own[k], add, out=part[k])
+        back = [part[k] for part, _ in rows]
         if weight_hr is not None:
             back[0] = back[0] @ weight_hr
-        gates = a_hh[t]
+        if within is not None:
+            back[-1] = torch.addcmul(back[-1], within[k], back[0])
         if not by_gate:
-            gates.zero_()
-        for place, (p, coefficient) in enumerate(by_gate):
-            if place == 0:
-                torch.mul(coefficient[k], back[p].unsqueeze(-2), out=gates)
+            flat[k].zero_()
+        for place, (p, coefficient, gates) in enumerate(by_gate):
+            if place == 0 or within is not None:
+                torch.mul(coefficient[k], back[p].unsqueeze(-2), out=gates[k])
             else:
-                gates.addcmul_(coefficient[k], back[p].unsqueeze(-2))
-        carried: list[Tensor] = []
-        for q in parts:
-            total: Tensor | None = None
-            for p, coefficient in by_part[q]:
-                total = (
-                    coefficient[k] * back[p]
-                    if total is None
-                    else total.addcmul_(coefficient[k], back[p])
-                )
-            if q == 0:
-                through = flat[t]
-                total = through @ weight_hh if total is None else total.addmm_(through, weight_hh)
-            carried.append(torch.zeros_like(carry[q]) if total is None else total)
+                gates[k].addcmul_(coefficient[k], back[p].unsqueeze(-2))
+        carried = [_sum_of([(c[k], back[p]) for p, c in terms]) for terms in by_part]
+        through_h = carried[0]
+        carried[0] = (
+            flat[k] @ weight_hh if through_h is None else through_h.addmm_(flat[k], weight_hh)
+        )
+        carry = tuple(
+            torch.zeros_like(before) if part is None else part
+            for part, before in zip(carried, carry, strict=True)
+        )
         if lengths is not None:
-            alive = (lengths > t).to(delta[0].device)[:, None]
-            carried = [torch.where(alive, part, torch.zeros_like(part)) for part in carried]
-        carry = tuple(carried)
+            alive = (lengths > start + k).to(delta[0].device)[:, None]
+            carry = tuple(torch.where(alive, part, torch.zeros_like(part)) for part in carry)
     return carry
+
+
+def _sum_of(terms: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """Σ coefficient * cotangent in memory of its own; None if there are no terms."""
+    if not terms:
+        return None
+    total = torch.mul(*terms[0])
+    for coefficient, cotangent in terms[1:]:
+        total.addcmul_(coefficient, cotangent)
+    return total
 
 
 def _scan_by_autograd(run: LayerRun) -> Adjoints:

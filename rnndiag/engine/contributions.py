@@ -16,6 +16,7 @@ from torch import Tensor
 from rnndiag.engine import doubtful_norms
 from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.left_factor import LeftFactor
 from rnndiag.engine.loose_weights import by_vjp
 from rnndiag.errors import BadArgument
 
@@ -116,8 +117,13 @@ class ContributionNorms:
     """Σ_t g_t, of the parameter's shape."""
     along_total: Callable[[], Tensor]
     """<g_t, Σ g> / |Σ g|, (T,): one matrix product, made when it is asked for."""
-    gate_norm: Tensor | None = None
-    """|g_t|_F of the rows of each gate, (blocks, T), for the matrices W_ih and W_hh."""
+    by_gate: Callable[[], Tensor] | None = None
+    """|g_t|_F of the rows of each gate, (blocks, T), for the matrices W_ih and W_hh; made when it is asked for."""
+
+    @cached_property
+    def gate_norm(self) -> Tensor | None:
+        """|g_t|_F of the rows of each gate, (blocks, T), float64; None for a weight without gates."""
+        return None if self.by_gate is None else self.by_gate()
 
     @cached_property
     def alignment(self) -> Tensor:
@@ -132,14 +138,13 @@ def contribution_norms(adj: Adjoints) -> dict[str, ContributionNorms]:
     """The sizes of the contributions to every weight, from small Gram products: no g_t of a matrix weight is formed."""
     run, valid = adj.run, adj.run.mask().sum(1).clamp(min=1)
     norms: dict[str, ContributionNorms] = {}
-    sides: dict[int, _Left] = {}
+    sides: dict[int, LeftFactor] = {}
     for key in run.weights:
         found = factors(adj, key)
         if found is None:
             continue
-        blocks = _blocks_of(run, found.left)
-        left = sides.setdefault(id(found.left), _Left(found.left, blocks))
-        norms[key] = _factored_norms(found, left, valid)
+        left = sides.setdefault(id(found.left), LeftFactor(found.left, 1))
+        norms[key] = _factored_norms(found, left, valid, _blocks_of(run, found.left))
     loose = _loose_keys(adj)
     if loose:
         norms.update(_formed_norms(adj, loose))
@@ -152,42 +157,28 @@ def _blocks_of(run: LayerRun, left: Tensor) -> int:
     return left.shape[-1] // units if left.shape[-1] % units == 0 else 1
 
 
-class _Left:
-    """What several weights with one left factor share: W_ih and b_ih, and W_hh too where the cell is additive."""
-
-    def __init__(self, values: Tensor, blocks: int) -> None:
-        self.values, self.blocks = values, blocks
-
-    @cached_property
-    def sum(self) -> Tensor:
-        total: Tensor = self.values.sum(1)
-        return total
-
-    @cached_property
-    def norm(self) -> Tensor:
-        size: Tensor = self.values.norm(dim=-1)
-        return size
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """(blocks, T, B, m / blocks)"""
-        rows: Tensor = self.values.unflatten(-1, (self.blocks, -1)).movedim(2, 0)
-        return rows
-
-    @cached_property
-    def gram(self) -> list[Tensor]:
-        """Inner products of the samples at each step, by block of rows: (T, B, B) a block."""
-        return [block @ block.mT for block in self.rows]
-
-    @cached_property
-    def largest(self) -> Tensor:
-        """The size of the largest sample of each step, (T,)."""
-        size: Tensor = self.norm.amax(1)
-        return size
-
-
-def _factored_norms(found: Factors, left: _Left, valid: Tensor) -> ContributionNorms:
+def _factored_norms(
+    found: Factors, left: LeftFactor, valid: Tensor, blocks: int
+) -> ContributionNorms:
     right, total = found.right, found.total()
+    whole, each = _sizes(left, right)
+    return ContributionNorms(
+        whole[0],
+        each.sum(1) / valid,
+        total,
+        partial(_along, found, total),
+        None if right is None else partial(_by_gate, found, blocks),
+    )
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _by_gate(found: Factors, blocks: int) -> Tensor:
+    return _sizes(LeftFactor(found.left, blocks), found.right)[0]
+
+
+def _sizes(left: LeftFactor, right: Tensor | None) -> tuple[Tensor, Tensor]:
+    """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; where that is in doubt, taken anew."""
     by_block, each, vague, lost = _measured(left, right)
     times = doubtful_norms.worth_it(left.values, right, lost)
     if len(times):
@@ -196,7 +187,7 @@ def _factored_norms(found: Factors, left: _Left, valid: Tensor) -> ContributionN
         if some is not None:
             some, other = doubtful_norms.scaled(some)
             scale = scale * other
-        again = _measured(_Left(values, left.blocks), some)
+        again = _measured(LeftFactor(values, left.blocks), some)
         by_block[:, times], each[times] = again[0] * scale, again[1] * scale[:, None]
         vague[times] = again[2]
     if right is not None:
@@ -205,16 +196,10 @@ def _factored_norms(found: Factors, left: _Left, valid: Tensor) -> ContributionN
             by_block[:, times] = doubtful_norms.formed(
                 left.values[times], right[times], left.blocks
             )
-    return ContributionNorms(
-        torch.linalg.vector_norm(by_block, dim=0),
-        each.sum(1) / valid,
-        total,
-        partial(_along, found, total),
-        None if right is None else by_block,
-    )
+    return by_block, each
 
 
-def _measured(left: _Left, right: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _measured(left: LeftFactor, right: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; the steps (T,) at which samples cancel too far
     to tell, and those at which squares leave the precision's range."""
     lost = doubtful_norms.out_of_range(left.largest)
@@ -246,7 +231,7 @@ def _direction(total: Tensor) -> Tensor:
     return way.to(total.dtype)
 
 
-def _block_squares(left: _Left, right: Tensor) -> tuple[Tensor, Tensor]:
+def _block_squares(left: LeftFactor, right: Tensor) -> tuple[Tensor, Tensor]:
     """|g_t|² of each block of rows (blocks, T), by B x B Grams, or by forming g_t where B is the longer side; and the
     steps (T,) at which the samples cancel so far that a Gram does not tell."""
     batch, n = right.shape[1], right.shape[2]

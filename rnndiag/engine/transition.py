@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rnndiag.engine.cells import Cell, State
+from rnndiag.engine.cells.nested import Nested
 from rnndiag.engine.layer_run import LayerRun
 
 
@@ -73,19 +74,35 @@ class Coefficients:
     """h before its projection (T, B, H); h itself where there is none."""
     others: State = ()
     """The other state parts that `pointwise` gave, (T, B, H) a part."""
+    within: Tensor | None = None
+    """∂h_t/∂(last part)_t (T, B, H) where the other derivatives of h are at a fixed last part; None: written out."""
+    gates: tuple[slice, ...] | None = None
+    """The gates that `a_hh[p]` covers, where each gate belongs to one part alone; None: all."""
 
 
 def coefficients(
-    run: LayerRun, start: int = 0, stop: int | None = None, previous: State | None = None
+    run: LayerRun,
+    start: int = 0,
+    stop: int | None = None,
+    previous: State | None = None,
+    *,
+    nested: bool = False,
 ) -> Coefficients:
     """The diagonal derivatives of steps start..stop-1. The cell must be elementwise.
 
     Every output's unit j depends on unit j of the arguments alone, so one VJP with ones a part is the whole Jacobian.
+    nested: leave them in the order in which the cell computes where it offers that, half as many numbers.
     """
     cell, weights = run.cell, run.weights
     before = tuple(part[start:stop] for part in (previous or run.previous()))
     with torch.no_grad():
-        if cell.diagonal is None:
+        if cell.nested is not None:
+            gate = _gates(run, before, start, stop)
+            found = cell.nested(gate, before, **cell.extra_weights(weights))
+            if nested:
+                return _left_nested(found)
+            out, rows = found.out, found.written_out()
+        elif cell.diagonal is None:
             a_ih, a_hh = preactivations(cell, weights, run.inputs[start:stop], before[0])
             out, rows = _diagonals_by_autograd(run, a_ih, a_hh, before)
         else:
@@ -102,6 +119,18 @@ def coefficients(
         state=tuple(tuple(row[2:]) for row in rows),
         projected=out[0],
         others=out[1:],
+    )
+
+
+def _left_nested(found: Nested) -> Coefficients:
+    return Coefficients(
+        a_ih=found.by_gate,
+        a_hh=found.by_gate,
+        state=((None, None), (None, found.carried)),
+        projected=found.out[0],
+        others=found.out[1:],
+        within=found.within,
+        gates=found.gates,
     )
 
 

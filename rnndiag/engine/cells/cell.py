@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rnndiag.engine.cells.nested import Nested
 from rnndiag.errors import BadArgument
 
 State = tuple[Tensor, ...]
@@ -42,11 +43,14 @@ class Cell:
     """The pre-activations enter as a_ih + a_hh alone."""
     recover: Callable[[Mapping[str, Tensor], State], State] | None = None
     """(values of the gates (T, N, H), initial) -> the parts after h of all T steps, (T, N, S_p): a quick way to get
-    what a fused kernel does not hand out, for gates that do not look at those parts. None: `pointwise`, step by step."""
+    what a fused kernel does not hand out, for gates that do not look at them. None: `pointwise`, step by step."""
     diagonal: Callable[..., tuple[State, list[list[Tensor | None]]]] | None = None
     """(values of the gates, state, **extras) -> the result of `pointwise`, and for each of its parts the derivatives
     by a_ih (N, gates*H), by a_hh (left out for an additive cell) and by each state part (N, H), None where zero: a
     closed form of what one VJP with ones a part gives. None: that VJP."""
+    nested: Callable[..., Nested] | None = None
+    """The same closed form, (values of the gates, state, **extras), for an additive cell of two parts whose h is made
+    from its new last part."""
     activations: Callable[..., Mapping[str, Tensor]] | None = None
     """(a_ih, a_hh, state, **extras) -> the value of every gate, for the statistics of gates."""
     sigmoid_gates: tuple[str, ...] = ()
@@ -68,7 +72,7 @@ class Cell:
                 f"The cell {self.name!r} must have either `pointwise` or `run_step`.",
                 "Give the one that its step is written as.",
             )
-        if (self.recover or self.diagonal) and self.activations is None:
+        if (self.recover or self.diagonal or self.nested) and self.activations is None:
             raise BadArgument(
                 f"The cell {self.name!r} has a closed form that takes the values of its gates, and no `activations`.",
                 "Give `activations`, the function that computes them.",

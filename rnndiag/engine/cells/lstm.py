@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells.cell import Cell, State, summed
+from rnndiag.engine.cells.nested import Nested
 from rnndiag.engine.cells.registry import register_cell
 
 
@@ -32,23 +33,24 @@ def recover(gate: Mapping[str, Tensor], initial: State) -> State:
     return (c,)
 
 
-def diagonal(gate: Mapping[str, Tensor], state: State) -> tuple[State, list[list[Tensor | None]]]:
-    """∂h and ∂c by the four pre-activations and by c_{t-1}, in closed form."""
+def nested(gate: Mapping[str, Tensor], state: State) -> Nested:
+    """h by o and c, c by i, f, g and c_{t-1}, in closed form."""
     before = state[1]
     i, f, g, o = gate.values()
     c = torch.addcmul(i * g, f, before)
     tanh_c = c.tanh()
-    h_by_c = torch.addcmul(o, tanh_c, o * tanh_c, value=-1)
-    c_by_a = torch.zeros(*c.shape[:-1], 4, c.shape[-1], dtype=c.dtype, device=c.device)
-    torch.mul(i - i * i, g, out=c_by_a[..., 0, :])
-    torch.mul(f - f * f, before, out=c_by_a[..., 1, :])
-    torch.mul(1 - g * g, i, out=c_by_a[..., 2, :])
-    h_by_a = c_by_a * h_by_c.unsqueeze(-2)
-    torch.mul(o - o * o, tanh_c, out=h_by_a[..., 3, :])
-    return (o * tanh_c, c), [
-        [h_by_a.flatten(-2), None, None, h_by_c * f],
-        [c_by_a.flatten(-2), None, None, f],
-    ]
+    h = o * tanh_c
+    c_by_gate = c.new_empty(*c.shape[:-1], 3, c.shape[-1])
+    torch.mul(i - i * i, g, out=c_by_gate[..., 0, :])
+    torch.mul(f - f * f, before, out=c_by_gate[..., 1, :])
+    torch.addcmul(i, i * g, g, value=-1, out=c_by_gate[..., 2, :])
+    return Nested(
+        out=(h, c),
+        within=torch.addcmul(o, h, tanh_c, value=-1),
+        gates=(slice(3, 4), slice(0, 3)),
+        by_gate=(torch.addcmul(h, h, o, value=-1).unsqueeze(-2), c_by_gate),
+        carried=f,
+    )
 
 
 LSTM = register_cell(
@@ -60,7 +62,7 @@ LSTM = register_cell(
         elementwise=True,
         additive=True,
         recover=recover,
-        diagonal=diagonal,
+        nested=nested,
         activations=activations,
         sigmoid_gates=("i", "f", "o"),
         carry=lambda gate: gate["f"],
