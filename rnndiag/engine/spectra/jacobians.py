@@ -25,18 +25,19 @@ def jacobians(run: LayerRun, times: Sequence[int] | Tensor | None = None) -> Ten
     `times` picks steps (0..T-1). Zeros past a sequence's length. In the precision and on the device of the run.
     Cost: T*B*S*S numbers are returned; work is blocks*H*R numbers a step for elementwise cells, S VJPs a step else.
     """
-    index = step_index(run, times)
-    closed = run.cell.is_elementwise(run.weights)
-    fill = _closed_form if closed else _by_vjp
-    before = run.previous()
-    out = empty((len(index), run.B, run.S, run.S), before[0].dtype, before[0].device)
+    before, mask = run.previous(), None if run.lengths is None else run.mask()
+    fill = _closed_form if run.cell.is_elementwise(run.weights) else _by_vjp
+    count = run.T
+    if times is not None:
+        index = step_index(run, times)
+        before, mask = tuple(p[index] for p in before), None if mask is None else mask[index]
+        run, count = replace(run, inputs=run.inputs[index], gates=None), len(index)
+    out = empty((count, run.B, run.S, run.S), run.dtype, run.device)
     size = _steps_at_once(run)
-    for start in range(0, len(index), size):
-        part = slice(start, start + size)
-        now = index[part]
-        fill(run, tuple(p[now] for p in before), run.inputs[now], out[part])
-    if run.lengths is not None:
-        out.masked_fill_(~run.mask()[index][..., None, None], 0.0)
+    for start in range(0, count, size):
+        fill(run, before, slice(start, start + size), out[start : start + size])
+    if mask is not None:
+        out.masked_fill_(~mask[..., None, None], 0.0)
     return out
 
 
@@ -69,9 +70,9 @@ def _steps_at_once(run: LayerRun) -> int:
     return max(1, CHUNK_BYTES // max(1, numbers * run.B * run.states[0].element_size()))
 
 
-def _closed_form(run: LayerRun, before: State, inputs: Tensor, out: Tensor) -> None:
+def _closed_form(run: LayerRun, before: State, part: slice, out: Tensor) -> None:
     """Σ over blocks of diag(derivative by the pre-activation) W_block, and the diagonals by the carried parts."""
-    diagonal = coefficients(replace(run, inputs=inputs, gates=None), previous=before)
+    diagonal = coefficients(run, part.start, part.stop, before)
     weights = run.weights
     blocks = weights["weight_hh"].unflatten(0, (len(run.cell.blocks), -1))
     projection = weights.get("weight_hr")
@@ -101,21 +102,21 @@ def _through_pre_activations(by_gate: Tensor | None, blocks: Tensor, target: Ten
         target.addcmul_(derivative, block)
 
 
-def _by_vjp(run: LayerRun, before: State, inputs: Tensor, out: Tensor) -> None:
+def _by_vjp(run: LayerRun, before: State, part: slice, out: Tensor) -> None:
     """Any cell: one graph with time on the batch axis, and one VJP for each unit of the state."""
     with torch.enable_grad():
-        leaves = tuple(part.detach().requires_grad_() for part in before)
-        after = flat_step(run.cell, run.weights, inputs.detach(), leaves)
+        leaves = tuple(p[part].detach().requires_grad_() for p in before)
+        after = flat_step(run.cell, run.weights, run.inputs[part].detach(), leaves)
     out.zero_()
     rows = out.split(run.sizes, -2)
-    for part, target in zip(after, rows, strict=True):
-        if not part.requires_grad:
+    for value, target in zip(after, rows, strict=True):
+        if not value.requires_grad:
             continue
-        for unit in range(part.shape[-1]):
-            cotangent = torch.zeros_like(part)
+        for unit in range(value.shape[-1]):
+            cotangent = torch.zeros_like(value)
             cotangent[..., unit] = 1.0
             grads = torch.autograd.grad(
-                part,
+                value,
                 leaves,
                 cotangent,
                 retain_graph=True,

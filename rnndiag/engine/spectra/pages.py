@@ -1,4 +1,4 @@
-"""Memory for a large result on a CPU: filling it for the first time costs more in page faults than in arithmetic."""
+"""Memory for a large result on a CPU: to fill fresh memory costs more in page faults than in arithmetic."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 
 LARGE_BYTES = 4 * 2**20
-"""From this size on numpy asks Linux for huge pages (one fault for 2 MiB, not 512); torch asks for none by default."""
+"""From this size on numpy asks Linux for huge pages: one fault for 2 MiB, not 512. Torch by default asks for none."""
 
-ALIGNMENT = 64
-"""Bytes: torch's own, one cache line and the widest vector store."""
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`torch.empty`, in memory of numpy's where that is on the CPU and large."""
-    size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < LARGE_BYTES:
+    """`torch.empty`; a large one on the CPU lies in memory that numpy asked for."""
+    small = math.prod(shape) * dtype.itemsize < LARGE_BYTES
+    if small or device.type != "cpu" or dtype not in _NUMPY:
         return torch.empty(*shape, dtype=dtype, device=device)
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return torch.from_numpy(room[start : start + size]).view(dtype).view(*shape)
+    return torch.from_numpy(np.empty(shape, _NUMPY[dtype]))

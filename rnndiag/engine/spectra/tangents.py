@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch.nn.functional import linear
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra.jacobians import jacobians
 from rnndiag.engine.transition import Coefficients, coefficients
+
+Row = tuple[Tensor | None, Sequence[Tensor | None]]
+"""The derivatives of one state part: by the pre-activations, and by each part of the state before."""
 
 STRETCH_BYTES = 64 * 2**20
 """Derivatives of at most about this many bytes are held at once."""
@@ -47,27 +51,55 @@ class Tangents:
         if self.diagonal is None:
             assert self.written is not None
             return vectors @ self.written[t].mT
-        weights = self.run.weights
-        parts = vectors.split(self.run.sizes, -1)
-        gates = linear(parts[0], weights["weight_hh"]).unflatten(
-            -1, (len(self.run.cell.blocks), -1)
-        )
+        weights, blocks = self.run.weights, len(self.run.cell.blocks)
+        parts = vectors.split(self.run.sizes, -1) if len(self.run.sizes) > 1 else (vectors,)
+        through_h = linear(parts[0], weights["weight_hh"])
+        if blocks > 1:
+            through_h = through_h.unflatten(-1, (blocks, -1))
+        rows = self._by_step[t] if isinstance(t, int) else self._rows(t)
         out = []
-        for p, (by_gate, by_part) in enumerate(
-            zip(self.diagonal.a_hh, self.diagonal.state, strict=True)
-        ):
+        for (by_gate, by_part), part in zip(rows, parts, strict=True):
             total: Tensor | None = None
             if by_gate is not None:
-                products = by_gate[t].unsqueeze(-3) * gates
-                total = products.squeeze(-2) if products.shape[-2] == 1 else products.sum(-2)
-            for coefficient, part in zip(by_part, parts, strict=True):
-                if coefficient is not None:
-                    carried = coefficient[t].unsqueeze(-2)
-                    total = carried * part if total is None else total.addcmul_(carried, part)
-            out.append(torch.zeros_like(parts[p]) if total is None else total)
+                total = by_gate * through_h if blocks == 1 else (by_gate * through_h).sum(-2)
+            for coefficient, before in zip(by_part, parts, strict=True):
+                if coefficient is None:
+                    continue
+                total = (
+                    coefficient * before if total is None else total.addcmul_(coefficient, before)
+                )
+            out.append(torch.zeros_like(part) if total is None else total)
         if "weight_hr" in weights:
             out[0] = linear(out[0], weights["weight_hr"])
         return out[0] if len(out) == 1 else torch.cat(out, -1)
+
+    def _rows(self, t: Tensor | slice) -> list[Row]:
+        """The diagonals at steps t with an axis for the tangent vectors: by gate (A, B, 1, blocks, H) or, of a single
+        block, (A, B, 1, H), and by state part (A, B, 1, H); None where zero."""
+        assert self.diagonal is not None
+        single = len(self.run.cell.blocks) == 1
+
+        def by_gate(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[t] if single else value[t].unsqueeze(-3)
+
+        return [
+            (by_gate(gate), [None if c is None else c[t].unsqueeze(-2) for c in parts])
+            for gate, parts in zip(self.diagonal.a_hh, self.diagonal.state, strict=True)
+        ]
+
+    @cached_property
+    def _by_step(self) -> list[list[Row]]:
+        """`_rows` of every single step: views made at once, because a step of a small net costs less than they do."""
+        steps = self.run.T
+
+        def unbound(value: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * steps if value is None else value.unbind(0)
+
+        columns = [
+            list(zip(unbound(gate), zip(*map(unbound, parts), strict=True), strict=True))
+            for gate, parts in self._rows(slice(None))
+        ]
+        return [list(rows) for rows in zip(*columns, strict=True)]
 
     def rank(self) -> Tensor:
         """(T, B): rows of J_t that are not exactly zero, a bound of its rank. A relu unit at rest is a zero row."""
