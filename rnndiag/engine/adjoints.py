@@ -29,6 +29,9 @@ from rnndiag.errors import BadArgument
 CHUNK_BYTES = 4 * 2**20
 """Diagonal derivatives of at most this many bytes are held at once, a stretch of steps: they stay in the cache."""
 
+GRAPH_BYTES = 64 * 2**20
+"""Pre-activations of at most this many bytes are differentiated at once where autograd does it."""
+
 
 @dataclass(frozen=True, repr=False)
 class Adjoints:
@@ -242,18 +245,29 @@ def _pull(run: LayerRun, t: int, before: State, cotangent: State) -> State:
 def _preactivation_adjoints(
     run: LayerRun, previous: State, delta: State
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """∂L/∂a_ih, ∂L/∂a_hh and h before its projection: one VJP with all steps on the batch axis."""
+    """∂L/∂a_ih, ∂L/∂a_hh and h before its projection: a VJP with a stretch of steps on the batch axis."""
+    row = len(run.cell.gates) * run.B * run.cell.units(run.weights) * delta[0].element_size()
+    size = max(1, GRAPH_BYTES // max(1, row))
+    stretches = [slice(start, start + size) for start in range(0, run.T, size)]
+    found = [_preactivation_stretch(run, rows, previous, delta) for rows in stretches]
+    by_ih, by_hh, projected = zip(*found, strict=True)
+    a_ih = torch.cat(by_ih)
+    return a_ih, a_ih if run.cell.additive else torch.cat(by_hh), torch.cat(projected)
+
+
+def _preactivation_stretch(
+    run: LayerRun, rows: slice, previous: State, delta: State
+) -> tuple[Tensor, Tensor, Tensor]:
     cell = run.cell
     assert cell.pointwise is not None
+    before = tuple(part[rows].detach() for part in previous)
     with torch.no_grad():
-        a_ih, a_hh = preactivations(cell, run.weights, run.inputs, previous[0])
-    back = project_back(run, delta)
+        a_ih, a_hh = preactivations(cell, run.weights, run.inputs[rows], before[0])
+    back = project_back(run, tuple(part[rows] for part in delta))
     with torch.enable_grad():
         a_ih = a_ih.detach().requires_grad_()
         a_hh = a_hh.detach().requires_grad_(not cell.additive)
-        out = cell.pointwise(
-            a_ih, a_hh, tuple(p.detach() for p in previous), **cell.extra_weights(run.weights)
-        )
+        out = cell.pointwise(a_ih, a_hh, before, **cell.extra_weights(run.weights))
         leaves = (a_ih,) if cell.additive else (a_ih, a_hh)
         grads = pulled_back(out, back, leaves)
     return grads[0], grads[-1], out[0].detach()

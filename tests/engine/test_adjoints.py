@@ -130,6 +130,18 @@ def test_norms_formed_by_stretches_equal_those_at_once(monkeypatch: pytest.Monke
         assert relative(by_step[key].total, norms.total) <= 1e-13
 
 
+def test_preactivations_differentiated_by_stretches_equal_those_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, _, _ = make("peephole_lstm", ("lengths", "initial", "matrix_peepholes"))
+    at_once = adjoints(run)
+    monkeypatch.setattr("rnndiag.engine.adjoints.GRAPH_BYTES", 1)
+    by_step = adjoints(run)
+    assert at_once.a_ih is not None and by_step.a_ih is not None
+    assert relative(by_step.a_ih, at_once.a_ih) <= 1e-14
+    assert by_step.a_hh is by_step.a_ih
+
+
 @pytest.mark.parametrize("cell", [c for c in STEPS if c != "lecture_gru"])
 def test_scan_in_stretches_and_any_batch_shape(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, tape, truth = make(cell, ("initial", "lengths"))
