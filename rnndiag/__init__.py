@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.recorder.probe import probe as probe
     from rnndiag.report.notebook import verdict_strip as verdict_strip
     from rnndiag.report.write_report import write_report as write_report
+    from rnndiag.run.advise import advice as advice
     from rnndiag.run.measurement import Measurement as Measurement
     from rnndiag.run.reach import reach as reach
     from rnndiag.run.recording import Recording as Recording
@@ -83,6 +84,7 @@ _PUBLIC: dict[str, str] = {
     "Run": "rnndiag.run.run",
     "RunWriter": "rnndiag.run.writer",
     "adjoints": "rnndiag.engine.adjoints",
+    "advice": "rnndiag.run.advise",
     "check": "rnndiag.health.gate",
     "contribution_norms": "rnndiag.engine.contributions",
     "contributions": "rnndiag.engine.contributions",

@@ -141,7 +141,7 @@ def seam_systematic(
 
     squares = columns("seam_whole_mean_square", "seam_mean_square")
     errors = columns("seam_whole_mean_square_error", "seam_mean_square_error")
-    return None if squares is None else _resolved(squares, squares[:, 0], errors, epsilon)
+    return None if squares is None else resolved_bias(squares, squares[:, 0], errors, epsilon)
 
 
 def _in_chunks(run: Run, place: Measured, epsilon: float) -> InUse | None:
@@ -170,11 +170,11 @@ def _in_use(run: Run, place: Measured, epsilon: float) -> InUse | None:
         at = np.flatnonzero(tail.positions("lag") <= steps)
         if at.size:
             given = None if error is None else error.values[:, [0, at[-1]]]
-            systematic = _resolved(tail.values[:, [0, at[-1]]], whole.values, given, epsilon)
+            systematic = resolved_bias(tail.values[:, [0, at[-1]]], whole.values, given, epsilon)
     return InUse(steps, _at(bias, steps), systematic)
 
 
-def _resolved(
+def resolved_bias(
     tail: np.ndarray, whole: np.ndarray, error: np.ndarray | None, epsilon: float
 ) -> float | None:
     """The systematic bias of the last column of `tail` (recordings, windows); None: not resolved."""

@@ -11,7 +11,7 @@ from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.seam import seam_of
 from rnndiag.report.ticks import number, ten_to
-from rnndiag.run.advice import Advice
+from rnndiag.run.advice import Advice, percent
 from rnndiag.run.advise import SEAM
 from rnndiag.run.window import systematic_bias
 
@@ -102,7 +102,11 @@ def _panels(context: Context, layer: str, curves: Curves, advice: Advice) -> tup
     known = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
     low = ten_to(np.floor(np.log10(max(FLOOR, known.min())))) if known.size else 1e-3
     high = max(2.0, min(1e300, float(known.max()) * 1.3)) if known.size else 2.0
-    across = Axis("window or chunk, in steps", 1.0, float(max(2, windows[-1])), "log2")
+    used = advice.in_use.steps if advice.in_use is not None else 0.0
+    longest = max(2.0, windows[-1], *(line.x.max() for line in lines if line.x.size))
+    if np.isfinite(used):  # a window that is longer than all that was measured needs no place
+        longest = max(longest, min(used, 2 * longest))
+    across = Axis("window or chunk, in steps", 1.0, float(longest), "log2")
     band: tuple[Band, ...] = ()
     noise = _noise(context, curves.name)
     if noise is not None:
@@ -192,7 +196,7 @@ def _finding(context: Context, layer: str, advice: Advice) -> str:
     words = [of + advice.sentence]
     across = seam_of(context, layer)
     if across is not None:
-        words.append(across.sentence)
+        words.append(f"{percent(across.share)} of the credit of a chunk's losses lies before it.")
     noise = _noise(context, advice.name)
     if noise is not None:
         words.append(f"The noise of one step is {noise:.2g} times the gradient.")
