@@ -24,7 +24,7 @@ SHOWN = (
 def main() -> None:
     figure, axes = plt.subplots(figsize=(7.2, 3.1), dpi=150, layout="constrained")
     for name, label, colour, style in SHOWN:
-        run = rnndiag.open_run(ROOT / "reports" / name / "run")
+        run = rnndiag.open_run(ROOT / "reports" / name / name)
         first = run["credit_profile"].valid(0).sel(profile_stat="profile").values
         share = rnndiag.reach(first)
         axes.semilogy(
