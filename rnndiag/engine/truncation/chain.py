@@ -43,9 +43,10 @@ class Link:
     def at(self, where: Where) -> Coefficients:
         """The diagonal derivatives at some rows."""
         if self.diagonal is not None:
-            return _pick(self.diagonal, where)
-        rows = replace(self.run, inputs=take(self.run.inputs, where), pre=None)
-        return coefficients(rows, previous=tuple(take(part, where) for part in self.previous))
+            return pick(self.diagonal, where)
+        rows = replace(self.run, inputs=take(self.run.inputs, where), gates=None)
+        before = tuple(take(part, where) for part in self.previous)
+        return coefficients(rows, previous=before, nested=True)
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,11 @@ def _prepare(link: Link) -> Link:
     size = run.T * run.B * run.cell.units(run.weights) * item
     if size * len(cell.parts) * (gates + len(cell.parts)) > DIAGONAL_BYTES:
         return link
-    return replace(link, diagonal=coefficients(run, previous=link.previous))
+    return replace(link, diagonal=coefficients(run, previous=link.previous, nested=True))
 
 
-def _pick(diagonal: Coefficients, where: Where) -> Coefficients:
+def pick(diagonal: Coefficients, where: Where) -> Coefficients:
+    """The diagonal derivatives at some rows of those at hand."""
     if isinstance(where, slice) and where == slice(0, diagonal.projected.shape[0]):
         return diagonal
     a_hh = tuple(None if c is None else take(c, where) for c in diagonal.a_hh)
@@ -149,4 +151,6 @@ def _pick(diagonal: Coefficients, where: Where) -> Coefficients:
             tuple(None if c is None else take(c, where) for c in row) for row in diagonal.state
         ),
         projected=take(diagonal.projected, where),
+        within=None if diagonal.within is None else take(diagonal.within, where),
+        gates=diagonal.gates,
     )

@@ -26,15 +26,20 @@ class CreditLedger:
         rows: Rows,
         lags: int,
         weights: Tensor | None = None,
+        by_column: bool = False,
     ) -> None:
-        """weights (T,): what an output's loss was multiplied with and stands for, where losses were sampled."""
+        """weights (T,): what an output's loss was multiplied with and stands for, where losses were sampled.
+
+        by_column: sequences were sampled too, so what each one holds is kept.
+        """
         T, device = chain.T, chain.direct[0].device
         self.rows, self.starts = rows, starts(rows)
         self.weights = weights
         self.log_count = chain.mask().sum(1).clamp(min=1).double().log()
         self.outputs = self.starts[self.starts >= 0].unique()
         self.by_lag = torch.full((T, lags), math.nan, dtype=torch.float64, device=device)
-        self.by_column = torch.full((lags, chain.B), -math.inf, dtype=torch.float64, device=device)
+        columns = chain.B if by_column else 0
+        self.by_column = torch.full((lags, columns), -math.inf, dtype=torch.float64, device=device)
 
     def stop(self, lags: int) -> None:
         """The sweep ended after so many lags."""
@@ -42,12 +47,13 @@ class CreditLedger:
 
     def add(self, lag: Lag) -> None:
         """Take in one lag."""
-        logs, steps = lag.log_norm, self.starts[lag.first :]
-        self.by_column[lag.d] = logs.logsumexp(0)
+        steps = self.starts[lag.first :]
+        if self.by_column.shape[1]:
+            self.by_column[lag.d] = lag.log_sum(0)
         if steps.shape[1] == 1:
-            at, value = steps[:, 0], logs.logsumexp(1)
+            at, value = steps[:, 0], lag.log_sum(1)
         else:
-            at = self.outputs[self.outputs >= lag.d]
+            logs, at = lag.log_norm, self.outputs[self.outputs >= lag.d]
             logs = torch.where(steps >= lag.d, logs, -math.inf)
             value = _logsumexp_at(
                 logs.flatten(), steps.flatten().clamp(min=0), self.by_lag.shape[0]
@@ -94,9 +100,7 @@ def profile_of(ledger: CreditLedger, sampled_columns: float, sampled_outputs: fl
     over, under = (v + log_weight[:, None] for v in (top, base))
     log = over.logsumexp(0) - under.logsumexp(0)
     log = torch.where(reached.any(0), log, math.nan)
-    quantiles = torch.stack(
-        [_log_quantiles(table[:, d] - table[:, 0], reached[:, d]) for d in lags], 1
-    )
+    quantiles = _log_quantiles(table - table[:, :1], reached)
     error = torch.zeros_like(log)
     if sampled_columns < 1:
         columns = ledger.by_column
@@ -107,15 +111,18 @@ def profile_of(ledger: CreditLedger, sampled_columns: float, sampled_outputs: fl
 
 
 def _log_quantiles(logs: Tensor, reached: Tensor) -> Tensor:
-    """ln of linearly interpolated quantiles of exp(logs)."""
-    values = logs[reached & ~torch.isnan(logs)].sort().values
-    if len(values) == 0:
-        return logs.new_full((len(QUANTILES),), math.nan)
-    place = torch.tensor(QUANTILES, dtype=torch.float64, device=logs.device) * (len(values) - 1)
+    """ln of linearly interpolated quantiles over the first axis of exp(logs), (5, D), of what was reached."""
+    counted = reached & ~torch.isnan(logs)
+    values = torch.where(counted, logs, math.inf).sort(0).values
+    last = counted.sum(0) - 1
+    levels = torch.tensor(QUANTILES, dtype=torch.float64, device=logs.device)
+    place = levels[:, None] * last.clamp(min=0)
     low = place.floor().long()
-    high = (low + 1).clamp(max=len(values) - 1)
+    high = torch.minimum(low + 1, last.clamp(min=0))
     share = place - low
-    return torch.logaddexp(values[low] + torch.log1p(-share), values[high] + share.log())
+    under, over = values.gather(0, low), values.gather(0, high)
+    found = torch.logaddexp(under + torch.log1p(-share), over + share.log())
+    return torch.where(last >= 0, found, math.nan)
 
 
 def _ratio_error(over: Tensor, under: Tensor, left: float) -> Tensor:

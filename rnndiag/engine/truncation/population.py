@@ -39,29 +39,37 @@ class Population:
     sampled: int
     """Sequences looked at."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether every sequence was looked at."""
+        return self.sampled == self.batch
+
     def square(self, x: Tensor, total: Tensor) -> Moments:
         """|x|² of a buffer (M, P) with the sum `total` (P,) over its groups."""
         minibatch = self.inner(total, total)
-        own = torch.linalg.vector_norm(x, dim=-1).double().square()
-        mean, error = self._of_mean(minibatch[ALL], own, (x @ total).double())
-        return Moments(minibatch, mean, error, self._spread(minibatch[ALL], own))
+        own, reach = shares(x, total)
+        mean, error = self.of_means(own.new_tensor([minibatch[ALL]]), own[None], reach[None])
+        spread = self._spread(minibatch[ALL], own)
+        return Moments(minibatch, float(mean), float(error), spread)
 
     def inner(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """<x, y> of two sums (P,), by parameter and over all."""
         return dict(zip((*self.layout.names, ALL), self.layout.inner(x, y).tolist(), strict=True))
 
-    def _of_mean(self, total: float, own: Tensor, reach: Tensor) -> tuple[float, float]:
-        groups = len(own)
+    def of_means(self, total: Tensor, own: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """|E x|² and its standard error of many x, (W,): from |x|² (W,) and what `shares` gives, (W, M)."""
+        groups = own.shape[1]
+        none = torch.full_like(total, math.nan)
         if groups < 2:
-            return math.nan, math.nan
-        crossed = total - float(own.sum())
+            return none, none
+        crossed = total - own.sum(1)
         size = (self.batch / self.sampled * groups) ** 2
         mean = size * crossed / (groups * (groups - 1))
         if groups < 3:
-            return mean, math.nan
-        left_out = size * (crossed - 2 * (reach - own)) / ((groups - 1) * (groups - 2))
-        spread = (left_out - left_out.mean()).square().sum() * (groups - 1) / groups
-        return mean, float(spread.sqrt())
+            return mean, none
+        left_out = size * (crossed[:, None] - 2 * (reach - own)) / ((groups - 1) * (groups - 2))
+        spread = (left_out - left_out.mean(1, keepdim=True)).square().sum(1)
+        return mean, (spread * (groups - 1) / groups).sqrt()
 
     def _spread(self, total: float, own: Tensor) -> float:
         groups = len(own)
@@ -69,3 +77,8 @@ class Population:
             return math.nan
         share = self.batch / self.sampled
         return share * groups / (groups - 1) * (float(own.sum()) - total / groups)
+
+
+def shares(x: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """|x_m|² and <x_m, x> of the groups m of a buffer (M, P) with the sum `total` (P,), float64 (M,)."""
+    return torch.linalg.vector_norm(x, dim=-1).double().square(), (x @ total).double()

@@ -69,7 +69,7 @@ def add_gradients(
         zip(rights.layout.blocks, rights.by_block, strict=True)
     ):
         visit = visits[block.link]
-        left = _left(visit, block.left)
+        left = left_factor(visit, block.left)
         right = visit.projected if given is None else take(given, visit.where)
         assert right is not None
         if scale is not None:
@@ -94,7 +94,8 @@ def _add_products(view: Tensor, left: Tensor, right: Tensor, fresh: bool) -> Non
         view.baddbmm_(own_right.mT, own_left, beta=1 if k else beta)
 
 
-def _left(visit: Visit, name: str) -> Tensor:
+def left_factor(visit: Visit, name: str) -> Tensor:
+    """The left factor of a block of parameters, (K, N, rows)."""
     found = {"a_ih": visit.a_ih, "a_hh": visit.a_hh, "h_adjoint": visit.cotangent[0]}[name]
     assert found is not None
     return found

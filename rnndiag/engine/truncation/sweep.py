@@ -33,8 +33,9 @@ from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
 
 SEED = 0
 """Seed of the sampling where no generator is given: the same call samples the same."""
-SAMPLED_GROUPS = 8
-"""Groups of sequences whose gradients a sampled sweep keeps apart; an exact one keeps every sequence apart."""
+GROUPS = 8
+"""Groups of sequences whose tails are kept apart where those of all sequences would take more than `APART_BYTES`."""
+APART_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -165,11 +166,11 @@ def sweep_chain(
     layout, part = layout_of(chain), taken.chain
     population = Population(layout, chain.B, len(sampling.sequences))
     delta = total_adjoint(part)
-    most = SAMPLED_GROUPS if sampling.may_stop else population.sampled
-    groups = group_count(layout, population.sampled, part.direct[0], most)
-    full = gradient_of(part, layout, delta, groups)
+    apart = group_count(layout, population.sampled, part.direct[0], population.sampled)
+    by_sequence = gradient_of(part, layout, delta, apart)
+    full = regrouped(by_sequence, few_groups(by_sequence))
     rows = rows_of(part)
-    credit = CreditLedger(part, rows, sampling.lags, taken.weights)
+    credit = CreditLedger(part, rows, sampling.lags, taken.weights, not population.whole)
     tails = TailLedger(part, population, full, sampling, keep)
     mass = 0.0
     for lag in travel(part, rows, sampling.lags, tails.wants_visits):
@@ -187,7 +188,12 @@ def sweep_chain(
     if chunks is None:
         chunks = default_sizes(chain.T) if sampling.complete else few_sizes(chain.T)
     notes = []
-    noise = sequence_noise(part, population, delta, full) if independent else float("nan")
+    if found.faint:
+        notes.append(
+            f"{len(found.faint)} of {sampling.lags} lag gradients, from lag {found.faint[0]} on, are given as upper "
+            "bounds: all of them together are below one rounding of the gradient."
+        )
+    noise = sequence_noise(part, population, delta, by_sequence) if independent else float("nan")
     if not independent:
         notes.append("The loss mixes sequences: no noise yardstick and no systematic part.")
     elif chain.B < 2:
@@ -211,6 +217,19 @@ def sweep_chain(
         lag_gradients=tails.lag_gradients(),
         notes=tuple(notes),
     )
+
+
+def few_groups(by_sequence: Tensor) -> int:
+    """How many groups of sequences a ledger of tails keeps apart, of the gradients (M, P)."""
+    groups = len(by_sequence)
+    if by_sequence.numel() * by_sequence.element_size() <= APART_BYTES:
+        return groups
+    return max(k for k in range(1, groups + 1) if groups % k == 0 and k <= GROUPS)
+
+
+def regrouped(gradients: Tensor, groups: int) -> Tensor:
+    """(M, P) -> (groups, P): sums of neighbours."""
+    return gradients if len(gradients) == groups else gradients.unflatten(0, (groups, -1)).sum(1)
 
 
 def exact_tails(chain: Chain, layout: Layout) -> Tails:

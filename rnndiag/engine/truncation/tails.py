@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.truncation.chain import Chain
+from rnndiag.engine.truncation.faint import Bounds
 from rnndiag.engine.truncation.parameters import ALL
-from rnndiag.engine.truncation.population import Moments, Population
+from rnndiag.engine.truncation.population import Population, shares
 from rnndiag.engine.truncation.products import add_gradients, right_factors
 from rnndiag.engine.truncation.sampling import Sampling
 from rnndiag.engine.truncation.travel import Lag
-from rnndiag.engine.truncation.visit import visit
+from rnndiag.engine.truncation.visit import Scratch, visit
 from rnndiag.engine.truncation.where import add_at, every
 from rnndiag.errors import BadArgument
 
@@ -39,6 +40,22 @@ class Tails:
     mean_square: Tensor
     """Unbiased |E S_τ|² over sequences, (D+1,)."""
     mean_square_error: Tensor
+    faint: tuple[int, ...] = ()
+    """The lags whose |c_d| are upper bounds: together they lie below one rounding of |g|, and no tail can show them."""
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """What one window leaves out."""
+
+    squares: Tensor
+    """|S_τ|² by parameter and over all, (parameters + 1,)."""
+    toward: Tensor
+    """<S_τ, g>"""
+    own: Tensor
+    """|S_τ,m|² of the groups of sequences, (M,)."""
+    reach: Tensor
+    """<S_τ,m, S_τ>, (M,)."""
 
 
 class TailLedger:
@@ -58,32 +75,52 @@ class TailLedger:
             )
         self.keep = keep
         self.kept: list[Tensor] = []
-        self.left, self.now = full.clone(), torch.zeros_like(full)
+        self.left, self.now = full.clone(), torch.empty_like(full)
         self.full_sum = full.sum(0)
-        self.rights = right_factors(chain, population.layout)
+        self.left_sum, self.now_sum = self.full_sum.clone(), torch.empty_like(self.full_sum)
+        self.fresh = True
+        self.rights, self.scratch = right_factors(chain, population.layout), Scratch()
         self.by_row = _rows_or_states(self.windows, sampling.outputs, chain.T)
-        self.summed = tuple(torch.zeros_like(part) for part in chain.direct)
-        self.tail: dict[int, Moments] = {}
-        self.toward: dict[int, float] = {}
-        self.lag_squares: dict[int, dict[str, float]] = {}
+        self.summed = tuple(torch.zeros_like(part) for part in chain.direct if not all(self.by_row))
+        self.tail: dict[int, _Tail] = {}
+        self.lag_squares: dict[int, Tensor] = {}
+        self.bounds = None if keep else Bounds.of(chain, self.rights, self.full_sum, self.lags)
+        self.faint: set[int] = set()
         self._write(0)
 
-    def wants_visits(self, lag: int) -> bool:
+    def wants_visits(self, lag: Lag) -> bool:
         """Whether this lag's gradient is taken from the rows themselves, not from sums over lags at each state."""
-        return self.by_row[lag]
+        return self.by_row[lag.d] and not self._is_faint(lag)
 
     def add(self, lag: Lag) -> None:
         """Take in one lag."""
+        if lag.d in self.faint:
+            return
+        scale = lag.scale
         if self.by_row[lag.d]:
-            add_gradients(self.now, self.rights, lag.visits, lag.scale)
+            fresh, self.fresh = self.fresh, False
+            add_gradients(
+                self.now, self.rights, lag.visits, scale, fresh=fresh, scratch=self.scratch
+            )
         else:
-            scale = lag.scale
             for whole, part in zip(self.summed, lag.cotangent, strict=True):
                 add_at(
                     whole, lag.where, part if scale is None else part * scale.to(part)[..., None]
                 )
         if lag.d + 1 in self._ends:
             self._close(lag.d)
+
+    def _is_faint(self, lag: Lag) -> bool:
+        """Whether c_d, a measured window by itself, is too small to change what is left: then it is bounded only."""
+        if self.bounds is None or lag.d + 1 not in self._ends or lag.d not in self.tail:
+            return False
+        bound = self.bounds.faint(lag, self.lag_squares.get(lag.d - 1))
+        if bound is None:
+            return False
+        self.faint.add(lag.d)
+        self.lag_squares[lag.d] = bound.square()
+        self.tail[lag.d + 1] = self.tail[lag.d]
+        return True
 
     @cached_property
     def _ends(self) -> frozenset[int]:
@@ -92,16 +129,17 @@ class TailLedger:
     def _close(self, lag: int) -> None:
         if not self.by_row[lag]:
             visits, _ = visit(self.chain, every(self.chain.T), self.summed, carry=False)
-            add_gradients(self.now, self.rights, visits)
+            add_gradients(self.now, self.rights, visits, fresh=True)
             for whole in self.summed:
                 whole.zero_()
+        total = torch.sum(self.now, 0, out=self.now_sum)
         if lag in self.tail:
-            total = self.now.sum(0)
-            self.lag_squares[lag] = self.population.inner(total, total)
+            self.lag_squares[lag] = self.population.layout.inner(total, total)
             if self.keep:
-                self.kept.append(total)
+                self.kept.append(total.clone())
         self.left.sub_(self.now)
-        self.now.zero_()
+        self.left_sum.sub_(total)
+        self.fresh = True
         self._write(lag + 1)
 
     def stop(self, lag: Lag) -> None:
@@ -111,9 +149,10 @@ class TailLedger:
             self._close(lag.d)
 
     def _write(self, window: int) -> None:
-        total = self.left.sum(0)
-        self.tail[window] = self.population.square(self.left, total)
-        self.toward[window] = float(torch.dot(total, self.full_sum))
+        total = self.left_sum
+        squares = self.population.layout.inner(total, total)
+        toward = torch.dot(total, self.full_sum).double()
+        self.tail[window] = _Tail(squares, toward, *shares(self.left, total))
 
     def lag_gradients(self) -> dict[str, Tensor]:
         """c_d by parameter, (D, *shape); empty where they were not asked for."""
@@ -127,41 +166,46 @@ class TailLedger:
         """The sizes of all tails. Lags beyond the last row that is alive carry nothing."""
         last = max(self.tail)
         for window in range(last + 1, self.lags + 1):
-            self.tail[window], self.toward[window] = self.tail[last], self.toward[last]
-            self.lag_squares[window - 1] = dict.fromkeys(self.tail[last].minibatch, 0.0)
+            self.tail[window] = self.tail[last]
+            self.lag_squares[window - 1] = torch.zeros_like(self.tail[last].squares)
+        windows = sorted(self.tail)
+        at, size = torch.tensor(windows), self.lags + 1
+        tails = [self.tail[window] for window in windows]
+        squares, toward, own, reach = (
+            torch.stack([getattr(tail, name) for tail in tails]).cpu()
+            for name in ("squares", "toward", "own", "reach")
+        )
         names = (*self.population.layout.names, ALL)
-        size = self.lags + 1
-        square = self._column(size, {w: m.minibatch[ALL] for w, m in self.tail.items()})
-        inner = self._column(size, self.toward)
-        full = square[0].clamp(min=0)
-        kept = (full - 2 * inner + square).clamp(min=0)
-        mean = {w: m.mean if independent else math.nan for w, m in self.tail.items()}
-        error = {w: m.mean_error if independent else math.nan for w, m in self.tail.items()}
+        mean, error = self.population.of_means(squares[:, -1], own, reach)
+        if not independent:
+            mean, error = torch.full_like(mean, math.nan), torch.full_like(mean, math.nan)
+        square = squares[:, -1]
+        full = square[0]
+        kept = (full - 2 * toward + square).clamp(min=0)
+        lags = torch.tensor(sorted(self.lag_squares), dtype=torch.int64)
+        norms = squares.sqrt()
+        lag_norms = squares.new_zeros(0, len(names))
+        if len(lags):
+            lag_norms = torch.stack([self.lag_squares[d] for d in lags.tolist()]).cpu().sqrt()
         return Tails(
-            norms={
-                name: self._column(size, {w: m.minibatch[name] for w, m in self.tail.items()})
-                .clamp(min=0)
-                .sqrt()
-                for name in names
-            },
+            norms={name: _spread(size, at, norms[:, k]) for k, name in enumerate(names)},
             lag_norms={
-                name: self._column(self.lags, {d: v[name] for d, v in self.lag_squares.items()})
-                .clamp(min=0)
-                .sqrt()
-                for name in names
+                name: _spread(self.lags, lags, lag_norms[:, k]) for k, name in enumerate(names)
             },
-            cosine=((full - inner) / (kept * full).sqrt()).clamp(-1, 1),
-            progress=(full - inner) / full,
-            mean_square=self._column(size, mean),
-            mean_square_error=self._column(size, error),
+            cosine=_spread(size, at, ((full - toward) / (kept * full).sqrt()).clamp(-1, 1)),
+            progress=_spread(size, at, (full - toward) / full),
+            mean_square=_spread(size, at, mean),
+            mean_square_error=_spread(size, at, error),
+            faint=tuple(sorted(self.faint)),
         )
 
-    def _column(self, size: int, values: dict[int, float]) -> Tensor:
-        column = torch.full((size,), math.nan, dtype=torch.float64)
-        for at, value in values.items():
-            if at < size:
-                column[at] = value
-        return column
+
+def _spread(size: int, at: Tensor, values: Tensor) -> Tensor:
+    """values at their places among `size`, NaN elsewhere."""
+    column = torch.full((size,), math.nan, dtype=torch.float64)
+    inside = at < size
+    column[at[inside]] = values[inside]
+    return column
 
 
 def _rows_or_states(windows: tuple[int, ...], outputs: int, T: int) -> list[bool]:

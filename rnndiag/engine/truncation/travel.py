@@ -7,7 +7,7 @@ safe range, and the logarithm of what was taken out travels with them, so nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,13 +48,19 @@ class Lag:
     """What was taken out, natural log (K', N) float64; None: nothing."""
     norm: Tensor
     """|a^d| over exp(log), (K', N)."""
-    visits: tuple[Visit, ...]
+    visits: tuple[Visit, ...] = ()
 
     @property
     def log_norm(self) -> Tensor:
         """ln |a^d_s| (K', N), float64; -inf where it is exactly zero."""
         own = self.norm.double().log()
         return own if self.log is None else own + self.log
+
+    def log_sum(self, dim: int) -> Tensor:
+        """ln Σ |a^d_s| over rows (0) or columns (1), float64."""
+        if self.log is None:
+            return self.norm.double().sum(dim).log()
+        return self.log_norm.logsumexp(dim)
 
     @property
     def scale(self) -> Tensor | None:
@@ -86,7 +92,7 @@ def packed_rows(chain: Chain, hit: Tensor, most: int) -> Rows:
     return Rows(steps.clamp(min=0) * chain.B + columns, steps, chain.B)
 
 
-Wanted = Callable[[int], bool]
+Wanted = Callable[[Lag], bool]
 
 
 @torch.no_grad()
@@ -95,7 +101,7 @@ def travel(chain: Chain, rows: Rows, lags: int, gradients: Wanted | None = None)
 
     What a lag holds is valid until the next one is asked for.
     """
-    where, log = rows.where, None
+    where, log, silent = rows.where, None, None
     cotangent = tuple(take(part, where) for part in chain.direct)
     if rows.steps.dim() == 2:
         cotangent = _silence(cotangent, rows.steps >= 0)
@@ -104,15 +110,16 @@ def travel(chain: Chain, rows: Rows, lags: int, gradients: Wanted | None = None)
     for d in range(lags):
         if cotangent[0].shape[0] == 0:
             return
-        cotangent, log, norm = _renormalise(cotangent, log)
-        wanted = gradients is None or gradients(d)
+        cotangent, log, norm, silent = _renormalise(cotangent, log, silent)
+        lag = Lag(d, first, where, cotangent, log, norm)
+        wanted = gradients is None or gradients(lag)
         visits, back = visit(chain, where, cotangent, gradients=wanted, scratch=scratch)
-        yield Lag(d, first, where, cotangent, log, norm, visits)
+        yield replace(lag, visits=visits)
         start = rows.first_alive(d + 1)
         step = start - first
         where = earlier(where, step)
         cotangent = tuple(part[step:] for part in back)
-        log = None if log is None else log[step:]
+        log, silent = (None if rest is None else rest[step:] for rest in (log, silent))
         first = start
         if rows.steps.dim() == 2:
             cotangent = _silence(cotangent, rows.steps[first:] > d)
@@ -123,28 +130,38 @@ def _silence(cotangent: State, alive: Tensor) -> State:
 
 
 def _norm(cotangent: State) -> Tensor:
-    norms: list[Tensor] = [torch.linalg.vector_norm(part, dim=-1) for part in cotangent]
-    if len(norms) == 1:
-        return norms[0]
-    both: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    return both
+    norm: Tensor = torch.linalg.vector_norm(cotangent[0], dim=-1)
+    for part in cotangent[1:]:
+        norm = torch.hypot(norm, torch.linalg.vector_norm(part, dim=-1))
+    return norm
 
 
-def _renormalise(cotangent: State, log: Tensor | None) -> tuple[State, Tensor | None, Tensor]:
-    """(a / factor, log + ln factor, |a / factor|), where some row left the range in which squares are safe."""
+def _renormalise(
+    cotangent: State, log: Tensor | None, silent: Tensor | None
+) -> tuple[State, Tensor | None, Tensor, Tensor | None]:
+    """(a / factor, log + ln factor, |a / factor|, which rows are zero).
+
+    Where some row has left the range in which squares are safe, all rows that are on their way there are brought back,
+    so that this is seldom. `silent`: the rows known to be zero, which stay so.
+    """
     norm = _norm(cotangent)
+    low, high = (float(end) for end in torch.aminmax(norm))
     safe = torch.finfo(norm.dtype).tiny ** 0.125
+    if low >= safe and high <= 1 / safe:
+        return cotangent, log, norm, silent
     wild = (norm < safe) | (norm > 1 / safe)
+    if silent is not None:
+        wild &= ~silent
     if not bool(wild.any()):
-        return cotangent, log, norm
+        return cotangent, log, norm, silent
+    near = safe**0.5
     size = torch.stack([part.abs().amax(-1) for part in cotangent]).amax(0)
-    wild &= (size > 0) & torch.isfinite(size)
-    if not bool(wild.any()):
-        return cotangent, log, norm
-    factor = torch.where(wild, size, torch.ones_like(size))
+    silent = size == 0
+    far = ((norm < near) | (norm > 1 / near)) & ~silent & torch.isfinite(size)
+    factor = torch.where(far, size, torch.ones_like(size))
     scaled = tuple(part / factor[..., None] for part in cotangent)
     taken = factor.double().log()
-    return scaled, taken if log is None else log + taken, _norm(scaled)
+    return scaled, taken if log is None else log + taken, _norm(scaled), silent
 
 
 def starts(rows: Rows) -> Tensor:

@@ -16,7 +16,7 @@ from rnndiag.engine.transition import (
     preactivations,
     project_back,
 )
-from rnndiag.engine.truncation.chain import Chain, Link
+from rnndiag.engine.truncation.chain import Chain, Link, pick
 from rnndiag.engine.truncation.where import Where, piece, take
 
 
@@ -33,6 +33,8 @@ class Visit:
     projected: Tensor | None = None
 
 
+CACHED_ROWS = 1024
+"""Where nothing but J^T a is wanted, about this many rows are taken at a time."""
 PIECE_BYTES = 64 * 2**20
 """Diagonal derivatives that are not kept are made for stretches of rows of at most this size."""
 
@@ -83,6 +85,8 @@ def visit(
             wanted = (gradients, number > 0, carry)
             if link.diagonal is None:
                 found, back, down = _visit_in_pieces(link, where, own, *wanted)
+            elif memory is not None and not gradients and number == 0 and carry:
+                found, back, down = _only_carry(link, where, own, memory)
             else:
                 found, back, down = _visit_diagonal(link, where, own, *wanted, memory)
         else:
@@ -108,14 +112,39 @@ def _visit_diagonal(
     memory: tuple[Scratch, int] | None,
 ) -> Visited:
     run, diagonal = link.run, link.at(where)
-    back = project_back(run, own)
-    a_hh = _gates(diagonal.a_hh, back, memory, "a_hh")
+    back = _within(diagonal, project_back(run, own), memory)
+    a_hh = _gates(diagonal, diagonal.a_hh, back, memory, "a_hh")
     a_ih = None
     if gradients or has_below:
-        a_ih = a_hh if run.cell.additive else _gates(diagonal.a_ih, back, memory, "a_ih")
+        a_ih = a_hh if run.cell.additive else _gates(diagonal, diagonal.a_ih, back, memory, "a_ih")
     down = a_ih @ run.weights["weight_ih"] if has_below and a_ih is not None else None
     found = Visit(link, where, own, a_ih, a_hh, diagonal.projected)
-    return found, _carried(run, diagonal, own, back, a_hh, memory) if carry else (), down
+    if not carry:
+        return found, (), down
+    into = tuple(
+        _room(memory, f"carried {q}", like, like.shape, in_turn=True) for q, like in enumerate(own)
+    )
+    _carried(run, diagonal, back, a_hh, into)
+    return found, into, down
+
+
+def _only_carry(link: Link, where: Where, own: State, memory: tuple[Scratch, int]) -> Visited:
+    """J^T a of a layer with none below it, a few rows at a time: what its gates get never leaves the cache."""
+    rows, width = own[0].shape[0], own[0].shape[1]
+    size = max(1, CACHED_ROWS // max(1, width))
+    whole = link.at(where)
+    if rows <= size or whole.projected.shape[0] != rows:
+        size = rows
+    backs = tuple(
+        _room(memory, f"carried {q}", like, like.shape, in_turn=True) for q, like in enumerate(own)
+    )
+    for k in range(0, rows, size):
+        part = _rows(own, k, k + size)
+        diagonal = whole if size == rows else pick(whole, slice(k, k + size))
+        back = _within(diagonal, project_back(link.run, part), memory)
+        a_hh = _gates(diagonal, diagonal.a_hh, back, memory, "a_hh")
+        _carried(link.run, diagonal, back, a_hh, _rows(backs, k, k + size))
+    return Visit(link, where, own), backs, None
 
 
 def _visit_in_pieces(
@@ -157,37 +186,47 @@ def _rows(state: State, start: int, stop: int) -> State:
     return tuple(part[start:stop] for part in state)
 
 
-def _carried(
-    run: LayerRun,
-    diagonal: Coefficients,
-    own: State,
-    back: State,
-    a_hh: Tensor,
-    memory: tuple[Scratch, int] | None,
-) -> State:
-    """J^T a: what goes through the pre-activations, and what goes through the carried parts."""
+def _carried(run: LayerRun, diagonal: Coefficients, back: State, a_hh: Tensor, into: State) -> None:
+    """into = J^T a: what goes through the pre-activations, and what goes through the carried parts."""
     flat, weight_hh = a_hh.flatten(0, -2), run.weights["weight_hh"]
-    carried: list[Tensor] = []
-    for q, like in enumerate(own):
+    for q, value in enumerate(into):
         terms = [(row[q], part) for row, part in zip(diagonal.state, back, strict=True)]
-        value = _room(memory, f"carried {q}", like, like.shape, in_turn=True)
         empty = not _weighted_into(value, terms)
         if q == 0:
             value.view(-1, value.shape[-1]).addmm_(flat, weight_hh, beta=0 if empty else 1)
         elif empty:
             value.zero_()
-        carried.append(value)
-    return tuple(carried)
+
+
+def _within(diagonal: Coefficients, back: State, memory: tuple[Scratch, int] | None) -> State:
+    """With what the last part gets through h of the same step, where its derivatives are left apart."""
+    if diagonal.within is None:
+        return back
+    last = back[-1]
+    room = _room(memory, "within", last, last.shape)
+    return (*back[:-1], torch.addcmul(last, diagonal.within, back[0], out=room))
 
 
 def _gates(
-    rows: tuple[Tensor | None, ...], back: State, memory: tuple[Scratch, int] | None, name: str
+    diagonal: Coefficients,
+    rows: tuple[Tensor | None, ...],
+    back: State,
+    memory: tuple[Scratch, int] | None,
+    name: str,
 ) -> Tensor:
     """Σ over parts of diagonal derivative (K, N, gates, H) times cotangent (K, N, H), summed in place."""
     like = next(c for c in rows if c is not None)
-    shape = (*back[0].shape[:-1], *like.shape[-2:])
+    count = like.shape[-2]
+    if diagonal.gates is not None:
+        count = max(gates.stop for gates in diagonal.gates)
+    shape = (*back[0].shape[:-1], count, like.shape[-1])
     total = _room(memory, name, like, shape)
-    _weighted_into(total, [(c, part.unsqueeze(-2)) for c, part in zip(rows, back, strict=True)])
+    if diagonal.gates is not None:
+        for c, part, gates in zip(rows, back, diagonal.gates, strict=True):
+            assert c is not None
+            torch.mul(c, part.unsqueeze(-2), out=total[..., gates, :])
+    else:
+        _weighted_into(total, [(c, p.unsqueeze(-2)) for c, p in zip(rows, back, strict=True)])
     return total.flatten(-2)
 
 

@@ -96,10 +96,10 @@ def gradient_of(
     chain: Chain, layout: Layout, cotangents: State, groups: int = 1, scale: Tensor | None = None
 ) -> Tensor:
     """What summed cotangents (T, B, S_p) give to the parameters, (groups, P). scale (T,): a weight a source step."""
-    buffer = empty_buffer(chain, layout, groups)
+    buffer = chain.direct[0].new_empty(groups, layout.P)
     rows = None if scale is None else scale[:, None].expand(chain.T, chain.B)
     visits, _ = visit(chain, every(chain.T), cotangents, carry=False)
-    add_gradients(buffer, right_factors(chain, layout), visits, rows)
+    add_gradients(buffer, right_factors(chain, layout), visits, rows, fresh=True)
     return buffer
 
 
