@@ -41,6 +41,96 @@ def test_every_table_names_what_is_registered(pages: ModuleType) -> None:
         assert len(widths) == 1, name
 
 
+def test_the_reference_has_every_public_name_with_its_members(pages: ModuleType) -> None:
+    import rnndiag
+
+    text = pages.TABLES["reference"]()
+    names = [name for name in rnndiag.__all__ if not name.startswith("_")]
+    missing = [name for name in names if f"{{ #rnndiag.{name} }}" not in text]
+    assert not missing, missing
+    for of in ("estimators.Window", "plot.reach", "errors.NotInstalled"):
+        assert f"{{ #rnndiag.{of} }}" in text
+    for member in ("`.reach(", "`run_dir` –", "- `every_n_steps`: Record", "`.verify("):
+        assert member in text, member
+    assert text.count("```") % 2 == 0
+
+
+def test_the_reference_refuses_a_public_name_without_a_word(
+    pages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent() -> None: ...
+
+    import rnndiag
+
+    monkeypatch.setattr(rnndiag, "probe", silent)
+    with pytest.raises(pages.docs_api.Undocumented, match="probe is public"):
+        pages.TABLES["reference"]()
+    monkeypatch.undo()
+    monkeypatch.setattr(rnndiag, "__all__", [*rnndiag.__all__, "homeless"])
+    monkeypatch.setitem(vars(rnndiag), "homeless", silent)
+    monkeypatch.setitem(rnndiag._PUBLIC, "homeless", "rnndiag.elsewhere")
+    with pytest.raises(pages.docs_api.Undocumented, match="homeless"):
+        pages.TABLES["reference"]()
+
+
+def test_every_key_of_the_configuration_is_listed(pages: ModuleType) -> None:
+    from rnndiag.health import config
+
+    text = pages.TABLES["config"]()
+    keys = [f"checks.{key}" for key in config._SETTINGS]
+    keys += [f"checks.NAME.{key}" for key in config._BOUNDS]
+    for key in ["baseline", "comparable_across", *keys]:
+        assert f"`{key}`" in text, key
+
+
+def test_every_command_and_option_is_listed(pages: ModuleType) -> None:
+    from rnndiag.cli import COMMANDS
+
+    text = pages.TABLES["commands"]()
+    for command in COMMANDS:
+        assert f"### rnndiag {command}\n" in text
+    for option in ("--baseline", "--junit", "--max-bytes", "--figures"):
+        assert option in text
+
+
+def test_every_figure_of_the_report_is_taught_with_its_picture() -> None:
+    import rnndiag.report.figures
+    from rnndiag.report.figures.figure import FIGURES
+
+    assert rnndiag.report.figures
+    page = (ROOT / "docs/read-a-report.md").read_text()
+    sections = dict(
+        re.findall(r"^## (F\d+[^\n]*)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    )
+    assert len(sections) == len(FIGURES)
+    for figure in FIGURES.values():
+        body = sections[f"{figure.name} {figure.title}: {figure.question}"]
+        assert f"(figures/{figure.name}.png)" in body
+        for word in ("- **Axes**: ", "- **Read**: ", "- **Do**: "):
+            assert word in body, (figure.name, word)
+
+
+def test_every_page_is_in_the_site_and_has_a_way_to_it() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in nav, page
+
+
+def test_links_to_a_heading_lead_to_one(pages: ModuleType) -> None:
+    """Anchors within the docs, as the site makes them of headings (mkdocs --strict checks the built ones)."""
+
+    def anchors(page: Path) -> set[str]:
+        text = pages.TABLE.sub(lambda found: pages.TABLES[found.group(1)](), page.read_text())
+        heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        plain = {re.sub(r"[^\w\s-]", "", re.sub(r"\$.*?\$", "", h)).strip().lower() for h in heads}
+        return {re.sub(r"[\s]+", "-", h) for h in plain} | set(re.findall(r"\{ #(\S+) \}", text))
+
+    for page in (ROOT / "docs").rglob("*.md"):
+        for target, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", page.read_text()):
+            goal = (page.parent / target).resolve() if target else page
+            assert anchor in anchors(goal), f"{page.name} links to {target}#{anchor}"
+
+
 def test_every_table_that_a_page_asks_for_exists(pages: ModuleType) -> None:
     asked = [
         name
