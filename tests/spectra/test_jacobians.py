@@ -14,6 +14,7 @@ import rnndiag
 from rnndiag.engine.cells import CELLS, Cell, module_cell
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra import jacobians as module
+from rnndiag.engine.spectra import pages
 from rnndiag.engine.spectra.tangents import stretch, tangents
 from rnndiag.engine.transition import gates
 from rnndiag.engine.unroll import unroll
@@ -160,6 +161,42 @@ def test_precision_is_that_of_the_run() -> None:
     found = rnndiag.jacobians(run)
     assert found.dtype == torch.float32
     assert worst(found, rnndiag.jacobians(draw_run("lstm")).float()) < 1e-5
+
+
+@pytest.mark.parametrize("cell", ["elman_tanh", "elman_relu", "linear"])
+def test_single_precision_reads_the_derivative_off_the_recorded_state(
+    cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = draw_run(cell, lengths=[7, 4, 1])
+    run, expected = exact.to(dtype=torch.float32), jacobians_by_jacrev(exact)
+    assert worst(rnndiag.jacobians(run), expected) < 2e-6
+    assert worst(rnndiag.jacobians(run, [5, 2]), expected[[5, 2]]) < 2e-6
+    assert not rnndiag.jacobians(run)[4:, 1].any()
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    assert worst(rnndiag.jacobians(run), expected) < 2e-6
+
+
+def test_a_single_precision_recording_in_double_keeps_the_digits_of_saturated_units() -> None:
+    """h = 1 to the last digit of float32, so 1 - h² is 0; what the step makes of h_{t-1} is not."""
+    run = draw_run("elman_tanh", gain=3.0)
+    run.weights["weight_ih"].mul_(3.0)
+    run = unroll(run.cell, run.weights, run.inputs, run.direct, run.initial)
+    turned = run.to(dtype=torch.float32).to(dtype=torch.float64)
+    assert (turned.states[0].abs() == 1).any()
+    found = rnndiag.jacobians(turned)
+    assert (found != 0).any(-1).all(), "no unit is dead"
+    reference_step = jacobians_by_jacrev(turned)
+    assert torch.allclose(found, reference_step, rtol=1e-6, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_memory_of_a_large_result(dtype: torch.dtype) -> None:
+    for rows in (3, 2**11):
+        made = pages.empty((rows, 2, 1024), dtype, torch.device("cpu"))
+        assert made.shape == (rows, 2, 1024)
+        assert made.dtype == dtype
+        assert made.is_contiguous()
+        assert made.fill_(1.0).sum(-1, dtype=torch.float64).eq(1024).all()
 
 
 def test_a_step_that_is_not_there_is_refused() -> None:

@@ -25,20 +25,32 @@ def jacobians(run: LayerRun, times: Sequence[int] | Tensor | None = None) -> Ten
     `times` picks steps (0..T-1). Zeros past a sequence's length. In the precision and on the device of the run.
     Cost: T*B*S*S numbers are returned; work is blocks*H*R numbers a step for elementwise cells, S VJPs a step else.
     """
-    before, mask = run.previous(), None if run.lengths is None else run.mask()
-    fill = _closed_form if run.cell.is_elementwise(run.weights) else _by_vjp
-    count = run.T
+    mask = None if run.lengths is None else run.mask()
+    before = () if _recorded(run) else run.previous()
     if times is not None:
         index = step_index(run, times)
-        before, mask = tuple(p[index] for p in before), None if mask is None else mask[index]
-        run, count = replace(run, inputs=run.inputs[index], gates=None), len(index)
-    out = empty((count, run.B, run.S, run.S), run.dtype, run.device)
+        mask = None if mask is None else mask[index]
+        before, states = (tuple(part[index] for part in s) for s in (before, run.states))
+        run = replace(run, inputs=run.inputs[index], states=states, lengths=None, gates=None)
+    out = empty((run.T, run.B, run.S, run.S), run.dtype, run.device)
+    fill = _by_recorded_state if _recorded(run) else _closed_form if _closed(run) else _by_vjp
     size = _steps_at_once(run)
-    for start in range(0, count, size):
+    for start in range(0, run.T, size):
         fill(run, before, slice(start, start + size), out[start : start + size])
     if mask is not None:
         out.masked_fill_(~mask[..., None, None], 0.0)
     return out
+
+
+def _closed(run: LayerRun) -> bool:
+    return run.cell.is_elementwise(run.weights)
+
+
+def _recorded(run: LayerRun) -> bool:
+    """Whether φ' of h = φ(a) is read off the recorded h_t. Not in float64: it is what shorter recordings are turned
+    into to compute with more digits, and near ±1 the recorded h_t has too few of them for 1 - h²."""
+    known = run.cell.derivative is not None and "weight_hr" not in run.weights
+    return known and _closed(run) and run.dtype != torch.float64
 
 
 def step_index(run: LayerRun, times: Sequence[int] | Tensor | None) -> Tensor:
@@ -68,6 +80,13 @@ def _steps_at_once(run: LayerRun) -> int:
         rows = len(run.cell.gates) + len(run.cell.blocks) + 2
         numbers = 2 * len(run.cell.parts) * rows * run.cell.units(run.weights)
     return max(1, CHUNK_BYTES // max(1, numbers * run.B * run.states[0].element_size()))
+
+
+def _by_recorded_state(run: LayerRun, before: State, part: slice, out: Tensor) -> None:
+    """diag(φ'(h_t)) W_hh."""
+    assert run.cell.derivative is not None
+    slope = run.cell.derivative(run.states[0][part])
+    torch.mul(slope.unsqueeze(-1), run.weights["weight_hh"], out=out)
 
 
 def _closed_form(run: LayerRun, before: State, part: slice, out: Tensor) -> None:
