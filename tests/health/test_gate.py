@@ -110,6 +110,21 @@ def test_calls_that_no_loss_reaches_have_no_truncation_error(make_run: MakeRun) 
     assert "no gradient reaches it" in of(found, "truncation_error").message
 
 
+def test_a_layer_that_no_gradient_reaches_has_no_largest_part(make_run: MakeRun) -> None:
+    nothing = np.zeros((4, 60))
+    only_f = np.stack([nothing[0], np.ones(60), nothing[0], nothing[0]])
+    config = {"checks": {"imbalance": {"max": 0.9}}}
+
+    def found_of(name: str, norms: np.ndarray) -> Finding:
+        run = make_run(name=name, layer_changes=lambda i: {"gate_contribution_norm": norms})
+        return of(rnndiag.check(run, config=config), "imbalance", "rnn.l0")
+
+    quiet = found_of("quiet", nothing)
+    assert quiet.status == "not_judged"
+    assert "no gradient arrives at rnn.l0" in quiet.message
+    assert found_of("loud", only_f).status == "fail"
+
+
 def test_counts_that_are_not_finite_fail_without_a_warning(make_run: MakeRun) -> None:
     broken = {"nonfinite_states": np.array([np.inf, -np.inf])}
     found = rnndiag.check(make_run(layer_changes=lambda i: broken))

@@ -31,7 +31,7 @@ def imbalance(numbers: LayerNumbers) -> Series:
     if len(found.coordinates.get("gate", ())) < 2:
         raise NotRecorded(f"{numbers.layer} has one gate only")
     per_gate = np.nansum(found.values, axis=1 + found.dims.index("time"))
-    return Series(found.steps, _largest_share(per_gate))
+    return _largest_share(found.steps, per_gate, numbers.layer)
 
 
 def _among_layers(numbers: LayerNumbers) -> Series:
@@ -47,10 +47,14 @@ def _among_layers(numbers: LayerNumbers) -> Series:
         np.sqrt(np.nansum(s.values[np.isin(s.steps, steps)].reshape(len(steps), -1) ** 2, axis=1))
         for s in stacks
     ]
-    return Series(steps, _largest_share(np.stack(norms, axis=1)))
+    return _largest_share(steps, np.stack(norms, axis=1), numbers.layer)
 
 
-def _largest_share(norms: np.ndarray) -> np.ndarray:
-    """Of norms (n, parts): the largest over the sum; NaN where all are zero."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.max(norms, axis=1) / np.sum(norms, axis=1))
+def _largest_share(steps: np.ndarray, norms: np.ndarray, layer: str) -> Series:
+    """Of norms (n, parts): the largest over the sum, at the steps at which a gradient arrives at all."""
+    arrives = ~np.all(norms == 0, axis=1)
+    if not arrives.any():
+        raise NotRecorded(f"no gradient arrives at {layer}")
+    some = norms[arrives]
+    with np.errstate(invalid="ignore"):
+        return Series(steps[arrives], np.max(some, axis=1) / np.sum(some, axis=1))
