@@ -56,6 +56,7 @@ def long_layer_content(layer: str, step: int, T: int) -> list[Measurement]:
             [0.0, 0.7, 0.7, 1.0, 0.7, 0.6, 0.5, 0.01, 0.02, 0.7],
         ]
     )
+    score = np.concatenate([score, 0.1 * score[:, 7:8], 0 * score[:, :1], 0.5 * score[:, 7:8]], 1)
     of, by = Measurement.of, {"parameter": PARAMETERS}
     return [
         of("credit_profile", np.log(a) * t[:, None] + spread * (t > 0)[:, None], layer),

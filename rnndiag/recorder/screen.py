@@ -202,7 +202,7 @@ def _advice(run: Run) -> list[str]:
     found = advice(run)
     if found is None:
         return []
-    told = f"{found.name}: {found.sentence}" if len(run.layers) > 1 else found.sentence
+    told = f"{found.name}: {found.text}" if len(run.layers) > 1 else found.text
     return textwrap.wrap(told, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 

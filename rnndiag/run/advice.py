@@ -38,6 +38,8 @@ class Advice:
     length: int | None = None
     """T: as many steps have been looked at, and hold what is called full BPTT."""
     in_use: InUse | None = None
+    chunk: Recommendation | None = None
+    """The chunk size that would do; None: not looked for."""
     kept: bool = False
     """Whether those steps are a chunk and what was kept of the chunks before it."""
 
@@ -46,6 +48,21 @@ class Advice:
         """All of it, from the window to what the one in use costs."""
         used = self._used
         return f"{self._window}{f'; {used}' if used else ''}."
+
+    @property
+    def text(self) -> str:
+        """The sentence, and how long chunks would have to be."""
+        found = self.chunk
+        if found is None or not 1 <= self.window.steps < math.inf or self.length == 1:
+            return self.sentence
+        if not found.reached:
+            needs = f"No chunks of up to {found.within} steps do that"
+        elif self.length is not None and found.steps >= self.length:
+            needs = "No chunks shorter than the whole sequence do"
+        else:
+            how = "" if found.source == self.window.source else f" (by the {found.source} bias)"
+            needs = f"Chunks with a carried state need {found.steps:.0f} steps for it{how}"
+        return f"{self.sentence} {needs}."
 
     @property
     def _whole(self) -> str:
@@ -88,7 +105,8 @@ class Advice:
         if not self.length:
             return ""
         share = percent(min(1.0, self.window.steps / self.length))
-        return f" and holds {'at most ' if self.window.extrapolated else ''}{share} of {'those' if self.kept else 'the'} steps in memory"
+        most, whose = "at most " * self.window.extrapolated, "those" if self.kept else "the"
+        return f" and holds {most}{share} of {whose} steps in memory"
 
     @property
     def _used(self) -> str:

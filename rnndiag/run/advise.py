@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rnndiag.run.advice import Advice, InUse
+from rnndiag.run.chunks import recommended_chunk
 from rnndiag.run.layer_names import recurrence, stacks_of
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.window import EPSILON, recommended, systematic_bias
@@ -96,6 +97,7 @@ def _advice(run: Run, place: Measured, epsilon: float) -> Advice:
         _cosine(run, place, window.steps),
         place.length,
         _in_chunks(run, place, epsilon) if place.prefix else _in_use(run, place, epsilon),
+        None if place.prefix else recommended_chunk(run, place.name, place.steps, epsilon),
         bool(place.prefix),
     )
 

@@ -37,6 +37,9 @@ SCORES = (
     "bias_error",
     "sd_error",
     "ranking",
+    "rmse_error",
+    "cosine_error",
+    "draw_cosine_error",
 )
 """Labels of the dim `score`: how an estimator did. `*_error` is a stated standard error, 0 where the score is exact."""
 

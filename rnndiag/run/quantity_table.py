@@ -78,6 +78,11 @@ chunk_bias | chunk | 1 | linear
     |g_k − g| / |g| of truncation in chunks of k steps, on this minibatch.
 chunk_cosine | chunk | cosine | linear
     cos(g_k, g) of truncation in chunks of k steps.
+chunk_mean_square | chunk | (loss/weight)² | linear
+    Unbiased |E (g_k − g)|² over sequences (may be negative): pooled over recordings it gives the
+    systematic bias of chunks.
+chunk_mean_square_error | chunk | (loss/weight)² | linear | error
+    Standard error of chunk_mean_square over sequences.
 seam_credit | lag | 1 | log
     ln of the credit profile across the seam where training cuts the state: of the losses of one
     chunk, into the chunks before it that were kept.

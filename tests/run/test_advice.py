@@ -105,6 +105,25 @@ def test_shares_keep_two_digits_where_they_are_small() -> None:
     ]
 
 
+CHUNK = Recommendation(96, 0.1, "systematic", extrapolated=False, within=200, bias=0.08)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "words"),
+    [
+        (CHUNK, "Chunks with a carried state need 96 steps for it."),
+        (replace(CHUNK, source="minibatch"), "need 96 steps for it (by the minibatch bias)."),
+        (replace(CHUNK, steps=200.0), "No chunks shorter than the whole sequence do."),
+        (replace(CHUNK, steps=math.inf, within=64), "No chunks of up to 64 steps do that."),
+    ],
+)
+def test_the_chunks_that_would_do_stand_behind_it(chunk: Recommendation, words: str) -> None:
+    found = replace(KNOWN, chunk=chunk)
+    assert found.text.startswith(KNOWN.sentence)
+    assert found.text.endswith(words)
+    assert KNOWN.text == KNOWN.sentence
+
+
 WINDOWS = 0.9 ** np.arange(41.0)
 
 
@@ -134,6 +153,23 @@ def test_from_a_run(tmp_path: Path) -> None:
         f"the steps in memory; your 20 is off by {percent(1.1 * 0.9**20)}, of which {percent(0.9**20)} is systematic."
     )
     assert advice(open_run(tmp_path / "run")) == found
+
+
+def test_chunks_from_a_run(tmp_path: Path) -> None:
+    """Biases of 1/k: 10 % from 10 steps on; no extrapolation where none of them is large enough."""
+    for name, most, expected in (("enough", 16, 10.0), ("short", 8, math.inf)):
+        sizes = np.array([k for k in (1, 2, 4, 8, 10, 16) if k <= most])
+        more = (
+            Measurement.of("chunk_size", sizes, "a.l0"),
+            Measurement.of("chunk_bias", 1 / sizes, "a.l0"),
+            Measurement.of("chunk_cosine", np.ones(len(sizes)), "a.l0"),
+            Measurement.of("chunk_mean_square", 0.99 / sizes**2.0, "a.l0"),
+        )
+        found = advice(written(tmp_path / name, more), "a.l0")
+        assert found is not None
+        assert found.chunk is not None
+        assert (found.chunk.steps, found.chunk.within) == (expected, most)
+        assert found.chunk.source == "systematic"
 
 
 def test_a_layer_of_a_stack_gets_the_stacks_advice(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ class Score:
     """σ / |g|, the noise yardstick; NaN where it is not available."""
     bias_error: float = 0.0
     sd_error: float = 0.0
+    rmse_error: float = 0.0
+    cosine_error: float = 0.0
+    """At most: all of the mean's standard error taken to turn it."""
     draw_cosine_error: float = 0.0
     draws: int = 0
     """Draws behind the numbers; 0: exact."""
@@ -183,23 +186,29 @@ def _with_errors(found: Score, tally: _Tally, unbiased: bool) -> Score:
     draws = len(tally.squares)
     second = _average(tally.squares)
     error = _standard_error(tally.squares)
-    cosine_error = _standard_error(tally.cosines)
+    drawn_error = _standard_error(tally.cosines)
     size, off = tally.size, 0.0
     if not unbiased and draws > 1:
         raw = float((tally.mean - tally.full).square().sum())
         off = max((raw * draws - second) / (draws - 1), 0.0)
     variance = max(second - off, 0.0)
     sd = math.sqrt(variance)
-    bias_error = 0.0
+    cosine = 1.0 if unbiased else _cosine(tally.mean, tally.full)
+    bias_error = cosine_error = 0.0
     if not unbiased:
         bias_error = sd / math.sqrt(draws) / size
+        turned = math.sqrt(max(1 - cosine**2, 0.0)) if not math.isnan(cosine) else math.nan
+        length = float(tally.mean.norm())
+        cosine_error = turned * bias_error * size / length if length else math.nan
     return replace(
         found,
         bias=math.sqrt(off) / size,
         sd=sd / size,
-        cosine=1.0 if unbiased else _cosine(tally.mean, tally.full),
+        cosine=cosine,
         bias_error=bias_error,
         sd_error=error / (2 * sd) / size if sd else 0.0,
-        draw_cosine_error=cosine_error,
+        rmse_error=error / (2 * math.sqrt(second)) / size if second else 0.0,
+        cosine_error=cosine_error,
+        draw_cosine_error=drawn_error,
         draws=draws,
     )

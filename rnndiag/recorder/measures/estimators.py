@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.truncation.estimate import Score, compare_estimators
+from rnndiag.engine.truncation.estimate import Score, compare_estimators, estimate
 from rnndiag.engine.truncation.estimators import (
     Bernoulli,
     CellOnly,
     Chunk,
+    Clip,
     Full,
     Roulette,
     SourceStep,
@@ -28,16 +29,25 @@ from rnndiag.run.quantities import SCORES
 
 DRAWS = 32
 """Draws of what cannot be enumerated; their standard errors are stored."""
+CLIPPED = 0.5
+"""Clipped estimators are clipped at this share of the gradient's norm."""
 
 
-def candidates(run: LayerRun) -> list[Estimator]:
-    """What is compared: windows and chunks of an eighth and a third of the steps, and every randomized kind."""
-    short, long = max(2, run.T // 8), max(3, run.T // 3)
+def candidates(run: LayerRun, norm: float) -> list[Estimator]:
+    """Every kind of estimator; windows, chunks and stretches of an eighth and a third of the steps.
+
+    norm: what two of them are clipped at.
+    """
+    T, short, long = run.T, max(2, run.T // 8), max(3, run.T // 3)
     found: list[Estimator] = [Full()]
-    if run.T > 3:
-        found += [Window(short), Window(long), Chunk(short), Chunk(long), SourceStep(run.T - long)]
-        found += [Bernoulli(1 - 1 / long), Bernoulli(artbp(float(long)))]
+    if T > 3:
+        at_seams = [0.5 if t % short == 0 else 1.0 for t in range(1, T)]
+        seams = f"Bernoulli, p = 0.5 every {short} steps"
+        found += [Window(short), Window(long), Chunk(short), Chunk(long), Chunk(short, long)]
+        found += [SourceStep(T - long), Bernoulli(1 - 1 / long), Bernoulli(at_seams, name=seams)]
+        found += [Bernoulli(artbp(float(long))), Clip(norm, Chunk(long))]
     found += [Uniform(), Roulette("geometric", float(long)), Roulette("optimal")]
+    found += [Roulette([1 / T] * T, name="roulette, every length alike"), Clip(norm, Full())]
     if len(run.cell.parts) > 1:
         found.append(CellOnly())
     return found
@@ -53,7 +63,9 @@ def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     if count < run.B:
         part = run.select(np.linspace(0, run.B - 1, count).round().astype(int).tolist())
     draw = torch.Generator().manual_seed(subject.extent.seed)
-    scores = compare_estimators(part, candidates(run), draws=DRAWS, generator=draw)
+    whole = estimate(part, Full()).mean.values()
+    norm = CLIPPED * float(torch.stack([value.norm() for value in whole]).norm())
+    scores = compare_estimators(part, candidates(run, norm), draws=DRAWS, generator=draw)
     subject.say_sampled(
         run.name, f"estimators: {count} of {run.B} sequences, {DRAWS} draws of what is drawn"
     )

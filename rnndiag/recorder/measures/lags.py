@@ -88,6 +88,8 @@ def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
     yield Measurement.of("chunk_size", np.asarray(chunks.size), name)
     yield Measurement.of("chunk_bias", array(chunks.bias), name)
     yield Measurement.of("chunk_cosine", array(chunks.cosine), name)
+    yield Measurement.of("chunk_mean_square", array(chunks.mean_square), name)
+    yield Measurement.of("chunk_mean_square_error", array(chunks.mean_square_error), name)
     yield Measurement.of("lag_samples", np.asarray(sweep.sampling.numbers), name)
 
 

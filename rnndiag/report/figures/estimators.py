@@ -12,6 +12,17 @@ from rnndiag.report.ticks import number, ten_to
 QUESTION = "Which estimator is best here?"
 LEAST = 1e-3
 """Biases and spreads below this are drawn at the edge: such an estimator has none to speak of."""
+COLUMNS = {
+    "bias": "bias",
+    "sd": "sd",
+    "rmse": "rmse",
+    "cosine": "cosine of the mean",
+    "draw_cosine": "mean cosine of a draw",
+    "cost": "cost",
+    "memory": "memory",
+    "ranking": "ranking",
+}
+"""Score -> what its column is called. A standard error stands behind what was drawn."""
 
 
 @figure("F7", "Estimators", QUESTION)
@@ -52,10 +63,7 @@ def make(context: Context) -> FigureData:
     rows = tuple(
         (
             names[k],
-            *(
-                _cell(score, key, int(k))
-                for key in ("bias", "sd", "rmse", "cosine", "cost", "memory", "ranking")
-            ),
+            *(_cell(score, key, int(k)) for key in COLUMNS if key in score),
         )
         for k in order
     )
@@ -68,9 +76,9 @@ def make(context: Context) -> FigureData:
         "The table is sorted by sqrt((rmse² + σ²) · cost), σ the noise of the minibatch: error for the same effort.",
         (panel,),
         Table(
-            ("estimator", "bias", "sd", "rmse", "cosine", "cost", "memory", "ranking"),
+            ("estimator", *(name for key, name in COLUMNS.items() if key in score)),
             rows,
-            tuple(range(1, 8)),
+            tuple(range(1, 1 + sum(key in score for key in COLUMNS))),
         ),
         layer=layer,
     )

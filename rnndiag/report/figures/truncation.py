@@ -56,7 +56,7 @@ def make(context: Context) -> FigureData:
         + _OF_STACK
         * (curves.name in context.stacks),
         _panels(context, layer, curves, advice),
-        _table(curves.windows, curves.bias, curves.systematic, curves.cosine),
+        _table(curves, _noise(context, curves.name)),
         layer=layer,
     )
 
@@ -193,7 +193,7 @@ def _marks(advice: Advice) -> tuple[Mark, ...]:
 def _finding(context: Context, layer: str, advice: Advice) -> str:
     """The recommendation, what the cut in use throws away, and the noise beside them."""
     of = f"Of {advice.name}: " if len(context.layers) > 1 else ""
-    words = [of + advice.sentence]
+    words = [of + advice.text]
     across = seam_of(context, layer)
     if across is not None:
         words.append(f"{percent(across.share)} of the credit of a chunk's losses lies before it.")
@@ -203,23 +203,25 @@ def _finding(context: Context, layer: str, advice: Advice) -> str:
     return " ".join(words)
 
 
-def _table(
-    windows: np.ndarray,
-    bias: np.ndarray,
-    systematic: np.ndarray | None,
-    cosine: np.ndarray | None,
-) -> Table:
+def _table(curves: Curves, noise: float | None) -> Table:
+    windows = curves.windows
     wanted = [2**k for k in range(14) if 2**k < windows[-1]]
     chosen = sorted({*(_measured_at(windows, k) for k in wanted), windows.size - 1} - {0})
 
-    def cell(values: np.ndarray | None, at: int) -> str:
-        if values is None or at >= values.size or not np.isfinite(values[at]):
+    def cell(values: np.ndarray | None, at: int, over: float | None = 1.0) -> str:
+        if values is None or not over or at >= values.size or not np.isfinite(values[at]):
             return "–"
-        return number(float(values[at]))
+        return number(float(values[at]) / over)
 
     rows = tuple(
-        (f"{windows[k]:.0f}", cell(bias, k), cell(systematic, k), cell(cosine, k)) for k in chosen
+        (
+            f"{windows[k]:.0f}",
+            cell(curves.bias, k),
+            cell(curves.systematic, k),
+            cell(curves.bias, k, noise),
+            cell(curves.cosine, k),
+        )
+        for k in chosen
     )
-    return Table(
-        ("window", "bias on the minibatch", "systematic bias", "cosine"), rows, (0, 1, 2, 3)
-    )
+    head = ("window", "bias on the minibatch", "systematic bias", "over one step's noise", "cosine")
+    return Table(head, rows, (0, 1, 2, 3, 4))

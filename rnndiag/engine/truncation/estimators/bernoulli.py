@@ -49,10 +49,12 @@ class Bernoulli:
     """keep: π for every step, a sequence π_2 .. π_T (or π_1 .. π_T, π_1 unused), or artbp(length).
 
     shared: one mask for the whole batch; else every sequence draws its own.
+    name: what tables call a given schedule.
     """
 
     keep: float | Sequence[float] | Artbp
     shared: bool = True
+    name: str = ""
 
     unbiased = True
     drawn = True
@@ -72,6 +74,8 @@ class Bernoulli:
     @property
     def label(self) -> str:
         """As tables show it."""
+        if self.name:
+            return self.name
         masks = "" if self.shared else ", a mask a sequence"
         if isinstance(self.keep, Artbp):
             return f"ARTBP, mean length {self.keep.length:g}, alpha {self.keep.alpha:g}{masks}"

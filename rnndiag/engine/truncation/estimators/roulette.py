@@ -22,10 +22,12 @@ class Roulette:
     """p: 'optimal', 'geometric' (mean length `length`), a ratio P_{d+1}/P_d, or the probabilities of N = 0 .. T-1.
 
     'optimal' minimises (variance + σ²) times expected cost on this very step, σ the noise yardstick.
+    name: what tables call given probabilities.
     """
 
     p: str | float | Sequence[float] = "optimal"
     length: float | None = None
+    name: str = ""
 
     unbiased = True
     drawn = False
@@ -52,6 +54,8 @@ class Roulette:
     @property
     def label(self) -> str:
         """As tables show it."""
+        if self.name:
+            return self.name
         if isinstance(self.p, tuple):
             return f"roulette, {len(self.p)} given probabilities"
         return f"roulette, {self.p}" if isinstance(self.p, str) else f"roulette, ratio {self.p:g}"
