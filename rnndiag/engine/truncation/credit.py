@@ -112,6 +112,8 @@ def profile_of(ledger: CreditLedger, sampled_columns: float, sampled_outputs: fl
 
 def _log_quantiles(logs: Tensor, reached: Tensor) -> Tensor:
     """ln of linearly interpolated quantiles over the first axis of exp(logs), (5, D), of what was reached."""
+    if not len(logs):  # no output carries a loss
+        return logs.new_full((len(QUANTILES), logs.shape[1]), math.nan)
     counted = reached & ~torch.isnan(logs)
     values = torch.where(counted, logs, math.inf).sort(0).values
     last = counted.sum(0) - 1
