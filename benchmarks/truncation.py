@@ -1,6 +1,6 @@
-"""What the lag sweep costs, against the loops it replaces, and what its sampling loses.
+"""What does the lag sweep cost, against the loops that it replaces, and what does its sampling lose?
 
-    python benchmarks/truncation.py [ratios] [trained] [growth]
+    python benchmarks/truncation.py [ratios] [trained] [growth] [--quick]
 
 Every number is a ratio to a plain training step (torch's fused kernel, forward and backward, with a linear head),
 interleaved in one run: the steps are timed again between the others. Times are CPU seconds of one thread, which a busy
@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.promises import tell  # noqa: E402
 from rnndiag.engine.cells import find_cell  # noqa: E402
 from rnndiag.engine.layer_run import LayerRun  # noqa: E402
 from rnndiag.engine.truncation.credit import credit_matrix  # noqa: E402
@@ -86,8 +87,8 @@ def seconds(call: Callable[[], object]) -> float:
 
 def interleaved(
     step: Callable[[], object], calls: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, float]:
-    """Median over rounds of each call's time over the mean of the training steps right before and after it."""
+) -> dict[str, list[float]]:
+    """Of every round each call's time over the mean of the training steps right before and after it."""
     step()
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -96,7 +97,7 @@ def interleaved(
             taken = seconds(call)
             after = min(seconds(step) for _ in range(2))
             found[name].append(2 * taken / (before + after))
-    return {name: float(np.median(values)) for name, values in found.items()}
+    return found
 
 
 def stacked_window(model: Model, run: LayerRun, tau: int) -> None:
@@ -131,7 +132,9 @@ FEW, MANY, LONG = 4, 12, 80
 """Windows that are timed of the loops that the sweep replaces: fused (few, many) and naive (few, long)."""
 
 
-def ratios(T: int = 200, B: int = 32, H: int = 128) -> None:
+def ratios(
+    T: int = 200, B: int = 32, H: int = 128, kinds: tuple[str, ...] = tuple(KERNELS)
+) -> None:
     """The sweep against a training step, and against the loops that it replaces."""
     print(
         f"\n## All {T} windows at T={T}, B={B}, H={H} (float32, one thread), in plain training steps\n"
@@ -146,13 +149,23 @@ def ratios(T: int = 200, B: int = 32, H: int = 128) -> None:
     )
     print(f"| {' | '.join((*columns, 'naive loops', 'over the sweep'))} |")
     print("|---|---|---|---|---|---|---|---|")
-    for kind in KERNELS:
+    for kind in kinds:
         print(ratio_line(kind, T, B, H), flush=True)
     print(
         f"\nFused, one by one: windows {FEW} and {MANY} timed, all {T} projected on a straight line in the window. "
         f"Naive loops: windows {FEW} and {LONG} timed for 4 of the {T} losses, projected likewise; a window longer "
         "than T/2 is counted as T/2 (the first losses reach no further back)."
     )
+
+
+PROMISED_AT = (200, 32, 128)
+"""T, B and H that the promises speak of."""
+
+
+def all_windows(few: float, many: float, T: int) -> float:
+    """The time of all T windows one by one, on the straight line through two of them."""
+    slope = (many - few) / (MANY - FEW)
+    return sum(few + slope * (tau - FEW) for tau in range(1, T + 1))
 
 
 def ratio_line(kind: str, T: int, B: int, H: int) -> str:
@@ -162,7 +175,7 @@ def ratio_line(kind: str, T: int, B: int, H: int) -> str:
     x, targets = batch(T, B, 16)
     run = model.layer_run(x, targets)
     losses = range(T // 2, T // 2 + 4)
-    found = interleaved(
+    taken = interleaved(
         lambda: model.training_step(x, targets),
         {
             "credit": lambda: credit_matrix(run),
@@ -175,14 +188,21 @@ def ratio_line(kind: str, T: int, B: int, H: int) -> str:
         },
         rounds=2,
     )
-    slope = (found["many"] - found["few"]) / (MANY - FEW)
-    stacked = sum(found["few"] + slope * (tau - FEW) for tau in range(1, T + 1))
+    found = {name: float(np.median(values)) for name, values in taken.items()}
+    stacked = all_windows(found["few"], found["many"], T)
+    whole_size = (T, B, H) == PROMISED_AT
+    tell(f"whole lag sweep, {kind}", taken["whole"], whole=whole_size)
+    tell(f"default lag sweep, {kind}", taken["default"], whole=whole_size)
+    rounds = zip(taken["few"], taken["many"], taken["whole"], strict=True)
+    fused = [all_windows(few, many, T) / whole for few, many, whole in rounds]
+    tell(f"sweep over fused windows one by one, {kind}", fused, whole=whole_size)
     loop_slope = (found["loop_long"] - found["loop_few"]) / (LONG - FEW)
     naive = sum(
         T / len(losses) * max(0.0, found["loop_few"] + loop_slope * (min(tau, T / 2) - FEW))
         for tau in range(1, T + 1)
     )
     whole = found["whole"]
+    tell(f"sweep over naive loops, {kind}", naive / whole, unit="x faster", whole=whole_size)
     return (
         f"| {kind} | {found['credit']:.1f} | {whole:.1f} | {found['default']:.1f} | {stacked:.0f} | "
         f"{stacked / whole:.0f}x | {naive:.0f} | {naive / whole:.0f}x |"
@@ -253,12 +273,17 @@ def trained(steps: int = 250) -> None:
     )
     print(f"| {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|---|---|")
+    errors: dict[str, list[float]] = {"reach": [], "window": []}
     for name in TASKS:
-        print("\n".join(trained_lines(name, steps)), flush=True)
+        print("\n".join(trained_lines(name, steps, errors)), flush=True)
+    for what, values in errors.items():
+        tell(f"{what} by default sampling, error", values)
 
 
-def trained_lines(name: str, steps: int, seeds: int = 3) -> tuple[str, str]:
-    """One model's line, and what its default sweep sampled."""
+def trained_lines(
+    name: str, steps: int, errors: dict[str, list[float]], seeds: int = 3
+) -> tuple[str, str]:
+    """One model's line, and what its default sweep sampled; the sampling's errors are added to `errors`."""
     kind, make = TASKS[name]
     torch.manual_seed(1)
     model = Model(kind, 16, 128)
@@ -281,11 +306,14 @@ def trained_lines(name: str, steps: int, seeds: int = 3) -> tuple[str, str]:
         },
         rounds=1,
     )
+    for what, at in (("reach", 0), ("window", 1)):
+        errors[what] += [abs(one[at] / whole[at] - 1) for one in drawn]
     reaches = ", ".join(f"{r:.1f}" for r, _ in drawn)
     windows = ", ".join(f"{w:.0f}" for _, w in drawn)
+    cost_whole, cost_default = (float(np.median(cost[key])) for key in ("whole", "default"))
     line = (
         f"| {name} | {loss:.2f} | {whole[0]:.1f} | {reaches} | {whole[1]:.0f} | {windows} | "
-        f"{cost['whole']:.1f} | {cost['default']:.1f} |"
+        f"{cost_whole:.1f} | {cost_default:.1f} |"
     )
     return line, f"<!-- {name}: {sweeps[-1].sampling.sentence} -->"
 
@@ -350,11 +378,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="ratios of an LSTM alone, T=60, H=64")
     parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.measure:
         measure(*asked.measure)
+        return
+    if asked.quick:
+        ratios(60, 16, 64, ("lstm",))
         return
     for part in asked.parts or PARTS:
         PARTS[part]()
