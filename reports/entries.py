@@ -58,9 +58,13 @@ ENTRIES = (
     ),
     Entry(
         "seam",
-        "A language model by TBPTT: the state is carried over the seam, the gradient is not",
+        "A language model by TBPTT in chunks of 8: the state is carried over the seam, the gradient is not",
         "text_carried",
-        ("--model.hidden=24", "--model.layers=1"),
+        (
+            "--model.hidden=24",
+            "--model.layers=1",
+            '--model.task={"name": "text", "characters": 60000, "length": 8, "stream": true}',
+        ),
         steps=120,
         every=20,
     ),
