@@ -52,8 +52,8 @@ class Advice:
     @property
     def text(self) -> str:
         """The sentence, and how long chunks would have to be."""
-        found = self.chunk
-        if found is None or not 1 <= self.window.steps < math.inf or self.length == 1:
+        found, most = self.chunk, self.length or math.inf
+        if found is None or not 1 <= self.window.steps < most:
             return self.sentence
         if not found.reached:
             needs = f"No chunks of up to {found.within} steps do that"

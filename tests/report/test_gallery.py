@@ -105,5 +105,11 @@ def test_the_gallery_shows_what_it_says() -> None:
     assert (
         len(unreached) == 4
     )  # the answer's gradient ends at the last seam: 40 of 50 steps get none
+    for name, k in (("truncated-too-short", 10), ("seam", 8)):
+        (layer,) = context(name).run.layers_of("seam_bias")
+        found = context(name).advice(layer)
+        assert found is not None
+        assert f"your chunks of {k} are off by" in found.sentence
+        assert float(context(name).run["seam_bias", layer].values[-1]) > 0.01
     assert context("explodes").verdict.word == "EXPLODING"
     assert context("rnn-forgets").verdict.word == "SHORT MEMORY"

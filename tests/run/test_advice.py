@@ -122,6 +122,8 @@ def test_the_chunks_that_would_do_stand_behind_it(chunk: Recommendation, words: 
     assert found.text.startswith(KNOWN.sentence)
     assert found.text.endswith(words)
     assert KNOWN.text == KNOWN.sentence
+    nothing_shorter = replace(found, window=replace(SYSTEMATIC, steps=200.0))
+    assert nothing_shorter.text == nothing_shorter.sentence
 
 
 WINDOWS = 0.9 ** np.arange(41.0)
