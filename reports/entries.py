@@ -47,10 +47,10 @@ ENTRIES = (
     ),
     Entry(
         "truncated-too-short",
-        "The LSTM again, trained in chunks of 10 steps: the state is carried, the gradient is cut",
+        "The LSTM again, trained in chunks of 5 steps: the state is carried, the gradient is cut",
         "adding_chunked",
         (
-            '--model.estimator={"name": "chunked", "k": 10}',
+            '--model.estimator={"name": "chunked", "k": 5}',
             '--trainer.callbacks.measures=["contributions", "lags"]',
         ),
         steps=36,

@@ -47,7 +47,8 @@ def make(context: Context) -> FigureData:
         beside = context.last("credit_profile", name)
         if beside is not None:
             values = beside.sel(profile_stat="profile").values / LN10
-            lines.append(Line(np.arange(values.size), _plain(values), name, tone))
+            if np.isfinite(values).any():
+                lines.append(Line(np.arange(values.size), _plain(values), name, tone))
     across = seam_of(context, layer)
     if across is not None:
         values = across.credit / LN10
