@@ -159,10 +159,10 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="an LSTM, T=60, H=64, three rounds")
+    parser.add_argument("--quick", action="store_true", help="an LSTM, T=40, H=64, three rounds")
     options = parser.parse_args()
     if options.quick:
-        options.cell, options.steps, options.hidden, options.rounds = ["lstm"], 60, 64, 3
+        options.cell, options.steps, options.hidden, options.rounds = ["lstm"], 40, 64, 3
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} finds no CUDA device here.", file=sys.stderr)
         return 2

@@ -80,7 +80,7 @@ AXES = {
         "1, less what one layer's analysis frees for the next",
     ),
 }
-QUICK = {"T": (50, 200, 800), "B": (8, 32, 128), "H": (32, 64, 256), "layers": (1, 2, 4)}
+QUICK = {"T": (50, 200, 400), "B": (8, 16, 32), "H": (32, 64, 128), "layers": (1, 2)}
 
 
 class Step:
@@ -198,6 +198,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and smaller sizes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.quick:
+        options.rounds = 2
     print(f"LSTM, float32, {options.threads} threads, the fastest of {options.rounds} rounds")
     for name in options.axes:
         along(name, QUICK[name] if options.quick else AXES[name].sizes, options.rounds)

@@ -68,7 +68,7 @@ def study(
     }
     for seed in range(seeds):
         numbers["seeds"].append(numbers_of(train(program, folder / f"{cell}-{task}-{seed}", seed)))
-    for size in BATCHES:
+    for size in BATCHES if seeds == SEEDS else ():
         run = train(replace(program, batch_size=size), folder / f"{cell}-{task}-b{size}")
         numbers["batches"].append(numbers_of(run))
     numbers["batches"].append(numbers["seeds"][0])
