@@ -148,9 +148,14 @@ def measure(shape: Shape, rounds: int) -> Cost:
     return Cost(min(taken["plain"]), min(taken["recorded"]), memory, memory_plain)
 
 
+def first_fitted(sizes: tuple[int, ...]) -> int:
+    """Where the upper half of the sizes begins: two sizes at least."""
+    return min(len(sizes) // 2, len(sizes) - 2)
+
+
 def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
     """Slope on log-log axes over the upper half of the sizes."""
-    upper = slice(len(sizes) // 2, None)
+    upper = slice(first_fitted(sizes), None)
     logs = [[math.log(v) for v in given[upper]] for given in (sizes, values)]
     return linear_regression(*logs).slope
 
@@ -182,7 +187,7 @@ def along(name: str, sizes: tuple[int, ...], rounds: int) -> None:
     }
     found = {kind: exponent(sizes, values) for kind, values in columns.items()}
     print(
-        f"\nexponents from {name} = {sizes[len(sizes) // 2]} on: "
+        f"\nexponents from {name} = {sizes[first_fitted(sizes)]} on: "
         f"plain time {found['time, plain']:.2f}, recorded time {found['time, recorded']:.2f} (expected {axis.time}), "
         f"recorded memory {found['memory, recorded']:.2f} (expected {axis.memory})"
     )
