@@ -12,7 +12,7 @@ from spectra.hand_made import by_hand, draw_run, linear_run, orthogonal
 from torch import Tensor
 
 import rnndiag
-from rnndiag.engine.cells import Cell, State, Weights
+from rnndiag.engine.cells import Cell, State, Weights, find_cell
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.unroll import unroll
 
@@ -52,6 +52,18 @@ def test_the_bound_is_tight_for_a_scaled_orthogonal_matrix_and_loose_for_a_shear
     expected = 8 * norm(shear, 2).log() - norm(torch.linalg.matrix_power(shear, 8), 2).log()
     assert expected > 5
     assert torch.allclose(loose, expected, atol=1e-10)
+
+
+def test_the_bound_of_a_saturated_recording_in_single_precision() -> None:
+    """h is 1 to the last digit of float32, where 1 - h² would be 0: below what it bounds."""
+    weights = {"weight_ih": torch.ones(1, 1), "weight_hh": torch.full((1, 1), 2.0)}
+    inputs, direct = torch.full((12, 1, 1), 8.5), (torch.zeros(12, 1, 1),)
+    run = unroll(find_cell("elman_tanh"), weights, inputs, direct)
+    assert (run.states[0][1:] == 1).all()
+    found = rnndiag.jacobian_products(run, [1, 5], anchors=[0])
+    assert found.log_looseness is not None
+    assert found.log_spectral.isfinite().all()
+    assert found.log_looseness.abs().max() < 1e-9, "one unit: the bound is the norm"
 
 
 def test_padding_and_gated_cells_have_no_bound() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,10 @@ def test_stretches_of_time_and_single_sequences_change_nothing(
 ) -> None:
     run = draw_run("lstm", steps=50, lengths=[50, 20, 31])
     whole = rnndiag.lyapunov(run, warmup=7)
+    monkeypatch.setattr(tangents, "MOST_STEPS", 13)
+    assert len(list(tangents.stretches(run, torch.float64))) == 4
+    capped = rnndiag.lyapunov(run, warmup=7)
+    assert torch.allclose(whole.exponents, capped.exponents, rtol=0, atol=1e-9)
     monkeypatch.setattr(tangents, "STRETCH_BYTES", 10_000)
     assert tangents.steps_at_once(run, torch.float64) < 10
     pieces = rnndiag.lyapunov(run, warmup=7)
@@ -209,9 +214,10 @@ def test_kaplan_yorke(exponents: list[float], complete: bool, dimension: float) 
         ({"k": 6}, "state of size 5"),
         ({"warmup": 7}, "warm-up of 7 steps leaves nothing"),
         ({"interval": 0}, "must be 1 or more"),
+        ({"lags": [8]}, "lags from 1 to 7"),
     ],
 )
-def test_what_makes_no_sense_is_refused(changes: dict[str, int], message: str) -> None:
+def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
     run: LayerRun = draw_run("gru")
     with pytest.raises(BadArgument, match=message):
         rnndiag.lyapunov(run, **changes)

@@ -110,3 +110,5 @@ def test_what_makes_no_trajectory_is_refused() -> None:
         rnndiag.lyapunov_of_map(lambda x: 1 / x - 1 / x, torch.zeros(1), steps=5)
     with pytest.raises(BadArgument, match="steps = 0"):
         rnndiag.lyapunov_of_map(henon, torch.rand(2), steps=0)
+    with pytest.raises(BadArgument, match=r"shape \(0, 2\) make no trajectory"):
+        rnndiag.lyapunov_of_map(henon, torch.zeros(0, 2), steps=5)

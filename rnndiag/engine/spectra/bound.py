@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.spectra.tangents import Tangents, stretches
 
 
 @torch.no_grad()
@@ -18,8 +19,7 @@ def textbook_bound(run: LayerRun, lags: Sequence[int], anchors: Sequence[int]) -
     """
     if run.cell.derivative is None:
         return None
-    h = run.states[0].double()
-    slope = run.cell.derivative(h).abs().amax(-1).log()
+    slope = torch.cat([_largest_slope(held) for _, held in stretches(run, torch.float64)]).log()
     weight = torch.linalg.matrix_norm(run.weights["weight_hh"].double(), 2).log()
     per_step = slope + weight
     columns = []
@@ -32,3 +32,11 @@ def textbook_bound(run: LayerRun, lags: Sequence[int], anchors: Sequence[int]) -
         ]
         columns.append(torch.stack(rows))
     return torch.stack(columns)
+
+
+def _largest_slope(held: Tangents) -> Tensor:
+    """σ(D_j) (T', B), of the same derivatives as the products it bounds: recorded h near ±1 have too few digits."""
+    assert held.diagonal is not None
+    by_gate = held.diagonal.a_hh[0]
+    assert by_gate is not None
+    return by_gate.abs().amax((-2, -1))

@@ -15,7 +15,7 @@ from rnndiag.engine.spectra.growth import Growth
 from rnndiag.engine.spectra.interval import Interval
 from rnndiag.engine.spectra.jacobians import jacobians
 from rnndiag.engine.spectra.kaplan_yorke import descending, kaplan_yorke
-from rnndiag.engine.spectra.products import jacobian_products
+from rnndiag.engine.spectra.products import JacobianProducts, jacobian_products
 from rnndiag.engine.spectra.tangents import Tangents, stretch, stretches
 from rnndiag.errors import BadArgument
 
@@ -101,6 +101,7 @@ def lyapunov(
     """
     k, warmup = _settings(run, k, warmup, interval, blocks)
     require_finite(run)
+    products = jacobian_products(run, lags) if lags else None
     growth = Growth(run, k, warmup, blocks, dtype)
     pace, check = Interval(interval), _Check(growth.quarters())
     log_det = torch.zeros(run.B, dtype=torch.float64, device=run.device)
@@ -111,7 +112,7 @@ def lyapunov(
         grown = Growth(part, k, warmup, blocks, dtype)
         log_det[chosen] = _walk(part, grown, pace, check)
         growth.sums[:, chosen] = grown.sums
-    return _result(run, growth, pace, check, log_det, lags)
+    return _result(run, growth, pace, check, log_det, products)
 
 
 def _walk(run: LayerRun, growth: Growth, pace: Interval, check: _Check) -> Tensor:
@@ -223,7 +224,7 @@ def _result(
     pace: Interval,
     check: _Check,
     log_det: Tensor,
-    lags: Sequence[int],
+    products: JacobianProducts | None,
 ) -> Lyapunov:
     exponents = growth.pooled()
     order = descending(exponents)
@@ -235,7 +236,6 @@ def _result(
         total = by_sequence.sum(-1)
         differs = torch.where(total == mean, 0.0, (total - mean).abs())
         residual = float(differs[growth.steps > 0].max())
-    products = jacobian_products(run, lags) if lags else None
     return Lyapunov(
         layer=run.name,
         exponents=exponents[order],

@@ -38,10 +38,10 @@ def lyapunov_of_map(
     single = start.dim() < 2
     start = torch.atleast_1d(start)
     batch = start[None] if single else start
-    if not steps >= 1 or not dt > 0 or batch.dim() != 2:
+    if not steps >= 1 or not dt > 0 or batch.dim() != 2 or batch.numel() == 0:
         raise BadArgument(
             f"steps = {steps}, dt = {dt} and an x0 of shape {tuple(start.shape)} make no trajectory.",
-            "Give steps >= 1, dt > 0 and x0 of shape (S,) or (B, S).",
+            "Give steps >= 1, dt > 0 and x0 of shape (S,) or (B, S), not empty.",
         )
     _look_at(step, start)
     warmup = min(100, steps // 10) if warmup is None else warmup

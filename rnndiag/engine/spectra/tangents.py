@@ -20,6 +20,9 @@ Row = tuple[Tensor | None, Sequence[Tensor | None]]
 STRETCH_BYTES = 64 * 2**20
 """Derivatives of at most about this many bytes are held at once."""
 
+MOST_STEPS = 4096
+"""Of a stretch: its steps one by one are objects of Python, a few hundred bytes each, however small the net."""
+
 
 def stretch(run: LayerRun, start: int, stop: int) -> LayerRun:
     """Steps start..stop-1 of a run as a run of their own; its s_0 is the state before step `start`."""
@@ -138,6 +141,6 @@ def steps_at_once(run: LayerRun, dtype: torch.dtype) -> int:
 
 def stretches(run: LayerRun, dtype: torch.dtype) -> Iterator[tuple[int, Tangents]]:
     """The whole run in stretches of bounded memory: (first step, its tangents)."""
-    size = steps_at_once(run, dtype)
+    size = min(MOST_STEPS, steps_at_once(run, dtype))
     for start in range(0, run.T, size):
         yield start, tangents(run, start, min(start + size, run.T), dtype)
