@@ -168,7 +168,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--every-step", action="store_true")
     parser.add_argument(
-        "--quick", action="store_true", help="200 steps of the small size, not judged"
+        "--quick", action="store_true", help="100 steps of the small size, not judged"
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -176,7 +176,7 @@ def main() -> int:
         logging.getLogger(logger).setLevel(logging.ERROR)
     torch.set_num_threads(options.threads)
     if options.quick:
-        compare("small", 1, 200)
+        compare("small", 1, 100)
         print("too short to judge: a second of diagnostics beside a few seconds of training")
         return 0
     kept = [compare(name, options.rounds, options.steps) for name in options.sizes]

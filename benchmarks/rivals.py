@@ -407,10 +407,10 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="T=30, B=8, H=32, three rounds")
+    parser.add_argument("--quick", action="store_true", help="T=20, B=8, H=32, two rounds")
     options = parser.parse_args()
     if options.quick:
-        options.steps, options.batch, options.hidden, options.rounds = 30, 8, 32, 3
+        options.steps, options.batch, options.hidden, options.rounds = 20, 8, 32, 2
     warnings.simplefilter("ignore")  # the libraries' own words on hooks that torch deprecates
     torch.set_num_threads(options.threads)
     shape = f"T={options.steps} B={options.batch} H={options.hidden}"

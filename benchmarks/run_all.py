@@ -32,7 +32,8 @@ QUICK: dict[str, list[str]] = {
     "jacobians": ["--steps", "40", "--units", "48", "--trajectory", "300", "--rounds", "3"],
     "record": ["--steps", "60", "--hidden", "64", "--rounds", "5"],
     "store": ["--recordings", "300"],
-    "gate": ["--recordings", "200", "--repeats", "3"],
+    "gate": ["--recordings", "200", "--repeats", "2"],
+    "seam": ["--rounds", "3"],
 }
 """Arguments of the small form. A benchmark without an entry runs with `--quick` if it knows that word, else whole."""
 
@@ -86,7 +87,9 @@ def arguments(script: Path, quick: bool, device: str) -> list[str]:
     """What the script is called with."""
     words = ["--device", device] if script.stem in ON_DEVICE else []
     if quick:
-        words += QUICK.get(script.stem, ["--quick"] if '"--quick"' in script.read_text() else [])
+        text = script.read_text()
+        words += QUICK.get(script.stem, ["--quick"] if '"--quick"' in text else [])
+        words += ["--threads", "1"] if '"--threads"' in text else []
     return words if quick else words + WHOLE.get(script.stem, [])
 
 
@@ -145,11 +148,12 @@ def number(value: float) -> str:
 
 
 def verdict(promise: Promise, told: Told | None) -> str:
-    """HELD, MISSED or NOT MEASURED; small form where the promise speaks of a larger one."""
+    """HELD, MISSED or NOT MEASURED; not judged in a small form, where the promise speaks of a larger one."""
     if told is None:
         return "NOT MEASURED"
-    word = "HELD" if told.held else "MISSED"
-    return word if told.whole else f"{word.lower()} in the small form"
+    if not told.whole:
+        return "small form: not judged"
+    return "HELD" if told.held else "MISSED"
 
 
 def promised(results: list[Result]) -> list[tuple[Promise, Told | None]]:
