@@ -49,6 +49,8 @@ class Reader:
         for seen in passes:
             if told := {**seen.cut, **seen.missed}:
                 pending.facts.setdefault("not_measured", {}).update(told)
+            if seen.resets:
+                pending.facts.setdefault("resets", {}).update(seen.resets)
             runs = self._named(pending, seen.layer_runs)
             if not runs:
                 self.seams.read(pending, seen.layer_runs)

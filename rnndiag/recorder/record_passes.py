@@ -24,6 +24,8 @@ def record_passes(
     for seen in passes:
         if told := {**seen.cut, **seen.missed}:
             pending.facts.setdefault("not_measured", {}).update(told)
+        if seen.resets:
+            pending.facts.setdefault("resets", {}).update(seen.resets)
         runs = []
         for run in seen.layer_runs:
             number = pending.layers[run.name] = pending.layers.get(run.name, 0) + 1

@@ -25,6 +25,7 @@ def measured(context: Context) -> list[tuple[str, list[str]]]:
         ("Command", [_command(facts.get("command"))]),
         ("Proofs", _proofs(context)),
         ("Sampling", _notes(context, "sampling")),
+        ("Sequences", _notes(context, "resets")),
         ("Across the seam", _notes(context, "seam")),
         ("Cost", _cost(context)),
         ("Not measured", _notes(context, "not_measured")),

@@ -34,6 +34,10 @@ class Link:
     """Gradients flow back into that call."""
     straight: bool
     """... and arrive there as they are."""
+    carried: Tensor | None = None
+    """(B,) bool: of these sequences both holds, and all others were reset in between; None: `straight` says all."""
+    begins: str = ""
+    """zero | given | learnt: what the others were reset to."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Call:
     versions: dict[int, int] = field(default_factory=dict)
     """By slot, to see whether somebody wrote to the output in place."""
     copies: dict[int, Tensor] = field(default_factory=dict)
-    """By slot, for calls of one step: the outputs as they were."""
+    """By slot, for calls of one step: the outputs as they were, or the final state only."""
     links: dict[tuple[int, int], Link] = field(default_factory=dict)
     """(part, layer * directions + direction) -> link."""
     output_gradients: dict[int, dict[int, Tensor]] = field(default_factory=dict)

@@ -19,7 +19,8 @@ from rnndiag.recorder.capture.call import (
     keep_slot,
     watch_output,
 )
-from rnndiag.recorder.capture.links import Ends, mark
+from rnndiag.recorder.capture.links import Ends
+from rnndiag.recorder.capture.marks import mark
 from rnndiag.recorder.capture.step_signature import flat
 from rnndiag.recorder.capture.weights import Weight, Weights
 
@@ -60,7 +61,7 @@ class CallLog:
             value = flat(output.detach()) if one_step else output.detach()
             call.outputs[slot] = value
             call.versions[slot] = value._version
-            if one_step:
+            if one_step or (slot != OUTPUT and _one_long(call)):
                 call.copies[slot] = value.clone()
             if output.requires_grad:
                 watch_output(output, self._keeper(call, slot))
@@ -107,3 +108,9 @@ class CallLog:
             known = Counter(map(id, targets.values()))
             targets = {key: tensor for key, tensor in targets.items() if known[id(tensor)] == 1}
         self._arrivals.watch(outputs, targets, arrived, same)
+
+
+def _one_long(call: Call) -> bool:
+    """Whether a kernel over sequences was called for a single step."""
+    time = 1 if call.plan.batch_first else 0
+    return not call.plan.packed and call.inputs.shape[time] == 1

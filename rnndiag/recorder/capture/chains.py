@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
+
 from rnndiag.recorder.capture.call import OUTPUT, Call
 from rnndiag.recorder.capture.weights import same_values
 
@@ -14,8 +16,9 @@ Chain = tuple[Call, ...]
 def chains(calls: Sequence[Call]) -> list[Chain]:
     """The calls of one backward pass as recurrences, in order of their first calls.
 
-    A call continues an earlier one if its whole state is that one's end, gradients flow back, the weights are the same
-    and nobody else starts from that end. Everything else begins a recurrence of its own.
+    A call continues an earlier one if its whole state is that one's end, up to sequences that were reset in between,
+    gradients flow back, the weights are the same and nobody else starts from that end. Everything else begins a
+    recurrence of its own.
     """
     by_number = {call.number: call for call in calls}
     starters = Counter(
@@ -56,9 +59,22 @@ def _predecessor(call: Call, by_number: dict[int, Call]) -> Call | None:
         return None
     for (part, index), link in links.items():
         from_output = link.slot == OUTPUT and part == 0 and plan.layers == 1
-        if not link.straight or link.index != index or not (from_output or link.slot == 1 + part):
+        if (
+            not (link.straight or link.carried is not None)
+            or link.index != index
+            or not (from_output or link.slot == 1 + part)
+        ):
             return None
-    return before
+    return before if _for_the_same_sequences(call) else None
+
+
+def _for_the_same_sequences(call: Call) -> bool:
+    """Whether all parts of the state went on for the same sequences, while the others were reset."""
+    told = [link.carried for link in call.links.values()]
+    masks = [carried for carried in told if carried is not None]
+    if len(masks) < len(told):
+        return all(bool(carried.all()) for carried in masks)
+    return all(torch.equal(masks[0], carried) for carried in masks)
 
 
 def _same_layer(one: Call, other: Call) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.recorder.capture.call import OUTPUT, Call
+from rnndiag.recorder.capture import resets
+from rnndiag.recorder.capture.call import OUTPUT
 from rnndiag.recorder.capture.chains import Chain
 from rnndiag.recorder.capture.hidden_parts import Gates, complete_states
 from rnndiag.recorder.capture.layout import flipped, lengths_of, to_steps, to_user_order
@@ -69,7 +70,8 @@ class _ChainReplay:
         self.plan = first.plan
         self.precision = first.dtype
         self.work = _WORK.get(first.dtype, torch.float32)
-        self.lengths = lengths_of(self.plan)
+        self.segments = resets.segments_of(chain)
+        self.lengths = lengths_of(self.plan) if self.segments is None else self.segments.lengths
         self.stacks: tuple[Stack, ...] = ()
         if not self.plan.one_step:
             self.stacks = tuple(replay_stack(call) for call in chain)
@@ -84,7 +86,8 @@ class _ChainReplay:
     def _steps(self, values: list[Tensor], time_first: bool = False) -> Tensor:
         plan = self.time_first if time_first else self.plan
         laid_out = [to_steps(plan, value) for value in values]
-        return laid_out[0] if len(laid_out) == 1 else torch.cat(laid_out)
+        whole = laid_out[0] if len(laid_out) == 1 else torch.cat(laid_out)
+        return whole if self.segments is None else self.segments.cut(whole)
 
     def _below(self, layer: int) -> Tensor:
         if layer == 0:
@@ -130,6 +133,7 @@ class _ChainReplay:
             link = after.links.get((part, 0))
             if link is None or link.slot != slot:
                 continue
+            value = resets.sent_back(value, link).to(gradient.dtype)  # as it arrived
             if slot == OUTPUT:
                 gradient = gradient.clone()
                 last = gradient[:, -1] if self.plan.batch_first else gradient[-1]
@@ -160,9 +164,7 @@ class _ChainReplay:
             key: self._as_computed(copy) for key, (_, copy) in chain[0].weights[index].items()
         }
         names = {key: weight.name for key, (weight, _) in chain[0].weights[index].items()}
-        initial = tuple(
-            to_user_order(plan, row).to(self.work) for row in self._rows(chain[0].hx, index)
-        )
+        initial = self._initial(index)
         inputs = self._in_order(self._below(layer), direction)
         states, gates = self._states(layer, direction, weights, inputs, initial)
         return LayerRun(
@@ -189,8 +191,20 @@ class _ChainReplay:
             gates=gates,
         )
 
-    def _rows(self, parts: State, index: int) -> State:
-        return parts if self.plan.one_step else tuple(part[index] for part in parts)
+    def _initial(self, index: int) -> State:
+        parts = range(len(self.plan.cell.parts))
+        found = [self._starts([call.hx[part] for call in self.chain], index) for part in parts]
+        return tuple(row.to(self.work) for row in found if row is not None)
+
+    def _starts(self, values: Sequence[Tensor | None], index: int) -> Tensor | None:
+        """(B, S): of a value by call, (B, S) or (layers * directions, B, S), the rows that the sequences begin with."""
+        rows = [
+            None
+            if value is None
+            else to_user_order(self.plan, value if self.plan.one_step else value[index])
+            for value in values
+        ]
+        return resets.at_starts(self.chain, self.segments, rows)
 
     def _in_order(self, values: Tensor, direction: int) -> Tensor:
         return flipped(values, self.lengths) if direction else values
@@ -207,7 +221,7 @@ class _ChainReplay:
         if self.plan.one_step:
             slots = range(1, 1 + len(cell.parts))
             return tuple(
-                torch.stack([call.copies[slot] for call in self.chain]).to(self.work)
+                self._steps([call.copies[slot] for call in self.chain]).to(self.work)
                 for slot in slots
             ), None
         h = self._in_order(self._hidden(layer, direction), direction)
@@ -242,15 +256,18 @@ class _ChainReplay:
 
     def _add_finals(self, direct: Tensor, finals: list[Tensor | None]) -> None:
         """The gradient of every call's returned final state, at that call's last step."""
+        if self.segments is not None:
+            direct += self.segments.cut(resets.at_ends(self.chain, finals))
+            return
         if self.lengths is not None:
-            (final,) = finals
+            final = finals[0]
             assert final is not None
             last = self.lengths.to(direct.device) - 1
             direct[last, torch.arange(direct.shape[1], device=direct.device)] += final
             return
         end = 0
         for call, final in zip(self.chain, finals, strict=True):
-            end += _steps_of(call)
+            end += resets.steps_of(call)
             if final is not None:
                 direct[end - 1] += final
 
@@ -262,27 +279,20 @@ class _ChainReplay:
         return self._unscaled(self._steps(kept)) if len(kept) == len(found) else None
 
     def _initial_gradient(self, index: int) -> State | None:
-        found = self.chain[0].hx_gradients.get(self.backward.task, {})
-        if len(found) < len(self.plan.cell.parts):
-            return None
-        parts = tuple(found[part] for part in range(len(self.plan.cell.parts)))
-        return tuple(
-            self._unscaled(to_user_order(self.plan, row)) for row in self._rows(parts, index)
-        )
+        given = [call.hx_gradients.get(self.backward.task, {}) for call in self.chain]
+        parts = range(len(self.plan.cell.parts))
+        found = [self._starts([by_part.get(part) for by_part in given], index) for part in parts]
+        kept = tuple(self._unscaled(row) for row in found if row is not None)
+        return kept if len(kept) == len(found) else None
 
     def _tie(self, index: int) -> str:
         first = self.chain[0]
         link = first.links.get((0, index))
+        if link is not None and not (link.carried is None or link.carried.all()):
+            link = None
         source = None if link is None else self.backward.name_of_end(link.call, link.index)
         if link is None or source is None:
-            kinds = set(first.hx_kind) or {
-                "given"
-            }  # another part of it, or an end of no recorded run
+            # without a kind: another part is an end, or it is an end of no recorded run
+            kinds = (set(first.hx_kind) or {"given"}) | resets.kinds_of_reset(self.chain)
             return next(kind for kind in ("learnt", "given", "zero") if kind in kinds)
         return f"{'run' if link.attached else 'detached'}:{source}"
-
-
-def _steps_of(call: Call) -> int:
-    if call.plan.one_step:
-        return 1
-    return int(call.inputs.shape[1 if call.plan.batch_first else 0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
@@ -42,3 +44,38 @@ def flipped(values: Tensor, lengths: Tensor | None) -> Tensor:
     last = lengths.to(values.device)[None, :] - 1
     index = torch.where(steps <= last, last - steps, steps)
     return values.gather(0, index[..., None].expand_as(values))
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Sequences cut where their state was reset: every stretch in between is a sequence of its own.
+
+    In the order in which they begin, so that the first B are those that begin with the first step.
+    """
+
+    starts: Tensor
+    """(N,) step at which it begins."""
+    rows: Tensor
+    """(N,) the sequence that it is a part of."""
+    lengths: Tensor
+    """(N,)"""
+
+    @classmethod
+    def of(cls, begins: Tensor) -> Segments:
+        """begins (T, B) bool: where a state begins; all do at the first step."""
+        steps = len(begins)
+        starts, rows = begins.nonzero().unbind(1)
+        at = torch.arange(steps, device=begins.device)[:, None]
+        coming = torch.where(begins, at, steps).flip(0).cummin(0).values.flip(0)
+        after = torch.cat([coming[1:], torch.full_like(coming[:1], steps)])
+        return cls(starts, rows, after[starts, rows] - starts)
+
+    def cut(self, values: Tensor) -> Tensor:
+        """(T, B, F) -> (longest, N, F), zeros past a segment's end."""
+        starts, rows, lengths = (
+            t.to(values.device) for t in (self.starts, self.rows, self.lengths)
+        )
+        steps = torch.arange(int(self.lengths.max()), device=values.device)[:, None]
+        times = (starts + steps).clamp(max=len(values) - 1)
+        inside = (steps < lengths)[..., None]
+        return torch.where(inside, values[times, rows], values.new_zeros(()))

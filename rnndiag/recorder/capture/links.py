@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,37 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from rnndiag.engine.cells import State
+from rnndiag.recorder.capture.bridges import bridge
 from rnndiag.recorder.capture.call import OUTPUT, Call, Link
+from rnndiag.recorder.capture.marks import MARK, MAX_WALK, hands_on, marked_source
 
 Address = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
-MARK = "rnndiag"
-"""Key in a graph node's metadata: {output number: (call, slot)}."""
-
-_STRAIGHT = (
-    "View",
-    "UnsafeView",
-    "Alias",
-    "Unsqueeze",
-    "Squeeze",
-    "Select",
-    "Slice",
-    "Transpose",
-    "T",
-    "Permute",
-    "AsStrided",
-    "Expand",
-    "Unbind",
-    "Split",
-    "Clone",
-    "Reshape",
-    "Narrow",
-    "Chunk",
-    "Contiguous",
-)
-_ONE_BY_ONE = ("BackwardHookFunctionBackward",)
-"""Nodes of several tensors that hand each of them on as it is: a module's full backward hook."""
-_MAX_WALK = 16
+GIVE_UP = 3
+"""After so many states of one module that were changed in another way than by a reset, no more are looked at."""
 
 
 def address(row: Tensor) -> Address:
@@ -48,39 +26,9 @@ def address(row: Tensor) -> Address:
     return row.untyped_storage().data_ptr(), int(row.storage_offset()), tuple(row.shape), strides
 
 
-def mark(output: Tensor, call: int, slot: int) -> None:
-    """Leave a sign on the graph node that made an output. It lives as long as the node and keeps nothing alive."""
-    node: Any = output.grad_fn
-    if node is not None:
-        node.metadata.setdefault(MARK, {})[output.output_nr] = (call, slot)
-
-
-def marked_source(tensor: Tensor) -> tuple[int, int] | None:
-    """(call, slot) of the output that a tensor is, through operations that hand values and gradients on as they are."""
-    node: Any = tensor.grad_fn
-    number = tensor.output_nr
-    for _ in range(_MAX_WALK):
-        if node is None:
-            return None
-        found = node.metadata.get(MARK, {}).get(number)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
-        if node.name() in _ONE_BY_ONE and number < len(node.next_functions):
-            node, number = node.next_functions[number]
-        elif _straight(node.name()) and node.next_functions:
-            node, number = node.next_functions[0]
-        else:
-            return None
-    return None
-
-
-def _straight(name: str) -> bool:
-    return name.rstrip("0123456789").removesuffix("Backward") in _STRAIGHT
-
-
 def start_of(hx: State, links: Mapping[tuple[int, int], Link]) -> State:
     """An initial state to keep: ends of calls are kept by those, everything else is copied."""
-    ends = {part for part, _ in links}
+    ends = {part for (part, _), link in links.items() if link.carried is None}
     return tuple(part.detach() if k in ends else part.detach().clone() for k, part in enumerate(hx))
 
 
@@ -91,12 +39,12 @@ def kind_of_start(tensor: Tensor) -> str:
     node: Any = tensor.grad_fn
     if node is None:
         return "learnt" if isinstance(tensor, nn.Parameter) else "given"
-    for _ in range(_MAX_WALK):
+    for _ in range(MAX_WALK):
         if node is None:
             return "given"
         if hasattr(node, "variable"):
             return "learnt" if isinstance(node.variable, nn.Parameter) else "given"
-        if not (_straight(node.name()) or node.name().startswith("Repeat")):
+        if not (hands_on(node.name()) or node.name().startswith("Repeat")):
             return "given"
         node = node.next_functions[0][0] if node.next_functions else None
     return "given"
@@ -112,11 +60,16 @@ class Ends:
         self._calls: dict[int, Call] = {}
         self._held: list[Tensor] = []
         self._latest: dict[str, Call] = {}
+        self._first: dict[str, int] = {}
+        """Module -> the number of its first call."""
+        self._changed: Counter[str] = Counter()
+        """By module: states that were changed on their way."""
 
     def add(self, call: Call) -> None:
         """Register a call's final state, and its last output where that is the final h."""
         self._calls[call.number] = call
         self._not_yet.append(call)
+        self._first.setdefault(call.owner, call.number)
         if not call.plan.packed:
             self._latest[call.owner] = call
 
@@ -151,7 +104,30 @@ class Ends:
                 link = self._link(row.detach(), value, source, owner, part, index)
                 if link is not None:
                     found[part, index] = link
+            if (part, 0) not in found and owner in self._latest:
+                found |= self._after_reset(value, owner, part, len(rows))
         return found
+
+    def _after_reset(
+        self, value: Tensor, owner: str, part: int, count: int
+    ) -> dict[tuple[int, int], Link]:
+        """The links of a part of which some sequences were reset since the end of that module's last call."""
+        if value.grad_fn is None or self._changed[owner] >= GIVE_UP:
+            return {}
+        seen = bridge(value, self._calls, self._first[owner])
+        if seen is None or self._calls[seen.call].owner != owner:
+            self._changed[owner] += 1
+            return {}
+        begins = ""
+        if not seen.carried.all():
+            fresh = value.detach()[..., ~seen.carried.to(value.device), :]
+            begins = "learnt" if seen.learnt else "given" if bool(fresh.any()) else "zero"
+        return {
+            (part, index): Link(
+                seen.call, seen.slot, index, True, False, carried=seen.carried, begins=begins
+            )
+            for index in range(count)
+        }
 
     def _very_end(self, value: Tensor) -> Link | None:
         """The usual case of a loop: the state is the tensor that the last step returned."""
@@ -196,6 +172,8 @@ class Ends:
         self._calls.clear()
         self._held.clear()
         self._latest.clear()
+        self._first.clear()
+        self._changed.clear()
 
 
 def _written(call: Call, slot: int) -> bool:

@@ -15,6 +15,7 @@ from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call import Call
 from rnndiag.recorder.capture.chains import Chain, chains
 from rnndiag.recorder.capture.layer_runs import Pass, layer_runs, run_name
+from rnndiag.recorder.capture.resets import told, unless_scattered
 from rnndiag.recorder.capture.weights import Weight
 
 _GRADIENT_OF_GRADIENT = (
@@ -43,6 +44,8 @@ class BackwardPass:
     """Module -> why its calls could not be replayed; recurrent parameter -> why its gradient is not explained."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
+    resets: Mapping[str, str] = field(default_factory=dict)
+    """Layer run -> what its sequences are, where states were reset within the batch's."""
 
     @property
     def cut(self) -> dict[str, str]:
@@ -138,15 +141,19 @@ def _one_pass(
 ) -> BackwardPass:
     seen = _without_lone_guesses(calls)
     refused = {**refused, **{call.owner: call.refusal for call in seen if call.refusal}}
-    recurrences = chains([call for call in seen if call.owner not in refused])
+    found_chains = chains([call for call in seen if call.owner not in refused])
+    recurrences = [part for chain in found_chains for part in unless_scattered(chain)]
     suffixes = [names.suffix(chain) for chain in recurrences]
     runs: list[LayerRun] = []
     made: dict[str, Adjoints] = {}
+    reset: dict[str, str] = {}
     for chain, suffix in zip(recurrences, suffixes, strict=True):
         found = list(layer_runs(chain, suffix, shared))
         made |= {run.name: adj for run, adj in found if adj is not None}
         by_index = {run.name: run for run, _ in found}
         runs += [by_index[name] for name in _lowest_first(chain, suffix)]
+        if sentence := told(chain):
+            reset |= dict.fromkeys(by_index, sentence)
     expected = {weight.name for weight in weights if weight.expected}
     claimed = {name for run in runs for name in run.parameters.values()}
     missed = refused | {
@@ -155,7 +162,7 @@ def _one_pass(
         if name not in claimed and name in expected and name.rpartition(".")[0] not in refused
     }
     dtype = min((call.dtype for call in calls), key=_PRECISION.index, default=torch.float32)
-    return BackwardPass(tuple(runs), made, dtype, missed, shared.scale)
+    return BackwardPass(tuple(runs), made, dtype, missed, shared.scale, reset)
 
 
 def _without_lone_guesses(calls: list[Call]) -> list[Call]:
