@@ -50,11 +50,12 @@ ENTRIES = (
         "The LSTM again, trained in chunks of 5 steps: the state is carried, the gradient is cut",
         "adding_chunked",
         (
+            '--model.task={"name": "adding", "length": 20}',
             '--model.estimator={"name": "chunked", "k": 5}',
             '--trainer.callbacks.measures=["contributions", "lags"]',
         ),
         steps=36,
-        every=6,
+        every=9,
     ),
     Entry(
         "seam",

@@ -122,7 +122,8 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], name: str = "") -> l
                     Finding(quantity, "not_judged", layer, message=f"it is not there {where}")
                 )
             continue
-        if len(before) != len(after) and old["layers"][layer] != new["layers"][layer]:
+        other = layer not in old["layers"] or old["layers"][layer] != new["layers"][layer]
+        if len(before) != len(after) and other:
             continue
         found.append(_moved(quantity, layer, before, after, limit, new["dtype"]))
     return [one.but(run=name) for one in found]

@@ -18,6 +18,8 @@ from rnndiag.run.quantities import MODEL
 from rnndiag.run.run import Run
 
 _WORDS_OF_CAUSE = 2
+ADVICE = "advice"
+"""The label of a detail that says what would do instead, where nothing is wrong; else it is part of the remedy."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Judge:
                 raise
             whole = self.series(rule, layer, self.whole)
             note = f"measured last at step {int(whole.steps[-1])}, before the judged recordings"
-            series = Series(whole.steps[-1:], whole.values[-1:], note, whole.remark)
+            series = Series(whole.steps[-1:], whole.values[-1:], note, whole.advice)
         return reduced(rule, series.values), series
 
     def findings(self, rule: Rule) -> list[Finding]:
@@ -112,6 +114,7 @@ class Judge:
             remedy = rule.too_low if shown == "low" else rule.too_high
             if shown == "low" and rule.causes:
                 remedy = rule.causes.get(numbers.cause, remedy)
+            remedy = f"{remedy} {series.advice}".strip()
         finding = Finding(
             check=rule.name,
             status=status,
@@ -120,13 +123,16 @@ class Judge:
             text_value=rule.text(value, bounds),
             allowed=allowed(rule, bounds),
             message=sentence(rule, value, layer, numbers.time_steps)
-            + (f"; {rule.excuse}" if rule.excuse and not side and not math.isnan(value) else "")
-            + (f": {series.remark}" if series.remark else ""),
+            + (f"; {rule.excuse}" if rule.excuse and not side and not math.isnan(value) else ""),
             remedy=remedy,
             notable=bool(odd),
             word=(rule.words[0] if shown == "low" else rule.words[1]) if shown else "",
             run=self.run.name,
-            details=(f"note {series.note}",) if series.note else (),
+            details=tuple(
+                f"{label} {text}"
+                for label, text in (("note", series.note), (ADVICE, series.advice))
+                if text and not (label == ADVICE and shown)
+            ),
         )
         return self.explained(rule, finding, bounds) if side else finding
 

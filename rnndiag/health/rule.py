@@ -30,13 +30,13 @@ class Series:
     values: np.ndarray
     note: str = ""
     """How the number was found, where that needs saying."""
-    remark: str = ""
-    """What the finding's sentence goes on with."""
+    advice: str = ""
+    """A sentence of what would do instead."""
 
     def upto(self, last_step: int) -> Series:
         """Only the recordings up to and with this step."""
         keep = self.steps <= last_step
-        return Series(self.steps[keep], self.values[keep], self.note, self.remark)
+        return Series(self.steps[keep], self.values[keep], self.note, self.advice)
 
 
 Range = tuple[float | None, float | None]

@@ -9,6 +9,7 @@ import numpy as np
 from rnndiag.report.context import Context
 from rnndiag.run.advice import percent
 from rnndiag.run.advise import at_hand, seam_name
+from rnndiag.run.window import middle
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,10 @@ def seam_of(context: Context, layer: str) -> SeamFound | None:
     if name is None or credit is None:
         return None
 
-    def middle(quantity: str) -> np.ndarray:
+    def typical(quantity: str) -> np.ndarray:
         found = at_hand(context.run, quantity, name, context.run.judged())
-        values = np.full(1, np.nan) if found is None else np.asarray(found.values, float)
-        return np.asarray(np.nanmedian(values, axis=0) if np.isfinite(values).any() else np.nan)
+        return np.full((), np.nan) if found is None else middle(found.values)
 
-    own, kept = np.broadcast_to(middle("seam_steps"), 2)
-    share, bias, cosine = (float(middle(f"seam_{key}")) for key in ("share", "bias", "cosine"))
+    own, kept = np.broadcast_to(typical("seam_steps"), 2)
+    share, bias, cosine = (float(typical(f"seam_{key}")) for key in ("share", "bias", "cosine"))
     return SeamFound(name, np.asarray(credit.values, float), own, kept, share, bias, cosine)

@@ -13,7 +13,7 @@ from rnndiag.run.advice import Advice, InUse
 from rnndiag.run.chunks import recommended_chunk
 from rnndiag.run.layer_names import recurrence, stacks_of
 from rnndiag.run.quantities import MODEL
-from rnndiag.run.window import EPSILON, recommended, systematic_bias
+from rnndiag.run.window import EPSILON, middle, recommended, systematic_bias
 
 if TYPE_CHECKING:
     from rnndiag.run.measurement import Series
@@ -110,9 +110,9 @@ def _cosine(run: Run, place: Measured, window: float) -> float:
 def _at(series: Series, window: float) -> float:
     """The median over recordings at the largest measured window that is no longer than `window`."""
     windows = series.positions("lag")
-    values = np.asarray(series.values, np.float64)
-    known = np.flatnonzero((windows <= window) & ~np.isnan(values).all(0))
-    return float(np.nanmedian(values[:, known[-1]])) if known.size and window >= 1 else math.nan
+    values = middle(series.values)
+    known = np.flatnonzero((windows <= window) & ~np.isnan(values))
+    return float(values[known[-1]]) if known.size and window >= 1 else math.nan
 
 
 def _length(run: Run, name: str, prefix: str, series: Series) -> int | None:
@@ -153,7 +153,7 @@ def _in_chunks(run: Run, place: Measured, epsilon: float) -> InUse | None:
         return None
     systematic = seam_systematic(run, place.name, place.steps, epsilon)
     chunk = float(np.median(own.sel(seam="own").values))
-    return InUse(chunk, float(np.nanmedian(bias.values)), systematic, chunks=True)
+    return InUse(chunk, float(middle(bias.values)), systematic, chunks=True)
 
 
 def _in_use(run: Run, place: Measured, epsilon: float) -> InUse | None:
@@ -162,7 +162,7 @@ def _in_use(run: Run, place: Measured, epsilon: float) -> InUse | None:
     bias = run.find("window_bias", place.name, place.steps)
     if used is None or bias is None:
         return None
-    steps = float(np.nanmedian(used.values)) if np.isfinite(used.values).any() else math.nan
+    steps = float(middle(used.values))
     tail, whole, error = (
         run.find(name, place.name, place.steps)
         for name in ("tail_mean_square", "gradient_mean_square", "tail_mean_square_error")

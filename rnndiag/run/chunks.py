@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rnndiag.run.window import EPSILON, Recommendation, smallest_window, systematic_bias
+from rnndiag.run.window import EPSILON, Recommendation, middle, smallest_window, systematic_bias
 
 if TYPE_CHECKING:
     from rnndiag.run.run import Run
@@ -39,8 +39,8 @@ def recommended_chunk(
         if sure:
             found = smallest_window(pooled.bias[1:], epsilon, known, source="systematic")
             return _measured(found, int(same.sum()))
-    middle = np.nanmedian(bias.values[same], axis=0)
-    return _measured(smallest_window(middle, epsilon, known), int(same.sum()))
+    typical = middle(bias.values[same])
+    return _measured(smallest_window(typical, epsilon, known), int(same.sum()))
 
 
 def _measured(found: Recommendation, recordings: int) -> Recommendation:

@@ -227,11 +227,17 @@ def recommended(
         if answer is not None:
             return answer
         note = "the systematic bias is not resolved"
-    windows = biases.positions("lag")
-    with np.errstate(invalid="ignore"):
-        known = ~np.isnan(biases.values).all(0)
-        middle = np.full(windows.size, np.nan)
-        middle[known] = np.nanmedian(biases.values[:, known], axis=0)
+    windows, typical = biases.positions("lag"), middle(biases.values)
     return smallest_window(
-        middle, epsilon, windows, length, recordings=len(biases.steps), note=note
+        typical, epsilon, windows, length, recordings=len(biases.steps), note=note
     )
+
+
+def middle(values: np.ndarray) -> np.ndarray:
+    """The median over recordings (the first axis) of what was measured; NaN where nothing was."""
+    values = np.asarray(values, np.float64)
+    known = ~np.isnan(values).all(0)
+    found = np.full(values.shape[1:], np.nan)
+    with np.errstate(invalid="ignore"):
+        found[known] = np.nanmedian(values[:, known], axis=0)
+    return found

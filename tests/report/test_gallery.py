@@ -99,17 +99,18 @@ def test_the_gallery_shows_what_it_says() -> None:
     too_short = context("truncated-too-short")
     used = too_short.last("window_in_use", "model")
     assert used is not None
-    assert float(used.values) == 10
+    assert float(used.values) == 5
     told = too_short.run.last.notes["cause"]
     unreached = [layer for layer, why in told.items() if "No gradient" in why["sentence"]]
     assert (
-        len(unreached) == 4
-    )  # the answer's gradient ends at the last seam: 40 of 50 steps get none
-    for name, k in (("truncated-too-short", 10), ("seam", 8)):
+        len(unreached) == 3
+    )  # the answer's gradient ends at the last seam: 15 of 20 steps get none
+    for name, k in (("truncated-too-short", 5), ("seam", 8)):
         (layer,) = context(name).run.layers_of("seam_bias")
         found = context(name).advice(layer)
         assert found is not None
         assert f"your chunks of {k} are off by" in found.sentence
         assert float(context(name).run["seam_bias", layer].values[-1]) > 0.01
+    assert too_short.verdict.word == "WINDOW TOO SHORT"
     assert context("explodes").verdict.word == "EXPLODING"
     assert context("rnn-forgets").verdict.word == "SHORT MEMORY"

@@ -20,7 +20,7 @@ _RESOLVED = 2.0
     meaning="relative bias of the gradient through the window in use",
     statement="the window in use leaves out {percent} of the gradient",
     too_low="",
-    too_high="Carry the graph through more steps: the report shows the smallest window for 10 %.",
+    too_high="Carry the graph through more steps.",
     floor=0.5,
     family="profile",
     rank=20,
@@ -38,14 +38,8 @@ def truncation_error(numbers: LayerNumbers) -> Series:
     found = _across_seams(numbers) or _beyond_the_cut(numbers) or _within_the_call(numbers)
     if np.isnan(found.values).all():
         raise NotRecorded("no gradient reaches it, so there is nothing to be off from")
-    return replace(found, remark=remark(numbers))
-
-
-def remark(numbers: LayerNumbers) -> str:
-    """The recommendation, as the end of a sentence."""
-    found = advice(numbers.whole.run, numbers.layer)
-    told = "" if found is None else found.sentence.removesuffix(".")
-    return told[:1].lower() + told[1:]
+    told = advice(numbers.whole.run, numbers.layer)
+    return found if told is None else replace(found, advice=told.sentence)
 
 
 def _within_the_call(numbers: LayerNumbers) -> Series:
@@ -110,7 +104,7 @@ def _across_seams(numbers: LayerNumbers) -> Series | None:
     run = numbers.whole.run
     name = seam_name(run, numbers.layer)
     found = None if name is None else at_hand(run, "seam_bias", name, numbers.whole.steps)
-    if name is None or found is None:
+    if name is None or found is None or _silent(numbers):
         return None
     pooled = seam_systematic(run, name, found.steps.tolist())
     steps = found.steps.astype(np.int64)
@@ -120,6 +114,14 @@ def _across_seams(numbers: LayerNumbers) -> Series | None:
         return Series(steps, np.full(len(steps), pooled), note)
     note = f"{where}, on single minibatches: the systematic part is not resolved"
     return Series(steps, found.values.astype(np.float64).reshape(-1), note)
+
+
+def _silent(numbers: LayerNumbers) -> bool:
+    """Whether no gradient reaches this one of several chunks."""
+    try:
+        return bool(np.isnan(numbers.get("credit_profile").values).all())
+    except NotRecorded:
+        return False
 
 
 def _beyond_the_cut(numbers: LayerNumbers) -> Series | None:

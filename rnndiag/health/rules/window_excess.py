@@ -7,7 +7,7 @@ import numpy as np
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
 from rnndiag.health.rule import Series, rule
 from rnndiag.health.rules.truncation_error import windows_in_use
-from rnndiag.run.advise import advice
+from rnndiag.run.advise import seam_name
 from rnndiag.run.window import recommended
 
 
@@ -31,14 +31,13 @@ def window_excess(numbers: LayerNumbers) -> Series:
         raise NotRecorded(
             "the state is cut before the credit has faded, so no shorter window is in question"
         )
+    if seam_name(numbers.whole.run, numbers.layer) is not None:
+        raise NotRecorded("training cuts the state: truncation_error says what that costs")
     bias = numbers.get("window_bias")
     window = windows_in_use(numbers)
     in_use = [window[step] for step in bias.steps.tolist() if step in window]
     found = recommended(numbers.whole.run, numbers.layer, bias.steps, 0.1)
     if not in_use or not found.reached or found.steps <= 0:
         raise NotRecorded(f"no window is recommended for {numbers.layer}")
-    told = (
-        found.text if (said := advice(numbers.whole.run, numbers.layer)) is None else said.sentence
-    )
     excess = float(np.median(in_use)) / found.steps
-    return Series(bias.steps[-1:], np.array([excess]), told)
+    return Series(bias.steps[-1:], np.array([excess]), found.text)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from rnndiag.health.finding import Finding
 from rnndiag.health.gate import AGAINST
+from rnndiag.health.judge import ADVICE
 from rnndiag.health.judgement import Judgement
 from rnndiag.health.outcome import CheckGroup, by_check
 from rnndiag.run.text import printable
@@ -122,5 +123,8 @@ def _note(group: CheckGroup) -> Iterator[str]:
     yield from textwrap.wrap(
         printable(line), _WIDTH, initial_indent="  note  ", subsequent_indent=" " * 8
     )
+    for detail in one.details:
+        if detail.startswith(f"{ADVICE} "):
+            yield from _detail(detail)
     if one.notable and one.remedy:
         yield from _detail(f"do {one.remedy}")

@@ -52,7 +52,7 @@ def make(context: Context) -> FigureData:
             Bubble(
                 float(bias[k]),
                 float(sd[k]),
-                float(score["cost"][k] / biggest) if biggest > 0 else 0.0,
+                max(0.0, float(np.nan_to_num(score["cost"][k]) / biggest)) if biggest > 0 else 0.0,
                 names[k],
                 "second" if k == order[0] else "main",
             )
