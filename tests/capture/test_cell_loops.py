@@ -378,5 +378,5 @@ def test_a_loop_whose_state_is_changed_on_the_way_says_that_it_is_cut() -> None:
         h.square().sum().backward()
     (proof,) = probe.proofs
     assert proof.verdict == "exact"
-    assert any("called 5 times for one step each" in reason for reason in proof.reasons)
-    assert "does not pass from call to call" in probe.recording.notes["not_measured"]["cell"]
+    assert any("it falls into 5 runs" in reason for reason in proof.reasons)
+    assert "more than a reset of whole" in probe.recording.notes["not_measured"]["cell"]
