@@ -1,4 +1,4 @@
-"""What following the gradient across the seam costs: `python -m benchmarks.seam`.
+"""What does following the gradient across the seam cost? `python -m benchmarks.seam`.
 
 A two-layer LSTM is trained in chunks with a carried, detached state, outside of any Trainer. Plain steps and steps
 whose calls are kept alternate in one run; the sweep across the seam is timed beside them. Each number is a median, in
