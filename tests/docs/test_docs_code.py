@@ -146,7 +146,7 @@ def test_other_blocks_and_links_lead_somewhere(page: Path) -> None:
             elif words[:1] == ["make"]:
                 assert words[1] in targets, line
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        assert (page.parent / target).is_file(), f"{page.name} links to {target}"
 
 
 def test_configuration_in_the_docs_is_understood(tmp_path: Path) -> None:
