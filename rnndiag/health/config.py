@@ -40,7 +40,7 @@ class Config:
     min_recordings: int = 5
     """With fewer to judge, nothing is judged: exit code 3."""
     false_alarm: float = 0.01
-    """The rate at which a healthy run may be called changed, all checks of it together."""
+    """The rate at which a healthy run may be called changed by one check, all its layers together."""
     min_baseline_runs: int = 5
     """A baseline of fewer runs has no noise of its own: a change is then judged by `shift` alone."""
     comparable_across: tuple[str, ...] = ()
