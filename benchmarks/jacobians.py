@@ -124,6 +124,8 @@ def show(name: str, values: list[float], unit: str, whole: bool) -> bool:
     held = tell(name, values, unit=unit, whole=whole)
     limit = f"   limit {PROMISES[name].text}" if name in PROMISES else ""
     verdict = "" if held is None else ": holds" if held else ": MISSED"
+    if not whole:
+        limit, verdict = "", ""
     spread = f"{min(values):.4g} .. {max(values):.4g}"
     print(f"{name:58s} {median(values):10.4g} {unit:9s} {spread:20s}{limit}{verdict}", flush=True)
     return held is not False

@@ -17,6 +17,7 @@ class Growth:
         self.T, self.warmup = run.T, warmup
         lengths = torch.full((run.B,), run.T) if run.lengths is None else run.lengths
         self.lengths = lengths.to(run.device)
+        self._padded = run.lengths is not None
         self.steps = (self.lengths - warmup).clamp(min=0)
         """(B,): counted steps."""
         blocks = min(blocks, run.T - warmup)
@@ -41,11 +42,13 @@ class Growth:
 
         Gives it back with NaN where a sequence was over already.
         """
-        over = self.lengths <= t - steps
+        counted = seen
+        if self._padded:
+            over = (self.lengths <= t - steps)[:, None]
+            counted, seen = torch.where(over, 0.0, seen), seen.masked_fill(over, torch.nan)
         if t > self.warmup:
-            block = bisect_left(self._stops, t) - 1
-            self.sums[block] += torch.where(over[:, None], 0.0, seen)
-        return seen.masked_fill(over[:, None], torch.nan)
+            self.sums[bisect_left(self._stops, t) - 1] += counted
+        return seen
 
     def block_steps(self) -> Tensor:
         """(blocks, B): counted steps of each block."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log
+from math import isfinite, log
 
 import torch
 from torch import Tensor
@@ -29,10 +29,9 @@ class Interval:
 
     def see(self, log_scales: Tensor, steps: int) -> None:
         """log_scales (B, k): ln |R_ii| after `steps` steps, NaN for sequences that are over."""
-        known = log_scales.isfinite()
-        high = log_scales.masked_fill(~known, -torch.inf).amax(-1)
-        low = log_scales.masked_fill(~known, torch.inf).amin(-1)
-        spread = float((high - low).clamp(min=0.0).max())
+        spread = float((log_scales.amax(-1) - log_scales.amin(-1)).max())
+        if not isfinite(spread):
+            spread = _finite_spread(log_scales)
         self.longest = max(self.longest, steps)
         self.log_condition = max(self.log_condition, spread)
         if self.fixed:
@@ -42,3 +41,11 @@ class Interval:
         elif steps == self.steps and spread * (steps + 1) <= LOG_CONDITION * steps:
             self.steps = steps + 1
         self.steps = min(self.steps, self._cap)
+
+
+def _finite_spread(log_scales: Tensor) -> float:
+    """The largest spread of a sequence's finite scales; 0 where it has none."""
+    known = log_scales.isfinite()
+    high = log_scales.masked_fill(~known, -torch.inf).amax(-1)
+    low = log_scales.masked_fill(~known, torch.inf).amin(-1)
+    return float((high - low).clamp(min=0.0).max())
