@@ -55,7 +55,7 @@ class Tangents:
             assert self.written is not None
             return vectors @ self.written[t].mT
         weights, blocks = self.run.weights, len(self.run.cell.blocks)
-        parts = vectors.split(self.run.sizes, -1) if len(self.run.sizes) > 1 else (vectors,)
+        parts = self.run.split(vectors) if len(self.run.states) > 1 else (vectors,)
         through_h = linear(parts[0], weights["weight_hh"])
         if blocks > 1:
             through_h = through_h.unflatten(-1, (blocks, -1))
