@@ -63,6 +63,11 @@ def measures() -> str:
     )
 
 
+def _bounds(low: float | None, high: float | None) -> str:
+    sides = [f"below {low:g}"] * (low is not None) + [f"above {high:g}"] * (high is not None)
+    return " or ".join(sides) or "never"
+
+
 def checks() -> str:
     """Every rule of the gate."""
     from rnndiag.health import all_rules
@@ -75,7 +80,7 @@ def checks() -> str:
                 rule.meaning,
                 rule.too_low or "–",
                 rule.too_high or "–",
-                "yes" if rule.defaults.bounded else "no",
+                _bounds(rule.defaults.min, rule.defaults.max),
             )
             for rule in sorted(all_rules().values(), key=lambda rule: rule.name)
         ),
