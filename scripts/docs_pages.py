@@ -64,8 +64,8 @@ def measures() -> str:
 
 
 def _bounds(low: float | None, high: float | None) -> str:
-    sides = [f"below {low:g}"] * (low is not None) + [f"above {high:g}"] * (high is not None)
-    return " or ".join(sides) or "never"
+    sides = {"below": low, "above": high}
+    return " or ".join(f"{k} {v:g}" for k, v in sides.items() if v is not None) or "never"
 
 
 def checks() -> str:
