@@ -1,4 +1,8 @@
-"""A recurrent policy that acts one step at a time: 40 calls of a cell are one recurrence, and are seen as one."""
+"""A recurrent policy in 16 games at once, whose state is reset where a game ends: its calls are seen as one recurrence.
+
+Every stretch between two resets is a sequence of that recurrence, so the question stays the same: how far back does the
+gradient of a reward reach?
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from torch import nn
 
 import rnndiag
 
-STEPS, PLAYERS, HIDDEN = 40, 16, 12
+STEPS, GAMES, HIDDEN = 64, 16, 12
 
 
 class Policy(nn.Module):
@@ -19,28 +23,35 @@ class Policy(nn.Module):
         self.act = nn.Linear(HIDDEN, 1)
 
 
-def episode(policy: Policy) -> torch.Tensor:
-    """The hint at the first step says which lever pays at the last one. Returns the loss of REINFORCE."""
-    hint = torch.randint(2, (PLAYERS,)).float() * 2 - 1
-    state = torch.zeros(PLAYERS, HIDDEN)
-    for t in range(STEPS):
-        seen = torch.stack([hint if t == 0 else torch.zeros(PLAYERS), torch.randn(PLAYERS)], 1)
-        state = policy.cell(seen, state)
-    choice = torch.distributions.Bernoulli(logits=policy.act(state).squeeze(1))
-    action = choice.sample()
-    reward = (action * 2 - 1) * hint
-    return -(choice.log_prob(action) * (reward - reward.mean())).mean()
+def rollout(policy: Policy) -> torch.Tensor:
+    """A hint at the first step of a game says which lever pays at its last one. Returns the loss of REINFORCE."""
+    state = torch.zeros(GAMES, HIDDEN)
+    first, left = torch.ones(GAMES), torch.randint(5, 25, (GAMES,))
+    hint = torch.randint(2, (GAMES,)).float() * 2 - 1
+    terms = []
+    for _ in range(STEPS):
+        seen = torch.stack([hint * first, torch.randn(GAMES)], 1)
+        state = policy.cell(seen, state * (1 - first)[:, None])
+        choice = torch.distributions.Bernoulli(logits=policy.act(state).squeeze(1))
+        action, left = choice.sample(), left - 1
+        over = left == 0
+        reward = torch.where(over, (action * 2 - 1) * hint, 0.0)
+        terms.append(-choice.log_prob(action) * reward)
+        first = over.float()
+        left = torch.where(over, torch.randint(5, 25, (GAMES,)), left)
+        hint = torch.where(over, torch.randint(2, (GAMES,)).float() * 2 - 1, hint)
+    return torch.stack(terms).sum() / GAMES
 
 
 def main() -> None:
     torch.manual_seed(0)
     policy = Policy()
     with rnndiag.probe(policy) as probe:
-        episode(policy).backward()
+        rollout(policy).backward()
     (run,) = probe.layer_runs
-    sizes = rnndiag.adjoints(run).state.norm(dim=-1).mean(1)
-    print(f"{run.name}: {run.T} calls as one recurrence, proof {probe.proofs[0].verdict}")
-    print(f"reach: the first step gets {float(sizes[0] / sizes[-1]):.1e} of what the last one gets")
+    print(f"{run.name}: {STEPS} calls as one recurrence, proof {probe.proofs[0].verdict}")
+    print(f"{run.name}: {probe.backward_passes[0].resets[run.name]}")
+    print(f"reach: {rnndiag.reach(rnndiag.lag_sweep(run).profile.log).text} of {run.T} steps")
 
 
 if __name__ == "__main__":
