@@ -37,7 +37,7 @@ QUICK: dict[str, list[str]] = {
 }
 """Arguments of the small form. A benchmark without an entry runs with `--quick` if it knows that word, else whole."""
 
-WHOLE: dict[str, list[str]] = {"overhead": ["--every-step"]}
+WHOLE: dict[str, list[str]] = {"overhead": ["--every-step", "--hooks"]}
 """Arguments of the whole form beyond the benchmark's own defaults."""
 
 ON_DEVICE = ("device",)

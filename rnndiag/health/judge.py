@@ -16,6 +16,7 @@ from rnndiag.health.numbers import NotRecorded, RunNumbers
 from rnndiag.health.rule import Rule, Series, all_rules
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.run import Run
+from rnndiag.run.time_words import TimeWords
 
 _WORDS_OF_CAUSE = 2
 ADVICE = "advice"
@@ -109,6 +110,7 @@ class Judge:
         status: Status = "note" if not bounds.bounded else "pass"
         if side:
             status = rule.violation if bounds.level == "fail" else "warn"
+        words = TimeWords.of_provenance(self.run.provenance)
         remedy = ""
         if shown:
             remedy = rule.too_low if shown == "low" else rule.too_high
@@ -123,6 +125,7 @@ class Judge:
             text_value=rule.text(value, bounds),
             allowed=allowed(rule, bounds),
             message=sentence(rule, value, layer, numbers.time_steps)
+            + (words.in_brackets(value) if rule.unit == "steps" and math.isfinite(value) else "")
             + (f"; {rule.excuse}" if rule.excuse and not side and not math.isnan(value) else ""),
             remedy=remedy,
             notable=bool(odd),

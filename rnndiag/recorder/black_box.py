@@ -6,14 +6,15 @@ tens of microseconds a step, and the step's inputs and output gradients stay ali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rnndiag.recorder.capture import BackwardPass
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.first_fault import first_fault, largest_contribution
-from rnndiag.recorder.history import History, StepFacts
+from rnndiag.recorder.history import History, Scalar, StepFacts, number
 from rnndiag.recorder.kept_calls import replay
 from rnndiag.recorder.ledger import Ledger
 from rnndiag.recorder.settings import Settings
@@ -71,8 +72,7 @@ class BlackBox:
         self._epoch = -1
         self._last: int | None = None
         self.count = 0
-        self.wants_next = False
-        """Nothing of the last accident's step was kept: the step after it is recorded."""
+        self._next: dict[str, Any] | None = None
         self.groups = tuple(name for name in GROUPS if name in groups)
         """What is measured at an accident."""
         self.left_out = dict.fromkeys(set(groups) - set(self.groups), _ACCIDENT)
@@ -84,13 +84,13 @@ class BlackBox:
         if (epoch := int(self._trainer.current_epoch)) != self._epoch:
             self._epoch = epoch
             self._vigil.attach(self._module)
-        self._vigil.forget()
         self._vigil.awake = True
 
     def rest(self) -> None:
         """The step is judged: forget it."""
-        self._vigil.awake = False
-        self._vigil.forget()
+        if self._vigil.awake:
+            self._vigil.awake = False
+            self._vigil.forget()
 
     def release(self) -> None:
         """Take the hooks off."""
@@ -108,7 +108,24 @@ class BlackBox:
         if recent or self.count >= MOST:
             return None
         self.count += 1
-        return Alarm(found[0], facts.step, facts.size, found[1], float(facts.loss))
+        return Alarm(found[0], facts.step, number(facts.norm), found[1], number(facts.loss))
+
+    def loss_alarm(self, step: int, loss: Scalar | None, norm: Scalar | None) -> None:
+        """A loss that is not finite, with a gradient that is: the weights have moved, so the next step is recorded."""
+        if not self._on or loss is None or math.isfinite(loss):
+            return
+        recent = self._last is not None and step - self._last < QUIET
+        self._last = step
+        if recent or self.count >= MOST or not math.isfinite(number(norm)):
+            return
+        self.count += 1
+        alarm = Alarm("loss", step, number(norm), math.nan, number(loss))
+        self._next = _told(alarm, f"{alarm.sentence} Its gradient is finite. {_NEXT}")
+
+    def wants_next(self) -> dict[str, Any] | None:
+        """What to tell of an accident with the step that comes, which is recorded for it; asked once."""
+        told, self._next = self._next, None
+        return told
 
     def kept_passes(self) -> list[BackwardPass]:
         """The step's calls run again, proved by the true gradients where one backward pass alone made them."""
@@ -122,21 +139,21 @@ class BlackBox:
     def story(self, alarm: Alarm, passes: Sequence[BackwardPass]) -> dict[str, Any]:
         """What happened and where it began, as the recording's note `black_box`."""
         runs = [run for seen in passes for run in seen.layer_runs]
-        self.wants_next = not runs
         where = largest_contribution(runs) if alarm.kind == "jump" else first_fault(runs)
-        unseen = _UNSEEN if runs else _NOT_KEPT
+        unseen = _UNSEEN if runs else f"{_NOT_KEPT} {_NEXT}"
         place = {} if where is None else where.as_json()
-        return {
-            "kind": alarm.kind,
-            "step": alarm.step,
-            "norm": alarm.norm,
-            "usual_norm": alarm.usual_norm,
-            "loss": alarm.loss,
-            **place,
-            "sentence": f"{alarm.sentence} {where.sentence if where else unseen}",
-        }
+        sentence = f"{alarm.sentence} {where.sentence if where else unseen}"
+        told = place | _told(alarm, sentence)
+        if not runs:
+            self._next = told
+        return told
 
 
-_UNSEEN = "Nothing of it is to be seen in the recurrent layers: it is in another part of the model."
-_NOT_KEPT = "Its recurrent layers are loops of cells, which are not kept between recordings: the next step is recorded."
+def _told(alarm: Alarm, sentence: str) -> dict[str, Any]:
+    return {**asdict(alarm), "sentence": sentence}
+
+
+_UNSEEN = "Nothing of it is to be seen in the recurrent layers that are kept: it is in another part of the model."
+_NOT_KEPT = "Its recurrent layers are loops over time, which are not kept between recordings."
+_NEXT = "The next step is recorded."
 _ACCIDENT = "this step was recorded for its accident"

@@ -17,12 +17,14 @@ from rnndiag.recorder.run_names import default_directory
 from rnndiag.recorder.settings import LogChoice, settings_from
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Callback as _OfLightning
+    from pytorch_lightning import Callback as _OfPyTorchLightning
     from typing_extensions import Self
 
     from rnndiag.run.measurement import Measurement
 
-    class _Base:
-        """Callback of `lightning.pytorch`, of `pytorch_lightning`, or both."""
+    class _Base(_OfLightning, _OfPyTorchLightning):  # type: ignore[misc]  # two trainers, in every hook
+        """Callback of `lightning.pytorch`, of `pytorch_lightning`, or both: a Trainer of either takes it."""
 else:
     _Base = callback_base()
 
@@ -136,6 +138,7 @@ class GradientDiagnostics(_Adopting):
         chosen_measures(self._settings.measures)
         self._run_dir = default_directory() if dirpath is None else Path(dirpath)
         self._ordinal = _first_free_ordinal(self._settings.dirpath)
+        self._key = f"rnndiag.GradientDiagnostics({self._settings.dirpath!r})"
         self._resumed: dict[str, Any] | None = None
         self._wrote = False
         self._fit: FitRecorder | None = None
@@ -161,7 +164,7 @@ class GradientDiagnostics(_Adopting):
     @property
     def state_key(self) -> str:
         """Distinct for every instance, and the same when the program is started again."""
-        return f"rnndiag.GradientDiagnostics({self._settings.dirpath!r})#{self._ordinal}"
+        return f"{self._key}#{self._ordinal}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with weights_only."""
@@ -214,7 +217,8 @@ class GradientDiagnostics(_Adopting):
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """A backward pass through the Trainer is over; weights and gradients are as it left them."""
-        self._pass("after_backward")
+        if self._fit is not None and self._fit.wants_backward:
+            self._pass("after_backward")
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are unscaled and not yet clipped."""

@@ -27,6 +27,10 @@ class Chronicle:
     closed: bool = False
     _writer: RunWriter | None = field(default=None, repr=False)
 
+    def wants(self, step: int) -> bool:
+        """Whether a recording of this step would be stored, so that nothing is measured for nothing."""
+        return self._writer is None or self._writer.wants(step)
+
     def append(self, recording: Recording) -> bool:
         """Store one recording; whether it is on disk."""
         if self.closed or self.faults.gave_up(_OPENING):

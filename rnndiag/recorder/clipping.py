@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rnndiag.recorder.history import StepFacts
+from rnndiag.recorder.history import StepFacts, number
 
 LIMITER_SHARE = 0.2
 """Clipping that changes more than this share of the steps sets their size: it is no safety net any more."""
@@ -27,7 +27,9 @@ class ClipStory:
 
     def add(self, facts: StepFacts) -> None:
         """One optimizer step, its scalars settled."""
-        self._norms.append(facts.size)
+        self._norms.append(number(facts.norm))
+        if facts.clip_at is None and facts.stepped is None:
+            return
         self._clipped += facts.clipped
         at = facts.threshold
         self._threshold = at if at is not None else self._threshold

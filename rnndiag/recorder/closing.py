@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.hand_over import hand_over
 from rnndiag.recorder.screen import screen, shown
 from rnndiag.recorder.settings import Settings
-from rnndiag.recorder.time_words import TimeWords
+from rnndiag.run.time_words import TimeWords
 
 REPORT = "report.html"
 
@@ -22,6 +23,22 @@ class Cost:
 
     share: float
     broke_budget: bool = False
+    light: float = 0.0
+    """Of the share, what steps took that are not recorded."""
+
+    def excuse(self, budget: float) -> str:
+        """Why the budget was broken, and what to do; nothing if it was kept."""
+        if not self.broke_budget:
+            return ""
+        if self.light > budget / 2:
+            return (
+                f"That is over the budget of {budget:.0%}: the steps are so short that looking at the norm of each "
+                f"takes {self.light:.1%} by itself. Give a larger budget, or black_box=False, which saves a part."
+            )
+        return (
+            f"That is over the budget of {budget:.0%}: the fit was short for the 8 recordings "
+            "that every fit gets. Give every_n_steps, or a larger budget."
+        )
 
 
 def close_fit(
@@ -41,6 +58,7 @@ def close_fit(
 
     if count == 0:
         return
+    started = time.perf_counter()
     if settings.report:
         with faults.guard("writing the report", f"Write it later: rnndiag report {shown(run_dir)}"):
             import rnndiag
@@ -51,10 +69,6 @@ def close_fit(
     if settings.screen and not quiet:
         with faults.guard("the screen at the end of the fit"):
             words = TimeWords(settings.time_unit, settings.stride)
-            broke = ""
-            if cost.broke_budget:
-                broke = (
-                    f"That is over the budget of {settings.budget:.0%}: the fit was short for the 8 recordings "
-                    "that every fit gets. Give every_n_steps, or a larger budget."
-                )
-            print(screen(open_run(run_dir), cost.share, words, broke))
+            seconds = time.perf_counter() - started if settings.report else 0.0
+            excuse = cost.excuse(settings.budget)
+            print(screen(open_run(run_dir), cost.share, words, excuse, seconds))

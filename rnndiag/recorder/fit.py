@@ -72,9 +72,13 @@ class FitRecorder:
         self._batch_number = 0
         self._batch_groups: tuple[str, ...] | None = None
         self._said_none = False
-        self._groups_before = 0.0
 
     # -- moments of the loop ---------------------------------------------------------------------------------------
+
+    @property
+    def wants_backward(self) -> bool:
+        """Whether the end of a backward pass is of interest."""
+        return self._pending is not None or self.own_clipping.manual
 
     def batch_started(self, batch: Any) -> None:
         """Decide, and watch the forward pass that comes."""
@@ -98,7 +102,8 @@ class FitRecorder:
 
     def before_optimizer_step(self, optimizer: Any) -> None:
         """Gradients are complete, unscaled and not yet clipped; weights have not moved."""
-        step = step_of(self.trainer, self.module)
+        manual = self.own_clipping.manual
+        step = step_of(self.trainer, self.module) if manual else self._batch_step
         facts: StepFacts | None = None
         with self.faults.guard("reading the gradient norm"):
             facts = step_facts(step, optimizer, clip_of(self.trainer))
@@ -112,7 +117,7 @@ class FitRecorder:
         if self._pending is not None:
             self._done.append((self._pending, facts))
             self._pending = None
-        if self.own_clipping.manual:
+        if manual:
             with self.faults.guard("watching the model"):
                 self.watch.forget()
                 self._begin_step(step + 1)
@@ -129,6 +134,7 @@ class FitRecorder:
             self.own_clipping.after_step(self.history.waiting)
             for facts in self.history.settle(at_once=self.reader.measured):
                 self.clips.add(facts)
+                self.black_box.loss_alarm(facts.step, facts.loss, facts.norm)
         if self.own_clipping.manual and self._pending is not None and not self._pending.empty:
             self._done.append((self._pending, None))
             self._pending = None
@@ -138,7 +144,7 @@ class FitRecorder:
             self.watch.disarm()
             self.black_box.rest()
         self.reader.batch = None
-        self._count_cost(self.reader.measured)
+        self.ledger.batch_ended(self.reader.measured)
 
     def epoch_ended(self) -> None:
         """An epoch's story of clipping is complete."""
@@ -162,7 +168,7 @@ class FitRecorder:
             self.settings,
             self.run_dir,
             self.chronicle.count,
-            Cost(self.ledger.share, broke),
+            Cost(self.ledger.share, broke, self.ledger.light / self.ledger.training),
             self.faults,
             quiet,
             self.trainer.loggers,
@@ -191,14 +197,16 @@ class FitRecorder:
         self._decided = step
         tick = self._batch_number if self.schedule.by_batch else step
         decision = self._decide(tick) if tick >= self.schedule.next_tick else None
-        if decision is not None and decision.record:
+        if decision is not None and decision.record and self.chronicle.wants(step):
             self._batch_groups = decision.groups
             self._pending = self._new_pending(step, decision.groups, decision.left_out)
+            self._pending.thrifty = decision.thrifty
         elif self._batch_groups is not None:
             self._pending = self._new_pending(step, self._batch_groups)
             self._pending.only_new = True
-        elif self.black_box.wants_next:
+        elif told := self.black_box.wants_next():
             self._pending = self._new_pending(step, self.black_box.groups, self.black_box.left_out)
+            self._pending.facts["black_box"] = told
 
     def _new_pending(
         self, step: int, groups: tuple[str, ...], left_out: Mapping[str, str] | None = None
@@ -283,16 +291,9 @@ class FitRecorder:
             if self._pending is not None and not self._pending.empty:
                 self._done.append((self._pending, None))
             self._pending = None
-            self._write_done(float("nan"))
+            self._write_done(None)
             if not self.chronicle.opened:
                 return
             ring, story = self.history.measurements(), self.clips.drain()
             last = last_recording(self.trainer, self.module, ring, story, self.ledger, self.faults)
             self.chronicle.append(replace(last, measurements=(*last.measurements, *self.added)))
-
-    def _count_cost(self, recorded: bool) -> None:
-        groups = sum(self.ledger.by_group.values())
-        cost = self.ledger.batch_ended(recorded)
-        if recorded:
-            self.ledger.recording_cost(max(0.0, cost - (groups - self._groups_before)))
-        self._groups_before = groups

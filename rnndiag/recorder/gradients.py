@@ -29,25 +29,28 @@ def gradients_of(optimizer: Any) -> list[Tensor]:
     return found
 
 
-def total_norm(gradients: Sequence[Tensor], order: float = 2.0) -> Scalar | None:
+def total_norm(gradients: list[Tensor], order: float = 2.0) -> Scalar | None:
     """One norm over all gradients: a number on the CPU, left on its device else; None where there are none."""
     if not gradients:
         return None
-    with torch.no_grad():
-        first = gradients[0].device
-        if any(grad.device != first for grad in gradients):
-            return _norm_over_places(gradients, order)
-        norms = torch._foreach_norm(gradients, order)
-        if first.type == "cpu" and len(norms) <= FEW:
-            sizes = [norm.item() for norm in norms]
-            return max(sizes) if order == math.inf else math.hypot(*sizes)
-        if any(norm.dtype != norms[0].dtype for norm in norms):
-            norms = [norm.float() for norm in norms]
-        total: Tensor = torch.linalg.vector_norm(torch.stack(norms), order)
-        return total
+    first = gradients[0].device
+    if any(grad.requires_grad for grad in gradients):  # made with create_graph=True
+        gradients = [grad.detach() for grad in gradients]
+    if any(grad.device != first for grad in gradients):
+        return _norm_over_places(gradients, order)
+    norms: Sequence[Tensor] = torch._foreach_norm(gradients, order)
+    if first.type == "cpu" and len(norms) <= FEW:
+        sizes = [norm.item() for norm in norms]
+        if any(map(math.isnan, sizes)):  # hypot(inf, nan) is inf
+            return math.nan
+        return max(sizes) if order == math.inf else math.hypot(*sizes)
+    if any(norm.dtype != norms[0].dtype for norm in norms):
+        norms = [norm.float() for norm in norms]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)), order)
+    return total
 
 
-def _norm_over_places(gradients: Sequence[Tensor], order: float) -> Tensor:
+def _norm_over_places(gradients: list[Tensor], order: float) -> Tensor:
     """The same for gradients on several devices."""
     by_place: dict[torch.device, list[Tensor]] = {}
     for grad in gradients:

@@ -33,6 +33,11 @@ ROUNDING = 1e-4
 Scalar = float | Tensor
 
 
+def number(value: Scalar | None) -> float:
+    """NaN for what is not there."""
+    return math.nan if value is None else float(value)
+
+
 @dataclass(slots=True)
 class StepFacts:
     """One optimizer step: its number, loss, gradient norm before clipping, learning rate and how it was clipped."""
@@ -40,7 +45,8 @@ class StepFacts:
     step: int
     norm: Scalar | None = None
     """None: the optimizer has no gradient."""
-    loss: Scalar = math.nan
+    loss: Scalar | None = None
+    """None: the step returned none."""
     learning_rate: float = math.nan
     clip_at: float | None = None
     """The threshold of clipping, in the measure of `clip_size`; None: not clipped by the Trainer."""
@@ -53,16 +59,13 @@ class StepFacts:
     """The norm that the optimizer was given, where the program clips by itself; None: not looked at."""
 
     @property
-    def size(self) -> float:
-        """The norm as a number; NaN without a gradient."""
-        return math.nan if self.norm is None else float(self.norm)
-
-    @property
     def clipped(self) -> bool:
         """Whether clipping changed the step."""
         if self.clip_at is not None:
-            return (self.size if self.clip_size is None else float(self.clip_size)) > self.clip_at
-        return self.stepped is not None and float(self.stepped) < (1.0 - ROUNDING) * self.size
+            return number(self.norm if self.clip_size is None else self.clip_size) > self.clip_at
+        return self.stepped is not None and float(self.stepped) < (1.0 - ROUNDING) * number(
+            self.norm
+        )
 
     @property
     def threshold(self) -> float | None:
@@ -105,7 +108,7 @@ class History:
         self.entries.append(facts)
         self.waiting.append(facts)
 
-    def loss(self, loss: Scalar, since_step: int) -> None:
+    def loss(self, loss: Scalar | None, since_step: int) -> None:
         """The loss of the steps of this batch."""
         for facts in reversed(self.entries):
             if facts.step < since_step:
@@ -117,21 +120,19 @@ class History:
         if not self.waiting:
             return []
         norm = self.waiting[-1].norm
-        on_gpu = isinstance(norm, Tensor) and norm.is_cuda
-        if on_gpu and not at_once and len(self.waiting) < FETCH_EVERY:
-            return []
+        if isinstance(norm, Tensor) and norm.is_cuda:
+            if not at_once and len(self.waiting) < FETCH_EVERY:
+                return []
+            _fetch(self.waiting)
         settled, self.waiting = self.waiting, []
-        _fetch(settled)
         return settled
 
     def judge(self, facts: StepFacts, factor: float) -> tuple[str, float] | None:
-        """Is the step an accident? ("loss" | "gradient" | "jump", running median of the norm), or None."""
+        """Is the step an accident? ("gradient" | "jump", running median of the norm), or None."""
         norms = self._norms.get(facts.optimizer)
         if norms is None:
             norms = self._norms[facts.optimizer] = RunningMedian()
         usual = norms.value
-        if isinstance(facts.loss, Tensor) and not math.isfinite(facts.loss):
-            return "loss", usual
         if facts.norm is None:
             return None
         norm = float(facts.norm)
@@ -149,8 +150,8 @@ class History:
             return []
         columns = {
             "history_step": [facts.step for facts in kept],
-            "history_loss": [float(facts.loss) for facts in kept],
-            "history_gradient_norm": [facts.size for facts in kept],
+            "history_loss": [number(facts.loss) for facts in kept],
+            "history_gradient_norm": [number(facts.norm) for facts in kept],
             "history_clipped": [float(facts.clipped) for facts in kept],
             "history_learning_rate": [facts.learning_rate for facts in kept],
         }

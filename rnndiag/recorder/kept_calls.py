@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -111,19 +111,37 @@ def _cut(value: Any) -> Any:
     return value
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Sequence[Tensor]:
+    """All tensors of nested tuples and lists, in order; of a packed sequence its data."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, PackedSequence):
-        yield value.data
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors_in(part)
+        return (value,)
+    if isinstance(value, PackedSequence):
+        return (value.data,)
+    if not isinstance(value, tuple | list):
+        return ()
+    if len(value) == 1:
+        return tensors_in(value[0])
+    return [tensor for part in value for tensor in tensors_in(part)]
 
 
 def versions_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    tensors = (*tensors_in(args), *tensors_in(list(kwargs.values())))
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+    """How often each tensor among the arguments was written to."""
+    tensors = tensors_in(args)
+    if kwargs:
+        tensors = [*tensors, *tensors_in(list(kwargs.values()))]
+    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
+
+
+def autocast_of(tensor: Tensor) -> torch.dtype | None:
+    """The precision of the autocast that holds now for a tensor's device; None without one."""
+    if not _any_autocast():
+        return None
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+"""One question for all devices, where this torch knows it."""
 
 
 def _bare_copy(module: nn.Module) -> nn.Module:

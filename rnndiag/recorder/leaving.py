@@ -28,7 +28,7 @@ def last_recording(
         "errors": faults.drain(),
         "overhead": {"seconds": ledger.spent, "share": ledger.share},
     }
-    measured = training_measurements(None, float("nan"), ledger.spent, ledger.share)
+    measured = training_measurements(None, None, ledger.spent, ledger.share)
     return Recording(
         step=step_of(trainer, module),
         phase=PHASE,

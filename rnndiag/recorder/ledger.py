@@ -36,6 +36,7 @@ class Ledger:
     _batch_started: float | None = None
     _spent_at_start: float = 0.0
     _spent_at_end: float = 0.0
+    _groups_at_end: float = 0.0
     _since: float = 0.0
     _watching: float = 0.0
     """What watched passes took longer than plain ones, summed up."""
@@ -71,10 +72,10 @@ class Ledger:
         self._batch_started = self._up_to_now()
         self._spent_at_start = self.spent
 
-    def batch_ended(self, recorded: bool) -> float:
-        """The training step is over; returns what a recorded one has cost, and 0 for another."""
+    def batch_ended(self, recorded: bool) -> None:
+        """The training step is over."""
         if self._batch_started is None:
-            return 0.0
+            return
         now = self._up_to_now()
         own = self.spent - self._spent_at_start
         duration = now - self._batch_started - own
@@ -84,7 +85,7 @@ class Ledger:
             self.plain += 1
             self.light += self.spent - self._spent_at_end
             self._spent_at_end = self.spent
-            return 0.0
+            return
         step = self.step_seconds
         if step is not None:
             # single steps vary, so a recorded one may come out cheaper than a plain one: only the sum says something
@@ -93,7 +94,9 @@ class Ledger:
             self.spent += max(0.0, self._watching) - before
             own += max(0.0, duration - step)
         self._spent_at_end = self.spent
-        return own
+        groups = sum(self.by_group.values())
+        self.recording_cost(max(0.0, own - (groups - self._groups_at_end)))
+        self._groups_at_end = groups
 
     def recording_cost(self, seconds: float) -> None:
         """Note what one recording cost without the optional groups."""

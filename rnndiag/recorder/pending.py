@@ -28,6 +28,8 @@ class Pending:
     batch: int | None = None
     only_new: bool = False
     """Only layers that no other recording of this batch has: the batch's later optimizers have steps of their own."""
+    thrifty: bool = False
+    """Leave out what can be done without, as the budget is short."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     """Layer -> backward passes seen."""

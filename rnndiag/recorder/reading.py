@@ -9,6 +9,7 @@ from typing import Any
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.capture import BackwardPass
 from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.gathered import gathered
 from rnndiag.recorder.labels import label_notes
 from rnndiag.recorder.ledger import Ledger
 from rnndiag.recorder.measures import Extent, Subject, take
@@ -17,6 +18,7 @@ from rnndiag.recorder.preflight.glance import NOTE, glance
 from rnndiag.recorder.seams import Seams
 from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.training_facts import precision_of, scaling_of
+from rnndiag.run.time_words import TimeWords
 
 
 @dataclass
@@ -51,7 +53,8 @@ class Reader:
                 pending.facts.setdefault("not_measured", {}).update(told)
             if seen.resets:
                 pending.facts.setdefault("resets", {}).update(seen.resets)
-            runs = self._named(pending, seen.layer_runs)
+            together, said = gathered(seen.layer_runs, seen.cut)
+            runs = self._named(pending, together)
             if not runs:
                 self.seams.read(pending, seen.layer_runs)
                 continue
@@ -62,9 +65,14 @@ class Reader:
                 self._glance(pending, runs)
             subject = Subject(
                 runs,
-                made=seen.adjoints,
+                made={name: adj for name, adj in seen.adjoints.items() if name not in said},
+                gathered=frozenset(said),
+                sampling=said,
+                words=TimeWords(self.settings.time_unit, self.settings.stride),
                 dtype=precision_of(self.trainer) or seen.dtype,
-                extent=Extent(samples=self.settings.samples, seed=pending.step),
+                extent=Extent(
+                    samples=self.settings.samples, thrifty=pending.thrifty, seed=pending.step
+                ),
             )
             pending.taken.append(take(subject, pending.groups, self.faults, self.ledger.own))
             self._note(pending, runs)

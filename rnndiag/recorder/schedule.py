@@ -16,6 +16,11 @@ _NOT_YET = "what it costs here is not known yet"
 MIN_RECORDINGS = 8
 """So many recordings a fit of known length gets, whatever the budget says."""
 
+EARLY = 0.7
+"""What may be spent grows with this power of the steps made: less than 1, so that it is spent early on."""
+START = 1000.0
+"""Steps over which a fit of unknown length may spend its whole budget, before it spends ever less of it."""
+
 
 @dataclass(frozen=True)
 class GroupCost:
@@ -41,6 +46,8 @@ class Decision:
     next_tick: int = 0
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Group -> why it is not measured this time."""
+    thrifty: bool = False
+    """Leave out of the chosen groups what can be done without, as the budget is short."""
 
 
 class Schedule(Protocol):
@@ -124,7 +131,7 @@ class WithinBudget:
             return Decision(due, groups if due else (), tick + 1, self._later())
         price = self._base_price(seconds)
         allowed = self._allowed(tick, seconds)
-        room = allowed - self.ledger.spent - price
+        room = allowed - self._spent - price
         short = room < 0 or self._base_spent + price > self._base_share * allowed
         if short and not due:
             return Decision(False, next_tick=self._affordable(tick, price, seconds))
@@ -133,7 +140,8 @@ class WithinBudget:
             promised = self._with_promised()
             groups = tuple(name for name in self.groups if name in groups or name in promised)
             left = {name: why for name, why in left.items() if name not in groups}
-        return Decision(True, groups, self._affordable(tick, 2 * price, seconds), left)
+        following = self._affordable(tick, 2 * price, seconds)
+        return Decision(True, groups, following, left, self._falls_short(seconds, price))
 
     def adopt(self, decision: Decision) -> None:
         """Count the recordings."""
@@ -151,6 +159,11 @@ class WithinBudget:
         return {name: _NOT_YET for name in self.groups if name not in first}
 
     @property
+    def _spent(self) -> float:
+        """By recordings: what every step costs is taken off the budget beforehand."""
+        return self.ledger.spent - self.ledger.light
+
+    @property
     def _base_share(self) -> float:
         """What the optional groups leave of the budget for recording at all."""
         return 1.0 - sum(cost.share for cost in self.groups.values())
@@ -158,7 +171,7 @@ class WithinBudget:
     @property
     def _base_spent(self) -> float:
         optional = (name for name, cost in self.groups.items() if cost.share > 0)
-        return self.ledger.spent - sum(self.ledger.by_group.get(name, 0.0) for name in optional)
+        return self._spent - sum(self.ledger.by_group.get(name, 0.0) for name in optional)
 
     def _base_price(self, step_seconds: float) -> float:
         always = sum(self._price(name, step_seconds) for name in self._always())
@@ -169,17 +182,29 @@ class WithinBudget:
         return max(cost.steps * step_seconds, cost.seconds) if known is None else known
 
     def _allowed(self, tick: int, step_seconds: float) -> float:
-        """Seconds that the diagnostics may have taken by this tick."""
+        """Seconds that recordings may have taken by this tick."""
         done = tick - self.first + 1
-        if self.total is None:
-            return self.budget * max(done * step_seconds, self.ledger.training)
-        total = max(self.total - self.first, done)
         per_step = max(step_seconds, self.ledger.training / done)
-        return float(self.budget * per_step * total * (done / total) ** 0.7)
+        left = max(0.0, self.budget * per_step - self.ledger.light_seconds)
+        if self.total is None:
+            return left * START * float((1.0 + done / START) ** EARLY - 1.0) / EARLY
+        total = max(self.total - self.first, done)
+        return left * total * float((done / total) ** EARLY)
+
+    def _falls_short(self, step_seconds: float, price: float) -> bool:
+        """Whether the promised recordings to come, at this price, would break the budget of the whole fit."""
+        if self.total is None:
+            return False
+        promised = sum(self._price(name, step_seconds) for name in self._with_promised())
+        always = sum(self._price(name, step_seconds) for name in self._always())
+        to_come = max(0, MIN_RECORDINGS - self._count) * price
+        if not self._closed:
+            to_come += promised - always
+        return self._spent + to_come > self._allowed(self.total, step_seconds)
 
     def _affordable(self, tick: int, price: float, step_seconds: float) -> int:
         """The next tick at which a recording of that price can be paid for (found by doubling, then halving)."""
-        need = max(self.ledger.spent + price, (self._base_spent + price) / self._base_share)
+        need = max(self._spent + price, (self._base_spent + price) / self._base_share)
         low, high = tick, tick + 1
         while self._allowed(high, step_seconds) < need and high - tick < 10**9:
             low, high = high, tick + 2 * (high - tick)

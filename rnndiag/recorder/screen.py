@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rnndiag.recorder.time_words import TimeWords
 from rnndiag.run.advise import advice
 from rnndiag.run.layer_names import stacks_of
 from rnndiag.run.reach import decay
 from rnndiag.run.run import Run
+from rnndiag.run.time_words import TimeWords
 
 if TYPE_CHECKING:
     pass
@@ -52,8 +52,8 @@ class LayerLine:
         )
 
 
-def screen(run: Run, share: float, words: TimeWords, broke: str = "") -> str:
-    """The text of the screen."""
+def screen(run: Run, share: float, words: TimeWords, broke: str = "", page: float = 0.0) -> str:
+    """The text of the screen. page: seconds that the report took."""
     steps = run.steps_of("train")
     length = max((_length(run, layer) for layer in run.layers), default=0)
     layers = [_line(run, layer, words) for layer in run.layers]
@@ -67,7 +67,8 @@ def screen(run: Run, share: float, words: TimeWords, broke: str = "") -> str:
     lines += _sentences(run, length, words)
     where = shown(Path(run.path))
     lines.append(
-        f"  cost {share:.1%} of training time, {_size(run.size)} in {where}".replace("%", " %", 1)
+        f"  cost {100 * share:.1f} % of training time{f' and {page:.1f} s for the page' if page else ''}, "
+        f"{_size(run.size)} in {where}"
     )
     if broke:
         lines.append(f"  {broke}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnndiag.recorder.history import Scalar, StepFacts
+from rnndiag.recorder.history import Scalar, StepFacts, number
 from rnndiag.run.measurement import Measurement
 
 
@@ -41,13 +41,13 @@ def total_batches(trainer: Any, module: Any) -> int | None:
     return int(min(limits)) if limits and min(limits) > 0 else None
 
 
-def loss_of(outputs: Any) -> Scalar:
-    """The loss that a training step returned; NaN where it returned none."""
+def loss_of(outputs: Any) -> Scalar | None:
+    """The loss that a training step returned, on a GPU left there; None where it returned none."""
     if type(outputs) is dict or isinstance(outputs, Mapping):
         outputs = outputs.get("loss")
-    if isinstance(outputs, Tensor) and outputs.numel() == 1:
-        return outputs.detach()
-    return math.nan
+    if not isinstance(outputs, Tensor) or outputs.numel() != 1:
+        return None
+    return outputs.detach() if outputs.is_cuda else outputs.item()
 
 
 @dataclass(frozen=True)
@@ -119,16 +119,16 @@ def precision_of(trainer: Any) -> torch.dtype | None:
 
 
 def training_measurements(
-    facts: StepFacts | None, loss: Scalar, overhead_seconds: float, overhead_share: float
+    facts: StepFacts | None, loss: Scalar | None, overhead_seconds: float, overhead_share: float
 ) -> list[Measurement]:
     """The whole model's scalars at a recorded step."""
     values = {
-        "loss": float(loss),
+        "loss": number(loss),
         "overhead_seconds": overhead_seconds,
         "overhead_share": overhead_share,
     }
     if facts is not None:
-        values["total_gradient_norm"] = facts.size
+        values["total_gradient_norm"] = number(facts.norm)
         values["learning_rate"] = facts.learning_rate
         values["clip_threshold"] = math.nan if facts.threshold is None else facts.threshold
     return [Measurement.of(name, np.asarray(value)) for name, value in values.items()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
@@ -21,22 +21,24 @@ from torch.utils.hooks import RemovableHandle
 
 from rnndiag.recorder.capture.compiled import is_compiling, pass_over
 from rnndiag.recorder.faults import Faults
-from rnndiag.recorder.kept_calls import Kept, tensors_in, versions_of
+from rnndiag.recorder.kept_calls import Kept, autocast_of, tensors_in, versions_of
 from rnndiag.recorder.ledger import Ledger
 
 MANY = 8
 """A layer that is called more often in one step is a loop over time, and left alone from then on."""
+_FIRST = -1
+"""Key of a hook among a tensor's own, whose handles count from 0."""
 
 
 class Vigil:
     """Light hooks on all fused recurrent modules of a model; they keep something while `awake`."""
 
     def __init__(self, faults: Faults, ledger: Ledger) -> None:
-        self._faults, self.ledger = faults, ledger
+        self.guard, self.ledger = faults.guard("keeping a call for the black box"), ledger
         self._handles: dict[str, list[RemovableHandle]] = {}
         self._modules: dict[str, nn.RNNBase] = {}
         self._loops: set[str] = set()
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, int] = {}
         self._random: dict[str, Tensor] = {}
         self.calls: list[Kept] = []
         self.awake = False
@@ -86,30 +88,35 @@ class Vigil:
         self, name: str, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         """Keep one call, and what will come back to it."""
-        self._counts[name] += 1
-        if self._counts[name] > MANY:
+        count = self._counts[name] = self._counts.get(name, 0) + 1
+        if count > MANY:
             self._loops.add(name)
             self._leave_alone(name)
             self.calls = [call for call in self.calls if call.name != name]
             return
-        tensors = [t for t in tensors_in(output) if t.grad_fn is not None]
-        if not tensors:
-            return
-        device = tensors[0].device.type
-        call = Kept(
-            name,
-            module,
-            args,
-            kwargs,
-            versions_of(args, kwargs),
-            self._random.pop(name, None),
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
-        )
-        self.calls.append(call)
+        call = None
         for number, tensor in enumerate(tensors_in(output)):
-            if (node := tensor.grad_fn) is not None:
-                arrive = _arrival(call.gradients, number, tensor.output_nr, self.ledger)
-                node.register_prehook(arrive)
+            if not tensor.requires_grad:
+                continue
+            if call is None:
+                call = Kept(
+                    name,
+                    module,
+                    args,
+                    kwargs,
+                    versions_of(args, kwargs),
+                    self._random.pop(name, None),
+                    autocast_of(tensor),
+                )
+                self.calls.append(call)
+            arrival = Arrival(call.gradients, number, self.ledger)
+            node: Any = tensor.grad_fn
+            if tensor._backward_hooks is None and node is not None:
+                # what Tensor.register_hook does, without a handle, which costs three times as much
+                tensor._backward_hooks = OrderedDict({_FIRST: arrival})
+                node._register_hook_dict(tensor)
+            else:
+                tensor.register_hook(arrival)
 
 
 class LightHook:
@@ -124,12 +131,10 @@ class LightHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         vigil = self._vigil
-        if not vigil.awake or not torch.is_grad_enabled() or self._module() is not module:
-            return
-        if is_compiling():
+        if not vigil.awake or self._module() is not module or is_compiling():
             return
         start = perf_counter()
-        with vigil._faults.guard("keeping a call for the black box"):
+        with vigil.guard:
             vigil.keep(self._name, module, args, kwargs, output)
         vigil.ledger.spent += perf_counter() - start
 
@@ -153,15 +158,17 @@ class RandomHook(LightHook):
             vigil.note_random(self._name)
 
 
-def _arrival(
-    gradients: dict[int, Tensor], number: int, place: int, ledger: Ledger
-) -> Callable[[tuple[Tensor | None, ...]], None]:
-    def arrive(arrived: tuple[Tensor | None, ...]) -> None:
-        start = perf_counter()
-        gradient = arrived[place]
-        if gradient is not None:
-            known = gradients.get(number)
-            gradients[number] = gradient if known is None else known + gradient
-        ledger.spent += perf_counter() - start
+class Arrival:
+    """A hook on what a call returned: keeps the gradient that comes to it."""
 
-    return arrive
+    __slots__ = ("_gradients", "_ledger", "_number")
+    __torch_unserializable__ = True
+
+    def __init__(self, gradients: dict[int, Tensor], number: int, ledger: Ledger) -> None:
+        self._gradients, self._number, self._ledger = gradients, number, ledger
+
+    def __call__(self, gradient: Tensor) -> None:
+        start = perf_counter()
+        known = self._gradients.get(self._number)
+        self._gradients[self._number] = gradient if known is None else known + gradient
+        self._ledger.spent += perf_counter() - start

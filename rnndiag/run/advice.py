@@ -6,8 +6,9 @@ The sentence is made here and nowhere else; screen, report, checks and docs all 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from rnndiag.run.time_words import TimeWords
 from rnndiag.run.window import EPSILON, Recommendation
 
 ALL = 0.97
@@ -42,6 +43,8 @@ class Advice:
     """The chunk size that would do; None: not looked for."""
     kept: bool = False
     """Whether those steps are a chunk and what was kept of the chunks before it."""
+    words: TimeWords = field(default_factory=TimeWords)
+    """What a time step is, where a person said so."""
 
     @property
     def sentence(self) -> str:
@@ -89,6 +92,7 @@ class Advice:
             size = (
                 f"at most {size} (a bound, extrapolated beyond the {found.within} steps measured)"
             )
+        size += self.words.in_brackets(found.steps)
         return f"A window of {size} keeps the gradient {within}{self._remark}{self._memory}"
 
     @property

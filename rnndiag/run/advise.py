@@ -13,6 +13,7 @@ from rnndiag.run.advice import Advice, InUse
 from rnndiag.run.chunks import recommended_chunk
 from rnndiag.run.layer_names import recurrence, stacks_of
 from rnndiag.run.quantities import MODEL
+from rnndiag.run.time_words import TimeWords
 from rnndiag.run.window import EPSILON, middle, recommended, systematic_bias
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def _advice(run: Run, place: Measured, epsilon: float) -> Advice:
         _in_chunks(run, place, epsilon) if place.prefix else _in_use(run, place, epsilon),
         None if place.prefix else recommended_chunk(run, place.name, place.steps, epsilon),
         bool(place.prefix),
+        TimeWords.of_provenance(run.provenance),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import pairwise
 from typing import Any
 
 from fits import Net, fit
@@ -93,6 +94,55 @@ def test_a_fit_of_known_length_has_eight_recordings(total: int, budget: float) -
     assert recorded[-1] >= 0.9 * (total - 1) - 2
     assert "lags" in groups[0]
     assert any("lags" in chosen for chosen in groups[1:])
+
+
+def test_a_fit_of_unknown_length_is_denser_early_on() -> None:
+    recorded, ledger, _ = simulate(0.03, 40_000, None)
+    gaps = [b - a for a, b in pairwise(recorded[1:])]
+    early = [gap for at, gap in zip(recorded[1:], gaps, strict=False) if at < 5_000]
+    late = [gap for at, gap in zip(recorded[1:], gaps, strict=False) if at > 20_000]
+    assert sum(late) / len(late) > 1.5 * sum(early) / len(early)
+    assert ledger.spent > 0.005 * ledger.training
+
+
+def test_what_every_step_takes_is_taken_off_the_budget() -> None:
+    counts = {}
+    for light in (0.0, 0.0001, 0.001):
+        ledger = FakeLedger()
+        schedule = WithinBudget(0.03, ledger, GROUPS, 10_000)
+        count = 0
+        for tick in range(10_000):
+            ledger.now += ledger.step
+            ledger.spent += light
+            ledger.light += light
+            ledger.plain += 1
+            if tick >= schedule.next_tick:
+                decision = schedule.decide(tick)
+                schedule.adopt(decision)
+                if decision.record:
+                    count += 1
+                    ledger.record(decision.groups)
+        counts[light] = count
+        if light < 0.0003:
+            assert ledger.spent <= 0.0301 * ledger.training
+    assert counts[0.0] > counts[0.0001] > counts[0.001] == MIN_RECORDINGS
+
+
+def test_a_recording_that_breaks_the_budget_is_a_thrifty_one() -> None:
+    for total, thrifty in ((20_000, False), (200, True)):
+        ledger = FakeLedger()
+        schedule = WithinBudget(0.03, ledger, GROUPS, total)
+        decisions = []
+        for tick in range(min(total, 2_000)):
+            ledger.now += ledger.step
+            if tick >= schedule.next_tick:
+                decision = schedule.decide(tick)
+                schedule.adopt(decision)
+                if decision.record:
+                    ledger.record(decision.groups)
+                    decisions.append(decision)
+        assert not decisions[0].thrifty  # the first one shows everything
+        assert {decision.thrifty for decision in decisions[1:]} == {thrifty}
 
 
 def test_short_fits_before_a_step_is_timed() -> None:

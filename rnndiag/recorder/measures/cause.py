@@ -10,6 +10,9 @@ import torch
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.measures.pooling import Array
 from rnndiag.run.reach import decay, reach
+from rnndiag.run.time_words import TimeWords
+
+_NO_WORDS = TimeWords()
 
 SHORT = 0.5
 """A reach below this share of the steps there are is short."""
@@ -19,7 +22,7 @@ SILENT = 1e-3
 """Direct gradients below this share of the largest are as good as none."""
 
 
-def cause_of(run: LayerRun, profile_log: Array) -> dict[str, Any]:
+def cause_of(run: LayerRun, profile_log: Array, words: TimeWords = _NO_WORDS) -> dict[str, Any]:
     """{"kind": "decay" | "loss" | "detach" | "none", "sentence": ...} of one layer run."""
     found = reach(profile_log, steps=run.T)
     asks = _asking_steps(run)
@@ -33,27 +36,30 @@ def cause_of(run: LayerRun, profile_log: Array) -> dict[str, Any]:
         return _cause(
             "decay",
             f"The Jacobian of {run.name} changes the gradient by {decay(profile_log):.3g} a step, "
-            f"so 90 % of it lies within {found.value:.1f} of {run.T} steps.",
+            f"so 90 % of it lies within {found.value:.1f} of {run.T} steps{words.in_brackets(found.value)}.",
         )
     furthest = int(asks.max()) + 1
     if furthest < SHORT * run.T:
         return _cause(
             "loss",
-            f"The loss asks {run.name} only at its first {furthest} of {run.T} steps, "
+            f"The loss asks {run.name} only at its first {furthest} of {run.T} steps{words.in_brackets(furthest)}, "
             "so no gradient can reach further back than that.",
         )
     if cut and not faded:
         return _cause(
             "detach",
             f"{run.name} starts from a state that was detached: the gradient still has strength after "
-            f"{run.T} steps, and the cut ends it there.",
+            f"{run.T} steps{words.in_brackets(run.T)}, and the cut ends it there.",
         )
     if asks.size == 1 and run.T > 1:
         return _cause(
             "none",
             f"The loss asks {run.name} at step {furthest} only, and its gradient gets to the start.",
         )
-    return _cause("none", f"The gradient of {run.name} gets through its {run.T} steps.")
+    return _cause(
+        "none",
+        f"The gradient of {run.name} gets through its {run.T} steps{words.in_brackets(run.T)}.",
+    )
 
 
 def _cause(kind: str, sentence: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def lags(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     norms = np.stack([array(norm) for norm in sweep.lag_gradient_norms.values()])
     known = {"parameter": tuple(sweep.lag_gradient_norms)}
     yield Measurement.of("lag_gradient_norm", norms, run.name, known)
-    subject.facts.setdefault("cause", {})[run.name] = cause_of(run, profile[:, 0])
+    subject.facts.setdefault("cause", {})[run.name] = cause_of(run, profile[:, 0], subject.words)
 
 
 def stack_lags(subject: Subject) -> Iterator[Measurement]:

@@ -17,6 +17,7 @@ from rnndiag.engine.truncation.stack import recurrences
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.schedule import GroupCost
 from rnndiag.run.measurement import Measurement
+from rnndiag.run.time_words import TimeWords
 
 Analysis = tuple[Adjoints, Mapping[str, ContributionNorms]]
 
@@ -31,6 +32,8 @@ class Extent:
     """Price of a lag sweep in plain training steps, which its sampling is chosen by."""
     seconds: float = 0.3
     """About how long the Jacobian products of one layer may take; their sampling is chosen by it."""
+    thrifty: bool = False
+    """Leave out what can be done without, as the budget is short."""
     seed: int = 0
 
 
@@ -45,6 +48,10 @@ class Subject:
     """Adjoints that exist already, by layer run."""
     outside: Mapping[str, str] = field(default_factory=dict)
     """Parameter -> why its gradient does not come from the recurrent calls alone."""
+    gathered: frozenset[str] = frozenset()
+    """Runs whose batch holds several calls, so that its entries are no sequences."""
+    words: TimeWords = field(default_factory=TimeWords)
+    """What a time step is, where a person said so."""
     extent: Extent = field(default_factory=Extent)
     sampling: dict[str, str] = field(default_factory=dict)
     """Layer -> what the costly measures looked at, in words."""

@@ -21,9 +21,16 @@ AT_ONCE = 32 * 2**20
 
 def sequences(subject: Subject) -> Iterator[Measurement]:
     """The sequences with the largest |g_b| over all recurrent weights of all layers that share the batch."""
+    if subject.extent.thrifty:
+        subject.not_measured["sequence_gradient_norm"] = "left out, as the budget is short"
+        return
     sizes: dict[int, list[int]] = {}
     for k, run in enumerate(subject.runs):
-        sizes.setdefault(run.B, []).append(k)
+        if run.name not in subject.gathered:
+            sizes.setdefault(run.B, []).append(k)
+    if not sizes:
+        subject.not_measured["sequence_gradient_norm"] = "calls of one step each are taken together"
+        return
     batch = max(sizes, key=lambda size: (len(sizes[size]), size))
     chosen = [subject.analyses[k] for k in sizes[batch]]
     if batch < 2:
@@ -46,11 +53,24 @@ def _squares(analysis: Analysis) -> Tensor:
         if pair is None or pair.right is None:
             continue
         left, right = pair.left.movedim(0, 1), pair.right.movedim(0, 1)
-        one = left.shape[-1] * right.shape[-1] * left.element_size()
+        steps, rows, columns = left.shape[1], left.shape[2], right.shape[2]
+        by_times = steps * (rows + columns) < rows * columns
+        one = left.element_size() * (2 * steps * steps if by_times else rows * columns)
         size = max(1, AT_ONCE // one)
+        squares = _by_times if by_times else _by_entries
         parts = zip(left.split(size), right.split(size), strict=True)
-        total += torch.cat([(a.mT @ b).square_().sum((1, 2)) for a, b in parts])
+        total += torch.cat([squares(a, b) for a, b in parts])
     return total
+
+
+def _by_entries(left: Tensor, right: Tensor) -> Tensor:
+    """|Σ_t a_t x_tᵀ|² of (B, T, ...) factors, (B,): the gradient is formed."""
+    return (left.mT @ right).square_().sum((1, 2))
+
+
+def _by_times(left: Tensor, right: Tensor) -> Tensor:
+    """The same as Σ_ts (a_t·a_s)(x_t·x_s), which is less work for short sequences and many units."""
+    return (left @ left.mT).mul_(right @ right.mT).sum((1, 2)).clamp_(min=0.0)
 
 
 def _peaks(analyses: list[Analysis], chosen: Tensor) -> np.ndarray:

@@ -1,0 +1,42 @@
+"""Time steps in a person's own unit: hours, samples, tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TimeWords:
+    """`unit` = ("h", 1): one time step is one hour. A step of the recurrence spans `stride` of them."""
+
+    unit: tuple[str, float] | None = None
+    stride: int = 1
+
+    @classmethod
+    def of_provenance(cls, provenance: Mapping[str, Any]) -> TimeWords:
+        """What the callback that recorded a run was told; nothing where a run says no such thing."""
+        config = provenance.get("config")
+        if not isinstance(config, Mapping):
+            return cls()
+        unit, stride = config.get("time_unit"), config.get("stride", 1)
+        if not isinstance(unit, list | tuple) or len(unit) != 2 or not _is_number(unit[1]):
+            return cls()
+        return cls((str(unit[0]), float(unit[1])), int(stride) if _is_number(stride) else 1)
+
+    def of(self, steps: float) -> str:
+        """So many steps of the recurrence in the unit; empty without one."""
+        if self.unit is None:
+            return ""
+        name, length = self.unit
+        return f"{steps * self.stride * length:.3g} {name}"
+
+    def in_brackets(self, steps: float) -> str:
+        """' (11 h)', or nothing."""
+        said = self.of(steps)
+        return f" ({said})" if said else ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
