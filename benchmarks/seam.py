@@ -76,7 +76,7 @@ def measure(T: int, B: int, H: int, rounds: int) -> dict[str, float]:
         start = perf_counter()
         earlier = chunks.before(group)
         times["found"].append(perf_counter() - start)
-        times["swept"].append(seconds(lambda e=earlier, g=group: seam("rnn", e, g)))  # type: ignore[misc]
+        times["swept"].append(seconds(lambda e=earlier, g=group: seam("rnn", e, g, 8)))  # type: ignore[misc]
         assert len(earlier) == KEPT
     plain = statistics.median(times["plain"])
     found = {name: statistics.median(values) / plain for name, values in times.items()}

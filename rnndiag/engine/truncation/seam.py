@@ -78,6 +78,7 @@ def seam_sweep(
     max_lag: int | None = None,
     *,
     budget: float | None = None,
+    samples: int | None = None,
     independent: bool = True,
     generator: torch.Generator | None = None,
 ) -> Seam:
@@ -88,11 +89,12 @@ def seam_sweep(
 
     budget: what it may cost, in plain training steps over own and kept steps. Sequences, losses and windows are sampled
         to keep it, `sweep.sampling.sentence` says how much. None: nothing is sampled.
+    samples: how many sequences to look at, at most.
     independent: whether the loss is a sum over sequences; if not, the systematic part is not available.
     """
     chain, kept, notes = joined_chunks(earlier, layer_run)
     draw = generator or torch.Generator().manual_seed(SEED)
-    sampling = choose(chain, lag_count(chain, max_lag), budget, None, None, draw)
+    sampling = choose(chain, lag_count(chain, max_lag), budget, samples, None, draw)
     taken = sample(chain, sampling, draw)
     sweep = sweep_chain(chain, taken, sampling, False, (), independent)
     full, cut, population = _with_and_without(chain, sampling, kept)

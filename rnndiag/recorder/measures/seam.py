@@ -13,20 +13,25 @@ from rnndiag.engine.truncation.seam import Seam, seam_sweep
 from rnndiag.recorder.measures.pooling import array
 from rnndiag.run.measurement import Measurement
 
-PRICE = 1.0
+PRICE = 0.5
 """What the sweep may cost, in plain training steps over all chunks together."""
 
 
 def seam(
-    name: str, earlier: Sequence[tuple[LayerRun, ...]], runs: tuple[LayerRun, ...], seed: int = 0
+    name: str,
+    earlier: Sequence[tuple[LayerRun, ...]],
+    runs: tuple[LayerRun, ...],
+    samples: int | None = None,
+    seed: int = 0,
 ) -> tuple[list[Measurement], str]:
-    """All quantities of one recurrence, and what was found in words."""
+    """All quantities of one recurrence over so many sequences (None: all), and what was found in words."""
     draw = torch.Generator().manual_seed(seed)
     one = len(runs) == 1
     found = seam_sweep(
         [chunk[0] if one else chunk for chunk in earlier],
         runs[0] if one else runs,
         budget=PRICE,
+        samples=samples if samples is None or samples < runs[0].B else None,
         generator=draw,
     )
     said = [found.sentence, *found.notes]

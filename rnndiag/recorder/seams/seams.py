@@ -34,6 +34,7 @@ class Seams:
     def __init__(self, settings: Settings, model: Any, faults: Faults, ledger: Ledger) -> None:
         wanted = settings.measures is None or GROUP in settings.measures
         self._most = settings.seam if wanted else 0
+        self._samples = settings.samples
         self._faults, self._ledger = faults, ledger
         self._keeper = Keeper(model, faults, ledger, self._most)
         self._chunks = Chunks(self._keeper, self._most)
@@ -78,8 +79,8 @@ class Seams:
                     self._measure(pending, name, earlier, group)
 
     def _measure(self, pending: Pending, name: str, earlier: list[Group], group: Group) -> None:
-        with untouched(group[0].device):
-            measured, sentence = seam(name, earlier, group, seed=pending.step)
+        with self._ledger.own("seam"), untouched(group[0].device):
+            measured, sentence = seam(name, earlier, group, self._samples, pending.step)
         self._found[name] = (len(earlier), measured)
         if self._home is None:
             self._home = Taken(verdict="exact")
