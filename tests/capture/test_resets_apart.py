@@ -210,6 +210,7 @@ def test_saved_tensors_are_not_unpacked_before_backward() -> None:
     assert probe.proofs[0].verdict == "exact"
 
 
+@pytest.mark.filterwarnings("ignore:.*autocast.*deprecated:FutureWarning")  # torch 2.4's own
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_steps_run_as_often_as_they_would(reentrant: bool) -> None:
     cell, xs, runs = nn.GRUCell(I, H), torch.randn(T, B, I, requires_grad=True), []

@@ -7,7 +7,7 @@ themselves with a random cotangent, outside of the engine, so that no hook of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -109,7 +109,8 @@ def _pull_back(start: Edge, end: Edge, nodes: set[Any], cotangent: Tensor) -> Te
     pending: dict[Any, dict[int, Tensor]] = {start[0]: {start[1]: cotangent}}
     arrived: Tensor | None = None
     for node in reversed(order):
-        sent = _sent_by(node, pending.pop(node, {}))
+        given = pending.pop(node, None)
+        sent = None if given is None else _sent_by(node, given)
         if sent is None:
             return None
         for (child, number), gradient in zip(node.next_functions, sent, strict=False):
@@ -146,7 +147,7 @@ def _path(start: Any, end: Edge, nodes: set[Any]) -> list[Any]:
 
 def _sent_by(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, ...] | None:
     """The gradients that a node sends on. A node written in Python may do anything, so it is not asked."""
-    count = len(node._input_metadata)
+    count = len(node._input_metadata) if hasattr(node, "_input_metadata") else max(given) + 1
     inputs = tuple(given.get(place) for place in range(count))
     kind: str = node.name()
     if isinstance(node, torch._C._FunctionBase):
@@ -161,7 +162,9 @@ def _sent_by(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, ...] |
 
 
 def _as_taken(gradient: Tensor, node: Any, number: int) -> Tensor:
-    """As the engine hands it on: in the shape and type of the value."""
+    """As the engine hands it on: in the shape and type of the value. Older versions of torch do not tell them."""
+    if not hasattr(node, "_input_metadata"):
+        return gradient
     meta = node._input_metadata[number]
     if gradient.shape != torch.Size(meta.shape):
         gradient = gradient.sum_to_size(tuple(meta.shape))
@@ -183,12 +186,13 @@ def _unpacks_quietly(node: Any) -> bool:
 def _no_hook(saved: Any) -> bool:
     if isinstance(saved, (tuple, list)):
         return all(map(_no_hook, saved))
-    if not hasattr(saved, "unpack_hook"):  # a torch that does not tell: only if none is about
-        top: Callable[..., Any] | None = getattr(
-            torch._C._autograd, "_top_saved_tensors_default_hooks", None
-        )
-        return top is not None and top(False) is None
-    return saved.unpack_hook is None
+    if hasattr(saved, "unpack_hook"):
+        return saved.unpack_hook is None
+    try:  # an older version of torch, which tells only whether a hook is active now
+        with torch.autograd.graph.disable_saved_tensors_hooks("rnndiag looks at the graph"):
+            return True
+    except RuntimeError:
+        return False
 
 
 @torch.no_grad()
