@@ -39,24 +39,7 @@ def make(context: Context) -> FigureData:
     top = float(np.ceil(np.nanmax(np.where(np.isfinite(profile), profile, np.nan)) + 0.2))
     lowest = float(np.floor(np.min(profile[np.isfinite(profile)])))
     bottom = max(lowest, top - FLOOR)
-    stacks = [name for name, layers in context.stacks.items() if layer in layers]
-    others = [*stacks, *(name for name in context.layers if name != layer)][: MOST_LAYERS - 1]
-    lines = [Line(lags, _plain(profile), layer, "main")]
-    tones: tuple[Tone, ...] = ("second", "third")
-    for name, tone in zip(others, tones, strict=False):
-        beside = context.last("credit_profile", name)
-        if beside is not None:
-            values = beside.sel(profile_stat="profile").values / LN10
-            if np.isfinite(values).any():
-                lines.append(Line(np.arange(values.size), _plain(values), name, tone))
-    across = seam_of(context, layer)
-    if across is not None:
-        values = across.credit / LN10
-        lines.append(Line(np.arange(values.size), _plain(values), "across the seam", "bound"))
-    if context.baseline is not None and ("credit_profile", layer) in context.baseline:
-        old = context.baseline.select("credit_profile", layer)
-        values = old.valid(old.steps.size - 1).sel(profile_stat="profile").values / LN10
-        lines.append(Line(np.arange(values.size), _plain(values), "baseline", "baseline"))
+    lines = _lines(context, layer, profile)
     panel = Panel(
         Axis("lag: steps back from the loss", 0.0, float(max(1, _shown(lines, bottom) - 1))),
         Axis("credit, relative to lag 0", ten_to(bottom), ten_to(top), "log10"),
@@ -81,6 +64,29 @@ def make(context: Context) -> FigureData:
         if passed
         else (),
     )
+
+
+def _lines(context: Context, layer: str, profile: np.ndarray) -> list[Line]:
+    """The layer's profile, those of its stack and of other layers, across the seam, and of the baseline."""
+    stacks = [name for name, layers in context.stacks.items() if layer in layers]
+    others = [*stacks, *(name for name in context.layers if name != layer)][: MOST_LAYERS - 1]
+    lines = [Line(np.arange(profile.size), _plain(profile), layer, "main")]
+    tones: tuple[Tone, ...] = ("second", "third")
+    for name, tone in zip(others, tones, strict=False):
+        beside = context.last("credit_profile", name)
+        if beside is not None:
+            values = beside.sel(profile_stat="profile").values / LN10
+            if np.isfinite(values).any():
+                lines.append(Line(np.arange(values.size), _plain(values), name, tone))
+    across = seam_of(context, layer)
+    if across is not None:
+        values = across.credit / LN10
+        lines.append(Line(np.arange(values.size), _plain(values), "across the seam", "bound"))
+    if context.baseline is not None and ("credit_profile", layer) in context.baseline:
+        old = context.baseline.select("credit_profile", layer)
+        values = old.valid(old.steps.size - 1).sel(profile_stat="profile").values / LN10
+        lines.append(Line(np.arange(values.size), _plain(values), "baseline", "baseline"))
+    return lines
 
 
 def _shown(lines: list[Line], bottom: float) -> int:
