@@ -142,6 +142,11 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def cell(text: str) -> str:
+    """Text within a Markdown table."""
+    return text.replace("|", "\\|")
+
+
 def number(value: float) -> str:
     """Four digits of it."""
     return f"{value:.4g}"
@@ -173,7 +178,7 @@ def promise_table(results: list[Result]) -> list[str]:
         values = [told.least, told.median, told.most] if told else []
         shown = [number(value) for value in values] or ["–"] * 3
         lines.append(
-            f"| {promise.name} | [{promise.benchmark}](#{promise.benchmark}) | {promise.text} | "
+            f"| {cell(promise.name)} | [{promise.benchmark}](#{promise.benchmark}) | {promise.text} | "
             f"{' | '.join(shown)} | {verdict(promise, told)} |"
         )
     return lines
@@ -187,7 +192,7 @@ def other_table(results: list[Result]) -> list[str]:
             if one.name not in PROMISES:
                 values = " | ".join(map(number, (one.least, one.median, one.most)))
                 name = f"[{result.name}](#{result.name})"
-                lines.append(f"| {one.name} | {name} | {one.unit or '–'} | {values} |")
+                lines.append(f"| {cell(one.name)} | {name} | {one.unit or '–'} | {values} |")
     return lines
 
 
