@@ -1,4 +1,4 @@
-"""What the callback costs a training run: total time with it against without, in turns, in one process.
+"""What does the callback cost a training run: total time with it against without, in turns, in one process?
 
 Run: python benchmarks/overhead.py [--sizes small medium large] [--steps N] [--every-step] [--hooks]
 
