@@ -217,6 +217,19 @@ def test_kept_chunks_stay_within_their_bound(
     assert "may be kept" in run.last.notes["not_measured"]["seam of rnn.l0"]
 
 
+def test_a_chunk_that_comes_out_differently_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with dropout on a GPU, whose masks cannot be drawn again."""
+    again = KeptCall._run_again
+    monkeypatch.setattr(
+        KeptCall, "_run_again", lambda self, *rest: tuple(p + 1 for p in again(self, *rest))
+    )
+    run, _ = recorded(Carried, tmp_path)
+    assert "seam_bias" not in run.quantities
+    assert "run again, does not come out" in run.last.notes["not_measured"]["seam of rnn.l0"]
+
+
 class Resets(Carried):
     """A new sequence begins at every fourth batch."""
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.truncation.seam_chain import goes_on
 from rnndiag.engine.truncation.seam_memory import without_gradients
 from rnndiag.recorder.seams.keeper import Keeper
-from rnndiag.recorder.seams.kept_call import KeptCall
+from rnndiag.recorder.seams.kept_call import KeptCall, near
 from rnndiag.run.layer_names import recurrence
 
 Group = tuple[LayerRun, ...]
@@ -25,6 +22,8 @@ class Chunks:
     def __init__(self, keeper: Keeper, most: int) -> None:
         self._keeper, self._most = keeper, most
         self._runs: dict[str, deque[LayerRun]] = defaultdict(lambda: deque(maxlen=2 * most))
+        self.unlike = False
+        """Whether a kept call, run again, did not come out as it was."""
 
     def add(self, runs: Sequence[LayerRun]) -> None:
         """Keep the runs of a backward pass, for the chunks after them."""
@@ -73,6 +72,7 @@ class Chunks:
                 if not _may_end_in(call, group[0]):
                     continue
                 runs = call.layer_runs
+                self.unlike = self.unlike or not runs
                 names = [recurrence(run.name) for run in group]
                 if not all(name in runs for name in names):
                     continue
@@ -95,10 +95,6 @@ def _may_end_in(call: KeptCall, run: LayerRun) -> bool:
     """Whether some row of the state that the call returned is where the run starts."""
     start = run.initial[0]
     return any(
-        row.numel() == start.numel() and _near(row.reshape(start.shape), start)
+        row.numel() == start.numel() and near(row.reshape(start.shape), start)
         for row in call.end[0]
     )
-
-
-def _near(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one.to(other.dtype), other, rtol=1e-4, atol=1e-6)

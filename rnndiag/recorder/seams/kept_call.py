@@ -56,8 +56,7 @@ class KeptCall:
             passes = capture.take()
         finally:
             capture.disarm()
-        same = all(torch.equal(one, other) for one, other in zip(self.end, again, strict=True))
-        if not same:
+        if not all(map(near, self.end, again)):
             return {}
         return {
             recurrence(run.name): without_gradients(run)
@@ -74,6 +73,11 @@ class KeptCall:
             found = [value for value in tensors(out) if value.requires_grad]
             torch.autograd.backward(found, [torch.zeros_like(value) for value in found])
         return state_of(out[1])
+
+
+def near(one: Tensor, other: Tensor) -> bool:
+    """The same numbers but for rounding: a kernel of a GPU need not add up in the same order twice."""
+    return torch.allclose(one.to(other.dtype), other, rtol=1e-4, atol=1e-6)
 
 
 def state_of(value: Any) -> State:

@@ -21,6 +21,10 @@ from rnndiag.run.measurement import Measurement
 GROUP = "lags"
 """The seam is measured where this group of measures is."""
 WHAT = "measuring across the seam"
+_UNLIKE = (
+    "the chunk before it, run again, does not come out as it was: it draws random numbers of its own, or its device "
+    "does not tell its dropout masks"
+)
 _TOO_LARGE = f"one chunk takes {{:.0f}} MB, and {MOST_BYTES / 2**20:.0f} MB may be kept"
 
 
@@ -71,12 +75,18 @@ class Seams:
                 continue
             with self._faults.guard(WHAT):
                 earlier = self._chunks.before(group)
-                if not earlier and self._keeper.too_large:
+                why = self._why_not()
+                if not earlier and why:
                     told = pending.facts.setdefault("not_measured", {})
-                    told[f"seam of {name}"] = _TOO_LARGE.format(self._keeper.too_large / 2**20)
+                    told[f"seam of {name}"] = why
                 shorter = known > 0 and group[0].T < earlier[-1][0].T  # what a division left over
                 if len(earlier) > known and not shorter:
                     self._measure(pending, name, earlier, group)
+
+    def _why_not(self) -> str:
+        if self._keeper.too_large:
+            return _TOO_LARGE.format(self._keeper.too_large / 2**20)
+        return _UNLIKE if self._chunks.unlike else ""
 
     def _measure(self, pending: Pending, name: str, earlier: list[Group], group: Group) -> None:
         with self._ledger.own("seam"), untouched(group[0].device):
