@@ -211,6 +211,8 @@ def _carried(
     if not arrived.numel() == end.numel() == value.numel():
         return None
     end, arrived = end.reshape(value.shape).to(value.dtype), arrived.reshape(value.shape)
+    if torch.equal(arrived, cotangent) and torch.equal(value, end):  # the usual case, quickly
+        return torch.ones(value.shape[-2], dtype=torch.bool)
     alike = (value == end) | (value.isnan() & end.isnan())
     went_on = ((arrived == cotangent) & alike).all(-1)
     known = went_on | (arrived == 0).all(-1)
