@@ -16,6 +16,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.transition import (
     Coefficients,
     coefficients,
+    gates,
 )
 from rnndiag.engine.truncation.where import Where, take
 
@@ -131,10 +132,13 @@ def _prepare(link: Link) -> Link:
     if not link.elementwise:
         return link
     cell, item = run.cell, run.states[0].element_size()
-    gates = len(cell.blocks) + (0 if cell.additive else len(cell.gates))
+    blocks = len(cell.blocks) + (0 if cell.additive else len(cell.gates))
     size = run.T * run.B * run.cell.units(run.weights) * item
-    if size * len(cell.parts) * (gates + len(cell.parts)) > DIAGONAL_BYTES:
+    if size * len(cell.parts) * (blocks + len(cell.parts)) > DIAGONAL_BYTES:
         return link
+    if run.gates is None and (cell.nested or cell.diagonal):
+        run = replace(run, gates=gates(cell, run.weights, run.inputs, link.previous))
+        link = replace(link, run=run)
     return replace(link, diagonal=coefficients(run, previous=link.previous, nested=True))
 
 

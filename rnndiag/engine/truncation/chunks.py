@@ -44,21 +44,38 @@ def chunk_scores(
     chain: Chain, population: Population, full: Tensor, sizes: tuple[int, ...]
 ) -> ChunkScores:
     """Scores of Chunk(k) for every k of `sizes`; full (M, P) is the gradient without truncation."""
-    whole = full.sum(0)
-    square = population.inner(whole, whole)[ALL]
-    rows = []
-    for k in sizes:
-        cut = gradient_of(chain, population.layout, segments(chain, k, k), len(full))
-        total = cut.sum(0)
-        off = population.square(cut - full, total - whole)
-        inner = population.inner(total, whole)[ALL]
-        own = population.inner(total, total)[ALL]
-        bias = _ratio(math.sqrt(off.minibatch[ALL]), math.sqrt(square))
-        rows.append((bias, _ratio(inner, math.sqrt(square * own)), off.mean, off.mean_error))
-    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
-    return ChunkScores(
-        tuple(sizes), table[:, 0], table[:, 1].clamp(-1, 1), table[:, 2], table[:, 3]
+    return scores(
+        {
+            k: score(
+                population,
+                full,
+                gradient_of(chain, population.layout, segments(chain, k, k), len(full)),
+            )
+            for k in sizes
+        }
     )
+
+
+Score = tuple[float, float, float, float]
+"""Bias, cosine, unbiased mean square and its error."""
+
+
+def score(population: Population, full: Tensor, cut: Tensor) -> Score:
+    """A truncated gradient `cut` (M, P) against the full one."""
+    whole, total = full.sum(0), cut.sum(0)
+    square, own, inner = (
+        population.inner(*pair)[ALL] for pair in ((whole, whole), (total, total), (total, whole))
+    )
+    off = population.square(cut - full, total - whole)
+    bias = _ratio(math.sqrt(off.minibatch[ALL]), math.sqrt(square))
+    return (bias, _ratio(inner, math.sqrt(square * own)), off.mean, off.mean_error)
+
+
+def scores(found: dict[int, Score]) -> ChunkScores:
+    """Scores by chunk size, the smallest first."""
+    sizes = tuple(sorted(found))
+    table = torch.tensor([found[k] for k in sizes], dtype=torch.float64).reshape(-1, 4)
+    return ChunkScores(sizes, table[:, 0], table[:, 1].clamp(-1, 1), table[:, 2], table[:, 3])
 
 
 def _ratio(over: float, under: float) -> float:

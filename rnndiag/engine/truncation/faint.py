@@ -1,7 +1,7 @@
 """Lag gradients too small to change any tail: found by a bound that costs next to nothing.
 
-|c_d| <= Σ over rows of |∂a/∂s| |a^d| |right factor|. A lag is left out where this is below 1/D of one rounding of |g| in
-the precision of the run, so that no |S_d| can tell whether all that were left out had been taken off.
+|c_d| <= Σ over rows of |∂a/∂s| |a^d| |right factor|. A lag is left out where this is below 1/D of one rounding of |g|
+in the precision of the run, so that no |S_d| can tell whether all that were left out had been taken off.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.transition import flat_step
 from rnndiag.engine.truncation.chain import Chain, Link
 from rnndiag.engine.truncation.parameters import FACTORS, Block, Layout
-from rnndiag.engine.truncation.visit import Scratch, Visit
+from rnndiag.engine.truncation.scratch import Scratch
+from rnndiag.engine.truncation.visit import Visit
 from rnndiag.engine.truncation.where import take
 
 

@@ -31,6 +31,10 @@ DENSE_WINDOWS = 8
 WINDOW_GROWTH = 1.08
 LEFT_OUT = 1e-3
 """A sampled sweep ends where at most this share of the credit lies further back, were it to fall no more."""
+LEAST_BLOCKED = 2.0
+"""From this budget on windows are measured on the whole batch; below it, on the sampled rows."""
+CREDIT_SHARE = 0.1
+"""The profile's share of the budget where windows are measured apart from it."""
 SMALL_SECONDS = 0.15
 """What takes about this long as a whole is not worth sampling."""
 
@@ -52,6 +56,11 @@ class Sampling:
     of_lags: int
     may_stop: bool = False
     """Whether the sweep ends where less than `LEFT_OUT` of the credit can lie further back."""
+    widths: tuple[int, ...] = ()
+    """To within how many steps each of `windows` is known, where they were measured apart from the rows; or empty."""
+
+    blocked: bool = False
+    """Whether windows are measured on the whole batch, apart from the rows of the profile."""
 
     def ends(self, lag: int, credit: float, so_far: float) -> bool:
         """Whether a sweep may end after this lag, whose credit is `credit`, `so_far` with all before it."""
@@ -60,8 +69,20 @@ class Sampling:
 
     def stopped(self, lags: int) -> Sampling:
         """The same, of a sweep that ended after so many lags."""
+        if self.blocked:
+            return replace(self, lags=lags)
         windows = tuple(w for w in self.windows if w < lags)
         return replace(self, lags=lags, windows=(*windows, lags))
+
+    def with_windows(self, widths: dict[int, int]) -> Sampling:
+        """The same, with windows of all sequences and losses, each known to within so many steps."""
+        windows = tuple(sorted(widths))
+        return replace(self, windows=windows, widths=tuple(widths[w] for w in windows))
+
+    @property
+    def windows_complete(self) -> bool:
+        """Whether every sequence and every loss counts in the windows."""
+        return self.complete or self.blocked
 
     @property
     def complete(self) -> bool:
@@ -91,7 +112,13 @@ class Sampling:
         if self.lags < self.of_lags:
             beyond = f", beyond which lies less than {LEFT_OUT:.1%} of the credit"
             said.append(f"lags 0 to {self.lags - 1} of {self.of_lags}{beyond * self.may_stop}")
-        if len(self.windows) < self.lags:
+        if self.widths:
+            share = max(m / w for m, w in zip(self.widths, self.windows, strict=True))
+            said.append(
+                f"gradients of {len(self.windows)} windows of {self.of_lags}, of all sequences and losses, each known "
+                f"to within {share:.0%} of its length or better"
+            )
+        elif len(self.windows) < self.lags:
             said.append(f"gradients of {len(self.windows)} windows of {self.lags}")
         return "Sampled: " + ", ".join(said) + "." if said else "Nothing was sampled: exact."
 
@@ -145,8 +172,11 @@ def choose(
         return sweep_cost(chain, steps, outputs, sequences, lags, len(windows)) > limit
 
     may_stop = too_much() and seconds(chain, steps, sequences, lags) > SMALL_SECONDS
+    blocked = may_stop and given is None and anchors is None and limit >= LEAST_BLOCKED
     if not may_stop:
         limit = float("inf")
+    elif blocked:
+        limit, windows = limit * CREDIT_SHARE, ()
     else:
         windows = spaced_windows(lags)
     while too_much() and anchors is None and outputs > LEAST_OUTPUTS:
@@ -157,7 +187,9 @@ def choose(
         chosen = samples
     else:
         chosen = tuple(sorted(torch.randperm(chain.B, generator=draw)[:sequences].tolist()))
-    return Sampling(chosen, chain.B, outputs, len(steps), windows, lags, chain.T, may_stop)
+    return Sampling(
+        chosen, chain.B, outputs, len(steps), windows, lags, chain.T, may_stop, blocked=blocked
+    )
 
 
 def _check(name: str, value: int | None, most: int | None) -> None:

@@ -25,9 +25,10 @@ from rnndiag.engine.truncation.credit import (
 from rnndiag.engine.truncation.noise import group_count, sequence_noise
 from rnndiag.engine.truncation.parameters import ALL, Layout, layout_of
 from rnndiag.engine.truncation.population import Population
+from rnndiag.engine.truncation.quick import Budget, blocked_tails, few_chunks, sampled_credit
 from rnndiag.engine.truncation.sampling import Sampled, Sampling, choose, sample
 from rnndiag.engine.truncation.stack import Runs, chain_of
-from rnndiag.engine.truncation.tails import TailLedger, Tails
+from rnndiag.engine.truncation.tails import TailLedger, Tails, assembled
 from rnndiag.engine.truncation.travel import rows_of, travel
 from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
 
@@ -63,7 +64,7 @@ class LagSweep:
     @property
     def upper_bound(self) -> bool:
         """Whether losses or sequences were sampled, so that tails and window biases are upper bounds."""
-        return not self.sampling.complete
+        return not self.sampling.windows_complete
 
     @property
     def credit(self) -> Tensor:
@@ -150,8 +151,57 @@ def lag_sweep(
     sampling = choose(
         chain, lag_count(chain, max_lag), None if lag_gradients else budget, samples, anchors, draw
     )
+    if sampling.blocked and budget is not None:
+        return quick_sweep(chain, sampling, draw, budget, chunks, independent)
     taken = sample(chain, sampling, draw)
     return sweep_chain(chain, taken, sampling, lag_gradients, chunks, independent)
+
+
+def quick_sweep(
+    chain: Chain,
+    sampling: Sampling,
+    draw: torch.Generator,
+    budget: float,
+    chunks: tuple[int, ...] | None,
+    independent: bool,
+) -> LagSweep:
+    """The profile from sampled losses, and some windows and chunks from the whole batch."""
+    spent, most = Budget(budget), sampling.lags
+    layout, whole = layout_of(chain), chain.prepared()
+    population = Population(layout, chain.B, chain.B)
+    delta = total_adjoint(whole)
+    spent.calibrate()
+    by_sequence = gradient_of(whole, layout, delta, group_count(layout, chain.B, delta[0], chain.B))
+    full = regrouped(by_sequence, few_groups(by_sequence))
+    noise = sequence_noise(whole, population, delta, by_sequence) if independent else float("nan")
+    matrix, profile, sampling = sampled_credit(sample(chain, sampling, draw), sampling)
+    tails = blocked_tails(whole, population, full, delta, most, spent)
+    sampling = sampling.with_windows(tails.widths)
+    scores = (
+        few_chunks(whole, population, full, tails, spent)
+        if chunks is None
+        else chunk_scores(whole, population, full, chunks)
+    )
+    return LagSweep(
+        name=chain.name,
+        lags=sampling.lags,
+        log_credit=matrix,
+        profile=profile,
+        tails=assembled(population, tails.found, {}, most, independent),
+        chunks=scores,
+        noise=noise,
+        gradient=layout.split(full.sum(0)),
+        sampling=sampling,
+        notes=(*_unavailable(chain, independent), sampling.sentence),
+    )
+
+
+def _unavailable(chain: Chain, independent: bool) -> list[str]:
+    if not independent:
+        return ["The loss mixes sequences: no noise yardstick and no systematic part."]
+    if chain.B < 2:
+        return ["One sequence only: no noise yardstick and no systematic part."]
+    return []
 
 
 def sweep_chain(
@@ -194,10 +244,7 @@ def sweep_chain(
             "bounds: all of them together are below one rounding of the gradient."
         )
     noise = sequence_noise(part, population, delta, by_sequence) if independent else float("nan")
-    if not independent:
-        notes.append("The loss mixes sequences: no noise yardstick and no systematic part.")
-    elif chain.B < 2:
-        notes.append("One sequence only: no noise yardstick and no systematic part.")
+    notes += _unavailable(chain, independent)
     if not sampling.complete:
         notes.append(
             f"{sampling.sentence} The tails and window biases are those of the losses looked at; they hold the noise "

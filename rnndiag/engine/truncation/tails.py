@@ -16,8 +16,9 @@ from rnndiag.engine.truncation.parameters import ALL
 from rnndiag.engine.truncation.population import Population, shares
 from rnndiag.engine.truncation.products import add_gradients, right_factors
 from rnndiag.engine.truncation.sampling import Sampling
+from rnndiag.engine.truncation.scratch import Scratch
 from rnndiag.engine.truncation.travel import Lag
-from rnndiag.engine.truncation.visit import Scratch, visit
+from rnndiag.engine.truncation.visit import visit
 from rnndiag.engine.truncation.where import add_at, every
 from rnndiag.errors import BadArgument
 
@@ -45,7 +46,7 @@ class Tails:
 
 
 @dataclass(frozen=True)
-class _Tail:
+class Tail:
     """What one window leaves out."""
 
     squares: Tensor
@@ -82,7 +83,7 @@ class TailLedger:
         self.rights, self.scratch = right_factors(chain, population.layout), Scratch()
         self.by_row = _rows_or_states(self.windows, sampling.outputs, chain.T)
         self.summed = tuple(torch.zeros_like(part) for part in chain.direct if not all(self.by_row))
-        self.tail: dict[int, _Tail] = {}
+        self.tail: dict[int, Tail] = {}
         self.lag_squares: dict[int, Tensor] = {}
         self.bounds = None if keep else Bounds.of(chain, self.rights, self.full_sum, self.lags)
         self.faint: set[int] = set()
@@ -149,10 +150,7 @@ class TailLedger:
             self._close(lag.d)
 
     def _write(self, window: int) -> None:
-        total = self.left_sum
-        squares = self.population.layout.inner(total, total)
-        toward = torch.dot(total, self.full_sum).double()
-        self.tail[window] = _Tail(squares, toward, *shares(self.left, total))
+        self.tail[window] = tail_of(self.population, self.left, self.left_sum, self.full_sum)
 
     def lag_gradients(self) -> dict[str, Tensor]:
         """c_d by parameter, (D, *shape); empty where they were not asked for."""
@@ -168,36 +166,54 @@ class TailLedger:
         for window in range(last + 1, self.lags + 1):
             self.tail[window] = self.tail[last]
             self.lag_squares[window - 1] = torch.zeros_like(self.tail[last].squares)
-        windows = sorted(self.tail)
-        at, size = torch.tensor(windows), self.lags + 1
-        tails = [self.tail[window] for window in windows]
-        squares, toward, own, reach = (
-            torch.stack([getattr(tail, name) for tail in tails]).cpu()
-            for name in ("squares", "toward", "own", "reach")
+        return assembled(
+            self.population, self.tail, self.lag_squares, self.lags, independent, self.faint
         )
-        names = (*self.population.layout.names, ALL)
-        mean, error = self.population.of_means(squares[:, -1], own, reach)
-        if not independent:
-            mean, error = torch.full_like(mean, math.nan), torch.full_like(mean, math.nan)
-        square = squares[:, -1]
-        full = square[0]
-        kept = (full - 2 * toward + square).clamp(min=0)
-        lags = torch.tensor(sorted(self.lag_squares), dtype=torch.int64)
-        norms = squares.sqrt()
-        lag_norms = squares.new_zeros(0, len(names))
-        if len(lags):
-            lag_norms = torch.stack([self.lag_squares[d] for d in lags.tolist()]).cpu().sqrt()
-        return Tails(
-            norms={name: _spread(size, at, norms[:, k]) for k, name in enumerate(names)},
-            lag_norms={
-                name: _spread(self.lags, lags, lag_norms[:, k]) for k, name in enumerate(names)
-            },
-            cosine=_spread(size, at, ((full - toward) / (kept * full).sqrt()).clamp(-1, 1)),
-            progress=_spread(size, at, (full - toward) / full),
-            mean_square=_spread(size, at, mean),
-            mean_square_error=_spread(size, at, error),
-            faint=tuple(sorted(self.faint)),
-        )
+
+
+def tail_of(population: Population, tail: Tensor, total: Tensor, whole: Tensor) -> Tail:
+    """What is kept of a tail (M, P) with the sum `total` (P,) over groups; whole (P,): the gradient."""
+    squares = population.layout.inner(total, total)
+    return Tail(squares, torch.dot(total, whole).double(), *shares(tail, total))
+
+
+def assembled(
+    population: Population,
+    tail: dict[int, Tail],
+    lag_squares: dict[int, Tensor],
+    lags: int,
+    independent: bool,
+    faint: set[int] | frozenset[int] = frozenset(),
+) -> Tails:
+    """The tails by window, 0 .. `lags`, from those that were measured."""
+    windows = sorted(tail)
+    at, size = torch.tensor(windows), lags + 1
+    tails = [tail[window] for window in windows]
+    squares, toward, own, reach = (
+        torch.stack([getattr(tail, name) for tail in tails]).cpu()
+        for name in ("squares", "toward", "own", "reach")
+    )
+    names = (*population.layout.names, ALL)
+    mean, error = population.of_means(squares[:, -1], own, reach)
+    if not independent:
+        mean, error = torch.full_like(mean, math.nan), torch.full_like(mean, math.nan)
+    square = squares[:, -1]
+    full = square[0]
+    kept = (full - 2 * toward + square).clamp(min=0)
+    known = torch.tensor(sorted(lag_squares), dtype=torch.int64)
+    lag_norms = squares.new_zeros(0, len(names))
+    if len(known):
+        lag_norms = torch.stack([lag_squares[d] for d in known.tolist()]).cpu().sqrt()
+    norms = squares.sqrt()
+    return Tails(
+        norms={name: _spread(size, at, norms[:, k]) for k, name in enumerate(names)},
+        lag_norms={name: _spread(lags, known, lag_norms[:, k]) for k, name in enumerate(names)},
+        cosine=_spread(size, at, ((full - toward) / (kept * full).sqrt()).clamp(-1, 1)),
+        progress=_spread(size, at, (full - toward) / full),
+        mean_square=_spread(size, at, mean),
+        mean_square_error=_spread(size, at, error),
+        faint=tuple(sorted(faint)),
+    )
 
 
 def _spread(size: int, at: Tensor, values: Tensor) -> Tensor:

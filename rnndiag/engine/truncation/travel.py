@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.truncation.chain import Chain
-from rnndiag.engine.truncation.visit import Scratch, Visit, visit
+from rnndiag.engine.truncation.scratch import Scratch
+from rnndiag.engine.truncation.visit import Visit, visit
 from rnndiag.engine.truncation.where import Where, earlier, take
 
 

@@ -17,7 +17,8 @@ from rnndiag.engine.cells import State
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.parameters import Layout
 from rnndiag.engine.truncation.products import add_gradients, empty_buffer, right_factors
-from rnndiag.engine.truncation.visit import Scratch, visit
+from rnndiag.engine.truncation.scratch import Scratch
+from rnndiag.engine.truncation.visit import visit
 from rnndiag.engine.truncation.where import every
 
 

@@ -1,0 +1,97 @@
+"""The sweep for a few training steps: the profile from sampled losses, some windows from the whole batch.
+
+Windows cannot be had from a sample of sequences: what averages out between them in the batch's gradient would stand out
+in the sample's. So every window that is measured counts all sequences and losses (`blocked`), and it is the number of
+windows, and how closely each is known, that the budget decides: by the clock, on this very layer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from torch import Tensor
+
+from rnndiag.engine.cells import State
+from rnndiag.engine.truncation.blocked import BlockedTails, doubling
+from rnndiag.engine.truncation.chain import Chain
+from rnndiag.engine.truncation.chunks import ChunkScores, score, scores
+from rnndiag.engine.truncation.credit import CreditLedger, Profile, log_matrix, profile_of
+from rnndiag.engine.truncation.population import Population
+from rnndiag.engine.truncation.sampling import Sampled, Sampling
+from rnndiag.engine.truncation.travel import rows_of, travel
+from rnndiag.engine.truncation.walks import gradient_of, segments
+
+ADJOINT_SHARE = 0.75
+"""What the total adjoints and the diagonal derivatives take of a plain training step; it is told from them."""
+CHUNKS = (64, 16, 32, 128, 4)
+"""Chunk sizes that are scored beside the free one, in this order, as far as the budget goes."""
+
+
+class Budget:
+    """What has been spent since the start, in seconds, of so many plain training steps."""
+
+    def __init__(self, steps: float) -> None:
+        self.steps, self.start = steps, time.perf_counter()
+        self.seconds = math.inf
+
+    def calibrate(self) -> None:
+        """All that was done until now was `ADJOINT_SHARE` of a plain step."""
+        self.seconds = self.steps * self.spent / ADJOINT_SHARE
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start
+
+    def allows(self, seconds: float) -> bool:
+        """Whether so many more fit."""
+        return self.spent + seconds <= self.seconds
+
+
+def sampled_credit(taken: Sampled, sampling: Sampling) -> tuple[Tensor, Profile, Sampling]:
+    """ln C[u, s], the profile, and the sampling with the lags at which it ended."""
+    part = taken.chain
+    rows = rows_of(part)
+    whole = len(sampling.sequences) == sampling.of_sequences
+    credit = CreditLedger(part, rows, sampling.lags, taken.weights, not whole)
+    mass = 0.0
+    for lag in travel(part, rows, sampling.lags, lambda _: False):
+        credit.add(lag)
+        now = float(lag.log_norm.exp().sum())
+        mass += now
+        if sampling.ends(lag.d, now, mass):
+            sampling = sampling.stopped(lag.d + 1)
+            credit.stop(sampling.lags)
+            break
+    shares = (part.B / sampling.of_sequences, sampling.outputs / max(1, sampling.of_outputs))
+    return log_matrix(credit), profile_of(credit, *shares), sampling
+
+
+def blocked_tails(
+    chain: Chain, population: Population, full: Tensor, delta: State, most: int, budget: Budget
+) -> BlockedTails:
+    """Windows up to `most`, closer around the one to be recommended as far as the budget goes."""
+    tails = BlockedTails(chain, population, full, delta)
+    blocks = [block for block in doubling(chain.T) if block.start < most]
+    before = budget.spent
+    tails.walk(blocks)
+    each = (budget.spent - before) / max(1, len(tails.widths))
+    tails.refine(lambda lags: budget.allows(each * (lags + 1) / 2))
+    return tails
+
+
+def few_chunks(
+    chain: Chain, population: Population, full: Tensor, tails: BlockedTails, budget: Budget
+) -> ChunkScores:
+    """Chunks of the width of the first block, whose tail is known, and as many more as fit."""
+    found = {tails.first_width: score(population, full, full - tails.first)}
+    for k in CHUNKS:
+        before = budget.spent
+        if k >= chain.T or k in found or not budget.allows(0.0):
+            continue
+        cut = gradient_of(chain, population.layout, segments(chain, k, k), len(full))
+        found[k] = score(population, full, cut)
+        if not budget.allows(budget.spent - before):
+            break
+    return scores(found)

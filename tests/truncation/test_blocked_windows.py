@@ -1,0 +1,126 @@
+"""Windows of the whole batch with a cut every m steps, and lags too small to count, against naive loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import STEPS, relative
+from truncation.naive import Problem, flat, problem
+
+from rnndiag import lag_sweep
+from rnndiag.engine.truncation import blocked, sampling
+from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling
+from rnndiag.engine.truncation.parameters import layout_of
+from rnndiag.engine.truncation.population import Population
+from rnndiag.engine.truncation.stack import chain_of
+from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
+
+TOLERANCE = 1e-10
+
+
+def naive_tail(p: Problem, block: Block) -> torch.Tensor:
+    """What is left out where the losses of steps j m .. (j + 1) m - 1 reach down to step j m - a + 1."""
+    m = block.width
+    passes = [
+        (max(0, first - block.start + 1), min(first + m, p.T), range(first, min(first + m, p.T)))
+        for first in range(0, p.T, m)
+    ]
+    return p.full() - p.gradient(passes)
+
+
+def tails_of(p: Problem, groups: int = 2) -> BlockedTails:
+    chain = chain_of(p.runs if len(p.runs) > 1 else p.run).prepared()
+    layout, delta = layout_of(chain), total_adjoint(chain)
+    full = gradient_of(chain, layout, delta, groups)
+    return BlockedTails(chain, Population(layout, chain.B, chain.B), full, delta)
+
+
+def check(p: Problem, found: BlockedTails, block: Block) -> None:
+    expected = naive_tail(p, block)
+    window = min(block.window, p.T - 1)
+    size = float(p.full().norm())
+    norm = float(found.found[window].squares[-1].sqrt())
+    assert abs(norm - float(expected.norm())) <= TOLERANCE * size
+    toward = float(expected @ p.full())
+    assert abs(float(found.found[window].toward) - toward) <= TOLERANCE * size**2
+
+
+@pytest.mark.parametrize("lengths", [None, [12, 5, 9, 1]], ids=["full", "packed"])
+@pytest.mark.parametrize("cell", STEPS)
+def test_blocks_of_every_cell(cell: str, lengths: list[int] | None) -> None:
+    p = problem(cell, lengths=lengths)
+    for block in (Block(1, 4), Block(3, 2), Block(2, 1), Block(5, 5), Block(11, 3)):
+        found = tails_of(p)
+        found.walk([block])
+        check(p, found, block)
+
+
+@pytest.mark.parametrize("cells", [("lstm",), ("gru", "lstm"), ("elman_tanh", "peephole_lstm")])
+def test_blocks_that_follow_on_one_another(
+    cells: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked, "FIRST_WIDTH", 2)
+    p = problem(*cells, T=19)
+    blocks = doubling(19)
+    assert [(b.start, b.width) for b in blocks] == [(1, 2), (3, 2), (5, 4), (9, 8), (17, 16)]
+    found = tails_of(p)
+    found.walk(blocks)
+    for block in blocks[:-1]:
+        check(p, found, block)
+    assert float(naive_tail(p, blocks[-1]).norm()) < 1e-12
+    chunked = p.full() - p.chunk(2, 2)
+    assert relative(found.first.sum(0).norm(), chunked.norm()) < TOLERANCE
+    assert found.first_width == 2
+
+
+def test_the_window_to_be_recommended_is_found_closely(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem("lstm", T=60, B=4, H=6, scale=1.6)
+    whole = lag_sweep(p.run, budget=None).window_bias
+    found = tails_of(p)
+    found.walk(doubling(60))
+    found.refine(lambda _: True)
+    measured = {w: found._bias(w) for w in sorted(found.found)}
+    near = min(w for w in measured if all(measured[v] <= 0.1 for v in measured if v >= w))
+    true = min(w for w in range(61) if bool((whole[w:] <= 0.1).all()))
+    assert abs(near - true) <= max(1, 0.1 * true)
+
+
+def test_the_default_of_a_large_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "SMALL_SECONDS", 0.0)
+    monkeypatch.setattr(sampling, "ROW_COST", 20.0)
+    p = problem("gru", T=70, B=16, H=4, scale=1.3)
+    sweep = lag_sweep(p.run, budget=3.0)
+    assert sweep.sampling.blocked
+    assert not sweep.upper_bound
+    assert "of all sequences and losses" in sweep.sampling.sentence
+    assert relative(flat(sweep.gradient), p.full()) < TOLERANCE
+    whole = lag_sweep(p.run, budget=None)
+    assert sweep.noise == pytest.approx(whole.noise, rel=1e-9)
+    assert len(sweep.window_bias) == 71
+    assert float(sweep.window_bias[0]) == 1.0
+    pairs = list(zip(sweep.sampling.windows, sweep.sampling.widths, strict=True))
+    assert len(pairs) >= 3
+    for window, width in pairs:
+        inside = whole.window_bias[max(1, window - width) : window + width + 1]
+        value = float(sweep.window_bias[window])
+        assert 0.7 * float(inside.min()) <= value <= 1.3 * float(inside.max())
+    for k, bias in zip(sweep.chunks.size, sweep.chunks.bias, strict=True):
+        off = float((p.full() - p.chunk(k, k)).norm() / p.full().norm())
+        assert float(bias) == pytest.approx(off, abs=TOLERANCE)
+
+
+def test_faint_lags_are_bounded_and_too_small_to_count() -> None:
+    p = problem("elman_tanh", T=40, B=3, H=3, scale=0.3)
+    sweep = lag_sweep(p.run, budget=None)
+    every = lag_sweep(p.run, lag_gradients=True)
+    faint = list(sweep.tails.faint)
+    assert faint
+    assert not every.tails.faint
+    for name, norms in sweep.lag_gradient_norms.items():
+        exact = every.lag_gradient_norms[name]
+        assert bool((norms[faint] >= exact[faint] * (1 - 1e-9)).all())
+        others = [d for d in range(40) if d not in faint]
+        assert relative(norms[others], exact[others]) < TOLERANCE
+    left_out = float(sweep.lag_gradient_norms["all"][faint].sum())
+    assert left_out <= torch.finfo(torch.float64).eps * sweep.full_gradient_norm
+    assert "upper bounds" in sweep.notes[0]
