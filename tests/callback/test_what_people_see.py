@@ -83,7 +83,7 @@ SCREEN = r"""rnndiag: 4 recordings, steps 0-3, 2 layers, T = 7
   rnn.l1 +[\d.]+ +[\d.]+ +\d+ +[\d.]+ +0 +\de-\d+
   rnn.l0..l1 +[\d.]+ +[\d.]+ +\d+ +- +0 +-
   Gradient of rnn.l[01] covers \d of 7 steps \([\d.]+ h\)\. Fine if the task needs no more\.
-  rnn.l0..l1: (?:A window of \d \([\d.]+ h\)|Nothing shorter than all 7 steps) keeps the gradient(?s:.*?); you hold(?s:.*?)\.
+  rnn.l0..l1: (?:A window of \d \([\d.]+ h\)|Nothing shorter than all 7)(?s:.*?); you hold(?s:.*?)\.
   cost [\d.]+ % of training time, \d+ kB in \S+
   rnndiag report \S+ --open
 """
