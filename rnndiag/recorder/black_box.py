@@ -1,7 +1,8 @@
 """The black box: a step whose loss or gradient is not finite, or whose norm jumps, is recorded and explained.
 
-What arms it: two light hooks a fused recurrent layer (see `vigil`), which keep references and no copies. They cost some
-tens of microseconds a step, and the step's inputs and output gradients stay alive until the step has been judged.
+What arms it: a light hook a call of a fused recurrent layer, and one a tensor that comes out (see `vigil`), which keep
+references and no copies. They cost some tens of microseconds a step (`python benchmarks/overhead.py --hooks`), and the
+step's inputs and output gradients stay alive until the step has been judged.
 """
 
 from __future__ import annotations

@@ -114,6 +114,7 @@ class FitRecorder:
                 self._measure()
             if facts is not None:
                 self._judge(facts)
+            self.black_box.rest()
         if self._pending is not None:
             self._done.append((self._pending, facts))
             self._pending = None
