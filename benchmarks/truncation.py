@@ -1,6 +1,6 @@
 """What does the lag sweep cost, against the loops that it replaces, and what does its sampling lose?
 
-    python benchmarks/truncation.py [ratios] [trained] [growth] [--quick]
+    python benchmarks/truncation.py [ratios] [trained] [growth [--output growth.md]] [--quick]
 
 Every number is a ratio to a plain training step (torch's fused kernel, forward and backward, with a linear head),
 interleaved in one run: the steps are timed again between the others. Times are CPU seconds of one thread, which a busy
@@ -318,17 +318,14 @@ def trained_lines(
     return line, f"<!-- {name}: {sweeps[-1].sampling.sentence} -->"
 
 
-GROWTH = [
+GROWTH = {
     # T, B, H, D
-    (100, 16, 64, 100),
-    (200, 16, 64, 200),
-    (400, 16, 64, 400),
-    (200, 16, 64, 50),
-    (200, 64, 64, 200),
-    (200, 16, 256, 200),
-    (2000, 4, 64, 2000),
-    (100, 8, 1024, 100),
-]
+    "T": [(50, 4, 64, 50), (200, 4, 64, 200), (800, 4, 64, 800), (2000, 4, 64, 2000)],
+    "D": [(200, 16, 64, 25), (200, 16, 64, 50), (200, 16, 64, 100), (200, 16, 64, 200)],
+    "B": [(200, 4, 64, 200), (200, 16, 64, 200), (200, 64, 64, 200)],
+    "H": [(50, 8, 32, 50), (50, 8, 128, 50), (50, 8, 512, 50), (50, 8, 1024, 50)],
+}
+"""Shapes by what grows in them; where T grows, D = T grows along."""
 
 
 def measure(T: int, B: int, H: int, D: int) -> None:
@@ -344,32 +341,52 @@ def measure(T: int, B: int, H: int, D: int) -> None:
     peak_sampled = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     whole = seconds(lambda: lag_sweep(run, D, budget=None, chunks=()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    line = {"step": step, "whole": whole / step, "default": sampled / step}
+    line = {"step": step, "whole": whole, "default": sampled}
     line |= {"memory": (peak - base) / 1024, "memory_default": (peak_sampled - base) / 1024}
     print(json.dumps(line))
 
 
-def growth() -> None:
-    """How the cost grows with T, B, H and D."""
-    print(
-        "\n## Growth (LSTM, float32, one thread): cost in plain training steps, memory beyond the training step's\n"
-    )
-    print(
-        "| T | B | H | D | training step | sweep, every window | memory | default sampling | memory |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    for shape in GROWTH:
-        command = [sys.executable, __file__, "--measure", *map(str, shape)]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        line = json.loads(found.stdout.splitlines()[-1])
-        print(
-            f"| {' | '.join(map(str, shape))} | {line['step'] * 1e3:.0f} ms | {line['whole']:.0f} | "
-            f"{line['memory']:.0f} MB | {line['default']:.1f} | {line['memory_default']:.0f} MB |",
-            flush=True,
+def growth(output: Path | None = None) -> None:
+    """How the cost grows with T, B, H and D, with the exponent of the last two sizes; a Markdown page if asked."""
+    lines = [
+        "## Growth of the lag sweep (LSTM, float32, CPU seconds of one thread, memory beyond the training step's)",
+        "",
+        "| grows | T | B | H | D | training step | every window | in steps | memory | default | in steps | memory |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n" + "\n".join(lines), flush=True)
+    exponents = []
+    for axis, shapes in GROWTH.items():
+        found = []
+        for shape in shapes:
+            command = [sys.executable, __file__, "--measure", *map(str, shape)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            lines.append(growth_line(axis, shape, found[-1]))
+            print(lines[-1], flush=True)
+        at = "TBHD".index(axis)
+        size = np.log([shape[at] for shape in shapes[-2:]])
+        steps = (
+            (what, float(np.diff(np.log([one[what] for one in found[-2:]]))[0] / np.diff(size)[0]))
+            for what in ("step", "whole", "default")
         )
+        exponents.append(f"{axis}: " + ", ".join(f"{what} {power:.1f}" for what, power in steps))
+    lines += ["", "Exponents between the last two sizes: " + "; ".join(exponents) + "."]
+    print("\n" + lines[-1])
+    if output is not None:
+        output.write_text("\n".join(lines) + "\n")
 
 
-PARTS = {"ratios": ratios, "trained": trained, "growth": growth}
+def growth_line(axis: str, shape: tuple[int, ...], found: dict[str, float]) -> str:
+    """One shape's line."""
+    step, whole, default = (found[what] for what in ("step", "whole", "default"))
+    return (
+        f"| {axis} | {' | '.join(map(str, shape))} | {step * 1e3:.1f} ms | {whole:.2f} s | {whole / step:.0f} | "
+        f"{found['memory']:.0f} MB | {default:.2f} s | {default / step:.1f} | {found['memory_default']:.0f} MB |"
+    )
+
+
+PARTS = {"ratios": ratios, "trained": trained}
 
 
 def main() -> None:
@@ -377,7 +394,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (default: both), growth")
+    parser.add_argument("--output", type=Path, help="a Markdown file that growth writes")
     parser.add_argument("--quick", action="store_true", help="ratios of an LSTM alone, T=60, H=64")
     parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -389,7 +407,10 @@ def main() -> None:
         ratios(60, 16, 64, ("lstm",))
         return
     for part in asked.parts or PARTS:
-        PARTS[part]()
+        if part == "growth":
+            growth(asked.output)
+        else:
+            PARTS[part]()
 
 
 if __name__ == "__main__":
