@@ -11,9 +11,14 @@ from rnndiag.recorder.capture.call import Call, Link
 from rnndiag.recorder.capture.chains import Chain
 from rnndiag.recorder.capture.layout import Segments
 
+ROOM = 2**26
+"""So many numbers one state part may take in the end, or ..."""
+SPARSE = 8
+"""... so many times what it takes as it was called: short stretches are padded to the longest one."""
+
 _TOLD = (
-    "its state is reset within the {} sequences of the batch, which makes {} sequences of at most {} steps: "
-    "a time step counts from the last reset"
+    "its state is reset within the {} sequences of the batch, which makes {} sequences of at most {} steps, "
+    "in the order in which they begin: a time step counts from the last reset"
 )
 
 
@@ -22,12 +27,6 @@ def steps_of(call: Call) -> int:
     if call.plan.one_step:
         return 1
     return int(call.inputs.shape[1 if call.plan.batch_first else 0])
-
-
-ROOM = 2**26
-"""So many numbers one state part may take in the end, or ..."""
-SPARSE = 8
-"""... so many times what it takes as it was called: short stretches are padded to the longest one."""
 
 
 def unless_scattered(chain: Chain) -> tuple[Chain, ...]:
