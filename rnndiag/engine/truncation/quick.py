@@ -23,7 +23,7 @@ from rnndiag.engine.truncation.travel import rows_of, travel
 from rnndiag.engine.truncation.walks import gradient_of, segments
 
 ADJOINT_SHARE = 0.75
-"""What the total adjoints and the diagonal derivatives take of a plain training step; it is told from them."""
+"""What total adjoints and diagonal derivatives take of a plain training step, whose length is told from theirs."""
 CHUNKS = (64, 16, 32, 128, 4)
 """Chunk sizes that are scored beside the free one, in this order, as far as the budget goes."""
 

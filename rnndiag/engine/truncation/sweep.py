@@ -139,8 +139,9 @@ def lag_sweep(
 
     layer_run: a LayerRun (layer semantics), or the runs of one stack, lowest first (stack semantics).
     max_lag: D, the number of lags: 0 .. D-1 (None: T).
-    budget: what the sweep may cost, in plain training steps of these layers. Sequences, losses and windows are sampled
-        to keep it, `sampling.sentence` says which and how much; small problems fit whole. None: nothing is sampled.
+    budget: what the sweep aims to cost, in plain training steps of these layers. Sequences and losses of the profile
+        are sampled and windows chosen for it, `sampling.sentence` says which and how much; small problems fit whole.
+        The fewest windows of the whole batch may alone take more. None: nothing is sampled.
     samples, anchors: how many sequences, and how many of the losses' output steps, to look at, chosen by hand.
     lag_gradients: keep every c_d (exact sweeps only).
     chunks: chunk sizes k to score (None: 1, 2, 3, 4, 6, 8, ... up to T).
