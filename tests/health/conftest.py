@@ -45,7 +45,7 @@ def measurements(layer: str, decay: float, **changes: Any) -> list[Measurement]:
     labels: dict[str, Mapping[str, Sequence[str]]] = {
         "gradient_norm": {"parameter": PARAMETERS},
         "residual": {"parameter": PARAMETERS},
-        "spectral_radius": {"block": ("h",)},
+        "spectral_radius": {"block": ("h", "i", "f", "o")[: np.size(values["spectral_radius"])]},
         "gate_mean": {"gate": ("i", "f", "g", "o")},
         "gate_contribution_norm": {"gate": ("i", "f", "g", "o")},
     }

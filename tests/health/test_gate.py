@@ -132,9 +132,32 @@ def test_counts_that_are_not_finite_fail_without_a_warning(make_run: MakeRun) ->
 
 
 def test_a_heading_keeps_the_case_of_a_symbol(make_run: MakeRun) -> None:
-    drift = make_run(layer_changes=lambda i: {"spectral_radius": np.array([0.5 + 0.1 * i])})
+    def growing(i: int) -> dict[str, object]:
+        exponents = np.array([[0.1, 0.0, 0.0]])
+        return {"spectral_radius": np.array([0.5 + 0.1 * i]), "lyapunov_exponents": exponents}
+
+    drift = make_run(layer_changes=growing)
     told = [f for f in rnndiag.check(drift) if f.check == "spectral_drift"]
     assert verdict(told).sentence.startswith("ρ(W_hh)")
+
+
+@pytest.mark.parametrize(
+    ("exponents", "blocks", "odd"),
+    [(0.1, 1, True), (-0.1, 1, False), (None, 1, True), (None, 4, False)],
+)
+def test_a_recurrence_that_grows_is_no_fault_while_it_is_stable(
+    make_run: MakeRun, exponents: float | None, blocks: int, odd: bool
+) -> None:
+    def changes(i: int) -> dict[str, object]:
+        found = None if exponents is None else np.array([[exponents, 0.0, 0.0]])
+        return {
+            "spectral_radius": np.full(blocks, 0.5 + 0.05 * i),
+            "lyapunov_exponents": found,
+        }
+
+    found = of(rnndiag.check(make_run(layer_changes=changes)), "spectral_drift")
+    assert found.status == "note"
+    assert ("Training blows the recurrence up" in found.remedy) is odd
 
 
 def test_a_failed_proof_comes_before_a_failed_check(make_run: MakeRun) -> None:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnndiag.health.numbers import LayerNumbers, RunNumbers
+from rnndiag.health.numbers import LayerNumbers, NotRecorded, RunNumbers
 from rnndiag.health.rule import Series, rule
 from rnndiag.health.rules.spectral_radius import spectral_radius
+
+
+def _typical(numbers: LayerNumbers) -> tuple[float | None, float | None]:
+    """A recurrence that grows is no fault while it is stable: λ_1 <= 0, or, where that is not known, gates hold it."""
+    try:
+        exponents = numbers.ever("lyapunov_exponents").pick("part_stat", "value").values
+        stable = bool(np.all(exponents.reshape(len(exponents), -1)[-1, 0] <= 0))
+    except NotRecorded:
+        blocks = numbers.get("spectral_radius").values
+        stable = blocks.reshape(len(blocks), -1).shape[1] > 1
+    return 0.5, None if stable else 2.0
 
 
 @rule(
@@ -19,7 +30,7 @@ from rnndiag.health.rules.spectral_radius import spectral_radius
     unit="x",
     digits=3,
     comparable=False,
-    typical=lambda numbers: (0.5, 2.0),
+    typical=_typical,
     words=("SHRINKING RECURRENCE", "GROWING RECURRENCE"),
 )
 def spectral_drift(numbers: LayerNumbers) -> Series:
