@@ -22,7 +22,7 @@ from rnndiag.engine.truncation.sampling import Sampled, Sampling
 from rnndiag.engine.truncation.travel import rows_of, travel
 from rnndiag.engine.truncation.walks import gradient_of, segments
 
-ADJOINT_SHARE = 0.75
+ADJOINT_SHARE = 1.1
 """What total adjoints and diagonal derivatives take of a plain training step, whose length is told from theirs."""
 CHUNKS = (64, 16, 32, 128, 4)
 """Chunk sizes that are scored beside the free one, in this order, as far as the budget goes."""
