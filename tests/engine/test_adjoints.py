@@ -137,7 +137,8 @@ def test_preactivations_differentiated_by_stretches_equal_those_at_once(
     at_once = adjoints(run)
     monkeypatch.setattr("rnndiag.engine.adjoints.GRAPH_BYTES", 1)
     by_step = adjoints(run)
-    assert at_once.a_ih is not None and by_step.a_ih is not None
+    assert at_once.a_ih is not None
+    assert by_step.a_ih is not None
     assert relative(by_step.a_ih, at_once.a_ih) <= 1e-14
     assert by_step.a_hh is by_step.a_ih
 
@@ -216,6 +217,7 @@ def test_recovered_cell_states_are_those_of_the_step() -> None:
     before = run.previous()
     a = run.inputs @ run.weights["weight_ih"].T + run.weights["bias_ih"]
     r = before[0] @ run.weights["weight_hh"].T + run.weights["bias_hh"]
-    assert run.cell.recover is not None and run.cell.activations is not None
+    assert run.cell.recover is not None
+    assert run.cell.activations is not None
     (c,) = run.cell.recover(run.cell.activations(a, r, before), run.initial)
     assert relative(c, run.states[1]) <= 1e-14
