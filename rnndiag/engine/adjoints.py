@@ -14,6 +14,7 @@ from torch import Tensor
 from rnndiag.engine.cells import State
 from rnndiag.engine.forward_gap import ForwardGap
 from rnndiag.engine.layer_run import LayerRun, named_sizes
+from rnndiag.engine.pages import empty, empty_parts
 from rnndiag.engine.transition import (
     Coefficients,
     coefficients,
@@ -43,7 +44,7 @@ class Adjoints:
     a_ih: Tensor | None
     """∂L/∂a_ih (T, B, gates*H); None for a cell without pre-activations."""
     a_hh: Tensor | None
-    """∂L/∂a_hh (T, B, blocks*H). For a GRU's n block it carries r_t, so it differs from `a_ih`."""
+    """∂L/∂a_hh (T, B, blocks*H). For a GRU's n block it carries r_t, so it differs from `a_ih`; else one tensor."""
     initial: State
     """∂L/∂s_0, one tensor (B, S_p) a part."""
     projected: Tensor | None = None
@@ -80,9 +81,14 @@ def adjoints(run: LayerRun) -> Adjoints:
     _require_shapes(run)
     if run.cell.is_elementwise(run.weights):
         found = _scan_diagonals(run)
-        if all(bool(part.isfinite().all()) for part in (*found.parts, *found.initial)):
+        if all(_is_finite(part) for part in (*found.parts, *found.initial)):
             return found
     return _scan_by_autograd(run)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """One pass in most cases: a finite sum has finite terms, and only another sum needs a look at each."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _require_shapes(run: LayerRun) -> None:
@@ -120,18 +126,18 @@ def _steps_at_once(run: LayerRun) -> int:
 
 
 def _scan_diagonals(run: LayerRun) -> Adjoints:
-    direct, previous = _masked_direct(run), run.previous()
-    units, shape = run.cell.units(run.weights), (run.T, run.B)
-    delta = tuple(torch.empty_like(part) for part in direct)
-    a_hh = direct[0].new_empty(*shape, len(run.cell.blocks), units)
-    a_ih = a_hh if run.cell.additive else a_hh.new_empty(*shape, len(run.cell.gates), units)
+    direct = _masked_direct(run)
+    units = run.cell.units(run.weights)
+    delta = empty_parts((run.T, run.B), run.sizes, run.dtype, run.device)
+    a_hh = _empty(run, len(run.cell.blocks), units)
+    a_ih = a_hh if run.cell.additive else _empty(run, len(run.cell.gates), units)
     has_projection = "weight_hr" in run.weights
-    projected = direct[0].new_empty(*shape, units) if has_projection else None
+    projected = _empty(run, units) if has_projection else None
     carry: State = tuple(direct[0].new_zeros(run.B, size) for size in run.sizes)
     size, gap = _steps_at_once(run), ForwardGap(run)
     for start in reversed(range(0, run.T, size)):
         stop = min(start + size, run.T)
-        diagonal = coefficients(run, start, stop, previous, nested=True)
+        diagonal = coefficients(run, start, stop, nested=True)
         if projected is not None:
             projected[start:stop] = diagonal.projected
         gap.add((diagonal.projected, *diagonal.others), start, stop)
@@ -141,9 +147,13 @@ def _scan_diagonals(run: LayerRun) -> Adjoints:
             terms = [(c, p.unsqueeze(-2)) for c, p in zip(diagonal.a_ih, back, strict=True)]
             value = weighted(terms)
             a_ih[start:stop] = 0.0 if value is None else value
-    return Adjoints(
-        run, delta, a_ih.flatten(-2), a_hh.flatten(-2), carry, projected, gap.relative()
-    )
+    flat = a_hh.flatten(-2)
+    flat_ih = flat if run.cell.additive else a_ih.flatten(-2)
+    return Adjoints(run, delta, flat_ih, flat, carry, projected, gap.relative())
+
+
+def _empty(run: LayerRun, *shape: int) -> Tensor:
+    return empty((run.T, run.B, *shape), run.dtype, run.device)
 
 
 def _scan_stretch(

@@ -53,7 +53,7 @@ def _a_hh(adj: Adjoints) -> Tensor:
 
 _FACTORS: dict[str, Callable[[Adjoints], Factors]] = {
     "weight_ih": lambda adj: Factors(_a_ih(adj), adj.run.inputs),
-    "weight_hh": lambda adj: Factors(_a_hh(adj), adj.run.previous()[0]),
+    "weight_hh": lambda adj: Factors(_a_hh(adj), adj.run.previous_part(0)),
     "bias_ih": lambda adj: Factors(_a_ih(adj), None),
     "bias_hh": lambda adj: Factors(_a_hh(adj), None),
     "weight_hr": lambda adj: Factors(adj.parts[0], adj.projected),

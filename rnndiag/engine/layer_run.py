@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import Cell, State
+from rnndiag.engine.pages import empty
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,10 +97,20 @@ class LayerRun:
         steps = torch.arange(self.T, device=self.device)
         return steps[:, None] < self.lengths.to(self.device)[None, :]
 
-    def previous(self) -> State:
-        """s_{t-1} at every t, one tensor (T, B, S_p) a part."""
+    def previous(self, start: int = 0, stop: int | None = None) -> State:
+        """s_{t-1} at the steps start..stop-1, one tensor (T', B, S_p) a part: without a copy where start > 0."""
+        return tuple(self.previous_part(p, start, stop) for p in range(len(self.states)))
+
+    def previous_part(self, p: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Part p of s_{t-1} at the steps start..stop-1, (T', B, S_p)."""
+        return shifted(self.states[p], self.initial[p], start, stop)
+
+    def previous_at(self, times: Tensor) -> State:
+        """s_{t-1} at the steps `times` (T',), one tensor (T', B, S_p) a part."""
+        begins = (times == 0)[:, None, None]
+        before = (times - 1).clamp(min=0)
         return tuple(
-            torch.cat([first[None].to(part.dtype), part[:-1]])
+            torch.where(begins, first.to(part.dtype), part[before])
             for first, part in zip(self.initial, self.states, strict=True)
         )
 
@@ -154,6 +165,16 @@ class LayerRun:
             else tuple(part[index] for part in self.initial_gradient),
             gates=None,
         )
+
+
+def shifted(values: Tensor, first: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    """Steps start..stop-1 of what came one step before (T, ...): `first`, then `values` but the last."""
+    stop = len(values) if stop is None else min(stop, len(values))
+    if start > 0:
+        return values[start - 1 : stop - 1]
+    whole = empty((stop, *values.shape[1:]), values.dtype, values.device)
+    whole[:1], whole[1:] = first, values[: stop - 1]
+    return whole
 
 
 def named_sizes(run: LayerRun) -> str:

@@ -21,3 +21,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     if small or device.type != "cpu" or dtype not in _NUMPY:
         return torch.empty(*shape, dtype=dtype, device=device)
     return torch.from_numpy(np.empty(shape, _NUMPY[dtype]))
+
+
+def empty_parts(
+    lead: Sequence[int], sizes: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """One empty tensor (*lead, size) for each of `sizes`, side by side in one piece of memory."""
+    counts = [math.prod(lead) * size for size in sizes]
+    pieces = empty([sum(counts)], dtype, device).split(counts)
+    return tuple(piece.view(*lead, size) for piece, size in zip(pieces, sizes, strict=True))

@@ -94,7 +94,10 @@ def coefficients(
     nested: leave them in the order in which the cell computes where it offers that, half as many numbers.
     """
     cell, weights = run.cell, run.weights
-    before = tuple(part[start:stop] for part in (previous or run.previous()))
+    if previous is None:
+        before = run.previous(start, stop)
+    else:
+        before = tuple(part[start:stop] for part in previous)
     with torch.no_grad():
         if cell.nested is not None:
             gate = _gates(run, before, start, stop)
@@ -220,9 +223,8 @@ def transposed_by_autograd(run: LayerRun, cotangent: State, times: Tensor | None
 
     `times` (T',) picks the steps t; None: all. The slow, obvious form, which the proofs rely on.
     """
-    before, inputs = run.previous(), run.inputs
-    if times is not None:
-        before, inputs = tuple(part[times] for part in before), inputs[times]
+    before = run.previous() if times is None else run.previous_at(times)
+    inputs = run.inputs if times is None else run.inputs[times]
     with torch.enable_grad():
         leaves = tuple(part.detach().requires_grad_() for part in before)
         out = flat_step(run.cell, run.weights, inputs.detach(), leaves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from rnndiag.engine.contributions import contribution_norms, contributions
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.unroll import unroll
 from rnndiag.errors import BadArgument
+from rnndiag.recorder.capture import hidden_parts
 
 T, B, I, H = 5, 3, 2, 3
 
@@ -120,3 +122,48 @@ def test_wrong_parts_are_answered_with_the_parts() -> None:
         unroll(free, {}, run.inputs, run.direct[:1])
     with pytest.raises(BadArgument, match="no weight 'weight_xx'"):
         contributions(run, "weight_xx")
+
+
+def one_before(run: LayerRun) -> list[torch.Tensor]:
+    return [torch.cat([a[None], b[:-1]]) for a, b in zip(run.initial, run.states, strict=True)]
+
+
+def test_every_stretch_of_the_states_before() -> None:
+    run = small("lstm")
+    expected = one_before(run)
+    for start in range(T):
+        for stop in (None, *range(start + 1, T + 3)):
+            for part, whole in zip(run.previous(start, stop), expected, strict=True):
+                assert torch.equal(part, whole[start:stop])
+
+
+def test_the_states_before_some_steps() -> None:
+    run, times = small("lstm"), torch.tensor([T - 1, 0, 2, 0])
+    for part, whole in zip(run.previous_at(times), one_before(run), strict=True):
+        assert torch.equal(part, whole[times])
+
+
+@pytest.mark.parametrize("kept", [0, 2**20])
+def test_cell_states_recovered_by_stretches(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    run = small("lstm")
+    monkeypatch.setattr(hidden_parts, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(hidden_parts, "KEPT_BYTES", kept)
+    states, gates = hidden_parts.complete_states(
+        run.cell, run.weights, run.inputs, run.states[0], run.initial
+    )
+    assert relative(states[1], run.states[1]) <= 1e-14
+    assert (gates is None) == (kept == 0)
+    if gates is not None:
+        again = gates["f"] * run.previous()[1] + gates["i"] * gates["g"]
+        assert relative(again, run.states[1]) <= 1e-14
+
+
+def test_adjoints_whose_sum_overflows_are_finite_all_the_same() -> None:
+    run = small("lstm").to(torch.float32)
+    direct = tuple(torch.full_like(part, 2e37) for part in run.direct)
+    large = adjoints(replace(run, direct=direct))
+    expected = adjoints(replace(run, direct=tuple(torch.ones_like(part) for part in direct)))
+    assert not bool(large.parts[0].sum().isfinite())
+    assert large.forward_error is not None  # the quick scan's answer, not that of autograd's
+    for part, one in zip(large.parts, expected.parts, strict=True):
+        assert relative(part / 2e37, one) <= 1e-6

@@ -76,13 +76,16 @@ def test_time_permuted_adjoints_keep_the_sum_and_fail_the_recursion() -> None:
         direct=tuple(part[order] for part in run.direct),
         input_gradient=None,
     )
-    before = run.previous()[0][order]
+    before = tuple(part[order] for part in run.previous())
 
     class Shuffled(type(shuffled_run)):  # type: ignore[misc]
         """A record whose time axis is permuted consistently: every pair (a, h_{t-1}) stays together."""
 
-        def previous(self) -> tuple[torch.Tensor, ...]:
-            return (before, run.previous()[1][order])
+        def previous_part(self, p: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
+            return before[p][start:stop]
+
+        def previous_at(self, times: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(part[times] for part in before)
 
     shuffled = Shuffled(**{f: getattr(shuffled_run, f) for f in run.__dataclass_fields__})
     wrong = Adjoints(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.spectra.pages import empty
+from rnndiag.engine.pages import empty
 from rnndiag.engine.transition import coefficients, flat_step
 from rnndiag.errors import BadArgument
 

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import Cell, State
+from rnndiag.engine.layer_run import shifted
+from rnndiag.engine.pages import empty_parts
 from rnndiag.engine.transition import gates, step
 
-CHUNK_BYTES = 64 * 2**20
-"""The gates of at most this many bytes are held at once, and kept for the adjoints where they are all."""
+CHUNK_BYTES = 4 * 2**20
+"""The gates of at most this many bytes are computed at once, a stretch of steps: they stay in the cache."""
+
+KEPT_BYTES = 64 * 2**20
+"""The gates of all steps are kept for the adjoints where they are at most this many bytes."""
 
 Gates = Mapping[str, Tensor]
 
@@ -23,22 +28,25 @@ def complete_states(
     """All parts of s_t, (T, B, S_p), from x_t (T, B, I), h_t (T, B, S_h) and s_0; and the gates, if kept."""
     if len(cell.parts) == 1:
         return (h,), None
-    before = torch.cat([initial[0][None], h[:-1]])
     if cell.recover is None:
-        return (h, *_by_step(cell, weights, inputs, before, initial)), None
+        return (h, *_by_step(cell, weights, inputs, shifted(h, initial[0]), initial)), None
+    units, lead = cell.units(weights), h.shape[:2]
     row = h.shape[1] * weights["weight_ih"].shape[0] * h.element_size()
-    size = max(1, CHUNK_BYTES // max(1, row))
-    stretches: list[State] = []
-    state, values = initial, None
+    rest = empty_parts(lead, cell.sizes(weights)[1:], h.dtype, h.device)
+    kept: Gates | None = None
+    if row * len(h) <= KEPT_BYTES:
+        values = empty_parts(lead, [units] * len(cell.gates), h.dtype, h.device)
+        kept = dict(zip(cell.gates, values, strict=True))
+    state, size = initial, max(1, CHUNK_BYTES // max(1, row))
     for start in range(0, len(h), size):
-        rows = slice(start, start + size)
-        values = gates(cell, weights, inputs[rows], (before[rows],))
-        rest = cell.recover(values, state)
-        stretches.append(rest)
-        state = (h[rows][-1], *(part[-1] for part in rest))
-    if len(stretches) == 1:
-        return (h, *stretches[0]), values
-    return (h, *(torch.cat(part) for part in zip(*stretches, strict=True))), None
+        rows = slice(start, min(start + size, len(h)))
+        found = gates(cell, weights, inputs[rows], (shifted(h, initial[0], rows.start, rows.stop),))
+        for whole, part in zip(rest, cell.recover(found, state), strict=True):
+            whole[rows] = part
+        for name, whole in (kept or {}).items():
+            whole[rows] = found[name]
+        state = (h[rows][-1], *(part[rows][-1] for part in rest))
+    return (h, *rest), kept
 
 
 def _by_step(
