@@ -1,12 +1,13 @@
 """What does the callback cost a training run: total time with it against without, in turns, in one process?
 
-Run: python benchmarks/overhead.py [--sizes small medium large] [--steps N] [--every-step] [--hooks]
+Run: python benchmarks/overhead.py [--sizes small medium large] [--steps N] [--alike] [--every-step] [--hooks]
 
 Of each size two whole fits of an LSTM tagger run at once, one without and one with the callback at its defaults (a
 budget of 3 %), and take turns of 20 steps, A B B A: what else the machine does meets both alike. The ratio is that of
 their total `fit` times, the page at the end included; the interval beside it is the middle 90 % of ratios of turns
 drawn again (bootstrap). CPU time is that of the two threads. What only the first fit of a process pays (imports,
-first calls of kernels) is taken by a short fit before, and printed by itself: users pay it once.
+first calls of kernels) is taken by a short fit before, and printed by itself: users pay it once. The allocator keeps
+its memory (see steady_memory.py). `--alike` runs two fits without the callback instead: what the noise alone makes.
 
 Sizes are fits of half a minute: eight recordings cost about 30 plain steps, two lag sweeps 10 more and the page a fifth
 of a second, and every step some 0.15 ms. A much shorter fit, or steps of 2 ms, cannot keep 5 % and have all that: the
@@ -40,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rnndiag
 from benchmarks.promises import tell
+from benchmarks.steady_memory import keep_memory
 from benchmarks.turns import Turn, Turnstile, rounds
 
 INPUTS, BLOCK, DRAWS = 16, 20, 2000
@@ -168,6 +170,19 @@ def compare(name: str, steps: int | None, threads: int, whole: bool) -> bool:
     return all(kept)
 
 
+def alike(name: str, steps: int | None, threads: int) -> None:
+    """The ratio of two fits that do the same."""
+    size = SIZES[name]
+
+    def plain(stile: Turnstile) -> None:
+        fit(size, steps or size.steps, [stile])
+
+    first, second = rounds([plain, plain], BLOCK, threads)
+    low, high = interval(first, second)
+    wall = ratio(first, second, lambda t: t.wall)
+    print(f"{name:6} two fits alike: {wall:.3f} x ({low:.3f} to {high:.3f})", flush=True)
+
+
 def every_step(name: str, threads: int) -> None:
     """The honest figure of recording everything."""
     for label, measures in (
@@ -253,12 +268,14 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=int, default=1, help="of torch; two fits share the machine"
     )
+    parser.add_argument("--alike", action="store_true")
     parser.add_argument("--every-step", action="store_true")
     parser.add_argument("--hooks", action="store_true")
     parser.add_argument(
         "--quick", action="store_true", help="400 steps of the small size, not judged"
     )
     options = parser.parse_args()
+    keep_memory()
     warnings.simplefilter("ignore")
     for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).setLevel(logging.ERROR)
@@ -266,6 +283,10 @@ def main() -> int:
     if options.quick:
         compare("small", 400, options.threads, whole=False)
         print("too short to judge: half a second of diagnostics beside a few seconds of training")
+        return 0
+    if options.alike:
+        for name in options.sizes:
+            alike(name, options.steps, options.threads)
         return 0
     kept = [
         compare(name, options.steps, options.threads, whole=options.steps is None)

@@ -121,7 +121,10 @@ def interleaved(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, l
 
 def allocation_peak(step: Callable[[], None]) -> int:
     """Most bytes that torch's CPU allocator had handed out at once, over the start; all memory comes from it here."""
-    large, pages.LARGE_BYTES = pages.LARGE_BYTES, sys.maxsize  # numpy's own memory would not be seen
+    large, pages.LARGE_BYTES = (
+        pages.LARGE_BYTES,
+        sys.maxsize,
+    )  # numpy's own memory would not be seen
     try:
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
