@@ -78,7 +78,12 @@ class Turnstile(L.Callback):
         """A block of batches is over."""
         if trainer.fit_loop.total_batch_idx % self._block == 0 and trainer.fit_loop.total_batch_idx:
             self.end()
+            others = [callback for callback in trainer.callbacks if callback is not self]
+            for callback in others:  # to wait is no training: whoever keeps a clock is to stop it
+                callback.on_validation_start(trainer, module)
             self.begin()
+            for callback in others:
+                callback.on_validation_end(trainer, module)
 
 
 def rounds(

@@ -1,4 +1,4 @@
-"""The norm of an optimizer's gradients, read and never written, in one fused call."""
+"""The norm of an optimizer's gradients, read and never written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnndiag.recorder.history import Scalar, StepFacts
 from rnndiag.recorder.training_facts import Clip
 
 FEW = 64
-"""The norms of so many tensors on the CPU are added up in Python, which is quicker than two more kernels."""
+"""The norms of so many tensors on the CPU are taken one by one and added up in Python, which is quicker there."""
 
 
 def gradients_of(optimizer: Any) -> list[Tensor]:
@@ -38,12 +38,12 @@ def total_norm(gradients: list[Tensor], order: float = 2.0) -> Scalar | None:
         gradients = [grad.detach() for grad in gradients]
     if any(grad.device != first for grad in gradients):
         return _norm_over_places(gradients, order)
-    norms: Sequence[Tensor] = torch._foreach_norm(gradients, order)
-    if first.type == "cpu" and len(norms) <= FEW:
-        sizes = [norm.item() for norm in norms]
+    if first.type == "cpu" and len(gradients) <= FEW:
+        sizes = [torch.linalg.vector_norm(grad, order).item() for grad in gradients]
         if any(map(math.isnan, sizes)):  # hypot(inf, nan) is inf
             return math.nan
         return max(sizes) if order == math.inf else math.hypot(*sizes)
+    norms: Sequence[Tensor] = torch._foreach_norm(gradients, order)
     if any(norm.dtype != norms[0].dtype for norm in norms):
         norms = [norm.float() for norm in norms]
     total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)), order)
