@@ -9,11 +9,11 @@ drawn again (bootstrap). CPU time is that of the two threads. What only the firs
 first calls of kernels) is taken by a short fit before, and printed by itself: users pay it once. The allocator keeps
 its memory (see steady_memory.py). `--alike` runs two fits without the callback instead: what the noise alone makes.
 
-Sizes are fits of about a minute: eight recordings cost about 30 plain steps, the lag sweeps 10 to 20 more, the start and
-the page half a second, and every step some 0.3 ms. A much shorter fit, or steps of a few milliseconds, cannot keep 5 %
-and have all that: the callback then makes its eight recordings, and says what they cost. `--every-step` adds every_n_steps=1, which breaks
-any budget; `--hooks` what each hook of an unrecorded step takes. Exits 1 if a ratio is above 1.05 or a fit has less
-than 8 recordings.
+Sizes are fits of about a minute: eight recordings cost about 30 plain steps, the lag sweeps 10 to 20 more, the start
+and the page half a second, and every step some 0.3 ms. A much shorter fit, or steps of a few milliseconds, cannot keep
+5 % and have all that: the callback then makes its eight recordings, and says what they cost. `--every-step` adds
+every_n_steps=1, which breaks any budget; `--hooks` what each hook of an unrecorded step takes. Exits 1 if a ratio is
+above 1.05 or a fit has less than 8 recordings.
 """
 
 from __future__ import annotations
