@@ -61,6 +61,14 @@ def test_small_singular_values_keep_their_digits(cell: str, steps: int, lag: int
     assert float(found.log_smallest) == pytest.approx(exact[-1], abs=1e-9)
 
 
+def test_one_lag_and_one_anchor_need_no_list() -> None:
+    run = draw_run("lstm")
+    one = rnndiag.jacobian_products(run, 3, anchors=1)
+    listed = rnndiag.jacobian_products(run, [3], anchors=[1])
+    assert (one.lags, one.anchors) == ((3,), (1,))
+    assert torch.equal(one.log_singular_values, listed.log_singular_values)
+
+
 def test_the_order_of_the_factors() -> None:
     """Non-commuting factors: the reversed product, and the transposed one in forward order, are other matrices."""
     run = draw_run("elman_tanh", steps=4, batch=1, gain=2.0)

@@ -92,14 +92,15 @@ class JacobianProducts:
 
 @torch.no_grad()
 def jacobian_products(
-    run: LayerRun, lags: Sequence[int], anchors: Sequence[int] | None = None
+    run: LayerRun, lags: int | Sequence[int], anchors: int | Sequence[int] | None = None
 ) -> JacobianProducts:
-    """Singular values of the products of d Jacobians, for every d in `lags` (1..T), from each anchor on.
+    """Singular values of the products of d Jacobians, for every d in `lags` (1..T; or one), from each anchor on.
 
     `anchors`: numbers of the start states, 0 (s_0) .. T-1; None: up to 8, evenly spaced. Float64 inside; one QR of an
     S x S matrix a step, anchor and sequence; no product is ever formed. Memory: about 256 MiB beside the result.
     """
-    lags, anchors = _lags(run, lags), _anchors(run, lags, anchors)
+    lags = _lags(run, _several(lags))
+    anchors = _anchors(run, lags, None if anchors is None else _several(anchors))
     require_finite(run)
     out = torch.full(
         (len(lags), len(anchors), run.B, run.S), torch.nan, dtype=torch.float64, device=run.device
@@ -189,6 +190,10 @@ def _exists(run: LayerRun, lags: Sequence[int], anchors: Sequence[int]) -> Tenso
     ends = torch.tensor(lags)[:, None] + torch.tensor(anchors)
     lengths = torch.full((run.B,), run.T) if run.lengths is None else run.lengths.cpu()
     return (ends.unsqueeze(-1) <= lengths).to(run.device)
+
+
+def _several(numbers: int | Sequence[int]) -> Sequence[int]:
+    return [numbers] if isinstance(numbers, int) else numbers
 
 
 def _lags(run: LayerRun, lags: Sequence[int]) -> list[int]:
