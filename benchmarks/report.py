@@ -47,7 +47,7 @@ class Case:
 CASES = (
     Case("default", 50, 2, 200, 300e3, 2.0),
     Case("many recordings", 5000, 4, 200, 1e6, 15.0, 1.5e9, matrix_every=100),
-    Case("long", 4, 1, 10_000, 1e6, 15.0, 1.5e9),
+    Case("long", 5, 1, 10_000, 1e6, 15.0, 1.5e9),
     Case("many layers", 6, 40, 100, 1e6, 15.0, 1.5e9),
 )
 

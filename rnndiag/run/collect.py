@@ -22,16 +22,18 @@ Directory = dict[str, npz.Entry]
 
 
 class Collector:
-    """Reads from the places that count. Directories of recordings are kept once they are read."""
+    """Reads from the places that count. Directories, labels and outlines of recordings are kept once they are read."""
 
     def __init__(self, groups: Sequence[Sequence[Place]]) -> None:
         self._groups = groups
         self._directories: dict[Place, Directory | None] = {}
+        self._labels: dict[Place, stored.Labels] = {}
         self._damage: dict[Problem, None] = {}
 
     def inherit(self, earlier: Collector) -> None:
         """Take over what an earlier collector of the same run already read."""
         self._directories.update(earlier._directories)
+        self._labels.update(earlier._labels)
         self._damage.update(earlier._damage)
 
     @property
@@ -96,6 +98,7 @@ class Collector:
             )
         return found or {"step": place.step, "phase": place.phase, "time": float("nan")}
 
+    @cached_property
     def outlines(self) -> tuple[Recording, ...]:
         """All recordings without measurements, by the facts of the lowest rank."""
         ranks = [tuple(place.segment.name.rank for place in group) for group in self._groups]
@@ -178,20 +181,27 @@ class Collector:
         )
 
     def _measurement(self, place: Place, name: str) -> Measurement | None:
-        directory = self.directory(place)
-        entry, labels_entry = directory.get(name), directory.get(stored.LABELS)
+        entry = self.directory(place).get(name)
         if entry is None:
             return None
         segment = place.segment
         try:
-            labels = stored.Labels({}, {})
-            if labels_entry is not None:
-                labels = stored.read_labels(segment.content(place, labels_entry))
+            labels = self._labels_of(place)
             values = npz.array(segment.content(place, entry))
             return segment.decoder.measurement(name, values, labels)
         except (ValueError, OSError, MemoryError) as fault:
             self._warn(place)(name, str(fault) or "it needs too much memory")
             return None
+
+    def _labels_of(self, place: Place) -> stored.Labels:
+        """What a recording says of its dims."""
+        found = self._labels.get(place)
+        if found is None:
+            entry, found = self.directory(place).get(stored.LABELS), stored.Labels({}, {})
+            if entry is not None:
+                found = stored.read_labels(place.segment.content(place, entry))
+            self._labels[place] = found
+        return found
 
     def over_layers(self, found: Sequence[Series]) -> Series:
         """Several layers as one: a first dim `layer`, steps that any of them has, NaN where one has none."""

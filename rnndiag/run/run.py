@@ -208,7 +208,7 @@ class Run(InNotebooks):
     @property
     def outlines(self) -> tuple[Recording, ...]:
         """All recordings without their measurements: steps, times, verdicts and notes of the lowest rank. Fast."""
-        return self.collector.outlines()
+        return self.collector.outlines
 
     @overload
     def __getitem__(self, key: tuple[str, str]) -> Series: ...
