@@ -187,9 +187,10 @@ def _scan_stretch(
         for q in range(len(delta))
     ]
     for k in reversed(range(len(flat))):
-        for (part, own), add in zip(rows, carry, strict=True):
+        back = [
             torch.add(own[k], add, out=part[k])
-        back = [part[k] for part, _ in rows]
+            for (part, own), add in zip(rows, carry, strict=True)
+        ]
         if weight_hr is not None:
             back[0] = back[0] @ weight_hr
         if within is not None:
@@ -204,11 +205,15 @@ def _scan_stretch(
         carried = [_sum_of([(c[k], back[p]) for p, c in terms]) for terms in by_part]
         through_h = carried[0]
         carried[0] = (
-            flat[k] @ weight_hh if through_h is None else through_h.addmm_(flat[k], weight_hh)
+            torch.mm(flat[k], weight_hh)
+            if through_h is None
+            else through_h.addmm_(flat[k], weight_hh)
         )
         carry = tuple(
-            torch.zeros_like(before) if part is None else part
-            for part, before in zip(carried, carry, strict=True)
+            [
+                torch.zeros_like(before) if part is None else part
+                for part, before in zip(carried, carry, strict=True)
+            ]
         )
         if lengths is not None:
             alive = (lengths > start + k).to(delta[0].device)[:, None]
