@@ -272,7 +272,7 @@ def main() -> int:
     parser.add_argument("--every-step", action="store_true")
     parser.add_argument("--hooks", action="store_true")
     parser.add_argument(
-        "--quick", action="store_true", help="400 steps of the small size, not judged"
+        "--quick", action="store_true", help="200 steps of the small size, not judged"
     )
     options = parser.parse_args()
     keep_memory()
@@ -281,7 +281,7 @@ def main() -> int:
         logging.getLogger(logger).setLevel(logging.ERROR)
     warm_up(options.threads)
     if options.quick:
-        compare("small", 400, options.threads, whole=False)
+        compare("small", 200, options.threads, whole=False)
         print("too short to judge: half a second of diagnostics beside a few seconds of training")
         return 0
     if options.alike:

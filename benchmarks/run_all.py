@@ -32,7 +32,7 @@ QUICK: dict[str, list[str]] = {
     "jacobians": ["--steps", "40", "--units", "48", "--trajectory", "300", "--rounds", "3"],
     "record": ["--steps", "60", "--hidden", "64", "--rounds", "5"],
     "store": ["--recordings", "300"],
-    "gate": ["--recordings", "200", "--repeats", "2"],
+    "gate": ["--recordings", "200", "--repeats", "1"],
     "seam": ["--rounds", "3"],
 }
 """Arguments of the small form. A benchmark without an entry runs with `--quick` if it knows that word, else whole."""

@@ -205,20 +205,17 @@ def _scan_stretch(
         carried = [_sum_of([(c[k], back[p]) for p, c in terms]) for terms in by_part]
         through_h = carried[0]
         carried[0] = (
-            torch.mm(flat[k], weight_hh)
-            if through_h is None
-            else through_h.addmm_(flat[k], weight_hh)
+            flat[k] @ weight_hh if through_h is None else through_h.addmm_(flat[k], weight_hh)
         )
-        carry = tuple(
-            [
-                torch.zeros_like(before) if part is None else part
-                for part, before in zip(carried, carry, strict=True)
-            ]
-        )
+        carry = tuple(map(_or_zeros, carried, carry))
         if lengths is not None:
             alive = (lengths > start + k).to(delta[0].device)[:, None]
             carry = tuple(torch.where(alive, part, torch.zeros_like(part)) for part in carry)
     return carry
+
+
+def _or_zeros(value: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if value is None else value
 
 
 def _sum_of(terms: list[tuple[Tensor, Tensor]]) -> Tensor | None:
