@@ -98,10 +98,12 @@ def failed(found: list[Finding]) -> list[str]:
 def main() -> int:
     """Print the table; 1 where a healthy program fails or a fault is missed by its rule."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the plain RNN and its faults alone")
+    parser.add_argument("--quick", action="store_true", help="the plain RNN and two of its faults")
     quick = parser.parse_args().quick
     projects = {name: one for name, one in PROJECTS.items() if not quick or name == "RNN"}
     faults = {name: one for name, one in FAULTS.items() if one.project in projects}
+    if quick:
+        faults = dict(list(faults.items())[:2])
     torch.set_num_threads(1)
     alarms = missed = 0
     print("| program | planted | the rule meant for it | checks that fail |")

@@ -103,7 +103,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="also write the numbers")
     parser.add_argument(
-        "--quick", action="store_true", help="two seeds of one task, the plain RNN, 30 steps"
+        "--quick", action="store_true", help="two seeds of one task, the plain RNN, 20 steps"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -112,7 +112,7 @@ def main() -> int:
         for task in TASKS[:1] if args.quick else TASKS:
             for cell in CELLS[:1] if args.quick else CELLS:
                 found[f"{cell}, {task}"] = study(
-                    cell, task, Path(folder), *((2, 30) if args.quick else ())
+                    cell, task, Path(folder), *((2, 20) if args.quick else ())
                 )
     for what in next(iter(found.values())):
         print(table(found, what))

@@ -33,7 +33,7 @@ QUICK: dict[str, list[str]] = {
     "record": ["--steps", "60", "--hidden", "64", "--rounds", "5"],
     "store": ["--recordings", "300"],
     "gate": ["--recordings", "200", "--repeats", "1"],
-    "seam": ["--rounds", "3"],
+    "seam": ["--rounds", "2"],
 }
 """Arguments of the small form. A benchmark without an entry runs with `--quick` if it knows that word, else whole."""
 
