@@ -145,9 +145,9 @@ def interval(plain: Sequence[Turn], ours: Sequence[Turn]) -> tuple[float, float]
     return found[DRAWS // 20], found[-DRAWS // 20]
 
 
-def compare(name: str, steps: int | None, threads: int, whole: bool) -> bool:
+def compare(name: str, steps: int | None, threads: int) -> bool:
     """A few lines of one size; whether it keeps the promise."""
-    size = SIZES[name]
+    size, whole = SIZES[name], steps is None
     steps = steps or size.steps
     (plain, ours), account = in_turns(size, steps, threads)
     wall, cpu = (ratio(plain, ours, clock) for clock in (lambda t: t.wall, lambda t: t.cpu))
@@ -271,27 +271,23 @@ def main() -> int:
     parser.add_argument("--alike", action="store_true")
     parser.add_argument("--every-step", action="store_true")
     parser.add_argument("--hooks", action="store_true")
-    parser.add_argument(
-        "--quick", action="store_true", help="200 steps of the small size, not judged"
-    )
+    parser.add_argument("--quick", action="store_true", help="the hooks of the small size alone")
     options = parser.parse_args()
     keep_memory()
     warnings.simplefilter("ignore")
     for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    warm_up(options.threads)
     if options.quick:
-        compare("small", 200, options.threads, whole=False)
-        print("too short to judge: half a second of diagnostics beside a few seconds of training")
+        torch.set_num_threads(options.threads)
+        hooks("small", 100)
+        print("the callback's share of a training is only to be had from fits of a minute")
         return 0
+    warm_up(options.threads)
     if options.alike:
         for name in options.sizes:
             alike(name, options.steps, options.threads)
         return 0
-    kept = [
-        compare(name, options.steps, options.threads, whole=options.steps is None)
-        for name in options.sizes
-    ]
+    kept = [compare(name, options.steps, options.threads) for name in options.sizes]
     for name in options.sizes:
         if options.every_step:
             every_step(name, options.threads)
