@@ -1,7 +1,7 @@
 """A process whose allocator keeps what it is given back, so that page faults do not fall on one fit by chance.
 
 glibc gives the end of its heap back to Linux and takes it anew, or does not, as blocks happen to lie: two fits of the
-same program, in turns, can differ by a third of their time for nothing else. `keep_memory()` starts the process again
+same program, in turns, can differ by that alone. `keep_memory()` starts the process again
 with tunables that stop that, and returns in the new one.
 """
 
