@@ -126,7 +126,8 @@ def _window_text(run: Run, layer: str, words: TimeWords) -> str:
         return "-"
     if not found.reached:
         return f"> {found.within}"
-    return f"{'<= ' if found.extrapolated else ''}{found.steps:.0f}"
+    about = "<= " if found.extrapolated else "~ " if found.between else ""
+    return f"{about}{found.steps:.0f}"
 
 
 def _not_finite(run: Run, layer: str) -> int:

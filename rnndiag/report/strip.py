@@ -61,7 +61,7 @@ def _window(context: Context, layer: str) -> Tile:
     window = found.window
     if not window.reached:
         return Tile(name, "–", f"none within {window.within} steps")
-    bound = "≤ " if window.extrapolated else ""
+    bound = "≤ " if window.extrapolated else "≈ " if window.between else ""
     of = ", whole stack" if found.name in context.stacks else ""
     return Tile(name, f"{bound}{window.steps:.0f} steps", f"{window.source} bias{of}")
 

@@ -26,6 +26,8 @@ class InUse:
     """Relative, of the mean gradient; None: not resolved."""
     chunks: bool = False
     """Whether it is the length of chunks between which the state is detached."""
+    measured: float | None = None
+    """The longest window up to `steps` that was measured, whose biases these are; None: `steps` itself."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ class Advice:
             size = (
                 f"at most {size} (a bound, extrapolated beyond the {found.within} steps measured)"
             )
+        if found.between is not None:
+            size = "about {} (between the {} and {} that were measured)".format(
+                size, *found.between
+            )
         size += self.words.in_brackets(found.steps)
         return f"A window of {size} keeps the gradient {within}{self._remark}{self._memory}"
 
@@ -123,6 +129,8 @@ class Advice:
             return ""
         many = f"{used.steps:.0f}"
         off = f"your {f'chunks of {many} are' if used.chunks else f'{many} is'} off by {percent(used.bias)}"
+        if used.measured is not None and used.measured < used.steps:
+            off += f" (as measured at {used.measured:.0f})"
         if used.systematic is None:
             return f"{off} on a minibatch, and how much of that is systematic is not resolved"
         if used.systematic > ALL * used.bias:

@@ -105,16 +105,20 @@ def _advice(run: Run, place: Measured, epsilon: float) -> Advice:
 
 
 def _cosine(run: Run, place: Measured, window: float) -> float:
+    """The median over recordings, on a straight line between the windows that were measured."""
     found = run.find(f"{place.prefix}window_cosine", place.name, place.steps)
-    return math.nan if found is None else _at(found, window)
+    if found is None:
+        return math.nan
+    windows, values = _known(found)
+    inside = windows.size and window >= max(1, windows[0])
+    return float(np.interp(window, windows, values)) if inside else math.nan
 
 
-def _at(series: Series, window: float) -> float:
-    """The median over recordings at the largest measured window that is no longer than `window`."""
-    windows = series.positions("lag")
+def _known(series: Series) -> tuple[np.ndarray, np.ndarray]:
+    """The windows that were measured, and the median over recordings at each."""
     values = middle(series.values)
-    known = np.flatnonzero((windows <= window) & ~np.isnan(values))
-    return float(values[known[-1]]) if known.size and window >= 1 else math.nan
+    known = ~np.isnan(values)
+    return series.positions("lag")[known], values[known]
 
 
 def _length(run: Run, name: str, prefix: str, series: Series) -> int | None:
@@ -165,17 +169,21 @@ def _in_use(run: Run, place: Measured, epsilon: float) -> InUse | None:
     if used is None or bias is None:
         return None
     steps = float(middle(used.values))
+    windows, values = _known(bias)
+    below = np.flatnonzero(windows <= steps)
+    if not below.size or steps < 1:
+        return InUse(steps, math.nan)
+    window = float(windows[below[-1]])
     tail, whole, error = (
         run.find(name, place.name, place.steps)
         for name in ("tail_mean_square", "gradient_mean_square", "tail_mean_square_error")
     )
     systematic = None
     if tail is not None and whole is not None:
-        at = np.flatnonzero(tail.positions("lag") <= steps)
-        if at.size:
-            given = None if error is None else error.values[:, [0, at[-1]]]
-            systematic = resolved_bias(tail.values[:, [0, at[-1]]], whole.values, given, epsilon)
-    return InUse(steps, _at(bias, steps), systematic)
+        at = [0, int(np.flatnonzero(tail.positions("lag") == window)[0])]
+        given = None if error is None else error.values[:, at]
+        systematic = resolved_bias(tail.values[:, at], whole.values, given, epsilon)
+    return InUse(steps, float(values[below[-1]]), systematic, measured=window)
 
 
 def resolved_bias(

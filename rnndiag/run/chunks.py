@@ -20,7 +20,7 @@ def recommended_chunk(
 ) -> Recommendation | None:
     """The chunk of a layer or stack over these recordings: systematic where resolved; None where none was measured.
 
-    The bias of chunks falls with 1/k and not geometrically, so nothing is extrapolated.
+    The bias of chunks falls with 1/k and not geometrically, so nothing is extrapolated, nor put between.
     """
     sizes, bias = (run.find(f"chunk_{key}", name, steps) for key in ("size", "bias"))
     if sizes is None or bias is None or sizes.values.shape[1:] != bias.values.shape[1:]:
@@ -37,10 +37,13 @@ def recommended_chunk(
         )
         sure = pooled.resolved and bool(np.all(pooled.square_error[1:] <= epsilon**2))
         if sure:
-            found = smallest_window(pooled.bias[1:], epsilon, known, source="systematic")
+            found = smallest_window(
+                pooled.bias[1:], epsilon, known, interpolate=False, source="systematic"
+            )
             return _measured(found, int(same.sum()))
     typical = middle(bias.values[same])
-    return _measured(smallest_window(typical, epsilon, known), int(same.sum()))
+    found = smallest_window(typical, epsilon, known, interpolate=False)
+    return _measured(found, int(same.sum()))
 
 
 def _measured(found: Recommendation, recordings: int) -> Recommendation:

@@ -28,7 +28,9 @@ class Recommendation:
     """`steps`: the recommended window τ (or chunk k), inf where the measured decay never gets there.
 
     `source` says which bias decided; `extrapolated` that the measured lags (`within`) do not reach that far, and
-    `steps` is then an upper bound. `bias` is the relative bias at `steps` (where extrapolated, at the last lag).
+    `steps` is then an upper bound. `between`: the measured windows right before and after `steps`, where `steps` itself
+    was not measured but lies on the straight line through their logarithms. `bias` is the relative bias at `steps`
+    (where extrapolated, at the last lag).
     """
 
     steps: float
@@ -40,6 +42,7 @@ class Recommendation:
     recordings: int = 1
     what: str = "window"
     note: str = ""
+    between: tuple[int, int] | None = None
 
     @property
     def reached(self) -> bool:
@@ -57,6 +60,11 @@ class Recommendation:
             )
         most = "at most " if self.extrapolated else ""
         how = ", extrapolated from the measured decay" if self.extrapolated else ""
+        if self.between is not None:
+            most, how = (
+                "about ",
+                ", interpolated between the measured {} and {}".format(*self.between),
+            )
         of = "systematic bias" if self.source == "systematic" else "bias on the minibatch"
         note = f"; {self.note}" if self.note else ""
         return f"{most}{self.steps:.0f} steps for a {of} under {self.epsilon:.0%}{how}{note}"
@@ -67,9 +75,12 @@ def smallest_window(
     epsilon: float = EPSILON,
     windows: Any = None,
     steps: int | None = None,
+    *,
+    interpolate: bool = True,
     **facts: Any,
 ) -> Recommendation:
-    """The smallest τ such that every measured τ' >= τ has a relative bias <= ε.
+    """The smallest τ such that every measured τ' >= τ has a relative bias <= ε; where shorter ones down to the last one
+    above ε were not measured, the shortest of those that is under ε on the way between the two (`interpolate`).
 
     `bias[i]` belongs to the window `windows[i]`, in any order, and NaN says that this window was not measured. Without
     `windows` they are 0, 1, 2, ..., and NaN at the end is padding. `steps` is T: at τ = T nothing is cut, so an
@@ -102,12 +113,14 @@ def smallest_window(
     over = np.flatnonzero(values > epsilon)
     first = over[-1] + 1 if over.size else 0
     if first < values.size:
+        place = _put_between(at, values, first, epsilon) if interpolate else None
         return Recommendation(
-            float(at[first]),
+            float(at[first]) if place is None else place[0],
             epsilon,
             extrapolated=False,
             within=within,
-            bias=float(values[first]),
+            bias=float(values[first]) if place is None else place[1],
+            between=None if place is None else (int(at[first - 1]), int(at[first])),
             **facts,
         )
     bound = _extrapolated(values, at, epsilon)
@@ -116,6 +129,23 @@ def smallest_window(
     return Recommendation(
         bound, epsilon, extrapolated=True, within=within, bias=float(values[-1]), **facts
     )
+
+
+def _put_between(
+    at: np.ndarray, bias: np.ndarray, first: int, epsilon: float
+) -> tuple[float, float] | None:
+    """The earliest window, and its bias, that is under ε on the straight line through the logarithms of the biases of
+    the first window that was measured under ε and the one before it; None where there is none between the two."""
+    if (
+        not first or bias[first] <= 0 or epsilon <= 0
+    ):  # τ = T is exact: it says nothing of the way there
+        return None
+    width = float(at[first] - at[first - 1])
+    slope = math.log(bias[first] / bias[first - 1]) / width
+    steps = max(1, math.ceil(math.log(epsilon / bias[first - 1]) / slope))
+    if steps >= width:
+        return None
+    return float(at[first - 1]) + steps, float(bias[first - 1]) * math.exp(slope * steps)
 
 
 def _extrapolated(values: np.ndarray, at: np.ndarray, epsilon: float) -> float:

@@ -46,6 +46,41 @@ def test_of_two_decays_the_slower_bounds() -> None:
     assert found.steps > 20 + (math.log(1e6) - 7.55) / 0.1
 
 
+def test_between_measured_windows_a_geometric_bias_is_hit() -> None:
+    bias, measured = 0.9 ** np.arange(60.0), [0, 5, 13, 25, 49]
+    found = smallest_window(bias[measured], 0.1, measured)
+    assert (found.steps, found.between) == (22, (13, 25))
+    assert found.bias == pytest.approx(0.9**22)
+    assert found.text == (
+        "about 22 steps for a bias on the minibatch under 10%, interpolated between the measured 13 and 25"
+    )
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.floats(0, 2)), min_size=1, max_size=12),
+    st.floats(0.01, 1),
+)
+def test_an_interpolated_window_lies_between_its_neighbours(
+    gaps: list[tuple[int, float]], epsilon: float
+) -> None:
+    windows, bias = np.cumsum([gap for gap, _ in gaps]), [value for _, value in gaps]
+    found = smallest_window(bias, epsilon, windows)
+    measured = smallest_window(bias, epsilon, windows, interpolate=False)
+    if found.between is None:
+        assert found == measured
+        return
+    low, high = found.between
+    assert low < found.steps < high == measured.steps
+    assert found.bias <= epsilon * (1 + 1e-12)
+    assert bias[list(windows).index(low)] > epsilon
+
+
+def test_whole_bptt_is_not_put_between() -> None:
+    """τ = T is exact by definition; it says nothing of how the bias falls on the way there."""
+    found = smallest_window([1.0, 0.5, 0.0], 0.1, [0, 20, 200])
+    assert (found.steps, found.between) == (200, None)
+
+
 def test_a_bias_that_does_not_fall_has_no_window() -> None:
     found = smallest_window(np.full(20, 0.5))
     assert (found.steps, found.reached) == (math.inf, False)
@@ -55,8 +90,9 @@ def test_a_bias_that_does_not_fall_has_no_window() -> None:
 
 def test_sampled_windows_and_chunks() -> None:
     bias = [0.9, 0.5, 0.05, 0.2, 0.01]
-    assert smallest_window(bias, 0.1, [1, 2, 4, 8, 16]).steps == 16
-    assert smallest_window([*bias, np.nan], 0.1, [1, 2, 4, 8, 16, 32]).steps == 16
+    measured = [1, 2, 4, 8, 16]
+    assert smallest_window(bias, 0.1, measured, interpolate=False).steps == 16
+    assert smallest_window([*bias, np.nan], 0.1, [*measured, 32], interpolate=False).steps == 16
     assert smallest_window(bias, 0.1, [1, 2, 4, 8, 16], what="chunk").what == "chunk"
 
 
@@ -140,8 +176,8 @@ def test_windows_that_differ_between_recordings_are_matched_by_their_number(
     assert at == sorted({w for row in chosen for w in row})
     found = run.window(0.1, window="all")
     assert found.source == "systematic"
-    assert found.steps in (22, 24)
-    only = smallest_window([0.01, 0.5, np.nan, 0.05], 0.1, [30, 2, 8, 20])
+    assert 22 <= found.steps <= 24
+    only = smallest_window([0.01, 0.5, np.nan, 0.05], 0.1, [30, 2, 8, 20], interpolate=False)
     assert (only.steps, only.within) == (20, 30)
 
 
