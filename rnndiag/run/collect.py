@@ -20,6 +20,9 @@ from rnndiag.run.segment import Place
 
 Directory = dict[str, npz.Entry]
 
+LABEL_BYTES = 4 * 2**20
+"""Labels that differ are kept up to so many bytes in all, as they are stored; those beyond are read each time."""
+
 
 class Collector:
     """Reads from the places that count. Directories, labels and outlines of recordings are kept once they are read."""
@@ -28,12 +31,16 @@ class Collector:
         self._groups = groups
         self._directories: dict[Place, Directory | None] = {}
         self._labels: dict[Place, stored.Labels] = {}
+        self._labels_seen: set[int] = set()
+        self._label_bytes = 0
         self._damage: dict[Problem, None] = {}
 
     def inherit(self, earlier: Collector) -> None:
         """Take over what an earlier collector of the same run already read."""
         self._directories.update(earlier._directories)
         self._labels.update(earlier._labels)
+        self._labels_seen.update(earlier._labels_seen)
+        self._label_bytes = earlier._label_bytes
         self._damage.update(earlier._damage)
 
     @property
@@ -196,10 +203,16 @@ class Collector:
     def _labels_of(self, place: Place) -> stored.Labels:
         """What a recording says of its dims."""
         found = self._labels.get(place)
-        if found is None:
-            entry, found = self.directory(place).get(stored.LABELS), stored.Labels({}, {})
-            if entry is not None:
-                found = stored.read_labels(place.segment.content(place, entry))
+        if found is not None:
+            return found
+        entry = self.directory(place).get(stored.LABELS)
+        if entry is None:
+            return stored.Labels({}, {})
+        found = stored.read_labels(place.segment.content(place, entry))
+        size = 0 if id(found) in self._labels_seen else entry[1]
+        if self._label_bytes + size <= LABEL_BYTES:
+            self._label_bytes += size
+            self._labels_seen.add(id(found))
             self._labels[place] = found
         return found
 

@@ -135,9 +135,12 @@ class Labels:
     described: Mapping[str, tuple[tuple[str, ...], str, str]]
 
 
-@lru_cache(maxsize=256)
 def read_labels(text: bytes) -> Labels:
     """Labels from their JSON; the same bytes come with most recordings of a run, so they are parsed once."""
+    return _read_once(text) if len(text) <= LABELS_ONCE_BYTES else _parsed_labels(text)
+
+
+def _parsed_labels(text: bytes) -> Labels:
     given = from_json(text)
     try:
         lists = [tuple(str(label) for label in entry) for entry in given["lists"]]
@@ -152,6 +155,11 @@ def read_labels(text: bytes) -> Labels:
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as fault:
         raise ValueError(f"labels of another form ({type(fault).__name__} {fault})") from None
     return Labels(of, described)
+
+
+LABELS_ONCE_BYTES = 64 * 2**10
+"""Labels of more bytes are parsed each time: what is kept must stay small whatever a run holds."""
+_read_once = lru_cache(maxsize=64)(_parsed_labels)
 
 
 def _scale(text: Any) -> str:

@@ -177,6 +177,23 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
+def test_large_labels_of_many_recordings_are_not_all_kept(write: Write) -> None:
+    run = write(GOOD, close=False)
+    for step in range(20, 50):
+        labels = {"lists": [[f"{step}.{i:x}" for i in range(80_000)]], "described": {}}
+        labels["of"] = {"a@b.npy": {"x": 0}}
+        loss = with_numpy_array(np.float64(1.0))
+        entries = {stored.LABELS: to_json(labels), stored.entry_name("loss", "model"): loss}
+        append(run, packed(entries, step), f"step-{step:012d}-train.npz")
+    assert read(run)["steps"] == [*GOOD, *range(20, 50)]
+
+
+def with_numpy_array(value: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, value)
+    return file.getvalue()
+
+
 LABELLED = ("labels of another form", "infinite label")
 
 
