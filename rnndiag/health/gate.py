@@ -16,7 +16,6 @@ from rnndiag.health.finding import STATUSES, UNTRUSTED, Finding
 from rnndiag.health.fingerprint import differences, fingerprint
 from rnndiag.health.judge import Judge
 from rnndiag.health.numbers import NotRecorded
-from rnndiag.health.outlines import outlines_of
 from rnndiag.health.proof import proof_findings
 from rnndiag.health.recorded import recorded_findings
 from rnndiag.health.rule import Rule, all_rules
@@ -186,7 +185,7 @@ def open_all(run: RunLike | Sequence[RunLike]) -> list[Run]:
 
 def require_enough(run: Run, config: Config) -> None:
     """Raise where a run has fewer recordings than the checks need: what was not checked is not a pass."""
-    outlines = outlines_of(run)
+    outlines = run.outlines
     count = sum(math.isfinite(outline.time) for outline in outlines)
     if count >= config.min_recordings:
         return

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
-from rnndiag.health.outlines import outlines_of
 from rnndiag.run.quantities import MODEL
 from rnndiag.run.run import Run
 
@@ -168,7 +167,7 @@ class LayerNumbers:
     @cached_property
     def cause(self) -> str:
         """Why credit is short here, as the latest recording names it: decay, loss, detach, or nothing."""
-        for outline in reversed(outlines_of(self.whole.run)):
+        for outline in reversed(self.whole.run.outlines):
             told = outline.notes.get("cause")
             entry = told.get(self.layer) if isinstance(told, Mapping) else None
             if entry is not None:

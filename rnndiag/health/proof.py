@@ -9,7 +9,6 @@ import numpy as np
 from rnndiag.health.finding import UNTRUSTED, Finding
 from rnndiag.health.judge import Judge
 from rnndiag.health.numbers import RunNumbers
-from rnndiag.health.outlines import outlines_of
 
 CHECK = UNTRUSTED
 _REMEDY = (
@@ -36,7 +35,7 @@ def proof_findings(judge: Judge) -> list[Finding]:
     failed: dict[str, Counter[str]] = {}
     unproved: dict[str, Counter[str]] = {}
     since: dict[str, int] = {}
-    for recording in outlines_of(judge.run):
+    for recording in judge.run.outlines:
         if recording.step not in judged or recording.verdict == "exact":
             continue
         told = failed if recording.verdict == "inexact" else unproved

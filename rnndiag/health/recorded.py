@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 
 from rnndiag.health.finding import Finding
-from rnndiag.health.outlines import outlines_of
 from rnndiag.run.run import Run
 
 NOTE = "preflight"
@@ -18,7 +17,7 @@ def recorded_findings(run: Run) -> list[Finding]:
     """The findings that the run's first recording holds. What does not read as a finding is left out."""
     if len(run.steps) == 0:
         return []
-    entries = outlines_of(run)[0].notes.get(NOTE)
+    entries = run.outlines[0].notes.get(NOTE)
     if not isinstance(entries, list | tuple):
         return []
     found = []
