@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from spectra.hand_made import draw_run, jacobians_by_jacrev, linear_run, orthogonal
@@ -67,6 +68,20 @@ def test_one_lag_and_one_anchor_need_no_list() -> None:
     listed = rnndiag.jacobian_products(run, [3], anchors=[1])
     assert (one.lags, one.anchors) == ((3,), (1,))
     assert torch.equal(one.log_singular_values, listed.log_singular_values)
+
+
+def test_lags_and_anchors_are_whole_numbers_of_any_library() -> None:
+    run = draw_run("lstm")
+    expected = rnndiag.jacobian_products(run, [1, 3], anchors=[0])
+    for lags in (np.array([1, 3]), torch.tensor([3, 1]), range(1, 4, 2), [np.int64(1), 3]):
+        found = rnndiag.jacobian_products(run, lags, anchors=np.int64(0))
+        assert (found.lags, found.anchors) == (expected.lags, expected.anchors)
+    assert rnndiag.jacobian_products(run, torch.tensor(3)).lags == (3,)
+    for wrong in (3.7, [3.7], "12", True, [True], [None], None, torch.tensor([1.5])):
+        with pytest.raises(BadArgument, match="lags is"):
+            rnndiag.jacobian_products(run, wrong)
+    with pytest.raises(BadArgument, match="anchors is"):
+        rnndiag.jacobian_products(run, 1, anchors=[0.5])
 
 
 def test_the_order_of_the_factors() -> None:

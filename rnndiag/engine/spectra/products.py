@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,8 +102,8 @@ def jacobian_products(
     `anchors`: numbers of the start states, 0 (s_0) .. T-1; None: up to 8, evenly spaced. Float64 inside; one QR of an
     S x S matrix a step, anchor and sequence; no product is ever formed. Memory: about 256 MiB beside the result.
     """
-    lags = _lags(run, _several(lags))
-    anchors = _anchors(run, lags, None if anchors is None else _several(anchors))
+    lags = _lags(run, _several("lags", lags))
+    anchors = _anchors(run, lags, None if anchors is None else _several("anchors", anchors))
     require_finite(run)
     out = torch.full(
         (len(lags), len(anchors), run.B, run.S), torch.nan, dtype=torch.float64, device=run.device
@@ -192,29 +195,38 @@ def _exists(run: LayerRun, lags: Sequence[int], anchors: Sequence[int]) -> Tenso
     return (ends.unsqueeze(-1) <= lengths).to(run.device)
 
 
-def _several(numbers: int | Sequence[int]) -> Sequence[int]:
-    return [numbers] if isinstance(numbers, int) else numbers
+def _several(what: str, numbers: int | Sequence[int]) -> list[int]:
+    """One or more whole numbers, of Python, numpy or torch."""
+    several = isinstance(numbers, Iterable) and getattr(numbers, "ndim", 1) > 0
+    given: list[Any] = list(numbers) if several else [numbers]  # type: ignore[arg-type]
+    try:
+        found = [index(number) for number in given]
+    except TypeError:
+        found = []
+    if len(found) < len(given) or any(isinstance(number, bool | np.bool_) for number in given):
+        raise BadArgument(f"{what} is {numbers!r}.", "Give a whole number, or several of them.")
+    return found
 
 
-def _lags(run: LayerRun, lags: Sequence[int]) -> list[int]:
-    wanted = sorted({int(lag) for lag in lags})
+def _lags(run: LayerRun, lags: list[int]) -> list[int]:
+    wanted = sorted(set(lags))
     if not wanted or wanted[0] < 1 or wanted[-1] > run.T:
         raise BadArgument(
-            f"The lags {list(lags)} do not fit a run of {run.T} steps.",
+            f"The lags {lags} do not fit a run of {run.T} steps.",
             f"Give one or more lags from 1 to {run.T}.",
         )
     return wanted
 
 
-def _anchors(run: LayerRun, lags: list[int], anchors: Sequence[int] | None) -> list[int]:
+def _anchors(run: LayerRun, lags: list[int], anchors: list[int] | None) -> list[int]:
     last = run.T - lags[0]
     if anchors is None:
         count = min(ANCHORS, last + 1)
         return [round(i * last / max(1, count - 1)) for i in range(count)]
-    wanted = sorted({int(anchor) for anchor in anchors})
+    wanted = sorted(set(anchors))
     if not wanted or wanted[0] < 0 or wanted[-1] > last:
         raise BadArgument(
-            f"The anchors {list(anchors)} leave no room for a product of {lags[0]} steps in {run.T}.",
+            f"The anchors {anchors} leave no room for a product of {lags[0]} steps in {run.T}.",
             f"Give numbers of start states from 0 (the initial state) to {last}.",
         )
     return wanted
