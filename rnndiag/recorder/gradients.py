@@ -30,7 +30,8 @@ def gradients_of(optimizer: Any) -> list[Tensor]:
 
 
 def total_norm(gradients: list[Tensor], order: float = 2.0) -> Scalar | None:
-    """One norm over all gradients: a number on the CPU, left on its device else; None where there are none."""
+    """One norm of order 2 or inf over all gradients: a number on the CPU, left on its device else; None of none."""
+    gradients = [grad for grad in gradients if grad.numel()]
     if not gradients:
         return None
     first = gradients[0].device

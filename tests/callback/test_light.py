@@ -140,6 +140,7 @@ def test_the_norm_is_that_of_all_gradients(order: float) -> None:
     many = [torch.randn(3) for _ in range(100)]
     assert float(total_norm(many)) == pytest.approx(float(torch.cat(many).norm()), rel=1e-6)
     assert total_norm([]) is None
+    assert total_norm([torch.zeros(0), torch.ones(3)], math.inf) == 1.0
     assert not math.isfinite(total_norm([torch.tensor([1.0, math.nan])]))
 
 
