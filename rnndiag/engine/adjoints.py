@@ -15,6 +15,7 @@ from rnndiag.engine.cells import State
 from rnndiag.engine.forward_gap import ForwardGap
 from rnndiag.engine.layer_run import LayerRun, named_sizes
 from rnndiag.engine.pages import empty, empty_parts
+from rnndiag.engine.scan_stretch import scan_stretch
 from rnndiag.engine.transition import (
     Coefficients,
     coefficients,
@@ -86,13 +87,26 @@ def adjoints(run: LayerRun) -> Adjoints:
     return _scan_by_autograd(run)
 
 
+def state_adjoints(run: LayerRun, diagonal: Coefficients | None = None) -> State:
+    """δ_t alone, (T, B, S_p) a part; `diagonal`: the derivatives of all steps, where they are known already."""
+    if diagonal is None:
+        return adjoints(run).parts
+    _require_shapes(run)
+    delta = empty_parts((run.T, run.B), run.sizes, run.dtype, run.device)
+    a_hh = _empty(run, len(run.cell.blocks), run.cell.units(run.weights))
+    carry: State = tuple(run.direct[0].new_zeros(run.B, size) for size in run.sizes)
+    carry = scan_stretch(run, diagonal, _masked_direct(run), delta, a_hh, carry, 0)
+    finite = all(_is_finite(part) for part in (*delta, *carry))
+    return delta if finite else _scan_by_autograd(run).parts
+
+
 def _is_finite(values: Tensor) -> bool:
     """One pass in most cases: a finite sum has finite terms, and only another sum needs a look at each."""
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _require_shapes(run: LayerRun) -> None:
-    """A tensor of another shape would be broadcast, and the numbers wrong without a word."""
+    """A tensor of another shape would be broadcast or rounded, and the numbers wrong without a word."""
     states = [tuple(part.shape) for part in run.states]
     expected = {
         "direct": states,
@@ -109,6 +123,12 @@ def _require_shapes(run: LayerRun) -> None:
             raise BadArgument(
                 f"{name} of {run.name} has shapes {given[name]} beside states {states}.",
                 f"Give {shapes}: time, batch, units, one tensor for each of {run.cell.parts}.",
+            )
+    for part, e in zip(run.states, run.direct, strict=True):
+        if e.dtype != part.dtype:
+            raise BadArgument(
+                f"direct of {run.name} is {e.dtype} beside states of {part.dtype}.",
+                "Give both in one precision; `LayerRun.to(dtype)` converts a whole run.",
             )
 
 
@@ -141,7 +161,7 @@ def _scan_diagonals(run: LayerRun) -> Adjoints:
         if projected is not None:
             projected[start:stop] = diagonal.projected
         gap.add((diagonal.projected, *diagonal.others), start, stop)
-        carry = _scan_stretch(run, diagonal, direct, delta, a_hh, carry, start)
+        carry = scan_stretch(run, diagonal, direct, delta, a_hh, carry, start)
         if not run.cell.additive:
             back = project_back(run, tuple(part[start:stop] for part in delta))
             terms = [(c, p.unsqueeze(-2)) for c, p in zip(diagonal.a_ih, back, strict=True)]
@@ -154,78 +174,6 @@ def _scan_diagonals(run: LayerRun) -> Adjoints:
 
 def _empty(run: LayerRun, *shape: int) -> Tensor:
     return empty((run.T, run.B, *shape), run.dtype, run.device)
-
-
-def _scan_stretch(
-    run: LayerRun,
-    diagonal: Coefficients,
-    direct: State,
-    delta: State,
-    a_hh: Tensor,
-    carry: State,
-    start: int,
-) -> State:
-    """The recursion over one stretch of steps, writing δ and a_hh. Returns J^T δ of its first step."""
-    weight_hh = run.weights["weight_hh"]
-    weight_hr = run.weights.get("weight_hr")
-    lengths = run.lengths
-    steps = slice(start, start + diagonal.projected.shape[0])
-    rows = [
-        (part[steps].unbind(0), own[steps].unbind(0))
-        for part, own in zip(delta, direct, strict=True)
-    ]
-    flat = a_hh[steps].flatten(-2).unbind(0)
-    within = None if diagonal.within is None else diagonal.within.unbind(0)
-    seen = diagonal.gates or (slice(None),) * len(delta)
-    by_gate = [
-        (p, c.unbind(0), a_hh[steps, :, gates].unbind(0))
-        for p, (c, gates) in enumerate(zip(diagonal.a_hh, seen, strict=True))
-        if c is not None
-    ]
-    by_part = [
-        [(p, c.unbind(0)) for p, row in enumerate(diagonal.state) if (c := row[q]) is not None]
-        for q in range(len(delta))
-    ]
-    for k in reversed(range(len(flat))):
-        back = [
-            torch.add(own[k], add, out=part[k])
-            for (part, own), add in zip(rows, carry, strict=True)
-        ]
-        if weight_hr is not None:
-            back[0] = back[0] @ weight_hr
-        if within is not None:
-            back[-1] = torch.addcmul(back[-1], within[k], back[0])
-        if not by_gate:
-            flat[k].zero_()
-        for place, (p, coefficient, gates) in enumerate(by_gate):
-            if place == 0 or within is not None:
-                torch.mul(coefficient[k], back[p].unsqueeze(-2), out=gates[k])
-            else:
-                gates[k].addcmul_(coefficient[k], back[p].unsqueeze(-2))
-        carried = [_sum_of([(c[k], back[p]) for p, c in terms]) for terms in by_part]
-        through_h = carried[0]
-        carried[0] = (
-            flat[k] @ weight_hh if through_h is None else through_h.addmm_(flat[k], weight_hh)
-        )
-        carry = tuple(map(_or_zeros, carried, carry))
-        if lengths is not None:
-            alive = (lengths > start + k).to(delta[0].device)[:, None]
-            carry = tuple(torch.where(alive, part, torch.zeros_like(part)) for part in carry)
-    return carry
-
-
-def _or_zeros(value: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if value is None else value
-
-
-def _sum_of(terms: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-    """Σ coefficient * cotangent in memory of its own; None if there are no terms."""
-    if not terms:
-        return None
-    total = torch.mul(*terms[0])
-    for coefficient, cotangent in terms[1:]:
-        total.addcmul_(coefficient, cotangent)
-    return total
 
 
 def _scan_by_autograd(run: LayerRun) -> Adjoints:

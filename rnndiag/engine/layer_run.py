@@ -98,7 +98,7 @@ class LayerRun:
         return steps[:, None] < self.lengths.to(self.device)[None, :]
 
     def previous(self, start: int = 0, stop: int | None = None) -> State:
-        """s_{t-1} at the steps start..stop-1, one tensor (T', B, S_p) a part: without a copy where start > 0."""
+        """s_{t-1} at the steps start..stop-1, one tensor (T', B, S_p) a part. Read only: no copy where start > 0."""
         return tuple(self.previous_part(p, start, stop) for p in range(len(self.states)))
 
     def previous_part(self, p: int, start: int = 0, stop: int | None = None) -> Tensor:
@@ -122,6 +122,7 @@ class LayerRun:
         """(..., S) -> one tensor (..., S_p) a part."""
         return tuple(vector.split(self.sizes, -1))
 
+    @torch.inference_mode(mode=False)  # else nothing could be differentiated by what it makes
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> LayerRun:
@@ -148,22 +149,30 @@ class LayerRun:
             gates=None,
         )
 
+    @torch.inference_mode(mode=False)
     def select(self, samples: Tensor | Sequence[int]) -> LayerRun:
         """The run of some sequences only. Its gradients no longer cover it, so they are left out."""
-        index = torch.as_tensor(samples, device=self.device)
+        index = torch.arange(self.B, device=self.device)[torch.as_tensor(samples)]
+
+        def columns(values: Tensor) -> Tensor:
+            return values.index_select(1, index)
+
+        def rows(values: State) -> State:
+            return tuple(part[index] for part in values)
+
         return replace(
             self,
-            inputs=self.inputs[:, index],
-            states=tuple(part[:, index] for part in self.states),
-            initial=tuple(part[index] for part in self.initial),
-            direct=tuple(part[:, index] for part in self.direct),
+            inputs=columns(self.inputs),
+            states=tuple(map(columns, self.states)),
+            initial=rows(self.initial),
+            direct=tuple(map(columns, self.direct)),
             lengths=None if self.lengths is None else self.lengths[index.to(self.lengths.device)],
             gradients={},
-            input_gradient=None if self.input_gradient is None else self.input_gradient[:, index],
-            initial_gradient=None
-            if self.initial_gradient is None
-            else tuple(part[index] for part in self.initial_gradient),
-            gates=None,
+            input_gradient=None if self.input_gradient is None else columns(self.input_gradient),
+            initial_gradient=None if self.initial_gradient is None else rows(self.initial_gradient),
+            gates=None
+            if self.gates is None
+            else {name: columns(value) for name, value in self.gates.items()},
         )
 
 

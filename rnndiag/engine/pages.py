@@ -26,7 +26,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 def empty_parts(
     lead: Sequence[int], sizes: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """One empty tensor (*lead, size) for each of `sizes`, side by side in one piece of memory."""
+    """One empty tensor (*lead, size) for each of `sizes`, side by side in one piece of memory: each keeps all alive."""
     counts = [math.prod(lead) * size for size in sizes]
     pieces = empty([sum(counts)], dtype, device).split(counts)
     return tuple(piece.view(*lead, size) for piece, size in zip(pieces, sizes, strict=True))

@@ -11,6 +11,8 @@ from reference import STEPS, draw_state, draw_weights, relative
 from reference import unroll as unroll_by_hand
 from torch import Tensor, nn
 
+import rnndiag
+from rnndiag.engine import adjoints as adjoints_file
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.cells import Cell, find_cell, module_cell
 from rnndiag.engine.contributions import contribution_norms, contributions
@@ -236,6 +238,39 @@ def test_nothing_is_tracked_and_any_mode_will_do(cell: str, inference: bool) -> 
             found += [norms.norm, norms.total, norms.alignment]
     assert not any(value.requires_grad for value in found)
     assert torch.equal(adj.state, expected)
+
+
+@pytest.mark.parametrize("cell", ["gru", "coupled_lstm", "peephole_lstm"])
+def test_a_run_made_in_inference_mode_is_one_like_others(
+    cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adjoints_file, "CHUNK_BYTES", 1)
+    run = unroll(**drawn(cell))
+    with torch.inference_mode():
+        few, narrow = run.select([0, 2]), run.to(torch.float32)
+    assert torch.equal(adjoints(few).state, adjoints(run.select([0, 2])).state)
+    assert adjoints(narrow).state.dtype == torch.float32
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "elman_tanh", "peephole_lstm"])
+def test_a_recorded_state_survives_what_is_made_of_it(
+    cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adjoints_file, "CHUNK_BYTES", 1)
+    run = unroll(**drawn(cell))
+    before = [value.clone() for value in (*run.states, *run.direct, *run.initial, run.inputs)]
+    adj = adjoints(run)
+    contribution_norms(adj)
+    rnndiag.lag_sweep(run)
+    rnndiag.jacobians(run)
+    after = (*run.states, *run.direct, *run.initial, run.inputs)
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_direct_of_another_precision_is_refused_and_not_rounded() -> None:
+    run = unroll(**drawn("lstm"))
+    with pytest.raises(BadArgument, match=r"direct of layer is torch.float32 beside .*float64"):
+        adjoints(replace(run, direct=tuple(part.float() for part in run.direct)))
 
 
 def test_a_gradient_of_another_shape_is_refused_and_not_broadcast() -> None:

@@ -24,6 +24,7 @@ class Cell:
     pointwise(a_ih, a_hh, state, **extras) -> state
         a_ih (N, gates*H) = W_ih x + b_ih, a_hh (N, recurrent_gates*H) = W_hh h + b_hh, state a tuple of (N, S_p).
         The engine does these matrix products, and the projection W_hr of part 0 where that weight exists.
+        Neither it nor a closed form may write into its arguments: the states are the recorded ones.
     run_step(weights, inputs, state) -> state
         A whole step, batch first. Rows of the batch must not see one another.
     """
