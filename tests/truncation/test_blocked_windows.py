@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from reference import STEPS, relative
 from truncation.naive import Problem, flat, problem
 
 from rnndiag import lag_sweep
-from rnndiag.engine.truncation import blocked, sampling
-from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling
+from rnndiag.engine.truncation import blocked, quick, sampling
+from rnndiag.engine.truncation.blocked import Block, BlockedTails
 from rnndiag.engine.truncation.parameters import layout_of
 from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.stack import chain_of
@@ -49,7 +51,7 @@ def check(p: Problem, found: BlockedTails, block: Block) -> None:
 @pytest.mark.parametrize("cell", STEPS)
 def test_blocks_of_every_cell(cell: str, lengths: list[int] | None) -> None:
     p = problem(cell, lengths=lengths)
-    for block in (Block(1, 4), Block(3, 2), Block(2, 1), Block(5, 5), Block(11, 3)):
+    for block in (Block(1, 4), Block(3, 2), Block(2, 1), Block(5, 5), Block(7, 3)):
         found = tails_of(p)
         found.walk([block])
         check(p, found, block)
@@ -60,29 +62,85 @@ def test_blocks_that_follow_on_one_another(
     cells: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocked, "FIRST_WIDTH", 2)
+    monkeypatch.setattr(blocked, "AIM", 0.0)
     p = problem(*cells, T=19)
-    blocks = doubling(19)
-    assert [(b.start, b.width) for b in blocks] == [(1, 2), (3, 2), (5, 4), (9, 8), (17, 16)]
     found = tails_of(p)
-    found.walk(blocks)
-    for block in blocks[:-1]:
+    blocks = walked(found, 19)[:4]
+    assert [(b.start, b.width) for b in blocks] == [(1, 2), (3, 2), (5, 4), (9, 8)]
+    assert set(found.widths) == {block.window for block in blocks}
+    for block in blocks:
         check(p, found, block)
-    assert float(naive_tail(p, blocks[-1]).norm()) < 1e-12
     chunked = p.full() - p.chunk(2, 2)
     assert relative(found.first.sum(0).norm(), chunked.norm()) < TOLERANCE
     assert found.first_width == 2
+
+
+def walked(found: BlockedTails, most: int) -> list[Block]:
+    """The blocks that a walk outward took."""
+    blocks = []
+
+    def taken() -> Iterator[Block]:
+        for block in found.outward(most):
+            blocks.append(block)
+            yield block
+
+    found.walk(taken())
+    return blocks
+
+
+@pytest.mark.parametrize("lengths", [None, [19, 5, 12, 1]], ids=["full", "packed"])
+def test_behind_a_window_that_would_do_blocks_are_wider(
+    lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked, "FIRST_WIDTH", 2)
+    monkeypatch.setattr(blocked, "AIM", 9.0)
+    monkeypatch.setattr(blocked, "NOTHING", 0.0)
+    p = problem("lstm", T=19, lengths=lengths)
+    found = tails_of(p)
+    blocks = walked(found, 19)
+    assert [(b.start, b.width) for b in blocks] == [(1, 2), (3, 8), (11, 32)]
+    for block in blocks[:2]:
+        check(p, found, block)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 5, 8, 9])
+def test_few_steps_are_not_said_to_hold_nothing(T: int) -> None:
+    """A block as wide as the sequence is long has no cut in it, so its tail would be zero whatever the model."""
+    p = problem("lstm", T=T)
+    found = tails_of(p)
+    blocks = {min(block.window, T - 1): block for block in walked(found, T)}
+    for window, width in found.widths.items():
+        check(p, found, blocks[window])
+        assert width < T
+    assert T == 1 or len(found.widths) >= 1
 
 
 def test_the_window_to_be_recommended_is_found_closely(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem("lstm", T=60, B=4, H=6, scale=1.6)
     whole = lag_sweep(p.run, budget=None).window_bias
     found = tails_of(p)
-    found.walk(doubling(60))
+    found.walk(found.outward(60))
     found.refine(lambda _: True)
     measured = {w: found._bias(w) for w in sorted(found.found)}
     near = min(w for w in measured if all(measured[v] <= 0.1 for v in measured if v >= w))
     true = min(w for w in range(61) if bool((whole[w:] <= 0.1).all()))
     assert abs(near - true) <= max(1, 0.1 * true)
+
+
+def test_a_budget_is_told_from_the_quicker_of_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(quick.time, "perf_counter", lambda: now[0])
+    budget = quick.Budget(3.0)
+    now[0] += 4.0  # the first call of a process is slow to start
+    budget.calibrate(budget.spent, 1.0)
+    assert budget.allows(8.0)
+    assert not budget.allows(8.1)
+    budget.calibrate(0.5, 0.25)  # a plain step takes 2 seconds, not 4
+    assert budget.allows(2.0)
+    assert not budget.allows(2.1)
+    budget.calibrate(9.0, 0.25)
+    assert budget.allows(2.0)
+    assert not budget.allows(2.1)
 
 
 def test_the_default_of_a_large_problem(monkeypatch: pytest.MonkeyPatch) -> None:

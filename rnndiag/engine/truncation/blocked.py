@@ -9,13 +9,14 @@ known to within m steps, where one row would be needed for every step to know it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
+from rnndiag.engine.pages import empty_parts
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.products import add_gradients, right_factors
@@ -25,7 +26,9 @@ from rnndiag.engine.truncation.visit import visit
 from rnndiag.engine.truncation.where import Where, every
 
 FIRST_WIDTH = 8
-"""The first block holds lags 1 .. 8; the next ones double where they end."""
+"""The first block holds lags 1 .. 8, or a quarter of all; the next ones double where they end."""
+WIDER = 4
+"""Behind a window that would do each block is so many times as wide as the one before it."""
 AIM = 0.1
 """The relative bias around which windows are looked at more closely: that of the recommended window."""
 NOTHING = 1e-3
@@ -50,26 +53,16 @@ class Block:
         return self.start + self.width // 2
 
 
-def doubling(T: int) -> list[Block]:
-    """Blocks that cover all lags 1 .. T-1, each as wide as it lies far back."""
-    blocks = [Block(1, FIRST_WIDTH)]
-    while blocks[-1].stop < T:
-        last = blocks[-1]
-        blocks.append(Block(last.stop, last.stop - 1))
-    return blocks
-
-
 @torch.no_grad()
 def carried(
-    chain: Chain, delta: State, blocks: Sequence[Block]
+    chain: Chain, delta: State, blocks: Iterable[Block]
 ) -> Iterator[tuple[Block, Where, State]]:
     """Walk δ of every m-th step back: where the rows stand and what they carry, at every lag that a block holds.
 
     Blocks follow on one another; widths may grow by whole factors.
     """
-    T, stride = chain.T, blocks[0].width
-    where, now = slice(stride, T, stride), tuple(part[stride::stride] for part in delta)
-    scratch, lag = Scratch(), 0
+    T, scratch, lag, stride = chain.T, Scratch(), 0, 1
+    where, now = slice(1, T, 1), tuple(part[1:] for part in delta)
     for block in blocks:
         if block.width != stride:
             past = (-(where.start + lag) % block.width) // stride
@@ -105,20 +98,34 @@ class BlockedTails:
         self.first, self.first_width = nothing, chain.T
         """S of the first block of all, (M, P): chunks of its width leave out just this."""
 
-    def walk(self, blocks: Sequence[Block]) -> None:
-        """Measure blocks that follow on one another."""
-        states = tuple(torch.zeros_like(part) for part in self.delta)
-        last = blocks[0]
+    def outward(self, most: int) -> Iterator[Block]:
+        """Blocks that cover all lags 1 .. most-1, each as wide as it lies far back; wider where windows do."""
+        block = Block(1, min(FIRST_WIDTH, max(1, self.chain.T // 4)))
+        while block.start < most:
+            yield block
+            does = self._bias(max(self.widths)) <= AIM
+            wider = WIDER if does else 2 if block.start > 1 else 1
+            block = Block(block.stop, wider * block.width)
+
+    def walk(self, blocks: Iterable[Block]) -> None:
+        """Measure blocks that follow on one another; each is written down before the next one is asked for."""
+        run = self.chain.links[0].run
+        states = empty_parts((run.T, run.B), self.chain.sizes, run.dtype, run.device)
+        for whole in states:
+            whole.zero_()
+        block, seen = None, 0
         for block, where, now in carried(self.chain, self.delta, blocks):
-            if block != last:
-                if self._write(last, states) < NOTHING:
+            for whole, part in zip(states, now, strict=True):
+                whole[where] = part
+            seen += 1
+            if seen == block.width:
+                if self._write(block, states) < NOTHING:
                     return
                 for whole in states:
                     whole.zero_()
-                last = block
-            for whole, part in zip(states, now, strict=True):
-                whole[where] = part
-        self._write(last, states)
+                seen = 0
+        if block is not None and seen:
+            self._write(block, states)
 
     def _write(self, block: Block, states: State) -> float:
         """Write down the tail of a block from its cotangents at every state; its relative size."""

@@ -5,8 +5,9 @@ The state of a chain is all layers' states together, lower layers first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -92,6 +93,10 @@ class Chain:
 
     def outputs(self) -> Tensor:
         """(T, B) bool: where a loss enters, e_t not zero. NaN counts as a loss."""
+        return self._outputs
+
+    @cached_property
+    def _outputs(self) -> Tensor:
         hit = [(part != 0).any(-1) for part in self.direct]
         return torch.stack(hit).any(0) & self.mask()
 
@@ -107,15 +112,19 @@ class Chain:
     def select(self, samples: Sequence[int] | Tensor) -> Chain:
         """Some sequences only; one may be taken more than once."""
         index = torch.as_tensor(samples, device=self.links[0].run.device)
+
+        def columns(values: Tensor) -> Tensor:
+            return values.index_select(1, index)
+
         return Chain(
             tuple(
                 replace(
                     link,
                     run=link.run.select(index),
-                    direct=tuple(part[:, index] for part in link.direct),
-                    gain=None if link.gain is None else link.gain[:, index],
-                    previous=(),
-                    diagonal=None,
+                    direct=tuple(map(columns, link.direct)),
+                    gain=None if link.gain is None else columns(link.gain),
+                    previous=tuple(map(columns, link.previous)),
+                    diagonal=None if link.diagonal is None else each(link.diagonal, columns),
                 )
                 for link in self.links
             )
@@ -127,8 +136,10 @@ class Chain:
 
 
 def _prepare(link: Link) -> Link:
+    if link.diagonal is not None:
+        return link
     run = link.run
-    link = replace(link, previous=run.previous())
+    link = replace(link, previous=link.previous or run.previous())
     if not link.elementwise:
         return link
     cell, item = run.cell, run.states[0].element_size()
@@ -146,15 +157,22 @@ def pick(diagonal: Coefficients, where: Where) -> Coefficients:
     """The diagonal derivatives at some rows of those at hand."""
     if isinstance(where, slice) and where == slice(0, diagonal.projected.shape[0]):
         return diagonal
-    a_hh = tuple(None if c is None else take(c, where) for c in diagonal.a_hh)
+    return each(diagonal, lambda values: take(values, where))
+
+
+def each(diagonal: Coefficients, of: Callable[[Tensor], Tensor]) -> Coefficients:
+    """The same function of all the diagonal derivatives."""
+
+    def known(row: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        return tuple(None if values is None else of(values) for values in row)
+
+    a_hh = known(diagonal.a_hh)
     same = diagonal.a_ih[0] is diagonal.a_hh[0]
     return Coefficients(
-        a_ih=a_hh if same else tuple(None if c is None else take(c, where) for c in diagonal.a_ih),
+        a_ih=a_hh if same else known(diagonal.a_ih),
         a_hh=a_hh,
-        state=tuple(
-            tuple(None if c is None else take(c, where) for c in row) for row in diagonal.state
-        ),
-        projected=take(diagonal.projected, where),
-        within=None if diagonal.within is None else take(diagonal.within, where),
+        state=tuple(known(row) for row in diagonal.state),
+        projected=of(diagonal.projected),
+        within=None if diagonal.within is None else of(diagonal.within),
         gates=diagonal.gates,
     )

@@ -13,7 +13,7 @@ import time
 from torch import Tensor
 
 from rnndiag.engine.cells import State
-from rnndiag.engine.truncation.blocked import BlockedTails, doubling
+from rnndiag.engine.truncation.blocked import BlockedTails
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.chunks import ChunkScores, score, scores
 from rnndiag.engine.truncation.credit import CreditLedger, Profile, log_matrix, profile_of
@@ -22,8 +22,12 @@ from rnndiag.engine.truncation.sampling import Sampled, Sampling
 from rnndiag.engine.truncation.travel import rows_of, travel
 from rnndiag.engine.truncation.walks import gradient_of, segments
 
-ADJOINT_SHARE = 1.1
-"""What total adjoints and diagonal derivatives take of a plain training step, whose length is told from theirs."""
+ADJOINT_SHARE = 1.0
+"""What diagonal derivatives, total adjoints and the gradient take of a plain training step, whose length is told from
+theirs: 0.8 to 0.9, measured on a CPU; rather more, so that a budget is kept."""
+BLOCK_SHARE = 0.3
+"""What one block takes of a plain training step, at least: 0.3 to 0.55. The first call of a process is slow to start,
+and its length would be told too large from that alone."""
 CHUNKS = (64, 16, 32, 128, 4)
 """Chunk sizes that are scored beside the free one, in this order, as far as the budget goes."""
 
@@ -35,9 +39,9 @@ class Budget:
         self.steps, self.start = steps, time.perf_counter()
         self.seconds = math.inf
 
-    def calibrate(self) -> None:
-        """All that was done until now was `ADJOINT_SHARE` of a plain step."""
-        self.seconds = self.steps * self.spent / ADJOINT_SHARE
+    def calibrate(self, seconds: float, share: float) -> None:
+        """What took so long is this share of a plain step; of several answers the smallest counts."""
+        self.seconds = min(self.seconds, self.steps * seconds / share)
 
     @property
     def spent(self) -> float:
@@ -70,28 +74,35 @@ def sampled_credit(taken: Sampled, sampling: Sampling) -> tuple[Tensor, Profile,
 
 def blocked_tails(
     chain: Chain, population: Population, full: Tensor, delta: State, most: int, budget: Budget
-) -> BlockedTails:
-    """Windows up to `most`, closer around the one to be recommended as far as the budget goes."""
+) -> tuple[BlockedTails, float]:
+    """Windows up to `most`, closer around the one to be recommended as far as the budget goes; seconds a block."""
     tails = BlockedTails(chain, population, full, delta)
-    blocks = [block for block in doubling(chain.T) if block.start < most]
     before = budget.spent
-    tails.walk(blocks)
+    tails.walk(tails.outward(most))
     each = (budget.spent - before) / max(1, len(tails.widths))
+    budget.calibrate(each, BLOCK_SHARE)
     tails.refine(lambda lags: budget.allows(each * (lags + 1) / 2))
-    return tails
+    return tails, each
 
 
 def few_chunks(
-    chain: Chain, population: Population, full: Tensor, tails: BlockedTails, budget: Budget
+    chain: Chain,
+    population: Population,
+    full: Tensor,
+    tails: BlockedTails,
+    seconds: float,
+    budget: Budget,
 ) -> ChunkScores:
-    """Chunks of the width of the first block, whose tail is known, and as many more as fit."""
+    """Chunks of the width of the first block, whose tail is known, and as many more as fit; `seconds` a block."""
     found = {tails.first_width: score(population, full, full - tails.first)}
+    seconds *= 2  # as many rows, in more and smaller steps
     for k in CHUNKS:
-        before = budget.spent
-        if k >= chain.T or k in found or not budget.allows(0.0):
+        if k >= chain.T or k in found:
             continue
+        if not budget.allows(seconds):
+            break
+        before = budget.spent
         cut = gradient_of(chain, population.layout, segments(chain, k, k), len(full))
         found[k] = score(population, full, cut)
-        if not budget.allows(budget.spent - before):
-            break
+        seconds = budget.spent - before
     return scores(found)

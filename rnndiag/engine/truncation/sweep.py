@@ -25,7 +25,13 @@ from rnndiag.engine.truncation.credit import (
 from rnndiag.engine.truncation.noise import group_count, sequence_noise
 from rnndiag.engine.truncation.parameters import ALL, Layout, layout_of
 from rnndiag.engine.truncation.population import Population
-from rnndiag.engine.truncation.quick import Budget, blocked_tails, few_chunks, sampled_credit
+from rnndiag.engine.truncation.quick import (
+    ADJOINT_SHARE,
+    Budget,
+    blocked_tails,
+    few_chunks,
+    sampled_credit,
+)
 from rnndiag.engine.truncation.sampling import Sampled, Sampling, choose, sample
 from rnndiag.engine.truncation.stack import Runs, chain_of
 from rnndiag.engine.truncation.tails import TailLedger, Tails, assembled
@@ -171,15 +177,15 @@ def quick_sweep(
     layout, whole = layout_of(chain), chain.prepared()
     population = Population(layout, chain.B, chain.B)
     delta = total_adjoint(whole)
-    spent.calibrate()
     by_sequence = gradient_of(whole, layout, delta, group_count(layout, chain.B, delta[0], chain.B))
+    spent.calibrate(spent.spent, ADJOINT_SHARE)
     full = regrouped(by_sequence, few_groups(by_sequence))
     noise = sequence_noise(whole, population, delta, by_sequence) if independent else float("nan")
-    matrix, profile, sampling = sampled_credit(sample(chain, sampling, draw), sampling)
-    tails = blocked_tails(whole, population, full, delta, most, spent)
+    matrix, profile, sampling = sampled_credit(sample(whole, sampling, draw), sampling)
+    tails, each = blocked_tails(whole, population, full, delta, most, spent)
     sampling = sampling.with_windows(tails.widths)
     scores = (
-        few_chunks(whole, population, full, tails, spent)
+        few_chunks(whole, population, full, tails, each, spent)
         if chunks is None
         else chunk_scores(whole, population, full, chunks)
     )

@@ -205,10 +205,12 @@ def assembled(
     if len(known):
         lag_norms = torch.stack([lag_squares[d] for d in known.tolist()]).cpu().sqrt()
     norms = squares.sqrt()
+    cosine = ((full - toward) / (kept * full).sqrt()).clamp(-1, 1)
+    cosine[at == 0] = math.nan  # of nothing at all, up to rounding
     return Tails(
         norms={name: _spread(size, at, norms[:, k]) for k, name in enumerate(names)},
         lag_norms={name: _spread(lags, known, lag_norms[:, k]) for k, name in enumerate(names)},
-        cosine=_spread(size, at, ((full - toward) / (kept * full).sqrt()).clamp(-1, 1)),
+        cosine=_spread(size, at, cosine),
         progress=_spread(size, at, (full - toward) / full),
         mean_square=_spread(size, at, mean),
         mean_square_error=_spread(size, at, error),

@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.pages import empty
 from rnndiag.engine.transition import (
     Coefficients,
     flat_step,
@@ -17,7 +18,7 @@ from rnndiag.engine.transition import (
     project_back,
 )
 from rnndiag.engine.truncation.chain import Chain, Link, pick
-from rnndiag.engine.truncation.scratch import Scratch
+from rnndiag.engine.truncation.scratch import Scratch, rows_at_once
 from rnndiag.engine.truncation.where import Where, piece, take
 
 
@@ -34,8 +35,6 @@ class Visit:
     projected: Tensor | None = None
 
 
-CACHED_ROWS = 1024
-"""Where nothing but J^T a is wanted, about this many rows are taken at a time."""
 PIECE_BYTES = 64 * 2**20
 """Diagonal derivatives that are not kept are made for stretches of rows of at most this size."""
 
@@ -116,7 +115,7 @@ def _visit_diagonal(
 def _only_carry(link: Link, where: Where, own: State, memory: tuple[Scratch, int]) -> Visited:
     """J^T a of a layer with none below it, a few rows at a time: what its gates get never leaves the cache."""
     rows, width = own[0].shape[0], own[0].shape[1]
-    size = max(1, CACHED_ROWS // max(1, width))
+    size = rows_at_once(link.run.device, width)
     whole = link.at(where)
     if rows <= size or whole.projected.shape[0] != rows:
         size = rows
@@ -223,7 +222,7 @@ def _room(
     in_turn: bool = False,
 ) -> Tensor:
     if memory is None:
-        return like.new_empty(shape)
+        return empty(shape, like.dtype, like.device)
     scratch, number = memory
     return scratch.room(number, f"{name} {scratch.turn}" if in_turn else name, like, tuple(shape))
 

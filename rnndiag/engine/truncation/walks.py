@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rnndiag.engine.adjoints import adjoints
+from rnndiag.engine.adjoints import state_adjoints
 from rnndiag.engine.cells import State
+from rnndiag.engine.pages import empty
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.parameters import Layout
 from rnndiag.engine.truncation.products import add_gradients, empty_buffer, right_factors
@@ -28,7 +29,7 @@ def total_adjoint(chain: Chain) -> State:
     if chain.is_stack:
         return tuple(part.squeeze(1) for part in scan(chain))
     link = chain.links[0]
-    return adjoints(replace(link.run, direct=link.direct)).parts
+    return state_adjoints(replace(link.run, direct=link.direct), link.diagonal)
 
 
 @torch.no_grad()
@@ -97,7 +98,8 @@ def gradient_of(
     chain: Chain, layout: Layout, cotangents: State, groups: int = 1, scale: Tensor | None = None
 ) -> Tensor:
     """What summed cotangents (T, B, S_p) give to the parameters, (groups, P). scale (T,): a weight a source step."""
-    buffer = chain.direct[0].new_empty(groups, layout.P)
+    like = chain.direct[0]
+    buffer = empty((groups, layout.P), like.dtype, like.device)
     rows = None if scale is None else scale[:, None].expand(chain.T, chain.B)
     visits, _ = visit(chain, every(chain.T), cotangents, carry=False)
     add_gradients(buffer, right_factors(chain, layout), visits, rows, fresh=True)
