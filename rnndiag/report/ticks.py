@@ -80,14 +80,15 @@ def _within_decades(axis: Axis, most: int) -> list[tuple[float, str]]:
     for value in found:
         if not kept or float(place(axis, value) - place(axis, kept[-1])) >= 0.9 / (most + 1):
             kept.append(value)
+    kept = kept[:: 1 + (len(kept) > most + 1)]
     return [(value, number(value)) for value in kept]
 
 
 def _few(low: float, high: float, most: int) -> list[float]:
     """Round values between low and high, as many as there may be at most."""
     span = high - low
-    if not span > 0 or not math.isfinite(span):
-        return [low]
+    if not span > 1e-5 * max(abs(low), abs(high)) or not math.isfinite(span):
+        return [low]  # all would be written as the same number
     unit = 10.0 ** math.floor(math.log10(span / max(1, most)))
     for step in (unit * m for m in (1, 2, 2.5, 5, 10, 20, 25, 50)):
         first = math.ceil(low / step - 1e-9)

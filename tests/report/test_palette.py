@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rnndiag.report.decimate import extent, thin_line, thin_matrix
@@ -126,6 +126,8 @@ def test_thin_lines_keep_extremes_ends_and_gaps(count: int, seed: int, gap: bool
     st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.sampled_from(["linear", "log10", "log2"]),
     st.integers(3, 9),
 )  # fmt: skip
+@example(1e-6, 1.93e-05, "log10", 3)
+@example(-459843.1902569828, 1.007e-06, "linear", 6)
 def test_ticks_lie_on_their_axis_and_are_few(
     low: float, span: float, scale: str, most: int
 ) -> None:
