@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rnndiag.run.advice import Advice, InUse
+from rnndiag.run.between_windows import over_windows, shared_windows
 from rnndiag.run.chunks import recommended_chunk
 from rnndiag.run.layer_names import recurrence, stacks_of
 from rnndiag.run.quantities import MODEL
@@ -115,8 +116,8 @@ def _cosine(run: Run, place: Measured, window: float) -> float:
 
 
 def _known(series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """The windows that were measured, and the median over recordings at each."""
-    values = middle(series.values)
+    """The windows that some recording measured, and the median over recordings at each."""
+    values = middle(over_windows(series))
     known = ~np.isnan(values)
     return series.positions("lag")[known], values[known]
 
@@ -181,8 +182,8 @@ def _in_use(run: Run, place: Measured, epsilon: float) -> InUse | None:
     systematic = None
     if tail is not None and whole is not None:
         at = [0, int(np.flatnonzero(tail.positions("lag") == window)[0])]
-        given = None if error is None else error.values[:, at]
-        systematic = resolved_bias(tail.values[:, at], whole.values, given, epsilon)
+        given = None if error is None else shared_windows(error)[:, at]
+        systematic = resolved_bias(shared_windows(tail)[:, at], whole.values, given, epsilon)
     return InUse(steps, float(values[below[-1]]), systematic, measured=window)
 
 

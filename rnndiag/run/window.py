@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from rnndiag.run.between_windows import over_windows, shared_windows
+
 if TYPE_CHECKING:
     from rnndiag.run.run import Run
 
@@ -228,8 +230,9 @@ def _systematic_window(
     answer = smallest_window(found.bias, epsilon, windows, **facts)
     if not answer.reached:
         return None
-    near = int(np.argmin(np.abs(windows - min(answer.steps, answer.within))))
-    return answer if found.square_error[near] <= epsilon**2 else None
+    known = np.isfinite(found.square_error)
+    errors, away = found.square_error[known], np.abs(windows - min(answer.steps, answer.within))
+    return answer if known.any() and errors[away[known].argmin()] <= epsilon**2 else None
 
 
 def recommended(
@@ -251,13 +254,13 @@ def recommended(
         for name in ("tail_mean_square", "tail_mean_square_error", "gradient_mean_square")
     )
     if tails is not None and gradients is not None:
-        given = None if errors is None else errors.values
-        pooled = systematic_bias(tails.values, gradients.values, given)
+        given = None if errors is None else shared_windows(errors)
+        pooled = systematic_bias(shared_windows(tails), gradients.values, given)
         answer = _systematic_window(pooled, epsilon, tails.positions("lag"), steps=length)
         if answer is not None:
             return answer
         note = "the systematic bias is not resolved"
-    windows, typical = biases.positions("lag"), middle(biases.values)
+    windows, typical = biases.positions("lag"), middle(over_windows(biases))
     return smallest_window(
         typical, epsilon, windows, length, recordings=len(biases.steps), note=note
     )

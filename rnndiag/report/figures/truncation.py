@@ -13,7 +13,8 @@ from rnndiag.report.seam import seam_of
 from rnndiag.report.ticks import number, ten_to
 from rnndiag.run.advice import Advice, percent
 from rnndiag.run.advise import SEAM
-from rnndiag.run.window import systematic_bias
+from rnndiag.run.between_windows import over_windows, shared_windows
+from rnndiag.run.window import middle, systematic_bias
 
 QUESTION = "What would truncation cost?"
 FLOOR = 1e-4
@@ -156,12 +157,9 @@ def _middle(context: Context, quantity: str, layer: str) -> np.ndarray | None:
     if series is None:
         return None
     judged = np.isin(series.steps, context.run.judged())
-    values = np.asarray(series.values, float)
-    values = values[judged] if judged.any() else values[-1:]
-    known = ~np.isnan(values).all(0)
-    middle = np.full(values.shape[1:], np.nan)
-    middle[known] = np.nanmedian(values[:, known], axis=0)
-    return middle if np.isfinite(middle).any() else None
+    values = over_windows(series) if "lag" in series.dims else np.asarray(series.values, float)
+    found = middle(values[judged] if judged.any() else values[-1:])
+    return found if np.isfinite(found).any() else None
 
 
 def _systematic(context: Context, prefix: str, layer: str) -> np.ndarray | None:
@@ -169,7 +167,7 @@ def _systematic(context: Context, prefix: str, layer: str) -> np.ndarray | None:
     gradient = context.series(f"{prefix}gradient_mean_square", layer)
     if tail is None or gradient is None:
         return None
-    found = systematic_bias(tail.values, gradient.values)
+    found = systematic_bias(shared_windows(tail), gradient.values)
     return np.asarray(found.bias) if found.resolved else None
 
 
