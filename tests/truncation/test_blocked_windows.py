@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from reference import STEPS, relative
@@ -11,7 +9,7 @@ from truncation.naive import Problem, flat, problem
 
 from rnndiag import lag_sweep
 from rnndiag.engine.truncation import blocked, quick, sampling
-from rnndiag.engine.truncation.blocked import Block, BlockedTails
+from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling
 from rnndiag.engine.truncation.parameters import layout_of
 from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.stack import chain_of
@@ -62,11 +60,12 @@ def test_blocks_that_follow_on_one_another(
     cells: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocked, "FIRST_WIDTH", 2)
-    monkeypatch.setattr(blocked, "AIM", 0.0)
     p = problem(*cells, T=19)
     found = tails_of(p)
-    blocks = walked(found, 19)[:4]
+    *blocks, beyond = doubling(19, 19)
     assert [(b.start, b.width) for b in blocks] == [(1, 2), (3, 2), (5, 4), (9, 8)]
+    assert (beyond.start, beyond.width) == (17, 16)  # no state lies so far behind a cut
+    found.walk([*blocks, beyond])
     assert set(found.widths) == {block.window for block in blocks}
     for block in blocks:
         check(p, found, block)
@@ -75,40 +74,13 @@ def test_blocks_that_follow_on_one_another(
     assert found.first_width == 2
 
 
-def walked(found: BlockedTails, most: int) -> list[Block]:
-    """The blocks that a walk outward took."""
-    blocks = []
-
-    def taken() -> Iterator[Block]:
-        for block in found.outward(most):
-            blocks.append(block)
-            yield block
-
-    found.walk(taken())
-    return blocks
-
-
-@pytest.mark.parametrize("lengths", [None, [19, 5, 12, 1]], ids=["full", "packed"])
-def test_behind_a_window_that_would_do_blocks_are_wider(
-    lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blocked, "FIRST_WIDTH", 2)
-    monkeypatch.setattr(blocked, "AIM", 9.0)
-    monkeypatch.setattr(blocked, "NOTHING", 0.0)
-    p = problem("lstm", T=19, lengths=lengths)
-    found = tails_of(p)
-    blocks = walked(found, 19)
-    assert [(b.start, b.width) for b in blocks] == [(1, 2), (3, 8), (11, 32)]
-    for block in blocks[:2]:
-        check(p, found, block)
-
-
 @pytest.mark.parametrize("T", [1, 2, 3, 5, 8, 9])
 def test_few_steps_are_not_said_to_hold_nothing(T: int) -> None:
     """A block as wide as the sequence is long has no cut in it, so its tail would be zero whatever the model."""
     p = problem("lstm", T=T)
     found = tails_of(p)
-    blocks = {min(block.window, T - 1): block for block in walked(found, T)}
+    found.walk(doubling(T, T))
+    blocks = {min(block.window, T - 1): block for block in doubling(T, T)}
     for window, width in found.widths.items():
         check(p, found, blocks[window])
         assert width < T
@@ -119,7 +91,7 @@ def test_the_window_to_be_recommended_is_found_closely(monkeypatch: pytest.Monke
     p = problem("lstm", T=60, B=4, H=6, scale=1.6)
     whole = lag_sweep(p.run, budget=None).window_bias
     found = tails_of(p)
-    found.walk(found.outward(60))
+    found.walk(doubling(60, 60))
     found.refine(lambda _: True)
     measured = {w: found._bias(w) for w in sorted(found.found)}
     near = min(w for w in measured if all(measured[v] <= 0.1 for v in measured if v >= w))

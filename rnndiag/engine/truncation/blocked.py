@@ -27,8 +27,6 @@ from rnndiag.engine.truncation.where import Where, every
 
 FIRST_WIDTH = 8
 """The first block holds lags 1 .. 8, or a quarter of all; the next ones double where they end."""
-WIDER = 4
-"""Behind a window that would do each block is so many times as wide as the one before it."""
 AIM = 0.1
 """The relative bias around which windows are looked at more closely: that of the recommended window."""
 NOTHING = 1e-3
@@ -51,6 +49,14 @@ class Block:
     def window(self) -> int:
         """The window in its middle."""
         return self.start + self.width // 2
+
+
+def doubling(T: int, most: int) -> Iterator[Block]:
+    """Blocks that cover all lags 1 .. most-1 of T, each as wide as it lies far back: the same for every recording."""
+    block = Block(1, min(FIRST_WIDTH, max(1, T // 4)))
+    while block.start < most:
+        yield block
+        block = Block(block.stop, block.stop - 1)
 
 
 @torch.no_grad()
@@ -97,15 +103,6 @@ class BlockedTails:
         self.found[chain.T] = tail_of(population, nothing, nothing[0], self.whole)
         self.first, self.first_width = nothing, chain.T
         """S of the first block of all, (M, P): chunks of its width leave out just this."""
-
-    def outward(self, most: int) -> Iterator[Block]:
-        """Blocks that cover all lags 1 .. most-1, each as wide as it lies far back; wider where windows do."""
-        block = Block(1, min(FIRST_WIDTH, max(1, self.chain.T // 4)))
-        while block.start < most:
-            yield block
-            does = self._bias(max(self.widths)) <= AIM
-            wider = WIDER if does else 2 if block.start > 1 else 1
-            block = Block(block.stop, wider * block.width)
 
     def walk(self, blocks: Iterable[Block]) -> None:
         """Measure blocks that follow on one another; each is written down before the next one is asked for."""

@@ -13,7 +13,7 @@ import time
 from torch import Tensor
 
 from rnndiag.engine.cells import State
-from rnndiag.engine.truncation.blocked import BlockedTails
+from rnndiag.engine.truncation.blocked import BlockedTails, doubling
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.chunks import ChunkScores, score, scores
 from rnndiag.engine.truncation.credit import CreditLedger, Profile, log_matrix, profile_of
@@ -78,7 +78,7 @@ def blocked_tails(
     """Windows up to `most`, closer around the one to be recommended as far as the budget goes; seconds a block."""
     tails = BlockedTails(chain, population, full, delta)
     before = budget.spent
-    tails.walk(tails.outward(most))
+    tails.walk(doubling(chain.T, most))
     each = (budget.spent - before) / max(1, len(tails.widths))
     budget.calibrate(each, BLOCK_SHARE)
     tails.refine(lambda lags: budget.allows(each * (lags + 1) / 2))
