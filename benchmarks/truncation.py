@@ -170,12 +170,16 @@ def ratio_line(kind: str, T: int, B: int, H: int) -> str:
     x, targets = batch(T, B, 16)
     run = model.layer_run(x, targets)
     losses = range(T // 2, T // 2 + 4)
-    taken = interleaved(
-        lambda: model.training_step(x, targets),
+
+    def step() -> None:
+        model.training_step(x, targets)
+
+    taken = interleaved(step, {"default": lambda: lag_sweep(run)}, rounds=6)
+    taken |= interleaved(
+        step,
         {
             "credit": lambda: credit_matrix(run),
             "whole": lambda: lag_sweep(run, budget=None, chunks=()),
-            "default": lambda: lag_sweep(run),
             "few": lambda: stacked_window(model, run, FEW),
             "many": lambda: stacked_window(model, run, MANY),
             "loop_few": lambda: looped_window(model, run, FEW, losses),
