@@ -180,8 +180,9 @@ def _in_use(run: Run, place: Measured, epsilon: float) -> InUse | None:
         for name in ("tail_mean_square", "gradient_mean_square", "tail_mean_square_error")
     )
     systematic = None
-    if tail is not None and whole is not None:
-        at = [0, int(np.flatnonzero(tail.positions("lag") == window)[0])]
+    same = [] if tail is None else np.flatnonzero(tail.positions("lag") == window).tolist()
+    if tail is not None and whole is not None and same:
+        at = [0, same[0]]
         given = None if error is None else shared_windows(error)[:, at]
         systematic = resolved_bias(shared_windows(tail)[:, at], whole.values, given, epsilon)
     return InUse(steps, float(values[below[-1]]), systematic, measured=window)
