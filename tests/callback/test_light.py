@@ -73,6 +73,7 @@ def test_hooks_of_others_on_what_a_layer_returns_still_run() -> None:
     assert torch.equal(model["rnn"].bias_hh_l0.grad, 2 * plain)
 
 
+@pytest.mark.filterwarnings("ignore:You are using .torch.load.:FutureWarning")  # torch 2.4
 def test_copies_and_pickles_of_a_watched_model_are_not_watched() -> None:
     model = nn.ModuleDict({"rnn": nn.LSTM(INPUTS, HIDDEN, 2, dropout=0.1)})
     vigil, _ = watched(model)
