@@ -65,7 +65,7 @@ def ticks(axis: Axis, most: int = 7) -> list[tuple[float, str]]:
             return _within_decades(axis, most)
         every = max(1, math.ceil((last - first + 1) / most))
         return [(10.0**e, power_of_ten(e)) for e in range(first, last + 1, every)]
-    return [(v, number(v)) for v in _few(axis.low, axis.high, most)]
+    return _worded(_few(axis.low, axis.high, most))
 
 
 def _within_decades(axis: Axis, most: int) -> list[tuple[float, str]]:
@@ -81,7 +81,15 @@ def _within_decades(axis: Axis, most: int) -> list[tuple[float, str]]:
         if not kept or float(place(axis, value) - place(axis, kept[-1])) >= 0.9 / (most + 1):
             kept.append(value)
     kept = kept[:: 1 + (len(kept) > most + 1)]
-    return [(value, number(value)) for value in kept]
+    return _worded(kept)
+
+
+def _worded(values: list[float]) -> list[tuple[float, str]]:
+    """Values with their words; of those that are written alike the first."""
+    words: dict[str, float] = {}
+    for value in values:
+        words.setdefault(number(value), value)
+    return [(value, word) for word, value in words.items()]
 
 
 def _few(low: float, high: float, most: int) -> list[float]:

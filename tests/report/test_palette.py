@@ -126,6 +126,7 @@ def test_thin_lines_keep_extremes_ends_and_gaps(count: int, seed: int, gap: bool
     st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.sampled_from(["linear", "log10", "log2"]),
     st.integers(3, 9),
 )  # fmt: skip
+@example(135357.0, 44.0, "linear", 6)
 @example(1e-6, 1.93e-05, "log10", 3)
 @example(-459843.1902569828, 1.007e-06, "linear", 6)
 def test_ticks_lie_on_their_axis_and_are_few(
@@ -136,6 +137,7 @@ def test_ticks_lie_on_their_axis_and_are_few(
     axis = Axis("x", low, low + span, scale)  # type: ignore[arg-type]
     found = ticks(axis, most)
     assert len(found) <= most + 1
+    assert len({word for _, word in found}) == len(found)
     shares = place(axis, np.array([value for value, _ in found]))
     assert (shares >= -1e-6).all()
     assert (shares <= 1 + 1e-6).all()
