@@ -26,8 +26,10 @@ class InUse:
     """Relative, of the mean gradient; None: not resolved."""
     chunks: bool = False
     """Whether it is the length of chunks between which the state is detached."""
+    about: bool = False
+    """Whether that window was not measured itself, but others before and after it."""
     measured: float | None = None
-    """The longest window up to `steps` that was measured, whose biases these are; None: `steps` itself."""
+    """The longest window that was measured, where `steps` is longer: these are its biases."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class Advice:
         if math.isnan(used.bias):
             return ""
         many = f"{used.steps:.0f}"
-        off = f"your {f'chunks of {many} are' if used.chunks else f'{many} is'} off by {percent(used.bias)}"
-        if used.measured is not None and used.measured < used.steps:
+        off = f"your {f'chunks of {many} are' if used.chunks else f'{many} is'} off by "
+        off += f"{'about ' * (used.about and used.measured is None)}{percent(used.bias)}"
+        if used.measured is not None:
             off += f" (as measured at {used.measured:.0f})"
         if used.systematic is None:
             return f"{off} on a minibatch, and how much of that is systematic is not resolved"

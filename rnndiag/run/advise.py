@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rnndiag.run.advice import Advice, InUse
-from rnndiag.run.between_windows import over_windows, shared_windows
+from rnndiag.run.between_windows import Squares, at_window, over_windows, shared_squares
 from rnndiag.run.chunks import recommended_chunk
 from rnndiag.run.layer_names import recurrence, stacks_of
 from rnndiag.run.quantities import MODEL
@@ -171,21 +171,35 @@ def _in_use(run: Run, place: Measured, epsilon: float) -> InUse | None:
         return None
     steps = float(middle(used.values))
     windows, values = _known(bias)
-    below = np.flatnonzero(windows <= steps)
-    if not below.size or steps < 1:
-        return InUse(steps, math.nan)
-    window = float(windows[below[-1]])
+    off = at_window(values, windows, steps)
+    if math.isnan(off):
+        return InUse(steps, off)
     tail, whole, error = (
         run.find(name, place.name, place.steps)
         for name in ("tail_mean_square", "gradient_mean_square", "tail_mean_square_error")
     )
-    systematic = None
-    same = [] if tail is None else np.flatnonzero(tail.positions("lag") == window).tolist()
-    if tail is not None and whole is not None and same:
-        at = [0, same[0]]
-        given = None if error is None else shared_windows(error)[:, at]
-        systematic = resolved_bias(shared_windows(tail)[:, at], whole.values, given, epsilon)
-    return InUse(steps, float(values[below[-1]]), systematic, measured=window)
+    squares = None if tail is None or whole is None else shared_squares(tail, whole, error)
+    systematic = None if squares is None else _systematic_at(squares, steps, epsilon)
+    beyond = float(windows[-1]) if steps > windows[-1] else None
+    return InUse(steps, off, systematic, measured=beyond, about=steps not in windows)
+
+
+def _systematic_at(squares: Squares, window: float, epsilon: float) -> float | None:
+    """The systematic bias of a window, put between those that were measured; None: not resolved."""
+    found = systematic_bias(squares.tail, squares.whole, squares.error)
+    square = at_window(found.square, squares.windows, window)
+    known = np.isfinite(found.square)
+    right = np.searchsorted(squares.windows[known], window)
+    near = found.square_error[known][max(0, right - 1) : right + 1]
+    if not found.resolved or math.isnan(square):
+        return None
+    if not _is_clear(square, float(near.max(initial=0.0)), epsilon):
+        return None
+    return math.sqrt(max(square, 0.0))
+
+
+def _is_clear(square: float, spread: float, epsilon: float) -> bool:
+    return square >= _CLEAR * spread or spread <= epsilon**2
 
 
 def resolved_bias(
@@ -196,5 +210,4 @@ def resolved_bias(
     square, spread = float(found.square[-1]), float(found.square_error[-1])
     if not found.resolved or math.isnan(spread):
         return None
-    clear = square >= _CLEAR * spread or spread <= epsilon**2
-    return float(found.bias[-1]) if clear else None
+    return float(found.bias[-1]) if _is_clear(square, spread, epsilon) else None

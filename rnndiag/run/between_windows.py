@@ -6,58 +6,119 @@ long ones are looked at where the gradient reaches far.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from rnndiag.run.measurement import Series
 
 NOTHING = 1e-3
-"""Behind the last window of a recording there is no more than there, where that is at most this share of window 0."""
+"""Behind the last window of a recording there is no more than there, where its bias there is at most this."""
+
+
+def at_window(values: np.ndarray, windows: np.ndarray, window: float) -> float:
+    """The value (D,) at a window: between two windows that were measured on the straight line through them, of their
+    logarithms where both are positive; behind the last one what it has there; NaN before the first."""
+    known = np.flatnonzero(~np.isnan(values))
+    if not known.size or not window >= max(1.0, windows[known[0]]):
+        return float("nan")
+    return float(_filled(values[known], windows[known], np.array([float(window)]))[0])
 
 
 def over_windows(series: Series) -> np.ndarray:
-    """The values of a series by recording and window (R, D); NaN where a recording says nothing of a window.
-
-    Between two windows of a recording values lie on a straight line, of their logarithms where all are positive.
-    """
-    return _rows(series, _filled)
-
-
-def shared_windows(series: Series) -> np.ndarray:
-    """The same without what lies between, and without windows of which fewer than half of the recordings say anything.
-
-    For squares that may be negative by chance: what is put between two of them is no longer right on average.
-    """
-    values = _rows(series, lambda row, windows: row)
-    many = 2 * (~np.isnan(values)).sum(0) >= len(values)
-    return np.where(many, values, np.nan)
-
-
-def _rows(series: Series, between: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    values = np.asarray(series.values, np.float64)
+    """The values of a series by recording and window (R, D), filled like `at_window`; NaN where a recording says
+    nothing of a window: behind its last one, unless next to nothing was left there."""
+    values, windows = _of(series)
     if not np.isnan(values).any():
         return values
-    windows = series.positions("lag").astype(np.float64)
-    return np.stack([_with_nothing_behind(row, between(row, windows)) for row in values])
-
-
-def _with_nothing_behind(values: np.ndarray, found: np.ndarray) -> np.ndarray:
-    known = np.flatnonzero(~np.isnan(values))
-    if not known.size or not abs(values[known[-1]]) <= NOTHING * abs(values[known[0]]):
-        return found
-    found = found.copy()
-    found[known[-1] + 1 :] = values[known[-1]]
+    found = values.copy()
+    for row, given in zip(found, values, strict=True):
+        known = np.flatnonzero(~np.isnan(given))
+        if known.size:
+            end = len(row) if _is_nothing(given[known], NOTHING) else known[-1] + 1
+            inside = slice(known[0], end)
+            row[inside] = _filled(given[known], windows[known], windows[inside])
     return found
 
 
-def _filled(values: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    known = np.flatnonzero(~np.isnan(values))
-    if not known.size:
-        return values
-    at, given = windows[known], values[known]
-    found: np.ndarray = np.interp(windows, at, given, left=np.nan, right=np.nan)
-    if (given > 0).all():
-        found = np.exp(np.interp(windows, at, np.log(given), left=np.nan, right=np.nan))
-    found[known] = given
+def _of(series: Series) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(series.values, np.float64), series.positions("lag").astype(np.float64)
+
+
+def _is_nothing(given: np.ndarray, share: float) -> bool:
+    return bool(abs(given[-1]) <= share * abs(given[0]))
+
+
+def _filled(given: np.ndarray, at: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Values `given` at the windows `at`, ascending, carried over to `windows`, pair of neighbours by pair."""
+    right = np.clip(np.searchsorted(at, windows, side="left"), 0, len(at) - 1)
+    left = np.where(at[right] > windows, np.maximum(right - 1, 0), right)
+    share = (windows - at[left]) / np.maximum(at[right] - at[left], 1.0)
+    share = np.where(right == left, 0.0, share)
+    low, high = given[left], given[right]
+    positive = (low > 0) & (high > 0)
+    logs = [np.log(np.where(positive, end, 1.0)) for end in (low, high)]
+    along = np.exp(logs[0] + share * (logs[1] - logs[0]))
+    found: np.ndarray = np.where(positive, along, low + share * (high - low))
+    return np.where(share == 0, low, found)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Squares of means that may be negative by chance, of the recordings that have all of them."""
+
+    windows: np.ndarray
+    tail: np.ndarray
+    """(R, D); NaN where fewer than half of the recordings measured a window."""
+    whole: np.ndarray
+    """(R,)"""
+    error: np.ndarray | None
+    """Standard errors of `tail`, if known."""
+    dropped: float
+    """The longest window that was left out for that; 0: none."""
+
+
+def shared_squares(tail: Series, whole: Series, error: Series | None) -> Squares | None:
+    """Tails and gradients at the windows of which half of the recordings say something; None where there are none.
+
+    What lies between two windows is not filled in: of squares with noise it would no longer be right on average.
+    """
+    values, windows = _of(tail)
+    rows = [k for k, step in enumerate(tail.steps) if step in whole.steps]
+    base = np.array([_at_step(whole, tail.steps[k]) for k in rows], np.float64).reshape(len(rows))
+    found = values[rows].copy()
+    for row in found:
+        known = np.flatnonzero(~np.isnan(row))
+        if known.size and _is_nothing(row[known], NOTHING**2):
+            row[known[-1] + 1 :] = row[known[-1]]
+    usable = np.isfinite(base) & np.isfinite(found).any(1)
+    if not usable.any():
+        return None
+    said = (~np.isnan(found[usable])).sum(0)
+    kept = 2 * said >= usable.sum()
+    left_out = windows[(said > 0) & ~kept]
+    return Squares(
+        windows,
+        np.where(kept, found, np.nan)[usable],
+        base[usable],
+        _errors(tail, error, np.array(rows)[usable], kept),
+        float(left_out.max()) if left_out.size else 0.0,
+    )
+
+
+def _errors(
+    tail: Series, error: Series | None, rows: np.ndarray, kept: np.ndarray
+) -> np.ndarray | None:
+    """The standard errors of the same recordings and windows; None where one of them is not there."""
+    if error is None or not np.array_equal(error.positions("lag"), tail.positions("lag")):
+        return None
+    steps = tail.steps[rows]
+    if not np.isin(steps, error.steps).all():
+        return None
+    values = np.stack([np.asarray(_at_step(error, step), np.float64) for step in steps])
+    return np.where(kept, values, np.nan)
+
+
+def _at_step(series: Series, step: int) -> np.ndarray:
+    found: np.ndarray = series.values[int(np.flatnonzero(series.steps == step)[0])]
     return found

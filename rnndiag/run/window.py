@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rnndiag.run.between_windows import over_windows, shared_windows
+from rnndiag.run.between_windows import Squares, over_windows, shared_squares
 
 if TYPE_CHECKING:
     from rnndiag.run.run import Run
@@ -138,16 +138,18 @@ def _put_between(
 ) -> tuple[float, float] | None:
     """The earliest window, and its bias, that is under ε on the straight line through the logarithms of the biases of
     the first window that was measured under ε and the one before it; None where there is none between the two."""
-    if (
-        not first or bias[first] <= 0 or epsilon <= 0
-    ):  # τ = T is exact: it says nothing of the way there
+    if not first or bias[first] <= 0 or epsilon <= 0:  # τ = T is exact and says nothing of the way
         return None
     width = float(at[first] - at[first - 1])
-    slope = math.log(bias[first] / bias[first - 1]) / width
-    steps = max(1, math.ceil(math.log(epsilon / bias[first - 1]) / slope))
+    high = math.log(bias[first - 1])
+    fall = high - math.log(bias[first])
+    if not 1 < width < math.inf or not fall > 0:
+        return None
+    steps = max(1, math.ceil((high - math.log(epsilon)) / fall * width))
     if steps >= width:
         return None
-    return float(at[first - 1]) + steps, float(bias[first - 1]) * math.exp(slope * steps)
+    found = math.exp(high - fall / width * steps)
+    return float(at[first - 1]) + steps, min(epsilon, found)
 
 
 def _extrapolated(values: np.ndarray, at: np.ndarray, epsilon: float) -> float:
@@ -221,17 +223,20 @@ def _pooled(values: np.ndarray) -> np.ndarray:
 
 
 def _systematic_window(
-    found: Systematic, epsilon: float, windows: np.ndarray, **facts: Any
+    squares: Squares, epsilon: float, length: int | None
 ) -> Recommendation | None:
-    """The recommendation by the systematic bias; None where it is not resolved to within ε."""
+    """The recommendation by the systematic bias; None where it is not resolved to within ε, or where only windows that
+    too few recordings measured could tell it."""
+    found = systematic_bias(squares.tail, squares.whole, squares.error)
     if not found.resolved:
         return None
-    facts |= {"source": "systematic", "recordings": found.recordings}
-    answer = smallest_window(found.bias, epsilon, windows, **facts)
-    if not answer.reached:
+    facts: dict[str, Any] = {"source": "systematic", "recordings": found.recordings}
+    answer = smallest_window(found.bias, epsilon, squares.windows, length, **facts)
+    if not answer.reached or (answer.extrapolated and squares.dropped > answer.within):
         return None
     known = np.isfinite(found.square_error)
-    errors, away = found.square_error[known], np.abs(windows - min(answer.steps, answer.within))
+    errors = found.square_error[known]
+    away = np.abs(squares.windows - min(answer.steps, answer.within))
     return answer if known.any() and errors[away[known].argmin()] <= epsilon**2 else None
 
 
@@ -254,9 +259,8 @@ def recommended(
         for name in ("tail_mean_square", "tail_mean_square_error", "gradient_mean_square")
     )
     if tails is not None and gradients is not None:
-        given = None if errors is None else shared_windows(errors)
-        pooled = systematic_bias(shared_windows(tails), gradients.values, given)
-        answer = _systematic_window(pooled, epsilon, tails.positions("lag"), steps=length)
+        squares = shared_squares(tails, gradients, errors)
+        answer = None if squares is None else _systematic_window(squares, epsilon, length)
         if answer is not None:
             return answer
         note = "the systematic bias is not resolved"

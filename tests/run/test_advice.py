@@ -49,11 +49,15 @@ def test_beyond_the_measured_lags_there_is_only_a_marked_bound() -> None:
 
 def test_a_window_between_measured_ones_is_about_that() -> None:
     window = replace(SYSTEMATIC, steps=35.0, between=(25, 49))
-    used = InUse(20, 0.4, 0.31, measured=13)
+    used = InUse(20, 0.4, 0.31, about=True)
     assert replace(KNOWN, window=window, cosine=0.995, in_use=used).sentence == (
         "A window of about 35 (between the 25 and 49 that were measured) keeps the gradient within 10 % of full BPTT "
-        "(cosine 0.995) and holds 18 % of the steps in memory; your 20 is off by 40 % (as measured at 13), of which "
-        "31 % is systematic."
+        "(cosine 0.995) and holds 18 % of the steps in memory; your 20 is off by about 40 %, of which 31 % is "
+        "systematic."
+    )
+    beyond = InUse(150, 0.02, 0.01, about=True, measured=97)
+    assert replace(KNOWN, in_use=beyond).sentence.endswith(
+        "; your 150 is off by 2.0 % (as measured at 97), of which 1.0 % is systematic."
     )
 
 

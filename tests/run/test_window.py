@@ -75,6 +75,21 @@ def test_an_interpolated_window_lies_between_its_neighbours(
     assert bias[list(windows).index(low)] > epsilon
 
 
+@pytest.mark.parametrize(
+    ("bias", "windows"),
+    [
+        ([1.0, 0.05], [3, 3]),
+        ([1e200, 1e-200], [0, 50]),
+        ([0.1 + 1e-17, np.nextafter(0.1, 1), 0.1], [0, 20, 60]),
+        ([5e-324, 1.0, 5e-324], [0, 20, 60]),
+    ],
+)
+def test_windows_between_at_the_edge_of_a_float(bias: list[float], windows: list[int]) -> None:
+    found = smallest_window(bias, 0.1, windows)
+    assert windows[0] <= found.steps <= windows[-1]
+    assert found.bias <= 0.1
+
+
 def test_whole_bptt_is_not_put_between() -> None:
     """τ = T is exact by definition; it says nothing of how the bias falls on the way there."""
     found = smallest_window([1.0, 0.5, 0.0], 0.1, [0, 20, 200])

@@ -9,6 +9,7 @@ import numpy as np
 from rnndiag.health.numbers import LayerNumbers, NotRecorded, Stack
 from rnndiag.health.rule import Series, rule
 from rnndiag.run.advise import advice, at_hand, seam_name, seam_systematic
+from rnndiag.run.between_windows import at_window
 from rnndiag.run.reach import decay as decay_of_profile
 
 _RESOLVED = 2.0
@@ -69,12 +70,6 @@ def windows_in_use(numbers: LayerNumbers) -> dict[int, float]:
         known = zip(bias.steps.tolist(), numbers.lags(bias.steps), strict=True)
         return {step: float(lags) for step, lags in known if lags is not None}
     return dict(zip(found.steps.tolist(), found.values.reshape(-1).tolist(), strict=True))
-
-
-def at_window(values: np.ndarray, windows: np.ndarray, window: float) -> float:
-    """The value (lag,) at the largest measured window (lag,) not longer than `window`: never too small a bias."""
-    known = np.flatnonzero(~np.isnan(values) & (windows <= window))
-    return float(values[known[-1]]) if len(known) and window >= 1 else float("nan")
 
 
 def systematic(numbers: LayerNumbers, window: float) -> float | None:

@@ -13,7 +13,7 @@ from rnndiag.report.seam import seam_of
 from rnndiag.report.ticks import number, ten_to
 from rnndiag.run.advice import Advice, percent
 from rnndiag.run.advise import SEAM
-from rnndiag.run.between_windows import over_windows, shared_windows
+from rnndiag.run.between_windows import over_windows, shared_squares
 from rnndiag.run.window import middle, systematic_bias
 
 QUESTION = "What would truncation cost?"
@@ -167,8 +167,9 @@ def _systematic(context: Context, prefix: str, layer: str) -> np.ndarray | None:
     gradient = context.series(f"{prefix}gradient_mean_square", layer)
     if tail is None or gradient is None:
         return None
-    found = systematic_bias(shared_windows(tail), gradient.values)
-    return np.asarray(found.bias) if found.resolved else None
+    squares = shared_squares(tail, gradient, None)
+    found = None if squares is None else systematic_bias(squares.tail, squares.whole)
+    return None if found is None or not found.resolved else np.asarray(found.bias)
 
 
 def _noise(context: Context, layer: str) -> float | None:
