@@ -87,6 +87,8 @@ def adjoints(run: LayerRun) -> Adjoints:
     return _scan_by_autograd(run)
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def state_adjoints(run: LayerRun, diagonal: Coefficients | None = None) -> State:
     """δ_t alone, (T, B, S_p) a part; `diagonal`: the derivatives of all steps, where they are known already."""
     if diagonal is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rnndiag.engine.cells import Cell, State
 from rnndiag.engine.pages import empty
+from rnndiag.errors import BadArgument
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,12 +150,21 @@ class LayerRun:
             gates=None,
         )
 
+    def columns(self, samples: Tensor | Sequence[int]) -> Tensor:
+        """The numbers of some sequences, counted from 0: of a mask, or from the end where negative."""
+        chosen = torch.as_tensor(samples, device=self.device).reshape(-1)
+        if not chosen.numel():
+            raise BadArgument(
+                f"No sequence of {self.name} was chosen.", f"It has {self.B} of them."
+            )
+        return torch.arange(self.B, device=self.device)[chosen]
+
     @torch.inference_mode(mode=False)
     def select(self, samples: Tensor | Sequence[int]) -> LayerRun:
         """The run of some sequences only. Its gradients no longer cover it, so they are left out."""
-        index = torch.arange(self.B, device=self.device)[torch.as_tensor(samples)]
+        index = self.columns(samples)
 
-        def columns(values: Tensor) -> Tensor:
+        def some(values: Tensor) -> Tensor:
             return values.index_select(1, index)
 
         def rows(values: State) -> State:
@@ -162,17 +172,17 @@ class LayerRun:
 
         return replace(
             self,
-            inputs=columns(self.inputs),
-            states=tuple(map(columns, self.states)),
+            inputs=some(self.inputs),
+            states=tuple(map(some, self.states)),
             initial=rows(self.initial),
-            direct=tuple(map(columns, self.direct)),
+            direct=tuple(map(some, self.direct)),
             lengths=None if self.lengths is None else self.lengths[index.to(self.lengths.device)],
             gradients={},
-            input_gradient=None if self.input_gradient is None else columns(self.input_gradient),
+            input_gradient=None if self.input_gradient is None else some(self.input_gradient),
             initial_gradient=None if self.initial_gradient is None else rows(self.initial_gradient),
             gates=None
             if self.gates is None
-            else {name: columns(value) for name, value in self.gates.items()},
+            else {name: some(value) for name, value in self.gates.items()},
         )
 
 

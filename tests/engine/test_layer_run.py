@@ -167,3 +167,14 @@ def test_adjoints_whose_sum_overflows_are_finite_all_the_same() -> None:
     assert large.forward_error is not None  # the quick scan's answer, not that of autograd's
     for part, one in zip(large.parts, expected.parts, strict=True):
         assert relative(part / 2e37, one) <= 1e-6
+
+
+def test_sequences_are_chosen_by_number_mask_or_from_the_end() -> None:
+    run = small("lstm")
+    expected = run.select([2])
+    for samples in (2, -1, [False] * (run.B - 1) + [True], torch.tensor(2), range(2, 3)):
+        found = run.select(samples)
+        assert torch.equal(found.states[1], expected.states[1])
+        assert found.initial[0].shape == (1, run.sizes[0])
+    with pytest.raises(BadArgument, match="No sequence"):
+        run.select([])

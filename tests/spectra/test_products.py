@@ -77,7 +77,18 @@ def test_lags_and_anchors_are_whole_numbers_of_any_library() -> None:
         found = rnndiag.jacobian_products(run, lags, anchors=np.int64(0))
         assert (found.lags, found.anchors) == (expected.lags, expected.anchors)
     assert rnndiag.jacobian_products(run, torch.tensor(3)).lags == (3,)
-    for wrong in (3.7, [3.7], "12", True, [True], [None], None, torch.tensor([1.5])):
+    for wrong in (
+        3.7,
+        [3.7],
+        "12",
+        b"\x01",
+        True,
+        [True],
+        torch.tensor(True),
+        [None],
+        None,
+        torch.ones(2),
+    ):
         with pytest.raises(BadArgument, match="lags is"):
             rnndiag.jacobian_products(run, wrong)
     with pytest.raises(BadArgument, match="anchors is"):

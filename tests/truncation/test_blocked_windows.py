@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference import STEPS, relative
@@ -137,6 +139,52 @@ def test_the_default_of_a_large_problem(monkeypatch: pytest.MonkeyPatch) -> None
     for k, bias in zip(sweep.chunks.size, sweep.chunks.bias, strict=True):
         off = float((p.full() - p.chunk(k, k)).norm() / p.full().norm())
         assert float(bias) == pytest.approx(off, abs=TOLERANCE)
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every problem counts as large."""
+    monkeypatch.setattr(sampling, "SMALL_SECONDS", 0.0)
+    monkeypatch.setattr(sampling, "ROW_COST", 20.0)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("cell", ["lstm", "elman_relu"])
+def test_a_gradient_of_zero_or_not_finite_has_no_bias(
+    cell: str, value: float, sampled: None
+) -> None:
+    p = problem(cell, T=40, B=16)
+    (part, *rest) = p.run.direct
+    direct = torch.zeros_like(part)
+    direct[-1, 0, 0] = value
+    sweep = lag_sweep(replace(p.run, direct=(direct, *map(torch.zeros_like, rest))), budget=3.0)
+    assert sweep.sampling.blocked
+    assert bool(torch.isnan(sweep.window_bias[1:]).all())
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 10, 40])
+def test_no_window_beyond_the_lags_asked_for(most: int, sampled: None) -> None:
+    p = problem("lstm", T=40, B=16)
+    sweep = lag_sweep(p.run, most, budget=2.5)
+    assert sweep.sampling.blocked
+    assert all(1 <= window <= most for window in sweep.sampling.windows)
+    assert most < 3 or sweep.sampling.windows
+    assert len(sweep.window_bias) == most + 1
+    assert ("beyond which" in sweep.sampling.sentence) == sweep.sampling.ended
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "peephole_lstm", "lecture_gru"])
+@pytest.mark.parametrize("budget", [None, 3.0])
+def test_a_sweep_in_inference_mode_is_one_like_others(
+    cell: str, budget: float | None, sampled: None
+) -> None:
+    p = problem(cell, T=40, B=16)
+    expected = lag_sweep(p.run, budget=budget)
+    with torch.inference_mode():
+        found = lag_sweep(p.run, budget=budget)
+    known = ~torch.isnan(expected.window_bias) & ~torch.isnan(found.window_bias)
+    assert int(known.sum()) > 3
+    assert torch.equal(found.window_bias[known], expected.window_bias[known])
 
 
 def test_faint_lags_are_bounded_and_too_small_to_count() -> None:

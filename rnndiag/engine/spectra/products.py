@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -203,7 +202,8 @@ def _several(what: str, numbers: int | Sequence[int]) -> list[int]:
         found = [index(number) for number in given]
     except TypeError:
         found = []
-    if len(found) < len(given) or any(isinstance(number, bool | np.bool_) for number in given):
+    kinds = {str(getattr(number, "dtype", type(number).__name__)) for number in given}
+    if len(found) < len(given) or kinds & {"bool", "torch.bool"} or isinstance(numbers, bytes):
         raise BadArgument(f"{what} is {numbers!r}.", "Give a whole number, or several of them.")
     return found
 

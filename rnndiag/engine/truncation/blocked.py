@@ -53,7 +53,7 @@ class Block:
 
 def doubling(T: int, most: int) -> Iterator[Block]:
     """Blocks that cover all lags 1 .. most-1 of T, each as wide as it lies far back: the same for every recording."""
-    block = Block(1, min(FIRST_WIDTH, max(1, T // 4)))
+    block = Block(1, min(FIRST_WIDTH, max(1, min(T, most) // 4)))
     while block.start < most:
         yield block
         block = Block(block.stop, block.stop - 1)
@@ -144,6 +144,8 @@ class BlockedTails:
         may_take: whether walks of so many row-steps, in units of T times the sequences, may still be taken.
         """
         for fineness in (2, 4, 8):
+            if not all(map(math.isfinite, map(self._bias, self.found))):
+                return
             low, high, at = self._crossing()
             start = max(1, round(at / (1 + 0.5 / fineness)))
             block = Block(start, max(1, start // fineness))
@@ -163,4 +165,5 @@ class BlockedTails:
         return low, high, low + (high - low) * min(max(share, 0.0), 1.0)
 
     def _bias(self, window: int) -> float:
+        """Relative to the gradient; NaN where that is zero."""
         return math.sqrt(float(self.found[window].squares[-1] / self.found[0].squares[-1]))

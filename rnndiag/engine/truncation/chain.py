@@ -111,7 +111,7 @@ class Chain:
 
     def select(self, samples: Sequence[int] | Tensor) -> Chain:
         """Some sequences only; one may be taken more than once."""
-        index = torch.as_tensor(samples, device=self.links[0].run.device)
+        index = self.links[0].run.columns(samples)
 
         def columns(values: Tensor) -> Tensor:
             return values.index_select(1, index)

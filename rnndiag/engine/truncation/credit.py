@@ -149,6 +149,7 @@ def log_matrix(ledger: CreditLedger) -> Tensor:
     return torch.where(lag < 0, -math.inf, matrix)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def credit_matrix(layer_run: Runs, max_lag: int | None = None) -> Tensor:
     """C[u, s] = mean over samples of |a^{u-s}_s|: how much the loss at output u depends on the state at s.

@@ -103,6 +103,7 @@ def _standard_error(pairs: list[tuple[float, float]]) -> float:
     return math.sqrt(spread / len(values))
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def estimate(
     layer_run: Runs,

@@ -59,6 +59,8 @@ class Sampling:
     widths: tuple[int, ...] = ()
     """To within how many steps each of `windows` is known, where they were measured apart from the rows; or empty."""
 
+    ended: bool = False
+    """Whether it did."""
     blocked: bool = False
     """Whether windows are measured on the whole batch, apart from the rows of the profile."""
 
@@ -70,9 +72,9 @@ class Sampling:
     def stopped(self, lags: int) -> Sampling:
         """The same, of a sweep that ended after so many lags."""
         if self.blocked:
-            return replace(self, lags=lags)
+            return replace(self, lags=lags, ended=True)
         windows = tuple(w for w in self.windows if w < lags)
-        return replace(self, lags=lags, windows=(*windows, lags))
+        return replace(self, lags=lags, windows=(*windows, lags), ended=True)
 
     def with_windows(self, widths: dict[int, int]) -> Sampling:
         """The same, with windows of all sequences and losses, each known to within so many steps."""
@@ -111,7 +113,7 @@ class Sampling:
             said.append(f"{self.outputs} of {self.of_outputs} output steps")
         if self.lags < self.of_lags:
             beyond = f", beyond which lies less than {LEFT_OUT:.1%} of the credit"
-            said.append(f"lags 0 to {self.lags - 1} of {self.of_lags}{beyond * self.may_stop}")
+            said.append(f"lags 0 to {self.lags - 1} of {self.of_lags}{beyond * self.ended}")
         if self.widths:
             share = max(m / w for m, w in zip(self.widths, self.windows, strict=True))
             said.append(

@@ -71,6 +71,7 @@ class Seam:
         )
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def seam_sweep(
     earlier: Sequence[Runs],

@@ -128,6 +128,7 @@ class LagSweep:
         return float(self.tails.norms[ALL][0])
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def lag_sweep(
     layer_run: Runs,
@@ -183,7 +184,7 @@ def quick_sweep(
     noise = sequence_noise(whole, population, delta, by_sequence) if independent else float("nan")
     matrix, profile, sampling = sampled_credit(sample(whole, sampling, draw), sampling)
     tails, each = blocked_tails(whole, population, full, delta, most, spent)
-    sampling = sampling.with_windows(tails.widths)
+    sampling = sampling.with_windows({w: m for w, m in tails.widths.items() if w <= most})
     scores = (
         few_chunks(whole, population, full, tails, each, spent)
         if chunks is None

@@ -12,6 +12,7 @@ from rnndiag.engine.truncation.travel import Rows, travel
 from rnndiag.errors import BadArgument
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def loss_terms(layer_run: Runs, parameter: str, u: int) -> Tensor:
     """(T, *shape): term k of dL_u/dθ = Σ_k (∂s_k/∂θ)^T a^{u-k}_k, for the loss at output u (0 .. T-1).
