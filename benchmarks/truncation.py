@@ -1,6 +1,6 @@
 """What does the lag sweep cost, against the loops that it replaces, and what does its sampling lose?
 
-    python benchmarks/truncation.py [ratios] [trained] [growth [--output growth.md]] [--quick]
+    python benchmarks/truncation.py [ratios] [trained] [many] [growth [--output growth.md]] [--quick]
 
 Every number is a ratio to a plain training step (torch's fused kernel, forward and backward, with a linear head),
 interleaved in one run: the steps are timed again between the others. Times are CPU seconds of one thread, which a busy
@@ -16,7 +16,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -279,19 +279,44 @@ def trained(steps: int = 250) -> None:
         tell(f"{what} by default sampling, error", values)
 
 
+def training(name: str, seed: int, looks: tuple[int, ...]) -> Iterator[tuple[int, Model]]:
+    """A model in training, handed out after each number of steps in `looks`, ascending."""
+    kind, make = TASKS[name]
+    torch.manual_seed(seed)
+    model = Model(kind, 16, 128)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(looks[-1]):
+        model.training_step(*make(1000 * seed + step))
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step + 1 in looks:
+            yield step + 1, model
+
+
+def many(looks: tuple[int, ...] = (60, 250), seeds: tuple[int, ...] = (1, 2, 3)) -> None:
+    """Reach and recommended window of more models, as the whole sweep and the default one have them."""
+    print("\n## More trained models, T=200, B=32, H=128\n")
+    print("| model | seed | steps | reach | by default | window | by default | off by |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, (_, make) in TASKS.items():
+        for seed in seeds:
+            for steps, model in training(name, seed, looks):
+                run = model.layer_run(*make(1))
+                whole = reach_and_window(lag_sweep(run, budget=None, chunks=()))
+                default = reach_and_window(lag_sweep(run))
+                print(
+                    f"| {name} | {seed} | {steps} | {whole[0]:.1f} | {default[0]:.1f} | {whole[1]:.0f} | "
+                    f"{default[1]:.0f} | {abs(default[1] / whole[1] - 1):.0%} |",
+                    flush=True,
+                )
+
+
 def trained_lines(
     name: str, steps: int, errors: dict[str, list[float]], seeds: int = 3
 ) -> tuple[str, str]:
     """One model's line, and what its default sweep sampled; the sampling's errors are added to `errors`."""
-    kind, make = TASKS[name]
-    torch.manual_seed(1)
-    model = Model(kind, 16, 128)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for step in range(steps):
-        model.training_step(*make(1000 + step))
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    data = make(1)
+    ((_, model),) = training(name, 1, (steps,))
+    data = TASKS[name][1](1)
     loss = float(model.loss(model.rnn(data[0])[0], data[1]).detach())
     run = model.layer_run(*data)
     whole = reach_and_window(lag_sweep(run, budget=None, chunks=()))
@@ -385,7 +410,8 @@ def growth_line(axis: str, shape: tuple[int, ...], found: dict[str, float]) -> s
     )
 
 
-PARTS = {"ratios": ratios, "trained": trained}
+PARTS = {"ratios": ratios, "trained": trained, "many": many}
+USUAL = ("ratios", "trained")
 
 
 def main() -> None:
@@ -393,7 +419,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (default: both), growth")
+    parser.add_argument(
+        "parts", nargs="*", help=f"{', '.join(PARTS)}, growth (default: the first two)"
+    )
     parser.add_argument("--output", type=Path, help="a Markdown file that growth writes")
     parser.add_argument("--quick", action="store_true", help="ratios of an LSTM alone, T=60, H=64")
     parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
@@ -405,7 +433,7 @@ def main() -> None:
     if asked.quick:
         ratios(60, 16, 64, ("lstm",))
         return
-    for part in asked.parts or PARTS:
+    for part in asked.parts or USUAL:
         if part == "growth":
             growth(asked.output)
         else:
