@@ -193,8 +193,8 @@ def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systema
         empty = np.full(lags, np.nan)
         return Systematic(empty, empty, empty, False, 0)
     numerator, denominator = _pooled(tails), float(gradients.mean())
+    times = (~np.isnan(tails)).sum(0)
     if count >= 3:
-        times = (~np.isnan(tails)).sum(0)
         spread = np.sqrt(_pooled((tails - numerator) ** 2) * times / np.maximum(times - 1, 1))
         error = np.where(times >= 3, spread / np.sqrt(np.maximum(times, 1)), np.nan)
         base_error = float(gradients.std(ddof=1)) / math.sqrt(count)
@@ -204,7 +204,7 @@ def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systema
             if tail_error is None
             else np.atleast_2d(np.asarray(tail_error, np.float64))[usable]
         )
-        error = np.sqrt(_pooled(given**2) / count)
+        error = np.sqrt(_pooled(given**2) / np.maximum(times, 1))
         base_error = float(error[0])
     if not denominator > 0:
         empty = np.full(lags, np.nan)

@@ -90,6 +90,13 @@ def test_windows_between_at_the_edge_of_a_float(bias: list[float], windows: list
     assert found.bias <= 0.1
 
 
+def test_a_window_that_one_of_two_recordings_measured_has_its_error_alone() -> None:
+    found = systematic_bias([[1.0, 0.2], [1.0, np.nan]], [1.0, 1.0], [[0.0, 0.01], [0.0, np.nan]])
+    assert found.square_error.tolist() == pytest.approx([0.0, 0.01])
+    both = systematic_bias([[1.0, 0.2], [1.0, 0.2]], [1.0, 1.0], [[0.0, 0.01], [0.0, 0.01]])
+    assert both.square_error.tolist() == pytest.approx([0.0, 0.01 / math.sqrt(2)])
+
+
 def test_whole_bptt_is_not_put_between() -> None:
     """τ = T is exact by definition; it says nothing of how the bias falls on the way there."""
     found = smallest_window([1.0, 0.5, 0.0], 0.1, [0, 20, 200])
