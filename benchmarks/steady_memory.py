@@ -1,8 +1,8 @@
 """A process whose allocator keeps what it is given back, so that page faults do not fall on one fit by chance.
 
 glibc gives the end of its heap back to Linux and takes it anew, or does not, as blocks happen to lie: two fits of the
-same program, in turns, can differ by that alone. `keep_memory()` starts the process again
-with tunables that stop that, and returns in the new one.
+same program, in turns, can differ by that alone. `keep_memory()` starts the process again with tunables that stop that,
+and returns in the new one.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def shared_squares(tail: Series, whole: Series, error: Series | None) -> Squares
     What lies between two windows is not filled in: of squares with noise it would no longer be right on average.
     """
     values, windows = _of(tail)
-    rows = [k for k, step in enumerate(tail.steps) if step in whole.steps]
-    base = np.array([_at_step(whole, tail.steps[k]) for k in rows], np.float64).reshape(len(rows))
+    steps, rows, places = np.intersect1d(tail.steps, whole.steps, return_indices=True)
+    base = np.asarray(whole.values, np.float64)[places]
     found = values[rows].copy()
     for row in found:
         known = np.flatnonzero(~np.isnan(row))
@@ -101,24 +101,16 @@ def shared_squares(tail: Series, whole: Series, error: Series | None) -> Squares
         windows,
         np.where(kept, found, np.nan)[usable],
         base[usable],
-        _errors(tail, error, np.array(rows)[usable], kept),
+        _errors(tail, error, steps[usable], kept),
         float(left_out.max()) if left_out.size else 0.0,
     )
 
 
 def _errors(
-    tail: Series, error: Series | None, rows: np.ndarray, kept: np.ndarray
+    tail: Series, error: Series | None, steps: np.ndarray, kept: np.ndarray
 ) -> np.ndarray | None:
     """The standard errors of the same recordings and windows; None where one of them is not there."""
     if error is None or not np.array_equal(error.positions("lag"), tail.positions("lag")):
         return None
-    steps = tail.steps[rows]
-    if not np.isin(steps, error.steps).all():
-        return None
-    values = np.stack([np.asarray(_at_step(error, step), np.float64) for step in steps])
-    return np.where(kept, values, np.nan)
-
-
-def _at_step(series: Series, step: int) -> np.ndarray:
-    found: np.ndarray = series.values[int(np.flatnonzero(series.steps == step)[0])]
-    return found
+    _, _, at = np.intersect1d(steps, error.steps, return_indices=True)
+    return np.where(kept, error.values[at], np.nan) if at.size == steps.size else None

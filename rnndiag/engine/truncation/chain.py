@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -93,10 +92,6 @@ class Chain:
 
     def outputs(self) -> Tensor:
         """(T, B) bool: where a loss enters, e_t not zero. NaN counts as a loss."""
-        return self._outputs
-
-    @cached_property
-    def _outputs(self) -> Tensor:
         hit = [(part != 0).any(-1) for part in self.direct]
         return torch.stack(hit).any(0) & self.mask()
 

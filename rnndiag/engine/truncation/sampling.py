@@ -56,11 +56,11 @@ class Sampling:
     of_lags: int
     may_stop: bool = False
     """Whether the sweep ends where less than `LEFT_OUT` of the credit can lie further back."""
+    ended: bool = False
+    """Whether it did end there."""
     widths: tuple[int, ...] = ()
     """To within how many steps each of `windows` is known, where they were measured apart from the rows; or empty."""
 
-    ended: bool = False
-    """Whether it did."""
     blocked: bool = False
     """Whether windows are measured on the whole batch, apart from the rows of the profile."""
 
@@ -190,7 +190,15 @@ def choose(
     else:
         chosen = tuple(sorted(torch.randperm(chain.B, generator=draw)[:sequences].tolist()))
     return Sampling(
-        chosen, chain.B, outputs, len(steps), windows, lags, chain.T, may_stop, blocked=blocked
+        chosen,
+        chain.B,
+        outputs,
+        len(steps),
+        windows,
+        lags,
+        chain.T,
+        may_stop=may_stop,
+        blocked=blocked,
     )
 
 
