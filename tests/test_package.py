@@ -47,11 +47,13 @@ def test_numpy_wing_works_where_torch_cannot_be_imported() -> None:
         for name in ("run", "health", "report", "cli")
         if (ROOT / "rnndiag" / name).exists()
     ]
-    python(
+    said = python(
         "import sys\n"
         "sys.modules.update(torch=None, lightning=None, pytorch_lightning=None, matplotlib=None)\n"
-        f"import rnndiag, {', '.join([*wing, 'rnndiag.errors'])}"
+        f"import rnndiag, {', '.join([*wing, 'rnndiag.errors'])}\n"
+        f"print(*(name for name in {wing} if sys.modules[name] is not None), sys.modules['torch'])"
     )
+    assert said.split() == [*wing, "None"]
 
 
 @pytest.mark.parametrize("name", TABLES)

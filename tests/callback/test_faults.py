@@ -50,9 +50,14 @@ def test_strict_raises(diagnostics: Any) -> None:
         fit(Net, [diagnostics(strict=True)])
 
 
-def test_warnings_as_errors_do_not_end_a_fit(diagnostics: Any) -> None:
+def test_warnings_as_errors_do_not_end_a_fit(
+    diagnostics: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """The tests' own configuration turns warnings into errors: what is told then goes to the log."""
-    fit(Net, [diagnostics(strict=False, labels=lambda batch: 1 / 0)])
+    callback = diagnostics(strict=False, labels=lambda batch: 1 / 0)
+    assert_same(fit(Net, [callback]), fit(Net))
+    assert rnndiag.open_run(callback.run_dir).steps_of("train").tolist() == [0, 1, 2, 3]
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_directory_that_cannot_be_written(diagnostics: Any, tmp_path: Any) -> None:
