@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -139,6 +140,62 @@ def test_the_default_of_a_large_problem(monkeypatch: pytest.MonkeyPatch) -> None
     for k, bias in zip(sweep.chunks.size, sweep.chunks.bias, strict=True):
         off = float((p.full() - p.chunk(k, k)).norm() / p.full().norm())
         assert float(bias) == pytest.approx(off, abs=TOLERANCE)
+
+
+def test_the_first_block_is_wider_where_credit_lies_further_back() -> None:
+    lags = torch.arange(60, dtype=torch.float64)
+    assert blocked.first_width(lags * math.log(0.8)) == blocked.FIRST_WIDTH  # 83 % within 8 lags
+    assert blocked.first_width(lags * math.log(0.95) - 700) == 2 * blocked.FIRST_WIDTH  # 35 %
+    assert blocked.first_width(torch.full((60,), float("nan"))) == blocked.FIRST_WIDTH
+    widths = [(b.start, b.width) for b in doubling(200, 200, 16)]
+    assert widths == [(1, 16), (17, 16), (33, 32), (65, 64), (129, 128)]
+
+
+@pytest.mark.parametrize(
+    ("biases", "settled"),
+    [
+        ([], False),
+        ([0.9], False),
+        ([0.9, 0.08], False),
+        ([0.9, 0.04], True),
+        ([0.08, 0.09], True),
+        ([0.04, 0.2], False),
+        ([0.04, 0.2, 0.09], False),
+        ([0.9, float("nan")], False),
+    ],
+)
+def test_when_a_bias_has_fallen(
+    biases: list[float], settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tails_of(problem("lstm"))
+    found.widths = {7 * (k + 1): 3 for k in range(len(biases))}
+    monkeypatch.setattr(found, "_bias", lambda window: biases[window // 7 - 1])
+    assert found.settled is settled
+
+
+def test_beyond_the_windows_that_tell_the_bias_only_the_budget_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    p = problem("lstm", T=120, B=4, H=6, scale=1.6)
+    chain = chain_of(p.run).prepared()
+    layout, delta = layout_of(chain), total_adjoint(chain)
+    full = gradient_of(chain, layout, delta, 2)
+    profile = lag_sweep(p.run, budget=None).profile
+    population = Population(layout, chain.B, chain.B)
+    monkeypatch.setattr(blocked, "FIRST_WIDTH", 2)
+
+    def measured(steps: float) -> dict[int, float]:
+        budget = quick.Budget(steps)
+        budget.calibrate(1e6, 1.0)
+        tails, _ = quick.blocked_tails(chain, population, full, delta, 120, profile, budget)
+        return {w: tails._bias(w) for w in sorted(tails.widths)}
+
+    much, little = measured(1e6), measured(0.0)
+    assert len(little) < len(much)
+    assert all(much[window] == bias for window, bias in little.items())
+    last = list(little.values())[-2:]
+    assert last[-1] <= blocked.AIM / 2 or max(last) <= blocked.AIM
+    assert next(iter(little.values())) > blocked.AIM
 
 
 @pytest.fixture

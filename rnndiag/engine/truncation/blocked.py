@@ -26,7 +26,7 @@ from rnndiag.engine.truncation.visit import visit
 from rnndiag.engine.truncation.where import Where, every
 
 FIRST_WIDTH = 8
-"""The first block holds lags 1 .. 8, or a quarter of all; the next ones double where they end."""
+"""The first block holds lags 1 .. 8, or a quarter of all, or 1 .. 16; the next ones double where they end."""
 AIM = 0.1
 """The relative bias around which windows are looked at more closely: that of the recommended window."""
 NOTHING = 1e-3
@@ -51,9 +51,16 @@ class Block:
         return self.start + self.width // 2
 
 
-def doubling(T: int, most: int) -> Iterator[Block]:
-    """Blocks that cover all lags 1 .. most-1 of T, each as wide as it lies far back: the same for every recording."""
-    block = Block(1, min(FIRST_WIDTH, max(1, min(T, most) // 4)))
+def first_width(profile_log: Tensor) -> int:
+    """How wide the first block is: where half of the credit lies beyond the usual one, twice that."""
+    credit = (profile_log - profile_log[0]).exp().nan_to_num()
+    near = credit[:FIRST_WIDTH].sum()
+    return 2 * FIRST_WIDTH if 2 * near < credit.sum() else FIRST_WIDTH
+
+
+def doubling(T: int, most: int, first: int | None = None) -> Iterator[Block]:
+    """Blocks that cover all lags 1 .. most-1 of T, each as wide as it lies far back."""
+    block = Block(1, min(first or FIRST_WIDTH, max(1, min(T, most) // 4)))
     while block.start < most:
         yield block
         block = Block(block.stop, block.stop - 1)
@@ -137,6 +144,15 @@ class BlockedTails:
         if block.start == 1 and self.first_width == self.chain.T:
             self.first, self.first_width = tail.clone(), block.width
         return self._bias(window)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the bias has fallen under `AIM`, as far as the windows measured so far tell: well under it, or twice.
+
+        It may still rise again further back.
+        """
+        last = [self._bias(w) for w in sorted(self.widths)[-2:]]
+        return bool(last) and (last[-1] <= AIM / 2 or (len(last) == 2 and max(last) <= AIM))
 
     def refine(self, may_take: Callable[[float], bool]) -> None:
         """Look closer, and closer each time, where the bias falls to `AIM` for good.

@@ -17,6 +17,20 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """The quantiles over outputs that stand beside a profile."""
 
 
+@dataclass(frozen=True)
+class Credit:
+    """What a ledger found, natural logarithms."""
+
+    by_lag: Tensor
+    """ln C[u, u-d] by output and lag, (T, D); NaN where no loss was followed that far."""
+    by_column: Tensor
+    """ln of what each sequence holds over all outputs, (D, B); (D, 0) where that was not asked for."""
+    outputs: Tensor
+    """The output steps with a loss, ascending."""
+    weights: Tensor | None
+    """(T,): what an output's loss was multiplied with and stands for; None: 1."""
+
+
 class CreditLedger:
     """ln C[u, u-d] by output u and lag d, filled lag by lag."""
 
@@ -33,35 +47,48 @@ class CreditLedger:
         by_column: sequences were sampled too, so what each one holds is kept.
         """
         T, device = chain.T, chain.direct[0].device
-        self.rows, self.starts = rows, starts(rows)
-        self.weights = weights
-        self.log_count = chain.mask().sum(1).clamp(min=1).double().log()
+        self.rows, self.starts, self.weights = rows, starts(rows), weights
         self.outputs = self.starts[self.starts >= 0].unique()
-        self.by_lag = torch.full((T, lags), math.nan, dtype=torch.float64, device=device)
+        self.log_count = chain.mask().sum(1).clamp(min=1).double().log()
         columns = chain.B if by_column else 0
+        self.by_output = torch.full((lags, T), math.nan, dtype=torch.float64, device=device)
         self.by_column = torch.full((lags, columns), -math.inf, dtype=torch.float64, device=device)
-
-    def stop(self, lags: int) -> None:
-        """The sweep ended after so many lags."""
-        self.by_lag, self.by_column = self.by_lag[:, :lags], self.by_column[:lags]
+        self.sums: list[int] = []
+        """The lags that are written down as sums; all others as logarithms."""
 
     def add(self, lag: Lag) -> None:
         """Take in one lag."""
-        steps = self.starts[lag.first :]
-        if self.by_column.shape[1]:
-            self.by_column[lag.d] = lag.log_sum(0)
-        if steps.shape[1] == 1:
-            at, value = steps[:, 0], lag.log_sum(1)
-        else:
-            logs, at = lag.log_norm, self.outputs[self.outputs >= lag.d]
-            logs = torch.where(steps >= lag.d, logs, -math.inf)
-            value = _logsumexp_at(
-                logs.flatten(), steps.flatten().clamp(min=0), self.by_lag.shape[0]
-            )[at]
-        value = value - self.log_count[at]
+        steps, columns = self.starts[lag.first :], self.by_column.shape[1]
+        packed = steps.shape[1] > 1
+        if lag.size is not None and not packed:
+            # their logarithms are taken at once at the end: lag by lag they cost half as much as the step back
+            self.sums.append(lag.d)
+            self.by_output[lag.d].index_copy_(0, steps[:, 0], lag.size.sum(1))
+            if columns:
+                torch.sum(lag.size, 0, out=self.by_column[lag.d])
+            return
+        logs = lag.log_norm
+        if columns:
+            self.by_column[lag.d] = logs.logsumexp(0)
+        if not packed:
+            self.by_output[lag.d].index_copy_(0, steps[:, 0], logs.logsumexp(1))
+            return
+        at = self.outputs[self.outputs >= lag.d]
+        logs = torch.where(steps >= lag.d, logs, -math.inf).flatten()
+        found = _logsumexp_at(logs, steps.flatten().clamp(min=0), self.by_output.shape[1])
+        self.by_output[lag.d, at] = found[at]
+
+    def finish(self, lags: int) -> Credit:
+        """What the first `lags` lags hold."""
+        by_output, by_column = self.by_output[:lags].clone(), self.by_column[:lags].clone()
+        written = torch.zeros(len(by_output), dtype=torch.bool, device=by_output.device)
+        written[self.sums] = True
+        for table in (by_output, by_column):
+            table[written] = table[written].log()
+        by_output -= self.log_count
         if self.weights is not None:
-            value = value - self.weights[at].double().log()
-        self.by_lag[at, lag.d] = value
+            by_output -= self.weights.double().log()
+        return Credit(by_output.T, by_column, self.outputs, self.weights)
 
 
 def _logsumexp_at(logs: Tensor, index: Tensor, size: int) -> Tensor:
@@ -84,14 +111,14 @@ class Profile:
     """Relative standard error of profile(d) from sampling, (D,); 0 where nothing was sampled."""
 
 
-def profile_of(ledger: CreditLedger, sampled_columns: float, sampled_outputs: float) -> Profile:
+def profile_of(credit: Credit, sampled_columns: float, sampled_outputs: float) -> Profile:
     """profile(d) = Σ_{u>=d} C[u, u-d] / Σ_{u>=d} C[u, u], and quantiles over the same outputs (steps from 0).
 
     sampled_columns, sampled_outputs: the share of sequences and of losses that was looked at.
     """
-    outputs = ledger.outputs
-    table = ledger.by_lag[outputs]
-    weight = ledger.weights
+    outputs = credit.outputs
+    table = credit.by_lag[outputs]
+    weight = credit.weights
     log_weight = torch.zeros_like(table[:, 0]) if weight is None else weight[outputs].double().log()
     lags = torch.arange(table.shape[1], device=table.device)
     reached = outputs[:, None] >= lags[None, :]
@@ -103,7 +130,7 @@ def profile_of(ledger: CreditLedger, sampled_columns: float, sampled_outputs: fl
     quantiles = _log_quantiles(table - table[:, :1], reached)
     error = torch.zeros_like(log)
     if sampled_columns < 1:
-        columns = ledger.by_column
+        columns = credit.by_column
         error += _ratio_error(columns, columns[:1].expand_as(columns), 1 - sampled_columns).square()
     if sampled_outputs < 1:
         error += _ratio_error(over.T, under.T, 1 - sampled_outputs).square()
@@ -138,13 +165,21 @@ def _ratio_error(over: Tensor, under: Tensor, left: float) -> Tensor:
     return (left * units / (units - 1) * residual).sqrt()
 
 
-def log_matrix(ledger: CreditLedger) -> Tensor:
-    """ln C[u, s], (T, T): -inf above the diagonal and where nothing depends, NaN where it was not measured."""
-    T, lags = ledger.by_lag.shape
-    steps = torch.arange(T, device=ledger.by_lag.device)
+def log_matrix(credit: Credit) -> Tensor:
+    """ln C[u, s], (T, T): -inf above the diagonal and where nothing depends, NaN where it was not measured.
+
+    Outputs without a loss hold exactly nothing, unless losses were sampled.
+    """
+    by_lag = credit.by_lag
+    T, lags = by_lag.shape
+    steps = torch.arange(T, device=by_lag.device)
+    if credit.weights is None:
+        silent = torch.ones(T, dtype=torch.bool, device=steps.device)
+        silent[credit.outputs] = False
+        by_lag = torch.where(silent[:, None], -math.inf, by_lag)
     lag = steps[:, None] - steps[None, :]
     inside = (lag >= 0) & (lag < lags)
-    values = ledger.by_lag.gather(1, lag.clamp(0, lags - 1))
+    values = by_lag.gather(1, lag.clamp(0, lags - 1))
     matrix = torch.where(inside, values, math.nan)
     return torch.where(lag < 0, -math.inf, matrix)
 
@@ -163,17 +198,7 @@ def credit_matrix(layer_run: Runs, max_lag: int | None = None) -> Tensor:
     ledger = CreditLedger(chain, rows_of(chain), lags)
     for lag in travel(chain, ledger.rows, lags, lambda _: False):
         ledger.add(lag)
-    return complete(ledger).exp().to(chain.direct[0].dtype)
-
-
-def complete(ledger: CreditLedger) -> Tensor:
-    """ln C[u, s] of a sweep over all losses: rows of outputs without a loss are exactly zero."""
-    T = ledger.by_lag.shape[0]
-    steps = torch.arange(T, device=ledger.by_lag.device)
-    silent = torch.ones(T, dtype=torch.bool, device=steps.device)
-    silent[ledger.outputs] = False
-    ledger.by_lag[silent] = -math.inf
-    return log_matrix(ledger)
+    return log_matrix(ledger.finish(lags)).exp().to(chain.direct[0].dtype)
 
 
 def lag_count(chain: Chain, max_lag: int | None) -> int:

@@ -45,7 +45,7 @@ class Bounds:
         """
         if before is None or not float(before[-1]) < self.asked_below:
             return None
-        norm = lag.norm.double() if lag.log is None else lag.log_norm.exp()
+        norm = lag.log_norm.exp() if lag.size is None else lag.size
         if self._factors is None:
             self._factors = self._made()
         if isinstance(lag.where, slice):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 
 from torch import Tensor
 
 from rnndiag.engine.cells import State
-from rnndiag.engine.truncation.blocked import BlockedTails, doubling
+from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling, first_width
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.chunks import ChunkScores, score, scores
 from rnndiag.engine.truncation.credit import CreditLedger, Profile, log_matrix, profile_of
@@ -58,28 +59,48 @@ def sampled_credit(taken: Sampled, sampling: Sampling) -> tuple[Tensor, Profile,
     part = taken.chain
     rows = rows_of(part)
     whole = len(sampling.sequences) == sampling.of_sequences
-    credit = CreditLedger(part, rows, sampling.lags, taken.weights, not whole)
+    ledger = CreditLedger(part, rows, sampling.lags, taken.weights, not whole)
     mass = 0.0
     for lag in travel(part, rows, sampling.lags, lambda _: False):
-        credit.add(lag)
-        now = float(lag.log_norm.exp().sum())
+        ledger.add(lag)
+        now = lag.total
         mass += now
         if sampling.ends(lag.d, now, mass):
             sampling = sampling.stopped(lag.d + 1)
-            credit.stop(sampling.lags)
             break
+    credit = ledger.finish(sampling.lags)
     shares = (part.B / sampling.of_sequences, sampling.outputs / max(1, sampling.of_outputs))
     return log_matrix(credit), profile_of(credit, *shares), sampling
 
 
 def blocked_tails(
-    chain: Chain, population: Population, full: Tensor, delta: State, most: int, budget: Budget
+    chain: Chain,
+    population: Population,
+    full: Tensor,
+    delta: State,
+    most: int,
+    profile: Profile,
+    budget: Budget,
 ) -> tuple[BlockedTails, float]:
-    """Windows up to `most`, closer around the one to be recommended as far as the budget goes; seconds a block."""
+    """Windows up to `most`, closer around the one to be recommended as far as the budget goes; seconds a block.
+
+    Windows are measured until the bias has fallen for what they tell, whatever it costs, and further within the budget.
+    """
     tails = BlockedTails(chain, population, full, delta)
-    before = budget.spent
-    tails.walk(doubling(chain.T, most))
-    each = (budget.spent - before) / max(1, len(tails.widths))
+    start, each = budget.spent, 0.0
+
+    def within_budget() -> Iterator[Block]:
+        nonlocal each
+        for number, block in enumerate(doubling(chain.T, most, first_width(profile.log))):
+            if number:
+                each = (budget.spent - start) / number
+                budget.calibrate(each, BLOCK_SHARE)
+            if tails.settled and not budget.allows(each):
+                return
+            yield block
+
+    tails.walk(within_budget())
+    each = (budget.spent - start) / max(1, len(tails.widths))
     budget.calibrate(each, BLOCK_SHARE)
     tails.refine(lambda lags: budget.allows(each * (lags + 1) / 2))
     return tails, each

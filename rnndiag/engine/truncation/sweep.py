@@ -17,7 +17,6 @@ from rnndiag.engine.truncation.chunks import (
 from rnndiag.engine.truncation.credit import (
     CreditLedger,
     Profile,
-    complete,
     lag_count,
     log_matrix,
     profile_of,
@@ -183,7 +182,7 @@ def quick_sweep(
     full = regrouped(by_sequence, few_groups(by_sequence))
     noise = sequence_noise(whole, population, delta, by_sequence) if independent else float("nan")
     matrix, profile, sampling = sampled_credit(sample(whole, sampling, draw), sampling)
-    tails, each = blocked_tails(whole, population, full, delta, most, spent)
+    tails, each = blocked_tails(whole, population, full, delta, most, profile, spent)
     sampling = sampling.with_windows({w: m for w, m in tails.widths.items() if w <= most})
     scores = (
         few_chunks(whole, population, full, tails, each, spent)
@@ -228,21 +227,20 @@ def sweep_chain(
     by_sequence = gradient_of(part, layout, delta, apart)
     full = regrouped(by_sequence, few_groups(by_sequence))
     rows = rows_of(part)
-    credit = CreditLedger(part, rows, sampling.lags, taken.weights, not population.whole)
+    ledger = CreditLedger(part, rows, sampling.lags, taken.weights, not population.whole)
     tails = TailLedger(part, population, full, sampling, keep)
     mass = 0.0
     for lag in travel(part, rows, sampling.lags, tails.wants_visits):
-        credit.add(lag)
+        ledger.add(lag)
         tails.add(lag)
         if sampling.may_stop:
-            now = float(lag.log_norm.exp().sum())
+            now = lag.total
             mass += now
             if sampling.ends(lag.d, now, mass):
                 sampling = sampling.stopped(lag.d + 1)
                 tails.stop(lag)
-                credit.stop(sampling.lags)
                 break
-    found = tails.finish(independent)
+    found, credit = tails.finish(independent), ledger.finish(sampling.lags)
     if chunks is None:
         chunks = default_sizes(chain.T) if sampling.complete else few_sizes(chain.T)
     notes = []
@@ -262,7 +260,7 @@ def sweep_chain(
     return LagSweep(
         name=chain.name,
         lags=sampling.lags,
-        log_credit=complete(credit) if taken.weights is None else log_matrix(credit),
+        log_credit=log_matrix(credit),
         profile=profile_of(credit, *shares),
         tails=found,
         chunks=chunk_scores(part, population, full, chunks),

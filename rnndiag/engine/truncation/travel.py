@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,28 +46,63 @@ class Lag:
     """Where they stand."""
     cotangent: State
     """a^d (K', N, S_p) over exp(log)."""
-    log: Tensor | None
-    """What was taken out, natural log (K', N) float64; None: nothing."""
     norm: Tensor
     """|a^d| over exp(log), (K', N)."""
+    taken: Taken | None
+    """What was taken out of the rows; None: nothing."""
     visits: tuple[Visit, ...] = ()
 
-    @property
+    @cached_property
+    def size(self) -> Tensor | None:
+        """|a^d_s| (K', N), float64; None where that does not hold all of them."""
+        if self.taken is None:
+            return self.norm.double()
+        return None if self.taken.deep else self.norm * self.taken.scale
+
+    @cached_property
     def log_norm(self) -> Tensor:
         """ln |a^d_s| (K', N), float64; -inf where it is exactly zero."""
         own = self.norm.double().log()
-        return own if self.log is None else own + self.log
+        return own if self.taken is None else own + self.taken.log
 
-    def log_sum(self, dim: int) -> Tensor:
-        """ln Σ |a^d_s| over rows (0) or columns (1), float64."""
-        if self.log is None:
-            return self.norm.double().sum(dim).log()
-        return self.log_norm.logsumexp(dim)
+    @property
+    def total(self) -> float:
+        """Σ |a^d_s| over all rows and columns."""
+        return float((self.log_norm.exp() if self.size is None else self.size).sum())
 
     @property
     def scale(self) -> Tensor | None:
         """exp(log), what the cotangents have to be multiplied with; None: 1."""
-        return None if self.log is None else self.log.exp()
+        return None if self.taken is None else self.taken.scale
+
+
+DEEP = 600.0
+"""Beyond this the exponential of a logarithm is left to logarithms."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was taken out of rows that had left the safe range, (K', N)."""
+
+    log: Tensor
+    """Natural logarithms, float64."""
+    scale: Tensor
+    """Their exponentials."""
+    silent: Tensor
+    """The rows that are exactly zero, and stay so."""
+    deep: bool
+    """Whether some exponential would leave the range of float64."""
+
+    @classmethod
+    def of(cls, log: Tensor, silent: Tensor) -> Taken:
+        """From the logarithms."""
+        return cls(log, log.exp(), silent, float(log.abs().max()) > DEEP)
+
+    def after(self, rows: int) -> Taken:
+        """Without so many rows at the start."""
+        if not rows:
+            return self
+        return Taken(self.log[rows:], self.scale[rows:], self.silent[rows:], self.deep)
 
 
 def rows_of(chain: Chain) -> Rows:
@@ -102,7 +138,7 @@ def travel(chain: Chain, rows: Rows, lags: int, gradients: Wanted | None = None)
 
     What a lag holds is valid until the next one is asked for.
     """
-    where, log, silent = rows.where, None, None
+    where, taken = rows.where, None
     cotangent = tuple(take(part, where) for part in chain.direct)
     if rows.steps.dim() == 2:
         cotangent = _silence(cotangent, rows.steps >= 0)
@@ -111,8 +147,8 @@ def travel(chain: Chain, rows: Rows, lags: int, gradients: Wanted | None = None)
     for d in range(lags):
         if cotangent[0].shape[0] == 0:
             return
-        cotangent, log, norm, silent = _renormalise(cotangent, log, silent)
-        lag = Lag(d, first, where, cotangent, log, norm)
+        cotangent, norm, taken = _renormalise(cotangent, taken)
+        lag = Lag(d, first, where, cotangent, norm, taken)
         wanted = gradients is None or gradients(lag)
         visits, back = visit(chain, where, cotangent, gradients=wanted, scratch=scratch)
         yield replace(lag, visits=visits)
@@ -120,7 +156,7 @@ def travel(chain: Chain, rows: Rows, lags: int, gradients: Wanted | None = None)
         step = start - first
         where = earlier(where, step)
         cotangent = tuple(part[step:] for part in back)
-        log, silent = (None if rest is None else rest[step:] for rest in (log, silent))
+        taken = None if taken is None else taken.after(step)
         first = start
         if rows.steps.dim() == 2:
             cotangent = _silence(cotangent, rows.steps[first:] > d)
@@ -137,32 +173,30 @@ def _norm(cotangent: State) -> Tensor:
     return norm
 
 
-def _renormalise(
-    cotangent: State, log: Tensor | None, silent: Tensor | None
-) -> tuple[State, Tensor | None, Tensor, Tensor | None]:
-    """(a / factor, log + ln factor, |a / factor|, which rows are zero).
+def _renormalise(cotangent: State, taken: Taken | None) -> tuple[State, Tensor, Taken | None]:
+    """(a / factor, |a / factor|, what was taken out before with ln factor).
 
     Where some row has left the range in which squares are safe, all rows that are on their way there are brought back,
-    so that this is seldom. `silent`: the rows known to be zero, which stay so.
+    so that this is seldom. Rows that are exactly zero stay as they are.
     """
     norm = _norm(cotangent)
     low, high = (float(end) for end in torch.aminmax(norm))
-    safe = torch.finfo(norm.dtype).tiny ** 0.125
-    if low >= safe and high <= 1 / safe:
-        return cotangent, log, norm, silent
-    wild = (norm < safe) | (norm > 1 / safe)
-    if silent is not None:
-        wild &= ~silent
+    least = torch.finfo(norm.dtype).tiny ** 0.25
+    most = 1 / least
+    if low >= least and high <= most:
+        return cotangent, norm, taken
+    wild = (norm < least) | (norm > most)
+    if taken is not None:
+        wild &= ~taken.silent
     if not bool(wild.any()):
-        return cotangent, log, norm, silent
-    near = safe**0.5
+        return cotangent, norm, taken
     size = torch.stack([part.abs().amax(-1) for part in cotangent]).amax(0)
     silent = size == 0
-    far = ((norm < near) | (norm > 1 / near)) & ~silent & torch.isfinite(size)
+    far = ((norm < least**0.5) | (norm > most**0.5)) & ~silent & torch.isfinite(size)
     factor = torch.where(far, size, torch.ones_like(size))
     scaled = tuple(part / factor[..., None] for part in cotangent)
-    taken = factor.double().log()
-    return scaled, taken if log is None else log + taken, _norm(scaled), silent
+    log = factor.double().log()
+    return scaled, _norm(scaled), Taken.of(log if taken is None else taken.log + log, silent)
 
 
 def starts(rows: Rows) -> Tensor:
