@@ -144,8 +144,8 @@ def test_the_default_of_a_large_problem(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_first_block_is_wider_where_credit_lies_further_back() -> None:
     lags = torch.arange(60, dtype=torch.float64)
-    assert blocked.first_width(lags * math.log(0.8)) == blocked.FIRST_WIDTH  # 83 % within 8 lags
-    assert blocked.first_width(lags * math.log(0.95) - 700) == 2 * blocked.FIRST_WIDTH  # 35 %
+    assert blocked.first_width(lags * math.log(0.86)) == blocked.FIRST_WIDTH  # 91 % within 16 lags
+    assert blocked.first_width(lags * math.log(0.87) - 700) == 2 * blocked.FIRST_WIDTH  # 89 %
     assert blocked.first_width(torch.full((60,), float("nan"))) == blocked.FIRST_WIDTH
     widths = [(b.start, b.width) for b in doubling(200, 200, 16)]
     assert widths == [(1, 16), (17, 16), (33, 32), (65, 64), (129, 128)]

@@ -29,6 +29,8 @@ FIRST_WIDTH = 8
 """The first block holds lags 1 .. 8, or a quarter of all, or 1 .. 16; the next ones double where they end."""
 AIM = 0.1
 """The relative bias around which windows are looked at more closely: that of the recommended window."""
+REACH = 0.9
+"""The share of the credit that lies within the reach."""
 NOTHING = 1e-3
 """Where a tail is smaller than this share of the gradient, no window further back is measured."""
 
@@ -52,10 +54,10 @@ class Block:
 
 
 def first_width(profile_log: Tensor) -> int:
-    """How wide the first block is: where half of the credit lies beyond the usual one, twice that."""
+    """How wide the first block is: where the credit reaches beyond two of them, the two are one."""
     credit = (profile_log - profile_log[0]).exp().nan_to_num()
-    near = credit[:FIRST_WIDTH].sum()
-    return 2 * FIRST_WIDTH if 2 * near < credit.sum() else FIRST_WIDTH
+    near = credit[: 2 * FIRST_WIDTH].sum()
+    return 2 * FIRST_WIDTH if near < REACH * credit.sum() else FIRST_WIDTH
 
 
 def doubling(T: int, most: int, first: int | None = None) -> Iterator[Block]:

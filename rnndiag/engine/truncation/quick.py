@@ -26,6 +26,8 @@ from rnndiag.engine.truncation.walks import gradient_of, segments
 ADJOINT_SHARE = 1.0
 """What diagonal derivatives, total adjoints and the gradient take of a plain training step, whose length is told from
 theirs: 0.8 to 0.9, measured on a CPU; rather more, so that a budget is kept."""
+GRADIENT_SHARE = 0.6
+"""The same without the adjoints, where they are given: 0.45 to 0.6."""
 BLOCK_SHARE = 0.3
 """What one block takes of a plain training step, at least: 0.3 to 0.55. The first call of a process is slow to start,
 and its length would be told too large from that alone."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rnndiag.engine.adjoints import Adjoints
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.chunks import (
     ChunkScores,
@@ -26,6 +27,7 @@ from rnndiag.engine.truncation.parameters import ALL, Layout, layout_of
 from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.quick import (
     ADJOINT_SHARE,
+    GRADIENT_SHARE,
     Budget,
     blocked_tails,
     few_chunks,
@@ -36,6 +38,7 @@ from rnndiag.engine.truncation.stack import Runs, chain_of
 from rnndiag.engine.truncation.tails import TailLedger, Tails, assembled
 from rnndiag.engine.truncation.travel import rows_of, travel
 from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
+from rnndiag.errors import BadArgument
 
 SEED = 0
 """Seed of the sampling where no generator is given: the same call samples the same."""
@@ -140,6 +143,7 @@ def lag_sweep(
     chunks: tuple[int, ...] | None = None,
     independent: bool = True,
     generator: torch.Generator | None = None,
+    adj: Adjoints | None = None,
 ) -> LagSweep:
     """All windows τ = 1 .. D of one recorded step, with credit, tails, chunk sizes, systematic part and noise.
 
@@ -152,14 +156,20 @@ def lag_sweep(
     lag_gradients: keep every c_d (exact sweeps only).
     chunks: chunk sizes k to score (None: 1, 2, 3, 4, 6, 8, ... up to T).
     independent: whether the loss is a sum over sequences; if not, noise and systematic part are not available.
+    adj: the adjoints of the layer run, where they have been made already: spares a sampled sweep to make them again.
     """
+    if adj is not None and adj.run is not layer_run:
+        raise BadArgument(
+            f"The adjoints given are those of {adj.run!r}, not of the layer run that is swept.",
+            "Give `adjoints(layer_run)`, or leave them out; a stack has none.",
+        )
     chain = chain_of(layer_run)
     draw = generator or torch.Generator().manual_seed(SEED)
     sampling = choose(
         chain, lag_count(chain, max_lag), None if lag_gradients else budget, samples, anchors, draw
     )
     if sampling.blocked and budget is not None:
-        return quick_sweep(chain, sampling, draw, budget, chunks, independent)
+        return quick_sweep(chain, sampling, draw, budget, chunks, independent, adj)
     taken = sample(chain, sampling, draw)
     return sweep_chain(chain, taken, sampling, lag_gradients, chunks, independent)
 
@@ -171,14 +181,17 @@ def quick_sweep(
     budget: float,
     chunks: tuple[int, ...] | None,
     independent: bool,
+    adj: Adjoints | None = None,
 ) -> LagSweep:
     """The profile from sampled losses, and some windows and chunks from the whole batch."""
     spent, most = Budget(budget), sampling.lags
     layout, whole = layout_of(chain), chain.prepared()
     population = Population(layout, chain.B, chain.B)
-    delta = total_adjoint(whole)
-    by_sequence = gradient_of(whole, layout, delta, group_count(layout, chain.B, delta[0], chain.B))
-    spent.calibrate(spent.spent, ADJOINT_SHARE)
+    delta = total_adjoint(whole) if adj is None else adj.parts
+    apart = group_count(layout, chain.B, delta[0], chain.B)
+    known = None if adj is None or adj.a_ih is None else adj
+    by_sequence = gradient_of(whole, layout, delta, apart, adj=known)
+    spent.calibrate(spent.spent, ADJOINT_SHARE if adj is None else GRADIENT_SHARE)
     full = regrouped(by_sequence, few_groups(by_sequence))
     noise = sequence_noise(whole, population, delta, by_sequence) if independent else float("nan")
     matrix, profile, sampling = sampled_credit(sample(whole, sampling, draw), sampling)

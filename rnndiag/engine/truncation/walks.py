@@ -12,14 +12,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rnndiag.engine.adjoints import state_adjoints
+from rnndiag.engine.adjoints import Adjoints, state_adjoints
 from rnndiag.engine.cells import State
 from rnndiag.engine.pages import empty
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.parameters import Layout
 from rnndiag.engine.truncation.products import add_gradients, empty_buffer, right_factors
 from rnndiag.engine.truncation.scratch import Scratch
-from rnndiag.engine.truncation.visit import visit
+from rnndiag.engine.truncation.visit import Visit, visit
 from rnndiag.engine.truncation.where import every
 
 
@@ -95,13 +95,25 @@ def segments(chain: Chain, k1: int, k2: int) -> State:
 
 
 def gradient_of(
-    chain: Chain, layout: Layout, cotangents: State, groups: int = 1, scale: Tensor | None = None
+    chain: Chain,
+    layout: Layout,
+    cotangents: State,
+    groups: int = 1,
+    scale: Tensor | None = None,
+    adj: Adjoints | None = None,
 ) -> Tensor:
-    """What summed cotangents (T, B, S_p) give to the parameters, (groups, P). scale (T,): a weight a source step."""
+    """What summed cotangents (T, B, S_p) give to the parameters, (groups, P). scale (T,): a weight a source step.
+
+    adj: what the cotangents give to the pre-activations, where they are the adjoints of the chain's one layer.
+    """
     like = chain.direct[0]
     buffer = empty((groups, layout.P), like.dtype, like.device)
     rows = None if scale is None else scale[:, None].expand(chain.T, chain.B)
-    visits, _ = visit(chain, every(chain.T), cotangents, carry=False)
+    if adj is None:
+        visits, _ = visit(chain, every(chain.T), cotangents, carry=False)
+    else:
+        own = (adj.a_ih, adj.a_hh, adj.projected)
+        visits = (Visit(chain.links[0], every(chain.T), cotangents, *own),)
     add_gradients(buffer, right_factors(chain, layout), visits, rows, fresh=True)
     return buffer
 

@@ -57,7 +57,8 @@ def _sweep(subject: Subject, runs: Runs, name: str, shared: bool) -> LagSweep:
     """A sweep at the price of one; a stack and its layers share it, half for the stack and half for the layers."""
     draw = torch.Generator().manual_seed(subject.extent.seed)
     price = subject.extent.sweep_steps / (2 if shared else 1)
-    sweep = lag_sweep(runs, budget=price, generator=draw)
+    adj = next((adj for adj, _ in subject.analyses if adj.run is runs), None)
+    sweep = lag_sweep(runs, budget=price, generator=draw, adj=adj)
     if not sweep.sampling.complete or sweep.lags < sweep.sampling.of_lags:
         subject.say_sampled(name, f"lag sweep: {sweep.sampling.sentence}")
     return sweep
