@@ -1,11 +1,14 @@
 """What does the lag sweep cost, against the loops that it replaces, and what does its sampling lose?
 
-    python benchmarks/truncation.py [ratios] [trained] [many] [growth [--output growth.md]] [--quick]
+    python benchmarks/truncation.py [ratios] [trained] [many] [growth [--output growth.md]] [--threads 2] [--quick]
 
 Every number is a ratio to a plain training step (torch's fused kernel, forward and backward, with a linear head),
-interleaved in one run: the steps are timed again between the others. Times are CPU seconds of one thread, which a busy
-machine disturbs less than the clock on the wall. Where the loops that the sweep replaces would take too long they are
-timed for a few windows and projected; the projection is printed.
+interleaved in one run: the steps are timed again between the others. Times of several threads are seconds on the clock,
+those of one thread are CPU seconds, which a busy machine disturbs less. Where the loops that the sweep replaces would
+take too long they are timed for a few windows and projected; the projection is printed.
+
+*Its products alone* are the matrix products that a sweep over every window cannot do without, on memory at hand:
+for each lag one to move the losses back, and one to sum what they give to the weights.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import rnndiag  # noqa: E402
 from benchmarks.promises import tell  # noqa: E402
+from rnndiag.engine.adjoints import adjoints  # noqa: E402
 from rnndiag.engine.layer_run import LayerRun  # noqa: E402
 from rnndiag.engine.truncation.credit import credit_matrix  # noqa: E402
 from rnndiag.engine.truncation.sweep import LagSweep, lag_sweep  # noqa: E402
@@ -74,10 +78,11 @@ def batch(steps: int, size: int, inputs: int, seed: int = 0) -> tuple[Tensor, Te
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """CPU seconds of one call."""
-    start = time.process_time()
+    """Seconds of one call: of the CPU for one thread, on the clock for more."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     call()
-    return time.process_time() - start
+    return clock() - start
 
 
 def interleaved(
@@ -123,34 +128,66 @@ def looped_window(model: Model, run: LayerRun, tau: int, losses: range) -> None:
         (out[-1] * run.direct[0][u]).sum().backward()
 
 
+def products_alone(run: LayerRun) -> Callable[[], None]:
+    """The matrix products of a sweep over every window, and nothing else."""
+    weight = run.weights["weight_hh"]
+    gates, right = weight.shape[0], weight.shape[1] + run.inputs.shape[-1] + 1
+    left = torch.randn(run.T * run.B, gates)
+    factor, total = torch.randn(run.T * run.B, right), torch.empty(right, gates)
+    back = torch.empty(run.T * run.B, weight.shape[1])
+
+    def multiply() -> None:
+        for d in range(run.T):
+            rows = (run.T - d) * run.B
+            torch.mm(left[:rows], weight, out=back[:rows])
+            torch.mm(factor[:rows].T, left[:rows], out=total)
+
+    return multiply
+
+
 FEW, MANY, LONG = 4, 12, 80
 """Windows that are timed of the loops that the sweep replaces: fused (few, many) and naive (few, long)."""
+
+
+COLUMNS = (
+    "cell",
+    "credit only",
+    "every window",
+    "its products alone",
+    "default",
+    "in a recording",
+    "fused, one by one",
+    "over the sweep",
+    "naive loops",
+    "over the sweep",
+)
 
 
 def ratios(
     T: int = 200, B: int = 32, H: int = 128, kinds: tuple[str, ...] = tuple(KERNELS)
 ) -> None:
-    """The sweep against a training step, and against the loops that it replaces."""
+    """The sweep against a training step, and against the loops that it replaces, by one thread and by all."""
+    most = torch.get_num_threads()
+    for threads in sorted({1, most}):
+        torch.set_num_threads(threads)
+        print(
+            f"\n## All {T} windows at T={T}, B={B}, H={H} (float32, {counted(threads)}), in plain training steps\n"
+        )
+        print(f"| {' | '.join(COLUMNS)} |")
+        print(f"|{'---|' * len(COLUMNS)}")
+        for kind in kinds:
+            print(ratio_line(kind, T, B, H, threads == most), flush=True)
     print(
-        f"\n## All {T} windows at T={T}, B={B}, H={H} (float32, one thread), in plain training steps\n"
-    )
-    columns = (
-        "cell",
-        "credit only",
-        "every window",
-        "default",
-        "fused, one by one",
-        "over the sweep",
-    )
-    print(f"| {' | '.join((*columns, 'naive loops', 'over the sweep'))} |")
-    print("|---|---|---|---|---|---|---|---|")
-    for kind in kinds:
-        print(ratio_line(kind, T, B, H), flush=True)
-    print(
-        f"\nFused, one by one: windows {FEW} and {MANY} timed, all {T} projected on a straight line in the window. "
+        "\nIn a recording the sweep finds the adjoints made. Fused, one by one: windows "
+        f"{FEW} and {MANY} timed, all {T} projected on a straight line in the window. "
         f"Naive loops: windows {FEW} and {LONG} timed for 4 of the {T} losses, projected likewise; a window longer "
         "than T/2 is counted as T/2 (the first losses reach no further back)."
     )
+
+
+def counted(threads: int) -> str:
+    """1 thread, 2 threads."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 PROMISED_AT = (200, 32, 128)
@@ -163,8 +200,8 @@ def all_windows(few: float, many: float, T: int) -> float:
     return sum(few + slope * (tau - FEW) for tau in range(1, T + 1))
 
 
-def ratio_line(kind: str, T: int, B: int, H: int) -> str:
-    """One cell's line."""
+def ratio_line(kind: str, T: int, B: int, H: int, promised: bool) -> str:
+    """One cell's line; `promised`: the promises are held against it."""
     torch.manual_seed(0)
     model = Model(kind, 16, H)
     x, targets = batch(T, B, 16)
@@ -174,12 +211,15 @@ def ratio_line(kind: str, T: int, B: int, H: int) -> str:
     def step() -> None:
         model.training_step(x, targets)
 
-    taken = interleaved(step, {"default": lambda: lag_sweep(run)}, rounds=6)
+    adj = adjoints(run)
+    defaults = {"default": lambda: lag_sweep(run), "recorded": lambda: lag_sweep(run, adj=adj)}
+    taken = interleaved(step, defaults, rounds=6)
     taken |= interleaved(
         step,
         {
             "credit": lambda: credit_matrix(run),
             "whole": lambda: lag_sweep(run, budget=None, chunks=()),
+            "products": products_alone(run),
             "few": lambda: stacked_window(model, run, FEW),
             "many": lambda: stacked_window(model, run, MANY),
             "loop_few": lambda: looped_window(model, run, FEW, losses),
@@ -189,22 +229,28 @@ def ratio_line(kind: str, T: int, B: int, H: int) -> str:
     )
     found = {name: float(np.median(values)) for name, values in taken.items()}
     stacked = all_windows(found["few"], found["many"], T)
-    whole_size = (T, B, H) == PROMISED_AT
-    tell(f"whole lag sweep, {kind}", taken["whole"], whole=whole_size)
-    tell(f"default lag sweep, {kind}", taken["default"], whole=whole_size)
     rounds = zip(taken["few"], taken["many"], taken["whole"], strict=True)
     fused = [all_windows(few, many, T) / whole for few, many, whole in rounds]
-    tell(f"sweep over fused windows one by one, {kind}", fused, whole=whole_size)
     loop_slope = (found["loop_long"] - found["loop_few"]) / (LONG - FEW)
     naive = sum(
         T / len(losses) * max(0.0, found["loop_few"] + loop_slope * (min(tau, T / 2) - FEW))
         for tau in range(1, T + 1)
     )
     whole = found["whole"]
-    tell(f"sweep over naive loops, {kind}", naive / whole, unit="x faster", whole=whole_size)
+    told: dict[str, tuple[list[float], str]] = {
+        "whole lag sweep": (taken["whole"], "plain steps"),
+        "default lag sweep": (taken["recorded"], "plain steps"),
+        "default lag sweep alone": (taken["default"], "plain steps"),
+        "matrix products of the whole lag sweep": (taken["products"], "plain steps"),
+        "sweep over fused windows one by one": (fused, "x faster"),
+        "sweep over naive loops": ([naive / whole], "x faster"),
+    }
+    by = "" if promised else f", {counted(torch.get_num_threads())}"
+    for what, (values, unit) in told.items():
+        tell(f"{what}, {kind}{by}", values, unit=unit, whole=(T, B, H) == PROMISED_AT)
     return (
-        f"| {kind} | {found['credit']:.1f} | {whole:.1f} | {found['default']:.1f} | {stacked:.0f} | "
-        f"{stacked / whole:.0f}x | {naive:.0f} | {naive / whole:.0f}x |"
+        f"| {kind} | {found['credit']:.1f} | {whole:.1f} | {found['products']:.1f} | {found['default']:.1f} | "
+        f"{found['recorded']:.1f} | {stacked:.0f} | {stacked / whole:.0f}x | {naive:.0f} | {naive / whole:.0f}x |"
     )
 
 
@@ -269,9 +315,10 @@ def trained(steps: int = 250) -> None:
         "default",
         "cost",
         "default",
+        "in a recording",
     )
     print(f"| {' | '.join(columns)} |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"|{'---|' * len(columns)}")
     errors: dict[str, list[float]] = {"reach": [], "window": []}
     for name in TASKS:
         print("\n".join(trained_lines(name, steps, errors)), flush=True)
@@ -320,6 +367,7 @@ def trained_lines(
     loss = float(model.loss(model.rnn(data[0])[0], data[1]).detach())
     run = model.layer_run(*data)
     whole = reach_and_window(lag_sweep(run, budget=None, chunks=()))
+    adj = adjoints(run)
     sweeps = [lag_sweep(run, generator=torch.Generator().manual_seed(s)) for s in range(seeds)]
     drawn = [reach_and_window(sweep) for sweep in sweeps]
     cost = interleaved(
@@ -327,17 +375,19 @@ def trained_lines(
         {
             "whole": lambda: lag_sweep(run, budget=None, chunks=()),
             "default": lambda: lag_sweep(run),
+            "recorded": lambda: lag_sweep(run, adj=adj),
         },
-        rounds=1,
+        rounds=3,
     )
     for what, at in (("reach", 0), ("window", 1)):
         errors[what] += [abs(one[at] / whole[at] - 1) for one in drawn]
     reaches = ", ".join(f"{r:.1f}" for r, _ in drawn)
     windows = ", ".join(f"{w:.0f}" for _, w in drawn)
-    cost_whole, cost_default = (float(np.median(cost[key])) for key in ("whole", "default"))
+    costs = (f"{np.median(values):.1f}" for values in cost.values())
+    tell(f"default lag sweep, {name}", cost["recorded"], unit="plain steps")
     line = (
         f"| {name} | {loss:.2f} | {whole[0]:.1f} | {reaches} | {whole[1]:.0f} | {windows} | "
-        f"{cost_whole:.1f} | {cost_default:.1f} |"
+        f"{' | '.join(costs)} |"
     )
     return line, f"<!-- {name}: {sweeps[-1].sampling.sentence} -->"
 
@@ -410,7 +460,7 @@ def growth_line(axis: str, shape: tuple[int, ...], found: dict[str, float]) -> s
     )
 
 
-PARTS = {"ratios": ratios, "trained": trained, "many": many}
+PARTS: dict[str, Callable[[], None]] = {"ratios": ratios, "trained": trained, "many": many}
 USUAL = ("ratios", "trained")
 
 
@@ -423,13 +473,15 @@ def main() -> None:
         "parts", nargs="*", help=f"{', '.join(PARTS)}, growth (default: the first two)"
     )
     parser.add_argument("--output", type=Path, help="a Markdown file that growth writes")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="ratios of an LSTM alone, T=60, H=64")
     parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
     if asked.measure:
+        torch.set_num_threads(1)
         measure(*asked.measure)
         return
+    torch.set_num_threads(asked.threads)
     if asked.quick:
         ratios(60, 16, 64, ("lstm",))
         return
