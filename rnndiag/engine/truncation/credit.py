@@ -28,7 +28,7 @@ class Credit:
     outputs: Tensor
     """The output steps with a loss, ascending."""
     weights: Tensor | None
-    """(T,): what an output's loss was multiplied with and stands for; None: 1."""
+    """(T,): how many outputs each one stands for; None: 1."""
 
 
 class CreditLedger:
@@ -41,15 +41,21 @@ class CreditLedger:
         lags: int,
         weights: Tensor | None = None,
         by_column: bool = False,
+        multiplied: bool = True,
+        count: Tensor | None = None,
     ) -> None:
-        """weights (T,): what an output's loss was multiplied with and stands for, where losses were sampled.
+        """weights (T,): how many outputs each one stands for, where losses were sampled, and what its loss was
+        `multiplied` with.
 
         by_column: sequences were sampled too, so what each one holds is kept.
+        count (T,): how many sequences the rows of an output stand for; None: all that the chain has there.
         """
         T, device = chain.T, chain.direct[0].device
-        self.rows, self.starts, self.weights = rows, starts(rows), weights
+        self.rows, self.starts = rows, starts(rows)
+        self.weights, self.multiplied = weights, multiplied
         self.outputs = self.starts[self.starts >= 0].unique()
-        self.log_count = chain.mask().sum(1).clamp(min=1).double().log()
+        count = chain.mask().sum(1) if count is None else count
+        self.log_count = count.clamp(min=1).double().log()
         columns = chain.B if by_column else 0
         self.by_output = torch.full((lags, T), math.nan, dtype=torch.float64, device=device)
         self.by_column = torch.full((lags, columns), -math.inf, dtype=torch.float64, device=device)
@@ -86,7 +92,7 @@ class CreditLedger:
         for table in (by_output, by_column):
             table[written] = table[written].log()
         by_output -= self.log_count
-        if self.weights is not None:
+        if self.weights is not None and self.multiplied:
             by_output -= self.weights.double().log()
         return Credit(by_output.T, by_column, self.outputs, self.weights)
 

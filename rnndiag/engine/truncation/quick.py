@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from rnndiag.engine.cells import State
+from rnndiag.engine.truncation.anchors import Anchors
 from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling, first_width
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.chunks import ChunkScores, score, scores
 from rnndiag.engine.truncation.credit import CreditLedger, Profile, log_matrix, profile_of
 from rnndiag.engine.truncation.population import Population
-from rnndiag.engine.truncation.sampling import Sampled, Sampling
-from rnndiag.engine.truncation.travel import rows_of, travel
+from rnndiag.engine.truncation.sampling import Sampling
+from rnndiag.engine.truncation.travel import travel
 from rnndiag.engine.truncation.walks import gradient_of, segments
 
 ADJOINT_SHARE = 1.0
@@ -56,14 +57,20 @@ class Budget:
         return self.spent + seconds <= self.seconds
 
 
-def sampled_credit(taken: Sampled, sampling: Sampling) -> tuple[Tensor, Profile, Sampling]:
+def sampled_credit(
+    chain: Chain, anchors: Anchors, sampling: Sampling
+) -> tuple[Tensor, Profile, Sampling]:
     """ln C[u, s], the profile, and the sampling with the lags at which it ended."""
-    part = taken.chain
-    rows = rows_of(part)
-    whole = len(sampling.sequences) == sampling.of_sequences
-    ledger = CreditLedger(part, rows, sampling.lags, taken.weights, not whole)
+    ledger = CreditLedger(
+        chain,
+        anchors.rows,
+        sampling.lags,
+        anchors.stands_for,
+        multiplied=False,
+        count=anchors.count,
+    )
     mass = 0.0
-    for lag in travel(part, rows, sampling.lags, lambda _: False):
+    for lag in travel(chain, anchors.rows, sampling.lags, lambda _: False):
         ledger.add(lag)
         now = lag.total
         mass += now
@@ -71,8 +78,8 @@ def sampled_credit(taken: Sampled, sampling: Sampling) -> tuple[Tensor, Profile,
             sampling = sampling.stopped(lag.d + 1)
             break
     credit = ledger.finish(sampling.lags)
-    shares = (part.B / sampling.of_sequences, sampling.outputs / max(1, sampling.of_outputs))
-    return log_matrix(credit), profile_of(credit, *shares), sampling
+    # every output has sequences of its own, so what differs between outputs is all that the sample can be off by
+    return log_matrix(credit), profile_of(credit, 1.0, anchors.share), sampling
 
 
 def blocked_tails(

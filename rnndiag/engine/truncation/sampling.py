@@ -107,10 +107,13 @@ class Sampling:
     def sentence(self) -> str:
         """What was sampled, and how much."""
         said = []
-        if len(self.sequences) < self.of_sequences:
-            said.append(f"{len(self.sequences)} of {self.of_sequences} sequences")
-        if self.outputs < self.of_outputs:
-            said.append(f"{self.outputs} of {self.of_outputs} output steps")
+        sequences = f"{len(self.sequences)} of {self.of_sequences} sequences"
+        outputs = f"{self.outputs} of {self.of_outputs} output steps"
+        fewer = len(self.sequences) < self.of_sequences, self.outputs < self.of_outputs
+        if self.blocked and any(fewer):
+            said.append(f"{sequences} at each of {outputs}")
+        else:
+            said += [what for what, less in zip((sequences, outputs), fewer, strict=True) if less]
         if self.lags < self.of_lags:
             beyond = f", beyond which lies less than {LEFT_OUT:.1%} of the credit"
             said.append(f"lags 0 to {self.lags - 1} of {self.of_lags}{beyond * self.ended}")
@@ -226,13 +229,18 @@ def sample(chain: Chain, sampling: Sampling, draw: torch.Generator) -> Sampled:
         taken = chain.select(sampling.sequences)
     if sampling.outputs == sampling.of_outputs:
         return Sampled(taken.prepared(), None)
-    steps = chain.outputs().any(1).nonzero().squeeze(1).cpu()
-    bounds = torch.linspace(0, len(steps), sampling.outputs + 1).round().long()
-    width = bounds[1:] - bounds[:-1]
-    offset = (torch.rand(len(width), generator=draw) * width).long()
-    like = chain.direct[0]
+    like, (steps, width) = chain.direct[0], drawn_steps(chain.outputs(), sampling.outputs, draw)
     weights = torch.zeros(chain.T, dtype=like.dtype)
-    weights[steps[bounds[:-1] + offset]] = width.to(like.dtype)
+    weights[steps] = width.to(like.dtype)
     weights = weights.to(like.device)
     direct = tuple(part * weights[:, None, None] for part in taken.direct)
     return Sampled(taken.with_direct(direct).prepared(), weights)
+
+
+def drawn_steps(hit: Tensor, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One of each of `count` equal stretches of the output steps with a loss, (T, B), and how long its stretch is."""
+    steps = hit.any(1).nonzero().squeeze(1).cpu()
+    bounds = torch.linspace(0, len(steps), count + 1).round().long()
+    width = bounds[1:] - bounds[:-1]
+    offset = (torch.rand(len(width), generator=draw) * width).long()
+    return steps[bounds[:-1] + offset], width

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.adjoints import Adjoints
+from rnndiag.engine.truncation.anchors import drawn
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.chunks import (
     ChunkScores,
@@ -194,7 +195,7 @@ def quick_sweep(
     spent.calibrate(spent.spent, ADJOINT_SHARE if adj is None else GRADIENT_SHARE)
     full = regrouped(by_sequence, few_groups(by_sequence))
     noise = sequence_noise(whole, population, delta, by_sequence) if independent else float("nan")
-    matrix, profile, sampling = sampled_credit(sample(whole, sampling, draw), sampling)
+    matrix, profile, sampling = sampled_credit(whole, drawn(whole, sampling, draw), sampling)
     tails, each = blocked_tails(whole, population, full, delta, most, profile, spent)
     sampling = sampling.with_windows({w: m for w, m in tails.widths.items() if w <= most})
     scores = (

@@ -28,6 +28,12 @@ class Rows:
     steps: Tensor
     """The output u of every row, (K,) for all columns or (K, N)."""
     columns: int
+    """N: all B sequences, or the number of those taken at each output."""
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on a device."""
+        where = self.where if isinstance(self.where, slice) else self.where.to(device)
+        return Rows(where, self.steps.to(device), self.columns)
 
     def first_alive(self, lag: int) -> int:
         """The first row that has a state `lag` steps before its output."""
@@ -154,7 +160,7 @@ def travel(chain: Chain, rows: Rows, lags: int, gradients: Wanted | None = None)
         yield replace(lag, visits=visits)
         start = rows.first_alive(d + 1)
         step = start - first
-        where = earlier(where, step)
+        where = earlier(where, step, chain.B)
         cotangent = tuple(part[step:] for part in back)
         taken = None if taken is None else taken.after(step)
         first = start

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 Where = slice | Tensor
-"""A slice of time steps, all sequences; steps (K,), all sequences; or flat places t*N + n, (K, N)."""
+"""A slice of time steps, all sequences; steps (K,), all sequences; or flat places t*B + n, (K, N), of any of the B."""
 
 
 def take(values: Tensor, where: Where) -> Tensor:
-    """Rows (K, N, ...) of values (T, N, ...)."""
+    """Rows (K, N, ...) of values (T, B, ...)."""
     if isinstance(where, slice):
         return values[where]
     if where.dim() == 1:
@@ -28,13 +28,13 @@ def add_at(values: Tensor, where: Where, rows: Tensor) -> None:
         values.flatten(0, 1).index_add_(0, where.flatten(), rows.flatten(0, 1))
 
 
-def earlier(where: Where, first: int, steps: int = 1) -> Where:
-    """The places `steps` time steps before rows first, first+1, ...; `where` is no strided slice."""
+def earlier(where: Where, first: int, sequences: int) -> Where:
+    """The places one time step before rows first, first+1, ... of so many sequences; `where` is no strided slice."""
     if isinstance(where, slice):
-        return slice(where.start + first - steps, where.stop - steps)
+        return slice(where.start + first - 1, where.stop - 1)
     if where.dim() == 1:
-        return where[first:] - steps
-    return (where[first:] - steps * where.shape[1]).clamp(min=0)
+        return where[first:] - 1
+    return (where[first:] - sequences).clamp(min=0)
 
 
 def every(count: int) -> Where:

@@ -1,0 +1,54 @@
+"""Some losses of some sequences, for the profile alone: at every output step that is drawn, other sequences.
+
+Sequences differ more than output steps do, and the few whose memory is long weigh most where the lags are long. To
+follow all of them, each from a few steps, tells as much as several times as many rows of a few sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.truncation.chain import Chain
+from rnndiag.engine.truncation.sampling import Sampling, drawn_steps
+from rnndiag.engine.truncation.travel import Rows, rows_of
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Where losses that were drawn start."""
+
+    rows: Rows
+    stands_for: Tensor | None = None
+    """(T,): how many output steps each one that was drawn stands for, 0 for the others; None: all were taken."""
+    count: Tensor | None = None
+    """(T,): how many sequences the rows of an output stand for, those that have no loss there among them; None: all."""
+    share: float = 1.0
+    """Rows that were taken, of all."""
+
+
+def drawn(chain: Chain, sampling: Sampling, draw: torch.Generator) -> Anchors:
+    """As many output steps and sequences as `sampling` says: one step of each of equal stretches of the outputs, and
+    with it the sequences that were taken least so far, of those with a loss there."""
+    count, hit = len(sampling.sequences), chain.outputs()
+    complete = count == chain.B and sampling.outputs == sampling.of_outputs
+    if complete or not sampling.of_outputs:
+        return Anchors(rows_of(chain))
+    steps, width = drawn_steps(hit, sampling.outputs, draw)
+    taken, chosen = torch.zeros(chain.B), []
+    for here in hit.cpu()[steps]:
+        turn = taken + torch.rand(chain.B, generator=draw)
+        columns = torch.where(here, turn, turn + len(steps) + 1).argsort()[:count].sort().values
+        taken[columns] += 1
+        chosen.append(columns)
+    columns = torch.stack(chosen)
+    hits = hit.cpu()[steps]
+    met = hits.gather(1, columns).sum(1) / hits.sum(1)
+    stands_for, alive = torch.zeros(2, chain.T, dtype=torch.float64)
+    stands_for[steps] = width.double()
+    alive[steps] = chain.mask().cpu()[steps].sum(1) * met.double()
+    rows = Rows(steps[:, None] * chain.B + columns, steps, count)
+    share = count / chain.B * sampling.outputs / sampling.of_outputs
+    return Anchors(rows.to(hit.device), stands_for.to(hit.device), alive.to(hit.device), share)

@@ -1,0 +1,120 @@
+"""The losses that a quick sweep follows for its profile: other sequences at every output, right on average."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from truncation.naive import Problem, problem
+
+from rnndiag import credit_matrix
+from rnndiag.engine.truncation import sampling as sampling_module
+from rnndiag.engine.truncation.anchors import drawn
+from rnndiag.engine.truncation.quick import sampled_credit
+from rnndiag.engine.truncation.sampling import Sampling
+from rnndiag.engine.truncation.stack import chain_of
+
+T, B = 24, 12
+
+
+@pytest.fixture(autouse=True)
+def _followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_module, "LEFT_OUT", -1.0)
+
+
+def sampling_of(p: Problem, sequences: int, outputs: int) -> Sampling:
+    of = int(chain_of(p.run).outputs().any(1).sum())
+    return Sampling(tuple(range(sequences)), p.run.B, min(outputs, of), of, (), p.T, p.T)
+
+
+def with_losses(p: Problem, hit: torch.Tensor) -> Problem:
+    """The same problem with losses where `hit` (T, B) says alone."""
+    direct = tuple(part * hit[..., None] for part in p.run.direct)
+    p.direct, p.runs = [direct], [replace(p.run, direct=direct)]
+    return p
+
+
+def everywhere() -> Problem:
+    return problem("lstm", T=T, B=B, scale=1.5)
+
+
+def packed() -> Problem:
+    return problem("gru", T=T, B=B, lengths=[24, 3, 9, 20, 24, 1, 12, 17, 6, 24, 11, 15])
+
+
+def at_the_ends() -> Problem:
+    p = packed()
+    assert p.run.lengths is not None
+    ends = p.run.lengths[None, :] - 1 == torch.arange(T)[:, None]
+    return with_losses(p, ends)
+
+
+def here_and_there() -> Problem:
+    generator = torch.Generator().manual_seed(5)
+    return with_losses(everywhere(), torch.rand(T, B, generator=generator) < 0.4)
+
+
+PROBLEMS = [everywhere, packed, at_the_ends, here_and_there]
+
+
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_the_profile_is_right_on_average(make: object) -> None:
+    """Σ of C[u, u-d] over outputs, each one drawn standing for its stretch, averaged over draws, is that of all."""
+    p = make()  # type: ignore[operator]
+    chain, sampling = chain_of(p.run).prepared(), sampling_of(p, 3, 7)
+    exact = credit_matrix(p.run)
+    lags = range(0, T, 3)
+    expected = torch.stack([exact.diagonal(-d).sum() for d in lags])
+    found = []
+    for seed in range(300):
+        anchors = drawn(chain, sampling, torch.Generator().manual_seed(seed))
+        matrix = sampled_credit(chain, anchors, sampling)[0].exp().nan_to_num()
+        weight = torch.ones(T) if anchors.stands_for is None else anchors.stands_for
+        weighted = matrix * weight[:, None]
+        found.append(torch.stack([weighted.diagonal(-d).sum() for d in lags]))
+    values = torch.stack(found)
+    error = values.std(0) / len(found) ** 0.5
+    assert bool(((values.mean(0) - expected).abs() <= 4 * error + 1e-12 * expected[0]).all())
+    assert float(error[0]) < 0.1 * float(expected[0])
+
+
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_sequences_are_taken_by_turns_where_they_have_a_loss(make: object) -> None:
+    p = make()  # type: ignore[operator]
+    chain, sampling = chain_of(p.run), sampling_of(p, 3, 8)
+    rows = drawn(chain, sampling, torch.Generator().manual_seed(3)).rows
+    assert isinstance(rows.where, torch.Tensor)
+    steps, columns = rows.where // B, rows.where % B
+    assert bool((steps == rows.steps[:, None]).all())
+    assert all(len(set(row)) == 3 for row in columns.tolist())
+    hit = chain.outputs()
+    met = hit.flatten()[rows.where].sum(1)
+    assert torch.equal(met, hit[rows.steps].sum(1).clamp(max=3))
+    if bool(hit.all()):
+        assert columns.flatten().bincount(minlength=B).tolist() == [2] * B
+
+
+@pytest.mark.parametrize("make", [everywhere, packed])
+def test_every_sequence_at_every_output_is_the_whole(make: object) -> None:
+    p = make()  # type: ignore[operator]
+    chain, sampling = chain_of(p.run).prepared(), sampling_of(p, B, T)
+    anchors = drawn(chain, sampling, torch.Generator())
+    matrix, profile, _ = sampled_credit(chain, anchors, sampling)
+    assert torch.allclose(matrix.exp(), credit_matrix(p.run), rtol=1e-12, atol=0)
+    assert float(profile.error.abs().sum()) == 0
+
+
+def test_the_stated_error_covers_what_the_sample_is_off_by() -> None:
+    p = problem("lstm", T=40, B=16, H=4, scale=1.5)
+    chain, sampling = chain_of(p.run).prepared(), sampling_of(p, 4, 10)
+    exact = sampled_credit(chain, drawn(chain, sampling_of(p, 16, 40), torch.Generator()), sampling)
+    expected = exact[1].log.exp()
+    inside = outside = 0
+    for seed in range(60):
+        anchors = drawn(chain, sampling, torch.Generator().manual_seed(seed))
+        profile = sampled_credit(chain, anchors, sampling)[1]
+        off = (profile.log.exp() - expected).abs() / expected
+        inside += int((off <= 2 * profile.error)[1:15].sum())
+        outside += int((off > 2 * profile.error)[1:15].sum())
+    assert inside / (inside + outside) > 0.85
