@@ -35,9 +35,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.truncation.estimate import estimate as estimate
     from rnndiag.engine.truncation.gradient_scale import cell_only as cell_only
     from rnndiag.engine.truncation.gradient_scale import scale_gradient as scale_gradient
+    from rnndiag.engine.truncation.lag_sweep import LagSweep as LagSweep
     from rnndiag.engine.truncation.seam import seam_sweep as seam_sweep
     from rnndiag.engine.truncation.seam_memory import SeamMemory as SeamMemory
-    from rnndiag.engine.truncation.sweep import LagSweep as LagSweep
     from rnndiag.engine.truncation.sweep import lag_sweep as lag_sweep
     from rnndiag.engine.truncation.terms import loss_terms as loss_terms
     from rnndiag.engine.truncation.unroll import truncated_unroll as truncated_unroll
@@ -61,7 +61,7 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _PUBLIC: dict[str, str] = {
-    "LagSweep": "rnndiag.engine.truncation.sweep",
+    "LagSweep": "rnndiag.engine.truncation.lag_sweep",
     "Score": "rnndiag.engine.truncation.estimate",
     "SeamMemory": "rnndiag.engine.truncation.seam_memory",
     "cell_only": "rnndiag.engine.truncation.gradient_scale",

@@ -27,7 +27,10 @@ def run_reach(run: Run, share: float, layer: str | None, window: str) -> Reach:
 
 
 def _layer_reach(run: Run, layer: str, share: float, steps: np.ndarray) -> Reach:
-    """The median over recordings; those without an answer (nan) do not count unless none has one."""
+    """The median over recordings; those without an answer (nan) do not count unless none has one.
+
+    Its standard error is that of their mean: recordings are sampled apart.
+    """
     series = run.select("credit_profile", layer, steps=steps)
     profiles = series.sel(profile_stat="profile").values
     answers = [
@@ -40,7 +43,20 @@ def _layer_reach(run: Run, layer: str, share: float, steps: np.ndarray) -> Reach
     within = max(answer.within for answer in known)
     middle = _median([float(answer) for answer in known])
     reason = "" if math.isfinite(middle) else f"not reached within {within}"
-    return Reach(middle, not reason, within, reason)
+    errors = _reach_errors(run, layer, series.steps)
+    counted = [
+        error for answer, error in zip(answers, errors, strict=True) if not math.isnan(answer)
+    ]
+    return Reach(middle, not reason, within, reason).with_error(math.hypot(*counted) / len(known))
+
+
+def _reach_errors(run: Run, layer: str, steps: Sequence[int] | np.ndarray) -> list[float]:
+    """The standard error of the reach at each of these steps; NaN where it was not recorded."""
+    series = run.find("reach_error", layer, steps)
+    if series is None:
+        return [math.nan] * len(steps)
+    errors = dict(zip(series.steps.tolist(), np.asarray(series.values).tolist(), strict=True))
+    return [errors.get(int(step), math.nan) for step in steps]
 
 
 def _median(values: Sequence[float]) -> float:

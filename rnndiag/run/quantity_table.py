@@ -47,6 +47,9 @@ credit_matrix | output source | loss/state | log
     not.
 credit_profile | lag profile_stat | 1 | log
     ln of the credit at lag d relative to lag 0, and its quantiles over outputs.
+reach_error | - | steps | linear | error
+    Standard error of the reach (90 % of the credit) by which losses and sequences were followed;
+    0 where all were.
 lag_gradient_norm | parameter lag | loss/weight | linear
     |c_d|: the part of the gradient that crosses exactly d steps.
 tail_norm | parameter lag | loss/weight | linear

@@ -8,11 +8,15 @@ padding.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from rnndiag.errors import BadArgument
+
+SHOWS = 0.01
+"""A standard error below this share of a number is not told with it."""
 
 
 class Answer(float):
@@ -31,7 +35,7 @@ class Answer(float):
         answer.reached, answer.within, answer.reason = reached, within, reason
         return answer
 
-    def __reduce__(self) -> tuple[type[Answer], tuple[float, bool, int, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (float(self), self.reached, self.within, self.reason)
 
     @property
@@ -49,7 +53,36 @@ class Answer(float):
 
 
 class Reach(Answer):
-    """The lag (in steps) within which a share of the credit lies."""
+    """The lag (in steps) within which a share of the credit lies.
+
+    `error`: its standard error, where not all losses of all sequences were followed; NaN where that is not known.
+    """
+
+    error: float = math.nan
+
+    def with_error(self, error: float) -> Reach:
+        """The same with its standard error."""
+        found = Reach(self.value, self.reached, self.within, self.reason)
+        found.error = error
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reach_again, (float(self), self.reached, self.within, self.reason, self.error)
+
+    @property
+    def text(self) -> str:
+        """The number in three digits with its standard error, or why there is none."""
+        return f"{super().text}{self.give_or_take}"
+
+    @property
+    def give_or_take(self) -> str:
+        """` ± 8`, or nothing where the error is not known or does not show."""
+        shows = self.reached and self.error >= SHOWS * self.value
+        return f" ± {self.error:.2g}" if shows else ""
+
+
+def _reach_again(value: float, reached: bool, within: int, reason: str, error: float) -> Reach:
+    return Reach(value, reached, within, reason).with_error(error)
 
 
 class Decay(Answer):
@@ -109,6 +142,24 @@ def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Rea
     lag = min(int(np.searchsorted(covered, target)), within - 1)
     before = covered[lag - 1] if lag else 0.0
     return Reach(min(lag + (target - before) / credit[lag], within), True, within)
+
+
+def reach_error(
+    left_out: Iterable[tuple[Any, float]], share: float = 0.9, steps: int | None = None
+) -> float:
+    """Standard error of the reach by the jackknife; 0 where nothing was sampled, NaN where it cannot be told.
+
+    left_out: for every way of sampling, the ln profiles (units, D) without one unit each (an output step, a sequence),
+    and the share of all units that was not looked at.
+    """
+    total = 0.0
+    for profiles, rest in left_out:
+        found = np.array([reach(profile, share, steps).value for profile in np.asarray(profiles)])
+        units = len(found)
+        if units < 2 or not np.isfinite(found).all():
+            return math.nan
+        total += rest * (units - 1) / units * float(((found - found.mean()) ** 2).sum())
+    return math.sqrt(total)
 
 
 def _credit_beyond(profile: np.ndarray, steps: int) -> float:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnndiag.run.measurement import Measurement
-from rnndiag.run.reach import decay, half_life, measured, reach
+from rnndiag.run.reach import decay, half_life, measured, reach, reach_error
 from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
 from rnndiag.run.writer import RunWriter
@@ -134,13 +134,56 @@ def test_an_answer_is_a_float_and_travels() -> None:
     assert repr(found) == "Reach(45, reached=True, within=50)"
 
 
+def test_a_reach_of_a_sample_says_how_closely_it_is_known() -> None:
+    found = reach(np.zeros(50)).with_error(3.21)
+    assert (found, found.error, found.text, found.give_or_take) == (45, 3.21, "45 ± 3.2", " ± 3.2")
+    assert pickle.loads(pickle.dumps(found)).text == copy.copy(found).text == "45 ± 3.2"
+    for error in (math.nan, 0.0, 0.2):
+        assert reach(np.zeros(50)).with_error(error).text == "45"
+    missed = reach(np.zeros(50), steps=200).with_error(math.nan)
+    assert missed.text == "not reached within 50"
+    assert math.isnan(reach(np.zeros(50)).error)
+
+
+def test_the_error_of_a_reach_is_that_of_what_was_drawn() -> None:
+    """Few of many rows, each with a decay of its own: the stated error against what the reach is off by over draws."""
+    draw = np.random.default_rng(0)
+    population = draw.uniform(0.6, 0.9, 60)[:, None] ** np.arange(80)
+    exact = slow_reach(population.sum(0).tolist(), 0.9)
+    off, stated, count = [], [], 15
+    for _ in range(400):
+        rows = population[draw.choice(60, count, replace=False)]
+        left_out = np.log(rows.sum(0) - rows)
+        off.append(reach(np.log(rows.sum(0))) - exact)
+        stated.append(reach_error([(left_out, 1 - count / 60)]))
+    rms = [math.sqrt(np.mean(np.square(values))) for values in (off, stated)]
+    assert rms[1] == pytest.approx(rms[0], rel=0.15)
+
+
+def test_errors_of_two_ways_of_sampling_add_up() -> None:
+    left_out = np.log(0.5) * np.arange(30) * np.array([[1.0], [0.9], [1.1]])
+    found = [reach(row).value for row in left_out]
+    one = math.sqrt(0.7 * 2 / 3 * sum((value - np.mean(found)) ** 2 for value in found))
+    assert reach_error([(left_out, 0.7)]) == pytest.approx(one)
+    assert reach_error([(left_out, 0.7), (left_out, 0.7)]) == pytest.approx(one * math.sqrt(2))
+    assert reach_error([]) == 0.0
+    assert math.isnan(reach_error([(left_out[:1], 0.7)]))
+    assert math.isnan(reach_error([(np.full((3, 30), np.nan), 0.7)]))
+
+
 def test_a_share_outside_of_one_is_refused() -> None:
     for share in (0.0, 1.1, -1.0, math.nan):
         with pytest.raises(ValueError, match="share"):
             reach(np.zeros(3), share)
 
 
-def write(path: object, factors: dict[str, list[float]], lags: int = 60, steps: int = 60) -> None:
+def write(
+    path: object,
+    factors: dict[str, list[float]],
+    lags: int = 60,
+    steps: int = 60,
+    errors: tuple[float, ...] = (),
+) -> None:
     with RunWriter(str(path)) as writer:
         for step in range(len(next(iter(factors.values())))):
             made = []
@@ -148,6 +191,8 @@ def write(path: object, factors: dict[str, list[float]], lags: int = 60, steps: 
                 profile = np.repeat(math.log(values[step]) * np.arange(lags)[:, None], 6, 1)
                 made.append(Measurement.of("credit_profile", profile, layer))
                 made.append(Measurement.of("valid_samples", np.ones(steps), layer))
+                if step < len(errors):
+                    made.append(Measurement.of("reach_error", np.asarray(errors[step]), layer))
             writer.append(Recording(step, measurements=tuple(made)))
 
 
@@ -171,3 +216,11 @@ def test_a_runs_reach_that_is_not_reached(tmp_path: object) -> None:
     write(path, {"a": [1.0] * 6}, lags=20, steps=100)
     found = open_run(path).reach()
     assert (found.value, found.text) == (math.inf, "not reached within 20")
+
+
+def test_a_runs_reach_has_the_error_of_its_recordings(tmp_path: object) -> None:
+    path = f"{tmp_path}/run"
+    write(path, {"a": [0.5, 0.7]}, errors=(0.3, 0.4))
+    assert open_run(path).reach(window="all").error == pytest.approx(0.25)
+    write(f"{path}-2", {"a": [0.5, 0.7]}, errors=(0.3,))
+    assert math.isnan(open_run(f"{path}-2").reach(window="all").error)

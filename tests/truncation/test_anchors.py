@@ -118,3 +118,25 @@ def test_the_stated_error_covers_what_the_sample_is_off_by() -> None:
         inside += int((off <= 2 * profile.error)[1:15].sum())
         outside += int((off > 2 * profile.error)[1:15].sum())
     assert inside / (inside + outside) > 0.85
+
+
+def test_profiles_without_one_output_are_those_of_the_others() -> None:
+    """What the error of a reach is made of, against the credit matrix with that row left out."""
+    p = problem("gru", T=T, B=B, scale=1.5)
+    chain, sampling = chain_of(p.run).prepared(), sampling_of(p, 4, 6)
+    anchors = drawn(chain, sampling, torch.Generator().manual_seed(2))
+    matrix, profile, _ = sampled_credit(chain, anchors, sampling)
+    ((left_out, rest),) = profile.left_out
+    assert rest == pytest.approx(1 - 6 / T * 4 / B)
+    steps, weight = anchors.rows.steps.tolist(), anchors.stands_for
+    assert weight is not None
+    assert left_out.shape == (6, T)
+    for row, without in zip(left_out, steps, strict=True):
+        for d in range(T):
+            counted = [u for u in steps if u != without and u >= d]
+            over = sum(float(weight[u] * matrix[u, u - d].exp()) for u in counted)
+            under = sum(float(weight[u] * matrix[u, u].exp()) for u in counted)
+            if counted:
+                assert float(row[d].exp()) == pytest.approx(over / under, rel=1e-9)
+            else:
+                assert bool(torch.isnan(row[d]))

@@ -252,12 +252,12 @@ def test_unbiased_squares_are_u_statistics() -> None:
 
 
 def test_groups_of_sequences_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnndiag.engine.truncation import noise
+    from rnndiag.engine.truncation import groups
 
     p = problem("lstm", B=6, T=5)
     whole = lag_sweep(p.run)
     params = sum(w.numel() for w in p.weights[0].values())
-    monkeypatch.setattr(noise, "BUFFER_BYTES", 3 * 4 * 8 * params)
+    monkeypatch.setattr(groups, "BUFFER_BYTES", 3 * 4 * 8 * params)
     grouped = lag_sweep(p.run)
     assert relative(grouped.tail_norms["all"], whole.tail_norms["all"]) < 1e-12
     assert grouped.noise == pytest.approx(whole.noise, rel=1e-12)

@@ -115,6 +115,9 @@ class Profile:
     """ln of the quantiles over outputs of C[u, u-d] / C[u, u], (5, D)."""
     error: Tensor
     """Relative standard error of profile(d) from sampling, (D,); 0 where nothing was sampled."""
+    left_out: tuple[tuple[Tensor, float], ...] = ()
+    """ln profiles (units, D) without one output step each, or without one sequence each, and the share of all that was
+    not looked at: where outputs, where sequences were sampled. For the standard error of what is made of a profile."""
 
 
 def profile_of(credit: Credit, sampled_columns: float, sampled_outputs: float) -> Profile:
@@ -134,13 +137,17 @@ def profile_of(credit: Credit, sampled_columns: float, sampled_outputs: float) -
     log = over.logsumexp(0) - under.logsumexp(0)
     log = torch.where(reached.any(0), log, math.nan)
     quantiles = _log_quantiles(table - table[:, :1], reached)
-    error = torch.zeros_like(log)
-    if sampled_columns < 1:
-        columns = credit.by_column
-        error += _ratio_error(columns, columns[:1].expand_as(columns), 1 - sampled_columns).square()
-    if sampled_outputs < 1:
-        error += _ratio_error(over.T, under.T, 1 - sampled_outputs).square()
-    return Profile(log, quantiles, error.sqrt())
+    columns = credit.by_column
+    units = (
+        (columns, columns[:1].expand_as(columns), 1 - sampled_columns),
+        (over.T, under.T, 1 - sampled_outputs),
+    )
+    error, left_out = torch.zeros_like(log), []
+    for tops, bases, left in units:
+        if left > 0:
+            error += _ratio_error(tops, bases, left).square()
+            left_out.append((_without_one(tops, bases), left))
+    return Profile(log, quantiles, error.sqrt(), tuple(left_out))
 
 
 def _log_quantiles(logs: Tensor, reached: Tensor) -> Tensor:
@@ -169,6 +176,13 @@ def _ratio_error(over: Tensor, under: Tensor, left: float) -> Tensor:
     share_under = (under - under.logsumexp(1, keepdim=True)).exp()
     residual = (share_over - share_under).square().sum(1)
     return (left * units / (units - 1) * residual).sqrt()
+
+
+def _without_one(over: Tensor, under: Tensor) -> Tensor:
+    """ln (Σ over / Σ under) without one unit each, both (D, units) as logs: (units, D)."""
+    without = ~torch.eye(over.shape[1], dtype=torch.bool, device=over.device)[:, None]
+    top, base = (torch.where(without, part, -math.inf).logsumexp(2) for part in (over, under))
+    return torch.where(torch.isneginf(base), math.nan, top - base)
 
 
 def log_matrix(credit: Credit) -> Tensor:

@@ -13,16 +13,6 @@ from rnndiag.engine.truncation.parameters import Layout
 from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.walks import gradient_of
 
-BUFFER_BYTES = 512 * 2**20
-"""The gradients of groups of sequences take at most this much."""
-
-
-def group_count(layout: Layout, sequences: int, like: Tensor, most: int) -> int:
-    """Groups of equal numbers of sequences whose gradients are kept apart: `most`, or as many as memory allows."""
-    one = 4 * layout.P * like.element_size()
-    fitting = min(max(1, BUFFER_BYTES // max(1, one)), most)
-    return max(k for k in range(1, sequences + 1) if sequences % k == 0 and k <= max(fitting, 1))
-
 
 def sequence_noise(chain: Chain, population: Population, delta: State, full: Tensor) -> float:
     """σ with σ² = B/(B-1) Σ_b |g_b - g/B|², g_b the sequence's share of g; NaN for one sequence."""

@@ -11,18 +11,25 @@ import math
 import time
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
+from rnndiag.engine.adjoints import Adjoints
 from rnndiag.engine.cells import State
-from rnndiag.engine.truncation.anchors import Anchors
+from rnndiag.engine.truncation.anchors import Anchors, drawn
 from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling, first_width
 from rnndiag.engine.truncation.chain import Chain
-from rnndiag.engine.truncation.chunks import ChunkScores, score, scores
+from rnndiag.engine.truncation.chunks import ChunkScores, chunk_scores, score, scores
 from rnndiag.engine.truncation.credit import CreditLedger, Profile, log_matrix, profile_of
+from rnndiag.engine.truncation.groups import few_groups, group_count, regrouped
+from rnndiag.engine.truncation.lag_sweep import LagSweep, unavailable
+from rnndiag.engine.truncation.noise import sequence_noise
+from rnndiag.engine.truncation.parameters import layout_of
 from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.sampling import Sampling
+from rnndiag.engine.truncation.tails import assembled
 from rnndiag.engine.truncation.travel import travel
-from rnndiag.engine.truncation.walks import gradient_of, segments
+from rnndiag.engine.truncation.walks import gradient_of, segments, total_adjoint
 
 ADJOINT_SHARE = 1.0
 """What diagonal derivatives, total adjoints and the gradient take of a plain training step, whose length is told from
@@ -55,6 +62,48 @@ class Budget:
     def allows(self, seconds: float) -> bool:
         """Whether so many more fit."""
         return self.spent + seconds <= self.seconds
+
+
+def quick_sweep(
+    chain: Chain,
+    sampling: Sampling,
+    draw: torch.Generator,
+    budget: float,
+    chunks: tuple[int, ...] | None,
+    independent: bool,
+    adj: Adjoints | None = None,
+) -> LagSweep:
+    """The profile from sampled losses, and some windows and chunks from the whole batch."""
+    spent, most = Budget(budget), sampling.lags
+    layout, whole = layout_of(chain), chain.prepared()
+    population = Population(layout, chain.B, chain.B)
+    delta = total_adjoint(whole) if adj is None else adj.parts
+    apart = group_count(layout, chain.B, delta[0], chain.B)
+    known = None if adj is None or adj.a_ih is None else adj
+    by_sequence = gradient_of(whole, layout, delta, apart, adj=known)
+    spent.calibrate(spent.spent, ADJOINT_SHARE if adj is None else GRADIENT_SHARE)
+    full = regrouped(by_sequence, few_groups(by_sequence))
+    noise = sequence_noise(whole, population, delta, by_sequence) if independent else float("nan")
+    matrix, profile, sampling = sampled_credit(whole, drawn(whole, sampling, draw), sampling)
+    tails, each = blocked_tails(whole, population, full, delta, most, profile, spent)
+    sampling = sampling.with_windows({w: m for w, m in tails.widths.items() if w <= most})
+    scores = (
+        few_chunks(whole, population, full, tails, each, spent)
+        if chunks is None
+        else chunk_scores(whole, population, full, chunks)
+    )
+    return LagSweep(
+        name=chain.name,
+        lags=sampling.lags,
+        log_credit=matrix,
+        profile=profile,
+        tails=assembled(population, tails.found, {}, most, independent),
+        chunks=scores,
+        noise=noise,
+        gradient=layout.split(full.sum(0)),
+        sampling=sampling,
+        notes=(*unavailable(chain, independent), sampling.sentence),
+    )
 
 
 def sampled_credit(

@@ -15,17 +15,15 @@ from torch import Tensor
 
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.credit import lag_count
-from rnndiag.engine.truncation.noise import group_count
+from rnndiag.engine.truncation.groups import GROUPS, group_count
+from rnndiag.engine.truncation.lag_sweep import LagSweep
 from rnndiag.engine.truncation.parameters import ALL, layout_of
 from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.sampling import Sampled, Sampling, choose, sample
 from rnndiag.engine.truncation.seam_chain import joined_chunks
 from rnndiag.engine.truncation.stack import Runs
-from rnndiag.engine.truncation.sweep import SEED, LagSweep, sweep_chain
+from rnndiag.engine.truncation.sweep import SEED, sweep_chain
 from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
-
-GROUPS = 8
-"""Groups of sequences whose gradients are kept apart where sequences were sampled; else every sequence is."""
 
 
 @dataclass(frozen=True)

@@ -2,133 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
-from torch import Tensor
 
 from rnndiag.engine.adjoints import Adjoints
-from rnndiag.engine.truncation.anchors import drawn
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.chunks import (
-    ChunkScores,
     chunk_scores,
     default_sizes,
     few_sizes,
 )
 from rnndiag.engine.truncation.credit import (
     CreditLedger,
-    Profile,
     lag_count,
     log_matrix,
     profile_of,
 )
-from rnndiag.engine.truncation.noise import group_count, sequence_noise
-from rnndiag.engine.truncation.parameters import ALL, Layout, layout_of
+from rnndiag.engine.truncation.groups import few_groups, group_count, regrouped
+from rnndiag.engine.truncation.lag_sweep import LagSweep, unavailable
+from rnndiag.engine.truncation.noise import sequence_noise
+from rnndiag.engine.truncation.parameters import Layout, layout_of
 from rnndiag.engine.truncation.population import Population
-from rnndiag.engine.truncation.quick import (
-    ADJOINT_SHARE,
-    GRADIENT_SHARE,
-    Budget,
-    blocked_tails,
-    few_chunks,
-    sampled_credit,
-)
+from rnndiag.engine.truncation.quick import quick_sweep
 from rnndiag.engine.truncation.sampling import Sampled, Sampling, choose, sample
 from rnndiag.engine.truncation.stack import Runs, chain_of
-from rnndiag.engine.truncation.tails import TailLedger, Tails, assembled
+from rnndiag.engine.truncation.tails import TailLedger, Tails
 from rnndiag.engine.truncation.travel import rows_of, travel
 from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
 from rnndiag.errors import BadArgument
 
 SEED = 0
 """Seed of the sampling where no generator is given: the same call samples the same."""
-GROUPS = 8
-"""Groups of sequences whose tails are kept apart where those of all sequences would take more than `APART_BYTES`."""
-APART_BYTES = 2**20
-
-
-@dataclass(frozen=True)
-class LagSweep:
-    """What one sweep found. Lags d = 0 .. D-1, windows τ = 0 .. D; NaN where something was not measured."""
-
-    name: str
-    lags: int
-    """D."""
-    log_credit: Tensor
-    """ln C[u, s] (T, T)."""
-    profile: Profile
-    tails: Tails
-    chunks: ChunkScores
-    noise: float
-    """σ, the standard deviation of the minibatch gradient; NaN where it is not available."""
-    gradient: dict[str, Tensor]
-    """The full gradient by parameter, of the losses and sequences looked at (scaled up to all of them)."""
-    sampling: Sampling
-    lag_gradients: dict[str, Tensor] = field(default_factory=dict)
-    """c_d by parameter, (D, *shape), where they were asked for."""
-    notes: tuple[str, ...] = ()
-    """What is not available, and why."""
-
-    @property
-    def upper_bound(self) -> bool:
-        """Whether losses or sequences were sampled, so that tails and window biases are upper bounds."""
-        return not self.sampling.windows_complete
-
-    @property
-    def credit(self) -> Tensor:
-        """C[u, s] (T, T)."""
-        return self.log_credit.exp()
-
-    @property
-    def credit_profile(self) -> Tensor:
-        """(D, 6): ln of the profile and of its quantiles over outputs (5, 25, 50, 75, 95 %)."""
-        return torch.cat([self.profile.log[None], self.profile.log_quantiles]).T
-
-    @property
-    def tail_norms(self) -> dict[str, Tensor]:
-        """|S_d| by parameter and for `all` together, (D+1,): what a window of d steps leaves out; d = 0 is |g|."""
-        return self.tails.norms
-
-    @property
-    def lag_gradient_norms(self) -> dict[str, Tensor]:
-        """|c_d| by parameter and for `all` together, (D,)."""
-        return self.tails.lag_norms
-
-    @property
-    def window_bias(self) -> Tensor:
-        """|g_τ - g| / |g| by window τ, (D+1,)."""
-        return self.tails.norms[ALL] / self.tails.norms[ALL][0]
-
-    @property
-    def window_cosine(self) -> Tensor:
-        """cos(g_τ, g) by window τ, (D+1,); NaN for τ = 0."""
-        return self.tails.cosine
-
-    @property
-    def window_progress(self) -> Tensor:
-        """<g_τ, g> / |g|² by window τ, (D+1,)."""
-        return self.tails.progress
-
-    @property
-    def tail_mean_square(self) -> Tensor:
-        """Unbiased |E S_d|² over sequences, (D+1,); it may be negative."""
-        return self.tails.mean_square
-
-    @property
-    def tail_mean_square_error(self) -> Tensor:
-        """Standard error of `tail_mean_square`, (D+1,)."""
-        return self.tails.mean_square_error
-
-    @property
-    def gradient_mean_square(self) -> float:
-        """Unbiased |E g|² over sequences."""
-        return float(self.tails.mean_square[0])
-
-    @property
-    def full_gradient_norm(self) -> float:
-        """|g| over all parameters."""
-        return float(self.tails.norms[ALL][0])
 
 
 @torch.inference_mode(False)
@@ -175,56 +78,6 @@ def lag_sweep(
     return sweep_chain(chain, taken, sampling, lag_gradients, chunks, independent)
 
 
-def quick_sweep(
-    chain: Chain,
-    sampling: Sampling,
-    draw: torch.Generator,
-    budget: float,
-    chunks: tuple[int, ...] | None,
-    independent: bool,
-    adj: Adjoints | None = None,
-) -> LagSweep:
-    """The profile from sampled losses, and some windows and chunks from the whole batch."""
-    spent, most = Budget(budget), sampling.lags
-    layout, whole = layout_of(chain), chain.prepared()
-    population = Population(layout, chain.B, chain.B)
-    delta = total_adjoint(whole) if adj is None else adj.parts
-    apart = group_count(layout, chain.B, delta[0], chain.B)
-    known = None if adj is None or adj.a_ih is None else adj
-    by_sequence = gradient_of(whole, layout, delta, apart, adj=known)
-    spent.calibrate(spent.spent, ADJOINT_SHARE if adj is None else GRADIENT_SHARE)
-    full = regrouped(by_sequence, few_groups(by_sequence))
-    noise = sequence_noise(whole, population, delta, by_sequence) if independent else float("nan")
-    matrix, profile, sampling = sampled_credit(whole, drawn(whole, sampling, draw), sampling)
-    tails, each = blocked_tails(whole, population, full, delta, most, profile, spent)
-    sampling = sampling.with_windows({w: m for w, m in tails.widths.items() if w <= most})
-    scores = (
-        few_chunks(whole, population, full, tails, each, spent)
-        if chunks is None
-        else chunk_scores(whole, population, full, chunks)
-    )
-    return LagSweep(
-        name=chain.name,
-        lags=sampling.lags,
-        log_credit=matrix,
-        profile=profile,
-        tails=assembled(population, tails.found, {}, most, independent),
-        chunks=scores,
-        noise=noise,
-        gradient=layout.split(full.sum(0)),
-        sampling=sampling,
-        notes=(*_unavailable(chain, independent), sampling.sentence),
-    )
-
-
-def _unavailable(chain: Chain, independent: bool) -> list[str]:
-    if not independent:
-        return ["The loss mixes sequences: no noise yardstick and no systematic part."]
-    if chain.B < 2:
-        return ["One sequence only: no noise yardstick and no systematic part."]
-    return []
-
-
 def sweep_chain(
     chain: Chain,
     taken: Sampled,
@@ -264,7 +117,7 @@ def sweep_chain(
             "bounds: all of them together are below one rounding of the gradient."
         )
     noise = sequence_noise(part, population, delta, by_sequence) if independent else float("nan")
-    notes += _unavailable(chain, independent)
+    notes += unavailable(chain, independent)
     if not sampling.complete:
         notes.append(
             f"{sampling.sentence} The tails and window biases are those of the losses looked at; they hold the noise "
@@ -284,19 +137,6 @@ def sweep_chain(
         lag_gradients=tails.lag_gradients(),
         notes=tuple(notes),
     )
-
-
-def few_groups(by_sequence: Tensor) -> int:
-    """How many groups of sequences a ledger of tails keeps apart, of the gradients (M, P)."""
-    groups = len(by_sequence)
-    if by_sequence.numel() * by_sequence.element_size() <= APART_BYTES:
-        return groups
-    return max(k for k in range(1, groups + 1) if groups % k == 0 and k <= GROUPS)
-
-
-def regrouped(gradients: Tensor, groups: int) -> Tensor:
-    """(M, P) -> (groups, P): sums of neighbours."""
-    return gradients if len(gradients) == groups else gradients.unflatten(0, (groups, -1)).sum(1)
 
 
 def exact_tails(chain: Chain, layout: Layout) -> Tails:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.truncation.lag_sweep import LagSweep
 from rnndiag.engine.truncation.stack import Runs
-from rnndiag.engine.truncation.sweep import LagSweep, lag_sweep
+from rnndiag.engine.truncation.sweep import lag_sweep
 from rnndiag.errors import NotSupported
 from rnndiag.recorder.measures.cause import cause_of
 from rnndiag.recorder.measures.coarse import coarse
@@ -18,6 +19,7 @@ from rnndiag.recorder.measures.pooling import Array, array
 from rnndiag.recorder.schedule import GroupCost
 from rnndiag.run.layer_names import stack_name
 from rnndiag.run.measurement import Measurement
+from rnndiag.run.reach import reach_error
 
 
 def lags(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
@@ -25,7 +27,7 @@ def lags(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     stacked = any(run.name == one.name for stack in subject.stacks for one in stack)
     sweep = _sweep(subject, run, run.name, shared=stacked)
     profile = array(sweep.credit_profile)
-    yield from _over_lags(sweep, run.name)
+    yield from _over_lags(sweep, run.name, run.T)
     yield coarse("credit_matrix", array(sweep.log_credit), run.name)
     keys = tuple(sweep.tail_norms)
     measured = _measured(sweep)
@@ -50,7 +52,7 @@ def stack_lags(subject: Subject) -> Iterator[Measurement]:
             subject.not_measured[f"lags of {name}"] = str(limit)
             continue
         subject.facts.setdefault("stacks", {})[name] = [run.name for run in stack]
-        yield from _over_lags(sweep, name)
+        yield from _over_lags(sweep, name, stack[0].T)
 
 
 def _sweep(subject: Subject, runs: Runs, name: str, shared: bool) -> LagSweep:
@@ -69,9 +71,11 @@ def _measured(sweep: LagSweep) -> list[int]:
     return [0, *sweep.sampling.windows]
 
 
-def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
-    """Profile, windows, chunks and their yardsticks: of a layer, or of a stack."""
+def _over_lags(sweep: LagSweep, name: str, steps: int) -> Iterator[Measurement]:
+    """Profile, windows, chunks and their yardsticks: of a layer, or of a stack, of so many steps."""
     yield Measurement.of("credit_profile", array(sweep.credit_profile), name)
+    left_out = [(array(profiles), share) for profiles, share in sweep.profile.left_out]
+    yield Measurement.of("reach_error", np.asarray(reach_error(left_out, steps=steps)), name)
     measured = _measured(sweep)
     taus = {"lag": tuple(map(str, measured))}
     for quantity in (

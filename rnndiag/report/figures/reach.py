@@ -141,7 +141,7 @@ def _finding(context: Context, layer: str, lags: int, log10: np.ndarray) -> str:
         words.append(f"90 % of the credit of {layer}: {why}.")
     else:
         words.append(
-            f"90 % of what the loss says about the past of {layer} lies within {float(reached):.3g}{of} steps."
+            f"90 % of what the loss says about the past of {layer} lies within {reached.text}{of} steps."
         )
     peak = int(np.nanargmax(np.where(np.isfinite(log10), log10, -np.inf)))
     if peak > 0:
