@@ -114,7 +114,7 @@ def _reach_text(run: Run, layer: str, words: TimeWords) -> str:
         return "-"
     answer = run.reach(0.9, layer)
     if answer.reached:
-        return f"{answer.value:.1f}{answer.give_or_take}"
+        return answer.text if answer.give_or_take else f"{answer.value:.1f}"
     return f"> {answer.within}" if math.isinf(answer) else answer.reason
 
 

@@ -29,7 +29,7 @@ def run_reach(run: Run, share: float, layer: str | None, window: str) -> Reach:
 def _layer_reach(run: Run, layer: str, share: float, steps: np.ndarray) -> Reach:
     """The median over recordings; those without an answer (nan) do not count unless none has one.
 
-    Its standard error is that of their mean: recordings are sampled apart.
+    Its standard error is that of the recording in the middle, or of the mean of two.
     """
     series = run.select("credit_profile", layer, steps=steps)
     profiles = series.sel(profile_stat="profile").values
@@ -44,10 +44,14 @@ def _layer_reach(run: Run, layer: str, share: float, steps: np.ndarray) -> Reach
     middle = _median([float(answer) for answer in known])
     reason = "" if math.isfinite(middle) else f"not reached within {within}"
     errors = _reach_errors(run, layer, series.steps)
-    counted = [
-        error for answer, error in zip(answers, errors, strict=True) if not math.isnan(answer)
-    ]
-    return Reach(middle, not reason, within, reason).with_error(math.hypot(*counted) / len(known))
+    ordered = sorted(
+        (float(answer), error)
+        for answer, error in zip(answers, errors, strict=True)
+        if not math.isnan(answer)
+    )
+    halves = [ordered[(len(ordered) - 1) // 2][1], ordered[len(ordered) // 2][1]]
+    error = halves[0] if len(ordered) % 2 else math.hypot(*halves) / 2
+    return Reach(middle, not reason, within, reason).with_error(error)
 
 
 def _reach_errors(run: Run, layer: str, steps: Sequence[int] | np.ndarray) -> list[float]:

@@ -71,14 +71,21 @@ class Reach(Answer):
 
     @property
     def text(self) -> str:
-        """The number in three digits with its standard error, or why there is none."""
-        return f"{super().text}{self.give_or_take}"
+        """The number with its standard error, both to the second digit of the error, or in three digits where there is
+        none; or why there is no number."""
+        if not self.give_or_take:
+            return super().text
+        return f"{self.value:.{self._places}f}{self.give_or_take}"
 
     @property
     def give_or_take(self) -> str:
-        """` ± 8`, or nothing where the error is not known or does not show."""
+        """` ± 8.1`, or nothing where the error is not known or does not show."""
         shows = self.reached and self.error >= SHOWS * self.value
-        return f" ± {self.error:.2g}" if shows else ""
+        return f" ± {self.error:.{self._places}f}" if shows else ""
+
+    @property
+    def _places(self) -> int:
+        return max(0, 1 - math.floor(math.log10(self.error)))
 
 
 def _reach_again(value: float, reached: bool, within: int, reason: str, error: float) -> Reach:

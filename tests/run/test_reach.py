@@ -136,8 +136,15 @@ def test_an_answer_is_a_float_and_travels() -> None:
 
 def test_a_reach_of_a_sample_says_how_closely_it_is_known() -> None:
     found = reach(np.zeros(50)).with_error(3.21)
-    assert (found, found.error, found.text, found.give_or_take) == (45, 3.21, "45 ± 3.2", " ± 3.2")
-    assert pickle.loads(pickle.dumps(found)).text == copy.copy(found).text == "45 ± 3.2"
+    assert (found, found.error, found.text, found.give_or_take) == (
+        45,
+        3.21,
+        "45.0 ± 3.2",
+        " ± 3.2",
+    )
+    assert pickle.loads(pickle.dumps(found)).text == copy.copy(found).text == "45.0 ± 3.2"
+    for error, text in ((16.2, "45 ± 16"), (8.06, "45.0 ± 8.1"), (0.784, "45.00 ± 0.78")):
+        assert reach(np.zeros(50)).with_error(error).text == text
     for error in (math.nan, 0.0, 0.2):
         assert reach(np.zeros(50)).with_error(error).text == "45"
     missed = reach(np.zeros(50), steps=200).with_error(math.nan)
@@ -218,9 +225,16 @@ def test_a_runs_reach_that_is_not_reached(tmp_path: object) -> None:
     assert (found.value, found.text) == (math.inf, "not reached within 20")
 
 
-def test_a_runs_reach_has_the_error_of_its_recordings(tmp_path: object) -> None:
-    path = f"{tmp_path}/run"
-    write(path, {"a": [0.5, 0.7]}, errors=(0.3, 0.4))
-    assert open_run(path).reach(window="all").error == pytest.approx(0.25)
-    write(f"{path}-2", {"a": [0.5, 0.7]}, errors=(0.3,))
-    assert math.isnan(open_run(f"{path}-2").reach(window="all").error)
+def test_a_runs_reach_has_the_error_of_the_recording_in_the_middle(tmp_path: object) -> None:
+    for number, (factors, errors, expected) in enumerate(
+        [
+            ([0.5, 0.7], (0.3, 0.4), 0.25),
+            ([0.5, 0.9, 0.7], (0.3, 5.0, 0.4), 0.4),
+            ([0.5, 0.7, 0.9], (0.3, math.nan, 0.4), math.nan),
+            ([0.5, 0.7], (0.3,), math.nan),
+        ]
+    ):
+        path = f"{tmp_path}/run{number}"
+        write(path, {"a": factors}, errors=errors)
+        found = open_run(path).reach(window="all").error
+        assert found == pytest.approx(expected, nan_ok=True)

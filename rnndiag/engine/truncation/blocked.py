@@ -61,11 +61,12 @@ def first_width(profile_log: Tensor) -> int:
 
 
 def doubling(T: int, most: int, first: int | None = None) -> Iterator[Block]:
-    """Blocks that cover all lags 1 .. most-1 of T, each as wide as it lies far back."""
+    """Blocks that cover all lags 1 .. most-1 of T, each as wide as it lies far back; the last ones as wide as fits."""
     block = Block(1, min(first or FIRST_WIDTH, max(1, min(T, most) // 4)))
     while block.start < most:
         yield block
-        block = Block(block.stop, block.stop - 1)
+        wider = Block(block.stop, block.stop - 1)
+        block = wider if wider.stop <= T else Block(block.stop, block.width)
 
 
 @torch.no_grad()
