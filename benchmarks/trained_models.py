@@ -93,14 +93,21 @@ TASKS: dict[str, tuple[str, Callable[[int], tuple[Tensor, Tensor]]]] = {
 
 
 def training(name: str, seed: int, looks: tuple[int, ...]) -> Iterator[tuple[int, Model]]:
-    """A model in training, handed out after each number of steps in `looks`, ascending."""
+    """A model in training, handed out after each number of steps in `looks`, ascending.
+
+    It trains on one thread whatever is timed afterwards: with more, sums are taken in another order and it would be
+    another model.
+    """
     kind, make = TASKS[name]
+    threads = torch.get_num_threads()
     torch.manual_seed(seed)
     model = Model(kind, 16, 128)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(looks[-1]):
+        torch.set_num_threads(1)
         model.training_step(*make(1000 * seed + step))
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        torch.set_num_threads(threads)
         if step + 1 in looks:
             yield step + 1, model

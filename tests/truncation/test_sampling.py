@@ -150,3 +150,29 @@ def test_mistakes_are_told() -> None:
         with pytest.raises(BadArgument, match=f"{name} is 0"):
             lag_sweep(run, **{name: 0})
     assert math.isfinite(lag_sweep(run, samples=100, anchors=100).noise)
+
+
+def may_end(credit: list[float], lags: int = 200) -> bool:
+    return sampling.Sampling((0,), 1, 1, 1, (), lags, lags).ends(credit)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 0.9, 0.95, 0.98])
+def test_a_sampled_sweep_leaves_out_a_thousandth_of_the_credit_at_most(factor: float) -> None:
+    """Geometric profiles: it ends before the last lag, and what lies behind is less than it says."""
+    profile = [factor**d for d in range(400)]
+    end = next(n for n in range(1, 401) if n == 400 or may_end(profile[:n], 400))
+    assert end < 400
+    assert sum(profile[end:]) <= sampling.LEFT_OUT * sum(profile[:end])
+    assert sum(profile[: end // 2]) < (1 - sampling.LEFT_OUT) * sum(profile)
+
+
+def test_a_sweep_goes_on_while_credit_does_not_fall() -> None:
+    assert not may_end([1.0] * 150)
+    assert not may_end([1e-5] * 20 + [1.0] * 100)  # it rises
+    for rest in range(1, 60):  # it has fallen once, and what rests may all be as large as now
+        assert not may_end([1.0] * 30 + [1e-3] * rest)
+    assert may_end([1.0] * 30 + [1e-9] * 30)
+    assert may_end([1.0, 0.0])
+    assert not may_end([0.0] * 30 + [1.0, 0.9])
+    assert not may_end([1.0] * 200)  # nothing is left
+    assert not may_end([math.nan] * 50)

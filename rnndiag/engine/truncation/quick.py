@@ -118,17 +118,16 @@ def sampled_credit(
         multiplied=False,
         count=anchors.count,
     )
-    mass = 0.0
+    credit: list[float] = []
     for lag in travel(chain, anchors.rows, sampling.lags, lambda _: False):
         ledger.add(lag)
-        now = lag.total
-        mass += now
-        if sampling.ends(lag.d, now, mass):
+        credit.append(lag.total)
+        if sampling.ends(credit):
             sampling = sampling.stopped(lag.d + 1)
             break
-    credit = ledger.finish(sampling.lags)
+    found = ledger.finish(sampling.lags)
     # every output has sequences of its own, so what differs between outputs is all that the sample can be off by
-    return log_matrix(credit), profile_of(credit, 1.0, anchors.share), sampling
+    return log_matrix(found), profile_of(found, 1.0, anchors.share), sampling
 
 
 def blocked_tails(

@@ -6,6 +6,8 @@ them. The constants below were measured on a CPU with benchmarks/truncation.py.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,11 +28,15 @@ LEAST_OUTPUTS = 16
 """Losses are sampled first, down to this number: another sequence tells more than the next loss of the same one."""
 LEAST_SEQUENCES = 8
 """Sequences are halved next, not below this number."""
+LEAST_BY_TURNS = 16
+"""The same where every output has other sequences: twice as many halve the error, and take little more time."""
 DENSE_WINDOWS = 8
 """Gradients are measured for every window up to this one, then for windows growing by `WINDOW_GROWTH`."""
 WINDOW_GROWTH = 1.08
 LEFT_OUT = 1e-3
-"""A sampled sweep ends where at most this share of the credit lies further back, were it to fall no more."""
+"""A sampled sweep ends where at most this share of the credit lies further back: were it to fall no more, or half as
+fast as over those of the last two stretches of `SPAN` lags in which it fell less."""
+SPAN = 8
 LEAST_BLOCKED = 2.0
 """From this budget on windows are measured on the whole batch; below it, on the sampled rows."""
 CREDIT_SHARE = 0.1
@@ -64,10 +70,18 @@ class Sampling:
     blocked: bool = False
     """Whether windows are measured on the whole batch, apart from the rows of the profile."""
 
-    def ends(self, lag: int, credit: float, so_far: float) -> bool:
-        """Whether a sweep may end after this lag, whose credit is `credit`, `so_far` with all before it."""
-        rest = self.lags - lag - 1
-        return rest > 0 and credit * rest <= LEFT_OUT * so_far
+    def ends(self, credit: Sequence[float]) -> bool:
+        """Whether a sweep may end after so many lags, with this credit."""
+        rest = self.lags - len(credit)
+        if rest <= 0:
+            return False
+        stretches = credit[-1 : -2 - 2 * SPAN : -SPAN]
+        if len(stretches) == 3 and min(stretches) > 0:
+            now, before, first = stretches
+            fall = max(now / before, before / first) ** (1 / SPAN)
+            if fall < 1:
+                rest = min(rest, fall**0.5 / (1 - fall**0.5))
+        return credit[-1] * rest <= LEFT_OUT * math.fsum(credit)
 
     def stopped(self, lags: int) -> Sampling:
         """The same, of a sweep that ended after so many lags."""
@@ -186,7 +200,8 @@ def choose(
         windows = spaced_windows(lags)
     while too_much() and anchors is None and outputs > LEAST_OUTPUTS:
         outputs = max(LEAST_OUTPUTS, int(outputs * 0.9))
-    while too_much() and given is None and sequences >= 2 * LEAST_SEQUENCES:
+    least = LEAST_BY_TURNS if blocked else LEAST_SEQUENCES
+    while too_much() and given is None and sequences >= 2 * least:
         sequences //= 2
     if isinstance(samples, tuple):
         chosen = samples

@@ -96,14 +96,13 @@ def sweep_chain(
     rows = rows_of(part)
     ledger = CreditLedger(part, rows, sampling.lags, taken.weights, not population.whole)
     tails = TailLedger(part, population, full, sampling, keep)
-    mass = 0.0
+    so_far: list[float] = []
     for lag in travel(part, rows, sampling.lags, tails.wants_visits):
         ledger.add(lag)
         tails.add(lag)
         if sampling.may_stop:
-            now = lag.total
-            mass += now
-            if sampling.ends(lag.d, now, mass):
+            so_far.append(lag.total)
+            if sampling.ends(so_far):
                 sampling = sampling.stopped(lag.d + 1)
                 tails.stop(lag)
                 break
