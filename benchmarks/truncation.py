@@ -1,6 +1,6 @@
 """What does the lag sweep cost, against the loops that it replaces, and what does its sampling lose?
 
-    python benchmarks/truncation.py [ratios] [trained] [many] [growth [--output growth.md]] [--threads 2] [--quick]
+    python benchmarks/truncation.py [ratios] [trained] [many] [stated] [growth [--output FILE]] [--threads 2] [--quick]
 
 Every number is a ratio to a plain training step (torch's fused kernel, forward and backward, with a linear head),
 interleaved in one run: the steps are timed again between the others. Times of several threads are seconds on the clock,
@@ -36,7 +36,7 @@ from rnndiag.engine.layer_run import LayerRun  # noqa: E402
 from rnndiag.engine.truncation.credit import credit_matrix  # noqa: E402
 from rnndiag.engine.truncation.lag_sweep import LagSweep  # noqa: E402
 from rnndiag.engine.truncation.sweep import lag_sweep  # noqa: E402
-from rnndiag.run.reach import reach  # noqa: E402
+from rnndiag.run.reach import reach, reach_error  # noqa: E402
 from rnndiag.run.window import smallest_window  # noqa: E402
 
 
@@ -268,6 +268,29 @@ def many(looks: tuple[int, ...] = (60, 250), seeds: tuple[int, ...] = (1, 2, 3))
                 )
 
 
+def stated(draws: int = 40, seeds: tuple[int, ...] = (1, 2)) -> None:
+    """What the reach of the default sampling is off by over draws, and what it says that it is off by."""
+    print(f"\n## The stated error of the reach, over {draws} draws\n")
+    print("| model | seed | reach | off by (rms) | stated (rms) | within two stated errors |")
+    print("|---|---|---|---|---|---|")
+    for name, (_, make) in TASKS.items():
+        for seed in seeds:
+            ((_, model),) = training(name, seed, (250,))
+            run = model.layer_run(*make(1))
+            whole = reach_and_window(lag_sweep(run, budget=None, chunks=()))[0]
+            off, errors = np.empty(draws), np.empty(draws)
+            for k in range(draws):
+                found = lag_sweep(run, generator=torch.Generator().manual_seed(k)).profile
+                off[k] = reach(found.log.numpy(), steps=run.T).value - whole
+                errors[k] = reach_error(found.left_out, steps=run.T)
+            rms = (np.sqrt(np.mean(values**2)) for values in (off, errors))
+            inside = np.mean(np.abs(off) <= 2 * errors)
+            print(
+                f"| {name} | {seed} | {whole:.1f} | {' | '.join(f'{value:.2g}' for value in rms)} | {inside:.0%} |",
+                flush=True,
+            )
+
+
 def trained_lines(
     name: str, steps: int, errors: dict[str, list[float]], seeds: int = 3
 ) -> tuple[str, str]:
@@ -370,7 +393,12 @@ def growth_line(axis: str, shape: tuple[int, ...], found: dict[str, float]) -> s
     )
 
 
-PARTS: dict[str, Callable[[], None]] = {"ratios": ratios, "trained": trained, "many": many}
+PARTS: dict[str, Callable[[], None]] = {
+    "ratios": ratios,
+    "trained": trained,
+    "many": many,
+    "stated": stated,
+}
 USUAL = ("ratios", "trained")
 
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.run.advise import advice as advice
     from rnndiag.run.measurement import Measurement as Measurement
     from rnndiag.run.reach import reach as reach
+    from rnndiag.run.reach import reach_error as reach_error
     from rnndiag.run.recording import Recording as Recording
     from rnndiag.run.run import Run as Run
     from rnndiag.run.run import open_run as open_run
@@ -99,6 +100,7 @@ _PUBLIC: dict[str, str] = {
     "preflight": "rnndiag.recorder.preflight",
     "prove": "rnndiag.engine.proof",
     "reach": "rnndiag.run.reach",
+    "reach_error": "rnndiag.run.reach",
     "register_cell": "rnndiag.engine.cells.registry",
     "singular_spectrum": "rnndiag.engine.spectra.products",
     "spectral_radius": "rnndiag.engine.spectra.radius",
