@@ -74,6 +74,12 @@ _ALL = (
             "default lag sweep, lstm": 3.0,
             "default lag sweep, gru": 3.0,
             "default lag sweep, elman_tanh": 3.0,
+            "default lag sweep in a recording, lstm": 3.0,
+            "default lag sweep in a recording, gru": 3.0,
+            "default lag sweep in a recording, elman_tanh": 3.0,
+            "default lag sweep in a recording, trained lstm": 3.0,
+            "default lag sweep in a recording, trained gru": 3.0,
+            "default lag sweep in a recording, trained elman_tanh": 3.0,
         },
     ),
     *_least(

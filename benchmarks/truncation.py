@@ -202,8 +202,8 @@ def ratio_line(kind: str, T: int, B: int, H: int, promised: bool) -> str:
     whole = found["whole"]
     told: dict[str, tuple[list[float], str]] = {
         "whole lag sweep": (taken["whole"], "plain steps"),
-        "default lag sweep": (taken["recorded"], "plain steps"),
-        "default lag sweep alone": (taken["default"], "plain steps"),
+        "default lag sweep": (taken["default"], "plain steps"),
+        "default lag sweep in a recording": (taken["recorded"], "plain steps"),
         "matrix products of the whole lag sweep": (taken["products"], "plain steps"),
         "sweep over fused windows one by one": (fused, "x faster"),
         "sweep over naive loops": ([naive / whole], "x faster"),
@@ -222,7 +222,8 @@ def reach_and_window(sweep: LagSweep) -> tuple[float, float]:
     log = sweep.profile.log.numpy()
     windows = np.array([0, *sweep.sampling.windows])
     bias = sweep.window_bias.numpy()[windows]
-    return reach(log, 0.9).value, smallest_window(bias, 0.1, windows).steps
+    steps = len(sweep.log_credit)
+    return reach(log, steps=steps).value, smallest_window(bias, 0.1, windows, steps).steps
 
 
 def trained(steps: int = 250) -> None:
@@ -282,7 +283,7 @@ def stated(draws: int = 40, seeds: tuple[int, ...] = (1, 2)) -> None:
             for k in range(draws):
                 found = lag_sweep(run, generator=torch.Generator().manual_seed(k)).profile
                 off[k] = reach(found.log.numpy(), steps=run.T).value - whole
-                errors[k] = reach_error(found.left_out, steps=run.T)
+                errors[k] = reach_error(found.left_out)
             rms = (np.sqrt(np.mean(values**2)) for values in (off, errors))
             inside = np.mean(np.abs(off) <= 2 * errors)
             print(
@@ -317,7 +318,7 @@ def trained_lines(
     reaches = ", ".join(f"{r:.1f}" for r, _ in drawn)
     windows = ", ".join(f"{w:.0f}" for _, w in drawn)
     costs = (f"{np.median(values):.1f}" for values in cost.values())
-    tell(f"default lag sweep, {name}", cost["recorded"], unit="plain steps")
+    tell(f"default lag sweep in a recording, trained {TASKS[name][0]}", cost["recorded"])
     line = (
         f"| {name} | {loss:.2f} | {whole[0]:.1f} | {reaches} | {whole[1]:.0f} | {windows} | "
         f"{' | '.join(costs)} |"

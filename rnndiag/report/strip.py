@@ -36,8 +36,8 @@ def _reach(context: Context, layer: str) -> Tile:
     if found is None or not found.reached:
         return Tile("Reach (90 % of credit)", "–", "not recorded" if found is None else found.text)
     share = f"{100 * float(found) / total:.0f} % of {total} steps" if total else "of the sequence"
-    known = f"{found.give_or_take.strip()} steps, " if found.give_or_take else ""
-    return Tile("Reach (90 % of credit)", f"{float(found):.3g} steps", f"{known}{share}")
+    known = f"{found.give_or_take.strip()}, " if found.give_or_take else ""
+    return Tile("Reach (90 % of credit)", f"{found.number} steps", f"{known}{share}")
 
 
 def _decay(context: Context, layer: str) -> Tile:

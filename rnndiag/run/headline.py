@@ -14,7 +14,11 @@ from rnndiag.run.reach import Reach, reach
 from rnndiag.run.window import Recommendation, recommended
 
 if TYPE_CHECKING:
+    from rnndiag.run.measurement import Series
     from rnndiag.run.run import Run
+
+KNOWN_SHARE = 0.9
+"""The share of the credit whose reach has a standard error in a recording."""
 
 
 def run_reach(run: Run, share: float, layer: str | None, window: str) -> Reach:
@@ -43,7 +47,9 @@ def _layer_reach(run: Run, layer: str, share: float, steps: np.ndarray) -> Reach
     within = max(answer.within for answer in known)
     middle = _median([float(answer) for answer in known])
     reason = "" if math.isfinite(middle) else f"not reached within {within}"
-    errors = _reach_errors(run, layer, series.steps)
+    errors = [math.nan] * len(answers)
+    if share == KNOWN_SHARE:
+        errors = _reach_errors(run, layer, series)
     ordered = sorted(
         (float(answer), error)
         for answer, error in zip(answers, errors, strict=True)
@@ -54,12 +60,13 @@ def _layer_reach(run: Run, layer: str, share: float, steps: np.ndarray) -> Reach
     return Reach(middle, not reason, within, reason).with_error(error)
 
 
-def _reach_errors(run: Run, layer: str, steps: Sequence[int] | np.ndarray) -> list[float]:
-    """The standard error of the reach at each of these steps; NaN where it was not recorded."""
-    series = run.find("reach_error", layer, steps)
-    if series is None:
+def _reach_errors(run: Run, layer: str, profiles: Series) -> list[float]:
+    """The standard error of the reach beside each of these profiles; NaN where it was not recorded."""
+    steps = profiles.steps
+    found = run.collector.series("reach_error", layer, steps, None, profiles.phase)
+    if found is None:
         return [math.nan] * len(steps)
-    errors = dict(zip(series.steps.tolist(), np.asarray(series.values).tolist(), strict=True))
+    errors = dict(zip(found.steps.tolist(), np.asarray(found.values).tolist(), strict=True))
     return [errors.get(int(step), math.nan) for step in steps]
 
 

@@ -48,8 +48,8 @@ credit_matrix | output source | loss/state | log
 credit_profile | lag profile_stat | 1 | log
     ln of the credit at lag d relative to lag 0, and its quantiles over outputs.
 reach_error | - | steps | linear | error
-    Standard error of the reach (90 % of the credit) by which losses and sequences were followed;
-    0 where all were.
+    Standard error of the reach (of 90 % of the credit) where not all losses of all sequences were
+    followed back; 0 where they were, NaN where it cannot be told.
 lag_gradient_norm | parameter lag | loss/weight | linear
     |c_d|: the part of the gradient that crosses exactly d steps.
 tail_norm | parameter lag | loss/weight | linear

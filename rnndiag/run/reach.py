@@ -71,21 +71,31 @@ class Reach(Answer):
 
     @property
     def text(self) -> str:
-        """The number with its standard error, both to the second digit of the error, or in three digits where there is
-        none; or why there is no number."""
-        if not self.give_or_take:
-            return super().text
-        return f"{self.value:.{self._places}f}{self.give_or_take}"
+        """The number with its standard error, if that shows; or why there is no number."""
+        return f"{self.number}{self.give_or_take}"
+
+    @property
+    def number(self) -> str:
+        """The number in three digits, or as closely as it is known; or why there is none."""
+        if self.give_or_take:
+            return f"{self.value:.{self._places}f}"
+        return super().text
 
     @property
     def give_or_take(self) -> str:
         """` ± 8.1`, or nothing where the error is not known or does not show."""
-        shows = self.reached and self.error >= SHOWS * self.value
+        shows = self.reached and 0 < self.error < math.inf and self.error >= SHOWS * self.value
         return f" ± {self.error:.{self._places}f}" if shows else ""
 
     @property
     def _places(self) -> int:
-        return max(0, 1 - math.floor(math.log10(self.error)))
+        """Decimals that two digits of the error need; none where it is 10 or more."""
+        exponent = int(f"{self.error:.1e}".partition("e")[2])
+        return max(0, 1 - exponent)
+
+    def __repr__(self) -> str:
+        known = "" if math.isnan(self.error) else f", error={self.error:.3g}"
+        return f"{super().__repr__()[:-1]}{known})"
 
 
 def _reach_again(value: float, reached: bool, within: int, reason: str, error: float) -> Reach:
@@ -151,17 +161,15 @@ def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Rea
     return Reach(min(lag + (target - before) / credit[lag], within), True, within)
 
 
-def reach_error(
-    left_out: Iterable[tuple[Any, float]], share: float = 0.9, steps: int | None = None
-) -> float:
+def reach_error(left_out: Iterable[tuple[Any, float]], share: float = 0.9) -> float:
     """Standard error of the reach by the jackknife; 0 where nothing was sampled, NaN where it cannot be told.
 
     left_out: for every way of sampling, the ln profiles (units, D) without one unit each (an output step, a sequence),
-    and the share of all units that was not looked at.
+    and the share of all units that was not looked at. It is that of the reach within the lags that were measured.
     """
     total = 0.0
     for profiles, rest in left_out:
-        found = np.array([reach(profile, share, steps).value for profile in np.asarray(profiles)])
+        found = np.array([reach(profile, share).value for profile in np.asarray(profiles)])
         units = len(found)
         if units < 2 or not np.isfinite(found).all():
             return math.nan

@@ -262,6 +262,7 @@ class Run(InNotebooks):
         """How many steps back `share` of the credit lies: median of the judged recordings; None: shortest layer.
 
         It is a float; inf says 'not reached within D', nan that there is nothing to measure (`.text` says which).
+        `.error` is its standard error where losses or sequences were sampled; nan: not known, or not of 90 %.
         """
         return run_reach(self, share, layer, window)
 

@@ -8,19 +8,21 @@ import pytest
 import torch
 from truncation.naive import Problem, problem
 
-from rnndiag import credit_matrix
+from rnndiag import credit_matrix, lag_sweep
 from rnndiag.engine.truncation import sampling as sampling_module
 from rnndiag.engine.truncation.anchors import drawn
+from rnndiag.engine.truncation.credit import _log_sums_without
 from rnndiag.engine.truncation.quick import sampled_credit
 from rnndiag.engine.truncation.sampling import Sampling
 from rnndiag.engine.truncation.stack import chain_of
+from rnndiag.engine.truncation.travel import rows_of
 
 T, B = 24, 12
 
 
 @pytest.fixture(autouse=True)
 def _followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_module, "LEFT_OUT", -1.0)
+    monkeypatch.setattr(sampling_module, "LEFT_OUT", 1e-300)
 
 
 def sampling_of(p: Problem, sequences: int, outputs: int) -> Sampling:
@@ -55,7 +57,16 @@ def here_and_there() -> Problem:
     return with_losses(everywhere(), torch.rand(T, B, generator=generator) < 0.4)
 
 
-PROBLEMS = [everywhere, packed, at_the_ends, here_and_there]
+def late_starters() -> Problem:
+    """Half of the sequences have losses in the second half alone, and larger ones."""
+    p = everywhere()
+    size = torch.ones(T, B, dtype=torch.float64)
+    size[: T // 2, ::2] = 0.0
+    size[T // 2 :, ::2] = 10.0
+    return with_losses(p, size)
+
+
+PROBLEMS = [everywhere, packed, at_the_ends, here_and_there, late_starters]
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
@@ -82,9 +93,12 @@ def test_the_profile_is_right_on_average(make: object) -> None:
 @pytest.mark.parametrize("make", PROBLEMS)
 def test_sequences_are_taken_by_turns_where_they_have_a_loss(make: object) -> None:
     p = make()  # type: ignore[operator]
-    chain, sampling = chain_of(p.run), sampling_of(p, 3, 8)
+    chain, sampling = chain_of(p.run).prepared(), sampling_of(p, 3, 8)
     rows = drawn(chain, sampling, torch.Generator().manual_seed(3)).rows
     assert isinstance(rows.where, torch.Tensor)
+    if int(chain.outputs().sum()) <= 3 * 8:
+        assert torch.equal(rows.where, rows_of(chain).where)  # all of them are followed
+        return
     steps, columns = rows.where // B, rows.where % B
     assert bool((steps == rows.steps[:, None]).all())
     assert all(len(set(row)) == 3 for row in columns.tolist())
@@ -105,19 +119,24 @@ def test_every_sequence_at_every_output_is_the_whole(make: object) -> None:
     assert float(profile.error.abs().sum()) == 0
 
 
-def test_the_stated_error_covers_what_the_sample_is_off_by() -> None:
-    p = problem("lstm", T=40, B=16, H=4, scale=1.5)
-    chain, sampling = chain_of(p.run).prepared(), sampling_of(p, 4, 10)
+@pytest.mark.parametrize("losses", [None, [39], [20, 39]], ids=["all", "last", "two"])
+def test_the_stated_error_covers_what_the_sample_is_off_by(losses: list[int] | None) -> None:
+    p = problem("lstm", T=40, B=16, H=4, scale=1.5, losses=losses)
+    chain, sampling = chain_of(p.run).prepared(), sampling_of(p, 4 if losses is None else 8, 10)
     exact = sampled_credit(chain, drawn(chain, sampling_of(p, 16, 40), torch.Generator()), sampling)
     expected = exact[1].log.exp()
     inside = outside = 0
+    squares = torch.zeros(2, 14, dtype=torch.float64)
     for seed in range(60):
         anchors = drawn(chain, sampling, torch.Generator().manual_seed(seed))
         profile = sampled_credit(chain, anchors, sampling)[1]
         off = (profile.log.exp() - expected).abs() / expected
+        squares += torch.stack([off, profile.error])[:, 1:15].square()
         inside += int((off <= 2 * profile.error)[1:15].sum())
         outside += int((off > 2 * profile.error)[1:15].sum())
     assert inside / (inside + outside) > 0.85
+    stated = (squares[1] / squares[0]).sqrt()
+    assert 0.7 < float(stated.min()) <= float(stated.max()) < 2.5
 
 
 def test_profiles_without_one_output_are_those_of_the_others() -> None:
@@ -127,7 +146,7 @@ def test_profiles_without_one_output_are_those_of_the_others() -> None:
     anchors = drawn(chain, sampling, torch.Generator().manual_seed(2))
     matrix, profile, _ = sampled_credit(chain, anchors, sampling)
     ((left_out, rest),) = profile.left_out
-    assert rest == pytest.approx(1 - 6 / T * 4 / B)
+    assert rest == pytest.approx(1 - 6 * 4 / (T * B))
     steps, weight = anchors.rows.steps.tolist(), anchors.stands_for
     assert weight is not None
     assert left_out.shape == (6, T)
@@ -140,3 +159,34 @@ def test_profiles_without_one_output_are_those_of_the_others() -> None:
                 assert float(row[d].exp()) == pytest.approx(over / under, rel=1e-9)
             else:
                 assert bool(torch.isnan(row[d]))
+
+
+def test_profiles_without_one_sequence_are_those_of_the_others() -> None:
+    p = packed()
+    sweep = lag_sweep(p.run, samples=tuple(range(5)), chunks=())
+    ((left_out, rest),) = sweep.profile.left_out
+    assert rest == pytest.approx(1 - 5 / B)
+    assert left_out.shape[0] == 5
+    for b, row in enumerate(left_out):
+        others = tuple(k for k in range(5) if k != b)
+        matrices = [credit_matrix(p.run.select([k])) for k in others]
+        for d in range(len(row)):
+            over, under = (
+                sum(float(m.diagonal(-lag)[max(0, d - lag) :].sum()) for m in matrices)
+                for lag in (d, 0)
+            )
+            if under:
+                assert float(row[d].exp()) == pytest.approx(over / under, rel=1e-9)
+            else:
+                assert bool(torch.isnan(row[d]))
+
+
+def test_leaving_one_out_takes_no_more_memory_than_the_profiles() -> None:
+    """Also where one unit outweighs all others together, to rounding."""
+    logs = torch.randn(50, 30, dtype=torch.float64) * 5
+    logs[:, 7] += 800
+    logs[3] = -torch.inf
+    found = _log_sums_without(logs)
+    for k in range(30):
+        others = torch.cat([logs[:, :k], logs[:, k + 1 :]], 1).logsumexp(1)
+        assert torch.allclose(found[:, k], others, rtol=1e-12, atol=1e-12)

@@ -11,12 +11,14 @@ from reference import STEPS, relative
 from truncation.naive import Problem, flat, problem
 
 from rnndiag import lag_sweep
+from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.truncation import blocked, quick, sampling
 from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling
 from rnndiag.engine.truncation.parameters import layout_of
 from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.stack import chain_of
 from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
+from rnndiag.errors import BadArgument
 
 TOLERANCE = 1e-10
 
@@ -242,6 +244,28 @@ def test_a_sweep_in_inference_mode_is_one_like_others(
     known = ~torch.isnan(expected.window_bias) & ~torch.isnan(found.window_bias)
     assert int(known.sum()) > 3
     assert torch.equal(found.window_bias[known], expected.window_bias[known])
+
+
+@pytest.mark.parametrize("lengths", [None, [40, 3, 17, 40] * 4], ids=["full", "packed"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "lecture_gru", "peephole_lstm"])
+def test_adjoints_that_are_there_already_change_nothing(
+    cell: str, lengths: list[int] | None, sampled: None
+) -> None:
+    p = problem(cell, T=40, B=16, lengths=lengths)
+    without, given = lag_sweep(p.run), lag_sweep(p.run, adj=adjoints(p.run))
+    assert without.sampling.blocked
+    assert relative(flat(given.gradient), flat(without.gradient)) < 1e-12
+    assert given.noise == pytest.approx(without.noise, rel=1e-12)
+    both = ~torch.isnan(given.window_bias) & ~torch.isnan(without.window_bias)
+    assert int(both.sum()) > 3
+    assert torch.allclose(given.window_bias[both], without.window_bias[both], rtol=1e-9, atol=1e-14)
+
+
+def test_adjoints_of_another_run_are_refused() -> None:
+    p, other = problem("lstm"), problem("lstm", T=5)
+    for runs in (p.run, [p.run]):
+        with pytest.raises(BadArgument, match="not of the layer run that is swept"):
+            lag_sweep(runs, adj=adjoints(other.run))
 
 
 def test_faint_lags_are_bounded_and_too_small_to_count() -> None:

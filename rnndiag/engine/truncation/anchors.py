@@ -30,25 +30,37 @@ class Anchors:
 
 
 def drawn(chain: Chain, sampling: Sampling, draw: torch.Generator) -> Anchors:
-    """As many output steps and sequences as `sampling` says: one step of each of equal stretches of the outputs, and
-    with it the sequences that were taken least so far, of those with a loss there."""
+    """As many output steps and sequences as `sampling` says, or all where there are no more losses: one step of each of
+    equal stretches of the outputs, and with it the sequences of `by_turns`."""
     count, hit = len(sampling.sequences), chain.outputs()
     complete = count == chain.B and sampling.outputs == sampling.of_outputs
-    if complete or not sampling.of_outputs:
+    if complete or int(hit.sum()) <= count * sampling.outputs:
         return Anchors(rows_of(chain))
     steps, width = drawn_steps(hit, sampling.outputs, draw)
-    taken, chosen = torch.zeros(chain.B), []
-    for here in hit.cpu()[steps]:
-        turn = taken + torch.rand(chain.B, generator=draw)
-        columns = torch.where(here, turn, turn + len(steps) + 1).argsort()[:count].sort().values
-        taken[columns] += 1
-        chosen.append(columns)
-    columns = torch.stack(chosen)
     hits = hit.cpu()[steps]
-    met = hits.gather(1, columns).sum(1) / hits.sum(1)
+    columns = by_turns(hits, count, draw)
+    met = hits.gather(1, columns).sum(1)
     stands_for, alive = torch.zeros(2, chain.T, dtype=torch.float64)
     stands_for[steps] = width.double()
-    alive[steps] = chain.mask().cpu()[steps].sum(1) * met.double()
-    rows = Rows(steps[:, None] * chain.B + columns, steps, count)
-    share = count / chain.B * sampling.outputs / sampling.of_outputs
+    alive[steps] = chain.mask().cpu()[steps].sum(1) * (met / hits.sum(1)).double()
+    rows = Rows(steps[:, None] * chain.B + columns, steps)
+    share = float(met.sum() / hit.sum())
     return Anchors(rows.to(hit.device), stands_for.to(hit.device), alive.to(hit.device), share)
+
+
+def by_turns(hits: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    """Which `count` sequences are taken at each output, (K, count), where `hits` (K, B) says which have a loss there:
+    those that were taken least so far, at random among equals.
+
+    Where one more has a loss than before all start anew: it would be taken at the cost of those that had their turn.
+    """
+    taken, before, chosen = torch.zeros(hits.shape[1]), hits[0], []
+    for here in hits:
+        if bool((here & ~before).any()):
+            taken.zero_()
+        turn = taken + torch.rand(len(taken), generator=draw)
+        columns = torch.where(here, turn, turn + len(hits) + 1).argsort()[:count].sort().values
+        taken[columns] += here[columns]
+        chosen.append(columns)
+        before = here
+    return torch.stack(chosen)

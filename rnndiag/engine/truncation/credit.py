@@ -24,7 +24,9 @@ class Credit:
     by_lag: Tensor
     """ln C[u, u-d] by output and lag, (T, D); NaN where no loss was followed that far."""
     by_column: Tensor
-    """ln of what each sequence holds over all outputs, (D, B); (D, 0) where that was not asked for."""
+    """ln of what each sequence that was followed holds over all outputs, (D, N); (D, 0) where it was not asked for."""
+    base: Tensor
+    """The same of the outputs that lie so far in at lag 0, (D, N)."""
     outputs: Tensor
     """The output steps with a loss, ascending."""
     weights: Tensor | None
@@ -56,26 +58,26 @@ class CreditLedger:
         self.outputs = self.starts[self.starts >= 0].unique()
         count = chain.mask().sum(1) if count is None else count
         self.log_count = count.clamp(min=1).double().log()
+        self.columns = _columns_of(chain, rows) if by_column else None
         columns = chain.B if by_column else 0
         self.by_output = torch.full((lags, T), math.nan, dtype=torch.float64, device=device)
         self.by_column = torch.full((lags, columns), -math.inf, dtype=torch.float64, device=device)
+        self.base = torch.full_like(self.by_column, -math.inf)
         self.sums: list[int] = []
         """The lags that are written down as sums; all others as logarithms."""
 
     def add(self, lag: Lag) -> None:
         """Take in one lag."""
-        steps, columns = self.starts[lag.first :], self.by_column.shape[1]
+        steps = self.starts[lag.first :]
         packed = steps.shape[1] > 1
+        if self.columns is not None:
+            self._add_by_column(lag, self.columns)
         if lag.size is not None and not packed:
             # their logarithms are taken at once at the end: lag by lag they cost half as much as the step back
             self.sums.append(lag.d)
             self.by_output[lag.d].index_copy_(0, steps[:, 0], lag.size.sum(1))
-            if columns:
-                torch.sum(lag.size, 0, out=self.by_column[lag.d])
             return
         logs = lag.log_norm
-        if columns:
-            self.by_column[lag.d] = logs.logsumexp(0)
         if not packed:
             self.by_output[lag.d].index_copy_(0, steps[:, 0], logs.logsumexp(1))
             return
@@ -84,17 +86,36 @@ class CreditLedger:
         found = _logsumexp_at(logs, steps.flatten().clamp(min=0), self.by_output.shape[1])
         self.by_output[lag.d, at] = found[at]
 
+    def _add_by_column(self, lag: Lag, columns: Tensor) -> None:
+        """What each sequence holds at this lag, and what its losses that lie so far in hold at lag 0."""
+        if lag.d == 0:
+            self.first = lag.log_norm
+        alive = self.starts[lag.first :] >= lag.d
+        here, sequences = columns[lag.first :].flatten(), self.by_column.shape[1]
+        for table, logs in ((self.by_column, lag.log_norm), (self.base, self.first[lag.first :])):
+            counted = torch.where(alive, logs, -math.inf).flatten()
+            table[lag.d] = _logsumexp_at(counted, here, sequences)
+
     def finish(self, lags: int) -> Credit:
         """What the first `lags` lags hold."""
-        by_output, by_column = self.by_output[:lags].clone(), self.by_column[:lags].clone()
+        by_output = self.by_output[:lags].clone()
         written = torch.zeros(len(by_output), dtype=torch.bool, device=by_output.device)
         written[self.sums] = True
-        for table in (by_output, by_column):
-            table[written] = table[written].log()
+        by_output[written] = by_output[written].log()
         by_output -= self.log_count
         if self.weights is not None and self.multiplied:
             by_output -= self.weights.double().log()
-        return Credit(by_output.T, by_column, self.outputs, self.weights)
+        followed = [] if self.columns is None else self.columns.unique()
+        by_column, base = (table[:lags, followed] for table in (self.by_column, self.base))
+        return Credit(by_output.T, by_column, base, self.outputs, self.weights)
+
+
+def _columns_of(chain: Chain, rows: Rows) -> Tensor:
+    """Which sequence every row is, (K, N)."""
+    if isinstance(rows.where, Tensor) and rows.where.dim() == 2:
+        return rows.where % chain.B
+    sequences = torch.arange(chain.B, device=rows.steps.device)
+    return sequences.expand(len(rows.steps), chain.B)
 
 
 def _logsumexp_at(logs: Tensor, index: Tensor, size: int) -> Tensor:
@@ -137,9 +158,8 @@ def profile_of(credit: Credit, sampled_columns: float, sampled_outputs: float) -
     log = over.logsumexp(0) - under.logsumexp(0)
     log = torch.where(reached.any(0), log, math.nan)
     quantiles = _log_quantiles(table - table[:, :1], reached)
-    columns = credit.by_column
     units = (
-        (columns, columns[:1].expand_as(columns), 1 - sampled_columns),
+        (credit.by_column, credit.base, 1 - sampled_columns),
         (over.T, under.T, 1 - sampled_outputs),
     )
     error, left_out = torch.zeros_like(log), []
@@ -169,20 +189,31 @@ def _log_quantiles(logs: Tensor, reached: Tensor) -> Tensor:
 
 def _ratio_error(over: Tensor, under: Tensor, left: float) -> Tensor:
     """Relative standard error of Σ over / Σ under, both (D, units) as logs, by the ratio estimator's residuals."""
-    units = over.shape[1]
-    if units < 2:
-        return over.new_full((len(over),), math.nan)
+    units = (~torch.isneginf(under)).sum(1)
+    factor = torch.where(units > 1, left * units / (units - 1), math.nan)
     share_over = (over - over.logsumexp(1, keepdim=True)).exp()
     share_under = (under - under.logsumexp(1, keepdim=True)).exp()
     residual = (share_over - share_under).square().sum(1)
-    return (left * units / (units - 1) * residual).sqrt()
+    return (factor * residual).sqrt()
 
 
 def _without_one(over: Tensor, under: Tensor) -> Tensor:
     """ln (Σ over / Σ under) without one unit each, both (D, units) as logs: (units, D)."""
-    without = ~torch.eye(over.shape[1], dtype=torch.bool, device=over.device)[:, None]
-    top, base = (torch.where(without, part, -math.inf).logsumexp(2) for part in (over, under))
-    return torch.where(torch.isneginf(base), math.nan, top - base)
+    top, base = (_log_sums_without(part) for part in (over, under))
+    return torch.where(torch.isneginf(base), math.nan, top - base).T
+
+
+def _log_sums_without(logs: Tensor) -> Tensor:
+    """ln of Σ exp over the units of (D, units) without one each. Only the largest may outweigh the others together, so
+    only its difference from the sum has to be added up anew."""
+    if not logs.shape[1]:
+        return logs
+    largest, at = logs.max(1, keepdim=True)
+    safe = torch.where(torch.isfinite(largest), largest, 0.0)
+    parts = (logs - safe).exp()
+    rest = parts.sum(1, keepdim=True) - parts
+    without_largest = logs.scatter(1, at, -math.inf).logsumexp(1, keepdim=True)
+    return (safe + rest.clamp(min=0).log()).scatter(1, at, without_largest)
 
 
 def log_matrix(credit: Credit) -> Tensor:

@@ -17,7 +17,10 @@ from rnndiag.engine.truncation.tails import Tails
 
 @dataclass(frozen=True)
 class LagSweep:
-    """What one sweep found. Lags d = 0 .. D-1, windows τ = 0 .. D; NaN where something was not measured."""
+    """What one sweep found. Lags d = 0 .. D-1, windows τ = 0 .. D; NaN where something was not measured.
+
+    Where a sampled profile ended early, D is less for it than for the windows, which go on to the lags asked for.
+    """
 
     name: str
     lags: int

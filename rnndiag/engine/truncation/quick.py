@@ -21,6 +21,7 @@ from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling, fir
 from rnndiag.engine.truncation.chain import Chain
 from rnndiag.engine.truncation.chunks import ChunkScores, chunk_scores, score, scores
 from rnndiag.engine.truncation.credit import CreditLedger, Profile, log_matrix, profile_of
+from rnndiag.engine.truncation.ending import Ending
 from rnndiag.engine.truncation.groups import few_groups, group_count, regrouped
 from rnndiag.engine.truncation.lag_sweep import LagSweep, unavailable
 from rnndiag.engine.truncation.noise import sequence_noise
@@ -110,24 +111,28 @@ def sampled_credit(
     chain: Chain, anchors: Anchors, sampling: Sampling
 ) -> tuple[Tensor, Profile, Sampling]:
     """ln C[u, s], the profile, and the sampling with the lags at which it ended."""
+    if anchors.share == 1:
+        sampling = sampling.with_every_loss
+    every = sampling.outputs == sampling.of_outputs
     ledger = CreditLedger(
         chain,
         anchors.rows,
         sampling.lags,
         anchors.stands_for,
+        by_column=every and anchors.share < 1,
         multiplied=False,
         count=anchors.count,
     )
-    credit: list[float] = []
+    ending = Ending(anchors.rows, sampling.lags)
     for lag in travel(chain, anchors.rows, sampling.lags, lambda _: False):
         ledger.add(lag)
-        credit.append(lag.total)
-        if sampling.ends(credit):
+        if ending.after(lag):
             sampling = sampling.stopped(lag.d + 1)
             break
     found = ledger.finish(sampling.lags)
     # every output has sequences of its own, so what differs between outputs is all that the sample can be off by
-    return log_matrix(found), profile_of(found, 1.0, anchors.share), sampling
+    shares = (anchors.share, 1.0) if every else (1.0, anchors.share)
+    return log_matrix(found), profile_of(found, *shares), sampling
 
 
 def blocked_tails(

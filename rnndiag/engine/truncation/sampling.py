@@ -6,8 +6,6 @@ them. The constants below were measured on a CPU with benchmarks/truncation.py.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,10 +31,8 @@ LEAST_BY_TURNS = 16
 DENSE_WINDOWS = 8
 """Gradients are measured for every window up to this one, then for windows growing by `WINDOW_GROWTH`."""
 WINDOW_GROWTH = 1.08
-LEFT_OUT = 1e-3
-"""A sampled sweep ends where at most this share of the credit lies further back: were it to fall no more, or half as
-fast as over those of the last two stretches of `SPAN` lags in which it fell less."""
-SPAN = 8
+LEFT_OUT = 5e-3
+"""A sampled sweep ends where at most this share of the credit lies further back, were it to fall no more."""
 LEAST_BLOCKED = 2.0
 """From this budget on windows are measured on the whole batch; below it, on the sampled rows."""
 CREDIT_SHARE = 0.1
@@ -50,7 +46,7 @@ class Sampling:
     """What was looked at, of how much."""
 
     sequences: tuple[int, ...]
-    """The sequences looked at."""
+    """The sequences looked at; where `blocked`, as many at each output step, but others."""
     of_sequences: int
     outputs: int
     """Output steps with a loss that were looked at."""
@@ -70,19 +66,6 @@ class Sampling:
     blocked: bool = False
     """Whether windows are measured on the whole batch, apart from the rows of the profile."""
 
-    def ends(self, credit: Sequence[float]) -> bool:
-        """Whether a sweep may end after so many lags, with this credit."""
-        rest = self.lags - len(credit)
-        if rest <= 0:
-            return False
-        stretches = credit[-1 : -2 - 2 * SPAN : -SPAN]
-        if len(stretches) == 3 and min(stretches) > 0:
-            now, before, first = stretches
-            fall = max(now / before, before / first) ** (1 / SPAN)
-            if fall < 1:
-                rest = min(rest, fall**0.5 / (1 - fall**0.5))
-        return credit[-1] * rest <= LEFT_OUT * math.fsum(credit)
-
     def stopped(self, lags: int) -> Sampling:
         """The same, of a sweep that ended after so many lags."""
         if self.blocked:
@@ -94,6 +77,11 @@ class Sampling:
         """The same, with windows of all sequences and losses, each known to within so many steps."""
         windows = tuple(sorted(widths))
         return replace(self, windows=windows, widths=tuple(widths[w] for w in windows))
+
+    @property
+    def with_every_loss(self) -> Sampling:
+        """The same, with every loss of every sequence followed."""
+        return replace(self, sequences=tuple(range(self.of_sequences)), outputs=self.of_outputs)
 
     @property
     def windows_complete(self) -> bool:
@@ -132,14 +120,24 @@ class Sampling:
             beyond = f", beyond which lies less than {LEFT_OUT:.1%} of the credit"
             said.append(f"lags 0 to {self.lags - 1} of {self.of_lags}{beyond * self.ended}")
         if self.widths:
-            share = max(m / w for m, w in zip(self.widths, self.windows, strict=True))
             said.append(
-                f"gradients of {len(self.windows)} windows of {self.of_lags}, of all sequences and losses, each known "
-                f"to within {share:.0%} of its length or better"
+                f"gradients of {len(self.windows)} windows of {self.of_lags}, of all sequences and losses"
+                f"{self._how_closely}"
             )
         elif len(self.windows) < self.lags:
             said.append(f"gradients of {len(self.windows)} windows of {self.lags}")
         return "Sampled: " + ", ".join(said) + "." if said else "Nothing was sampled: exact."
+
+    @property
+    def _how_closely(self) -> str:
+        """To within what share of its length each window is known that was measured by a block of lags."""
+        pairs = list(zip(self.widths, self.windows, strict=True))
+        first = [width for width, window in pairs if width >= window]
+        others = [width / window for width, window in pairs if width < window]
+        known = (
+            f", each known to within {max(others):.0%} of its length or better" if others else ""
+        )
+        return known + (f", but for the first, of lags 1 to {max(first)}" if first else "")
 
 
 def spaced_windows(lags: int) -> tuple[int, ...]:
@@ -180,8 +178,8 @@ def choose(
     """The sampling that fits `budget` plain training steps (None: look at everything); what is given by hand stands."""
     steps = chain.outputs().any(1).nonzero().squeeze(1)
     given = len(samples) if isinstance(samples, tuple) else samples
-    _check("samples", given, chain.B)
-    _check("anchors", anchors, None)
+    _check("samples", given)
+    _check("anchors", anchors)
     sequences = chain.B if given is None else min(given, chain.B)
     outputs = len(steps) if anchors is None else min(anchors, len(steps))
     windows = tuple(range(1, lags + 1))
@@ -200,7 +198,9 @@ def choose(
         windows = spaced_windows(lags)
     while too_much() and anchors is None and outputs > LEAST_OUTPUTS:
         outputs = max(LEAST_OUTPUTS, int(outputs * 0.9))
-    least = LEAST_BY_TURNS if blocked else LEAST_SEQUENCES
+    least = LEAST_SEQUENCES
+    if blocked:  # few outputs want the more sequences
+        least = LEAST_BY_TURNS * max(1, LEAST_OUTPUTS // max(1, outputs))
     while too_much() and given is None and sequences >= 2 * least:
         sequences //= 2
     if isinstance(samples, tuple):
@@ -220,7 +220,7 @@ def choose(
     )
 
 
-def _check(name: str, value: int | None, most: int | None) -> None:
+def _check(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise BadArgument(f"{name} is {value}.", "Give a number of 1 or more, or None.")
 

@@ -17,6 +17,7 @@ from rnndiag.engine.truncation.credit import (
     log_matrix,
     profile_of,
 )
+from rnndiag.engine.truncation.ending import Ending
 from rnndiag.engine.truncation.groups import few_groups, group_count, regrouped
 from rnndiag.engine.truncation.lag_sweep import LagSweep, unavailable
 from rnndiag.engine.truncation.noise import sequence_noise
@@ -96,16 +97,14 @@ def sweep_chain(
     rows = rows_of(part)
     ledger = CreditLedger(part, rows, sampling.lags, taken.weights, not population.whole)
     tails = TailLedger(part, population, full, sampling, keep)
-    so_far: list[float] = []
+    ending = Ending(rows, sampling.lags)
     for lag in travel(part, rows, sampling.lags, tails.wants_visits):
         ledger.add(lag)
         tails.add(lag)
-        if sampling.may_stop:
-            so_far.append(lag.total)
-            if sampling.ends(so_far):
-                sampling = sampling.stopped(lag.d + 1)
-                tails.stop(lag)
-                break
+        if sampling.may_stop and ending.after(lag):
+            sampling = sampling.stopped(lag.d + 1)
+            tails.stop(lag)
+            break
     found, credit = tails.finish(independent), ledger.finish(sampling.lags)
     if chunks is None:
         chunks = default_sizes(chain.T) if sampling.complete else few_sizes(chain.T)

@@ -29,7 +29,7 @@ def loss_terms(layer_run: Runs, parameter: str, u: int) -> Tensor:
         raise BadArgument(f"There is no output {u}.", f"Outputs count from 0 to {chain.T - 1}.")
     u %= chain.T
     (slot,) = (s for s in layout.slots if s.name == parameter)
-    rows = Rows(slice(u, u + 1), torch.tensor([u]), chain.B)
+    rows = Rows(slice(u, u + 1), torch.tensor([u]))
     terms = chain.direct[0].new_zeros(chain.T, *slot.shape)
     rights = right_factors(chain, layout)
     for lag in travel(chain, rows, u + 1):

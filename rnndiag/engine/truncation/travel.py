@@ -27,13 +27,11 @@ class Rows:
     where: Where
     steps: Tensor
     """The output u of every row, (K,) for all columns or (K, N)."""
-    columns: int
-    """N: all B sequences, or the number of those taken at each output."""
 
     def to(self, device: torch.device) -> Rows:
         """The same rows on a device."""
         where = self.where if isinstance(self.where, slice) else self.where.to(device)
-        return Rows(where, self.steps.to(device), self.columns)
+        return Rows(where, self.steps.to(device))
 
     def first_alive(self, lag: int) -> int:
         """The first row that has a state `lag` steps before its output."""
@@ -72,18 +70,13 @@ class Lag:
         return own if self.taken is None else own + self.taken.log
 
     @property
-    def total(self) -> float:
-        """Σ |a^d_s| over all rows and columns."""
-        return float((self.log_norm.exp() if self.size is None else self.size).sum())
-
-    @property
     def scale(self) -> Tensor | None:
         """exp(log), what the cotangents have to be multiplied with; None: 1."""
         return None if self.taken is None else self.taken.scale
 
 
-DEEP = 600.0
-"""Beyond this the exponential of a logarithm is left to logarithms."""
+DEEP = 500.0
+"""Beyond this the exponential of a logarithm is not taken: times a norm in the safe range it might overflow."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +109,14 @@ def rows_of(chain: Chain) -> Rows:
     hit = chain.outputs()
     steps = hit.any(1).nonzero().squeeze(1)
     if len(steps) == 0:
-        return Rows(slice(0, 0), steps, chain.B)
+        return Rows(slice(0, 0), steps)
     most = int(hit.sum(0).max())
     if 2 * most <= len(steps):
         return packed_rows(chain, hit, most)
     first, last = int(steps[0]), int(steps[-1])
     if last - first + 1 == len(steps):
-        return Rows(slice(first, last + 1), steps, chain.B)
-    return Rows(steps, steps, chain.B)
+        return Rows(slice(first, last + 1), steps)
+    return Rows(steps, steps)
 
 
 def packed_rows(chain: Chain, hit: Tensor, most: int) -> Rows:
@@ -132,7 +125,7 @@ def packed_rows(chain: Chain, hit: Tensor, most: int) -> Rows:
     order = torch.where(hit, torch.arange(T, device=hit.device)[:, None], -1)
     steps = order.sort(0).values[T - most :]
     columns = torch.arange(chain.B, device=hit.device)
-    return Rows(steps.clamp(min=0) * chain.B + columns, steps, chain.B)
+    return Rows(steps.clamp(min=0) * chain.B + columns, steps)
 
 
 Wanted = Callable[[Lag], bool]

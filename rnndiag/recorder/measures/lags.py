@@ -27,7 +27,7 @@ def lags(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     stacked = any(run.name == one.name for stack in subject.stacks for one in stack)
     sweep = _sweep(subject, run, run.name, shared=stacked)
     profile = array(sweep.credit_profile)
-    yield from _over_lags(sweep, run.name, run.T)
+    yield from _over_lags(sweep, run.name)
     yield coarse("credit_matrix", array(sweep.log_credit), run.name)
     keys = tuple(sweep.tail_norms)
     measured = _measured(sweep)
@@ -52,14 +52,14 @@ def stack_lags(subject: Subject) -> Iterator[Measurement]:
             subject.not_measured[f"lags of {name}"] = str(limit)
             continue
         subject.facts.setdefault("stacks", {})[name] = [run.name for run in stack]
-        yield from _over_lags(sweep, name, stack[0].T)
+        yield from _over_lags(sweep, name)
 
 
 def _sweep(subject: Subject, runs: Runs, name: str, shared: bool) -> LagSweep:
     """A sweep at the price of one; a stack and its layers share it, half for the stack and half for the layers."""
     draw = torch.Generator().manual_seed(subject.extent.seed)
     price = subject.extent.sweep_steps / (2 if shared else 1)
-    adj = next((adj for adj, _ in subject.analyses if adj.run is runs), None)
+    adj = subject.made_already(runs) if isinstance(runs, LayerRun) else None
     sweep = lag_sweep(runs, budget=price, generator=draw, adj=adj)
     if not sweep.sampling.complete or sweep.lags < sweep.sampling.of_lags:
         subject.say_sampled(name, f"lag sweep: {sweep.sampling.sentence}")
@@ -71,11 +71,11 @@ def _measured(sweep: LagSweep) -> list[int]:
     return [0, *sweep.sampling.windows]
 
 
-def _over_lags(sweep: LagSweep, name: str, steps: int) -> Iterator[Measurement]:
-    """Profile, windows, chunks and their yardsticks: of a layer, or of a stack, of so many steps."""
+def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
+    """Profile, windows, chunks and their yardsticks: of a layer, or of a stack."""
     yield Measurement.of("credit_profile", array(sweep.credit_profile), name)
     left_out = [(array(profiles), share) for profiles, share in sweep.profile.left_out]
-    yield Measurement.of("reach_error", np.asarray(reach_error(left_out, steps=steps)), name)
+    yield Measurement.of("reach_error", np.asarray(reach_error(left_out)), name)
     measured = _measured(sweep)
     taus = {"lag": tuple(map(str, measured))}
     for quantity in (

@@ -66,6 +66,12 @@ class Subject:
         found = (self.made.get(run.name) or adjoints(run) for run in self.runs)
         return tuple((adj, contribution_norms(adj)) for adj in found)
 
+    def made_already(self, run: LayerRun) -> Adjoints | None:
+        """The adjoints of a run where some other measure has needed them; None: not yet, or not without a fault."""
+        analyses: tuple[Analysis, ...] = self.__dict__.get("analyses", ())
+        known = (*(adj for adj, _ in analyses), *self.made.values())
+        return next((adj for adj in known if adj.run is run), None)
+
     @cached_property
     def proof(self) -> Proof:
         """The three proofs over all runs."""

@@ -107,7 +107,7 @@ def _marks(context: Context, layer: str, lags: int) -> tuple[Mark, ...]:
     reached = context.reach(layer)
     if reached is not None and reached.reached:
         marks.append(
-            Mark("x", float(reached), f"reach: {float(reached):.3g} steps hold 90 %", "second")
+            Mark("x", float(reached), f"reach: {reached.number} steps hold 90 %", "second")
         )
     if ("window_bias", layer) in context.run:
         found = context.advice(layer)
