@@ -101,12 +101,19 @@ def carried(
 class BlockedTails:
     """Tails of blocks, of all sequences and losses, by the windows in their middles."""
 
-    def __init__(self, chain: Chain, population: Population, full: Tensor, delta: State) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        population: Population,
+        full: Tensor,
+        delta: State,
+        scratch: Scratch | None = None,
+    ) -> None:
         """full (M, P): the gradient by group of sequences; delta: the total adjoints."""
         self.chain, self.population, self.delta = chain, population, delta
         self.full, self.whole = full, full.sum(0)
         self.rights = right_factors(chain, population.layout)
-        self.buffer, self.scratch = torch.empty_like(full), Scratch()
+        self.buffer, self.scratch = torch.empty_like(full), scratch or Scratch()
         self.found: dict[int, Tail] = {0: tail_of(population, full, self.whole, self.whole)}
         self.widths: dict[int, int] = {}
         nothing = torch.zeros_like(full)

@@ -28,6 +28,7 @@ from rnndiag.engine.truncation.noise import sequence_noise
 from rnndiag.engine.truncation.parameters import layout_of
 from rnndiag.engine.truncation.population import Population
 from rnndiag.engine.truncation.sampling import Sampling
+from rnndiag.engine.truncation.scratch import Scratch
 from rnndiag.engine.truncation.tails import assembled
 from rnndiag.engine.truncation.travel import travel
 from rnndiag.engine.truncation.walks import gradient_of, segments, total_adjoint
@@ -81,12 +82,13 @@ def quick_sweep(
     delta = total_adjoint(whole) if adj is None else adj.parts
     apart = group_count(layout, chain.B, delta[0], chain.B)
     known = None if adj is None or adj.a_ih is None else adj
-    by_sequence = gradient_of(whole, layout, delta, apart, adj=known)
+    scratch = Scratch()
+    by_sequence = gradient_of(whole, layout, delta, apart, adj=known, scratch=scratch)
     spent.calibrate(spent.spent, ADJOINT_SHARE if adj is None else GRADIENT_SHARE)
     full = regrouped(by_sequence, few_groups(by_sequence))
     noise = sequence_noise(whole, population, delta, by_sequence) if independent else float("nan")
     matrix, profile, sampling = sampled_credit(whole, drawn(whole, sampling, draw), sampling)
-    tails, each = blocked_tails(whole, population, full, delta, most, profile, spent)
+    tails, each = blocked_tails(whole, population, full, delta, most, profile, spent, scratch)
     sampling = sampling.with_windows({w: m for w, m in tails.widths.items() if w <= most})
     scores = (
         few_chunks(whole, population, full, tails, each, spent)
@@ -143,12 +145,13 @@ def blocked_tails(
     most: int,
     profile: Profile,
     budget: Budget,
+    scratch: Scratch | None = None,
 ) -> tuple[BlockedTails, float]:
     """Windows up to `most`, closer around the one to be recommended as far as the budget goes; seconds a block.
 
     Windows are measured until the bias has fallen for what they tell, whatever it costs, and further within the budget.
     """
-    tails = BlockedTails(chain, population, full, delta)
+    tails = BlockedTails(chain, population, full, delta, scratch)
     start, each = budget.spent, 0.0
 
     def within_budget() -> Iterator[Block]:

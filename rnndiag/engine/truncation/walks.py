@@ -101,6 +101,7 @@ def gradient_of(
     groups: int = 1,
     scale: Tensor | None = None,
     adj: Adjoints | None = None,
+    scratch: Scratch | None = None,
 ) -> Tensor:
     """What summed cotangents (T, B, S_p) give to the parameters, (groups, P). scale (T,): a weight a source step.
 
@@ -110,7 +111,7 @@ def gradient_of(
     buffer = empty((groups, layout.P), like.dtype, like.device)
     rows = None if scale is None else scale[:, None].expand(chain.T, chain.B)
     if adj is None:
-        visits, _ = visit(chain, every(chain.T), cotangents, carry=False)
+        visits, _ = visit(chain, every(chain.T), cotangents, carry=False, scratch=scratch)
     else:
         own = (adj.a_ih, adj.a_hh, adj.projected)
         visits = (Visit(chain.links[0], every(chain.T), cotangents, *own),)
