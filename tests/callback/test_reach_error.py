@@ -56,6 +56,19 @@ def test_a_recording_of_everything_has_no_error() -> None:
     assert float(recorded(T=12, B=4)["reach_error", "l0"].values) == 0.0
 
 
+@pytest.mark.parametrize("steps", [5, 70])
+def test_lags_that_no_loss_can_reach_are_not_stored(steps: int, sampled: None) -> None:
+    """Of losses at the first steps alone, or of a sample without the last step: they are no numbers that went wrong."""
+    torch.manual_seed(0)
+    model = nn.LSTM(3, 6)
+    with rnndiag.probe(model) as probe:
+        out, _ = model(torch.randn(70, 40, 3))
+        out[:steps].square().mean().backward()
+    profile = record_passes(probe.backward_passes, ("lags",))["credit_profile", "l0"].values
+    assert 1 < len(profile) <= steps
+    assert np.isfinite(profile).all()
+
+
 def test_it_is_told_wherever_the_reach_is(
     tmp_path: Path, sampled: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,8 @@ class Profile:
     """ln of the quantiles over outputs of C[u, u-d] / C[u, u], (5, D)."""
     error: Tensor
     """Relative standard error of profile(d) from sampling, (D,); 0 where nothing was sampled."""
+    reached: int = 0
+    """How many lags some output lies far enough in for, 0 .. reached - 1; beyond them all is NaN."""
     left_out: tuple[tuple[Tensor, float], ...] = ()
     """ln profiles (units, D) without one output step each, or without one sequence each, and the share of all that was
     not looked at: where outputs, where sequences were sampled. For the standard error of what is made of a profile."""
@@ -167,7 +169,7 @@ def profile_of(credit: Credit, sampled_columns: float, sampled_outputs: float) -
         if left > 0:
             error += _ratio_error(tops, bases, left).square()
             left_out.append((_without_one(tops, bases), left))
-    return Profile(log, quantiles, error.sqrt(), tuple(left_out))
+    return Profile(log, quantiles, error.sqrt(), int(reached.any(0).sum()), tuple(left_out))
 
 
 def _log_quantiles(logs: Tensor, reached: Tensor) -> Tensor:

@@ -73,7 +73,10 @@ def _measured(sweep: LagSweep) -> list[int]:
 
 def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
     """Profile, windows, chunks and their yardsticks: of a layer, or of a stack."""
-    yield Measurement.of("credit_profile", array(sweep.credit_profile), name)
+    reached = max(
+        1, sweep.profile.reached
+    )  # what no loss lies far enough in for is not there to be measured
+    yield Measurement.of("credit_profile", array(sweep.credit_profile)[:reached], name)
     left_out = [(array(profiles), share) for profiles, share in sweep.profile.left_out]
     yield Measurement.of("reach_error", np.asarray(reach_error(left_out)), name)
     measured = _measured(sweep)
