@@ -238,3 +238,17 @@ def test_a_runs_reach_has_the_error_of_the_recording_in_the_middle(tmp_path: obj
         write(path, {"a": factors}, errors=errors)
         found = open_run(path).reach(window="all").error
         assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_error_of_another_phase_is_not_taken(tmp_path: object) -> None:
+    path = f"{tmp_path}/run"
+    profile = np.repeat(math.log(0.7) * np.arange(60)[:, None], 6, 1)
+    with RunWriter(path) as writer:
+        for step in range(3):
+            reached = Measurement.of("credit_profile", profile, "a")
+            error = Measurement.of("reach_error", np.asarray(0.5), "a")
+            writer.append(Recording(step, measurements=(reached,)))
+            writer.append(Recording(step, phase="val", measurements=(reached, error)))
+    run = open_run(path)
+    assert run.find("reach_error", "a") is not None
+    assert math.isnan(run.reach(window="all").error)
