@@ -34,6 +34,13 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every problem counts as large: lag sweeps are sampled."""
+    monkeypatch.setattr("rnndiag.engine.truncation.sampling.SMALL_SECONDS", 0.0)
+    monkeypatch.setattr("rnndiag.engine.truncation.sampling.ROW_COST", 20.0)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of a headless Chromium. Without one a test fails in CI, and is skipped elsewhere."""

@@ -44,19 +44,13 @@ def _layer_reach(run: Run, layer: str, share: float, steps: np.ndarray) -> Reach
     known = [answer for answer in answers if not math.isnan(answer)]
     if not known:
         return answers[-1]
-    within = max(answer.within for answer in known)
-    middle = _median([float(answer) for answer in known])
-    reason = "" if math.isfinite(middle) else f"not reached within {within}"
     errors = [math.nan] * len(answers)
     if share == KNOWN_SHARE:
         errors = _reach_errors(run, layer, series)
-    ordered = sorted(
-        (float(answer), error)
-        for answer, error in zip(answers, errors, strict=True)
-        if not math.isnan(answer)
-    )
-    halves = [ordered[(len(ordered) - 1) // 2][1], ordered[len(ordered) // 2][1]]
-    error = halves[0] if len(ordered) % 2 else math.hypot(*halves) / 2
+    pairs = zip(map(float, answers), errors, strict=True)
+    middle, error = _median([pair for pair in pairs if not math.isnan(pair[0])])
+    within = max(answer.within for answer in known)
+    reason = "" if math.isfinite(middle) else f"not reached within {within}"
     return Reach(middle, not reason, within, reason).with_error(error)
 
 
@@ -70,11 +64,14 @@ def _reach_errors(run: Run, layer: str, profiles: Series) -> list[float]:
     return [errors.get(int(step), math.nan) for step in steps]
 
 
-def _median(values: Sequence[float]) -> float:
-    """The median where inf is an answer too: half of an even number not reached is not reached."""
-    ordered = sorted(values)
-    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    return high if math.isinf(high) else (low + high) / 2
+def _median(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The median of values with their standard errors, and its own; of an even number, of which half are not reached
+    (inf), it is not reached."""
+    ordered = sorted(pairs)
+    (low, below), (high, above) = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    if len(ordered) % 2:
+        return high, above
+    return high if math.isinf(high) else (low + high) / 2, math.hypot(below, above) / 2
 
 
 def lengths_of(run: Run, layer: str, steps: Sequence[int] | np.ndarray) -> list[int | None]:

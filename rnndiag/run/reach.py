@@ -67,7 +67,7 @@ class Reach(Answer):
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reach_again, (float(self), self.reached, self.within, self.reason, self.error)
+        return (*super().__reduce__(), {"error": self.error})
 
     @property
     def text(self) -> str:
@@ -96,10 +96,6 @@ class Reach(Answer):
     def __repr__(self) -> str:
         known = "" if math.isnan(self.error) else f", error={self.error:.3g}"
         return f"{super().__repr__()[:-1]}{known})"
-
-
-def _reach_again(value: float, reached: bool, within: int, reason: str, error: float) -> Reach:
-    return Reach(value, reached, within, reason).with_error(error)
 
 
 class Decay(Answer):

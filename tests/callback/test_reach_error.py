@@ -12,7 +12,6 @@ from torch import nn
 
 import rnndiag
 from rnndiag.cli import main
-from rnndiag.engine.truncation import sampling
 from rnndiag.recorder.measures.lags import lags
 from rnndiag.recorder.measures.measure import Subject
 from rnndiag.recorder.record_passes import record_passes
@@ -34,13 +33,6 @@ def recorded(last_only: bool = False, T: int = 70, B: int = 40) -> Recording:
         out = out[-1:] if last_only else out
         (out - torch.randn_like(out)).square().mean().backward()
     return record_passes(probe.backward_passes, ("contributions", "lags"))
-
-
-@pytest.fixture
-def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every problem counts as large."""
-    monkeypatch.setattr(sampling, "SMALL_SECONDS", 0.0)
-    monkeypatch.setattr(sampling, "ROW_COST", 20.0)
 
 
 @pytest.mark.parametrize("last_only", [False, True])

@@ -12,7 +12,7 @@ from truncation.naive import Problem, flat, problem
 
 from rnndiag import lag_sweep
 from rnndiag.engine.adjoints import adjoints
-from rnndiag.engine.truncation import blocked, quick, sampling
+from rnndiag.engine.truncation import blocked, quick
 from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling
 from rnndiag.engine.truncation.parameters import layout_of
 from rnndiag.engine.truncation.population import Population
@@ -120,9 +120,7 @@ def test_a_budget_is_told_from_the_quicker_of_two_parts(monkeypatch: pytest.Monk
     assert not budget.allows(2.1)
 
 
-def test_the_default_of_a_large_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "SMALL_SECONDS", 0.0)
-    monkeypatch.setattr(sampling, "ROW_COST", 20.0)
+def test_the_default_of_a_large_problem(sampled: None) -> None:
     p = problem("gru", T=70, B=16, H=4, scale=1.3)
     sweep = lag_sweep(p.run, budget=3.0)
     assert sweep.sampling.blocked
@@ -198,13 +196,6 @@ def test_beyond_the_windows_that_tell_the_bias_only_the_budget_goes(
     last = list(little.values())[-2:]
     assert last[-1] <= blocked.AIM / 2 or max(last) <= blocked.AIM
     assert next(iter(little.values())) > blocked.AIM
-
-
-@pytest.fixture
-def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every problem counts as large."""
-    monkeypatch.setattr(sampling, "SMALL_SECONDS", 0.0)
-    monkeypatch.setattr(sampling, "ROW_COST", 20.0)
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])

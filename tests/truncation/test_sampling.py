@@ -202,12 +202,8 @@ def test_a_sweep_does_not_end_because_outputs_do() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_the_default_of_nets_that_do_not_forget(
-    scale: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_of_nets_that_do_not_forget(scale: float, sampled: None) -> None:
     """Credit that stays the same to rounding, and credit that grows beyond what a float holds."""
-    monkeypatch.setattr(sampling, "SMALL_SECONDS", 0.0)
-    monkeypatch.setattr(sampling, "ROW_COST", 20.0)
     p = problem("elman_tanh", T=700, B=16, H=4, losses=[699] if scale == 1 else None)
     weight, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=seeded(1)))
     run = replace(
