@@ -45,13 +45,13 @@ class _Memory(Full):
     def __init__(self) -> None:
         self.state: State | None = None
 
-    def unroll(
+    def __call__(
         self,
         recurrence: Recurrence,
         inputs: Tensor,
-        state: State | None,
-        lengths: Tensor | None,
-        last: bool,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+        last: bool = False,
     ) -> tuple[Tensor, State]:
-        outputs, self.state = recurrence(inputs, self.state, lengths)
+        outputs, self.state = super().__call__(recurrence, inputs, self.state, lengths)
         return outputs, self.state

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against the tables below
     from rnndiag import errors as errors
     from rnndiag import plot as plot
+    from rnndiag import train as train
     from rnndiag.engine.adjoints import Adjoints as Adjoints
     from rnndiag.engine.adjoints import adjoints as adjoints
     from rnndiag.engine.cells.cell import Cell as Cell
@@ -40,7 +41,6 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.truncation.seam_memory import SeamMemory as SeamMemory
     from rnndiag.engine.truncation.sweep import lag_sweep as lag_sweep
     from rnndiag.engine.truncation.terms import loss_terms as loss_terms
-    from rnndiag.engine.truncation.unroll import truncated_unroll as truncated_unroll
     from rnndiag.health.finding import Finding as Finding
     from rnndiag.health.gate import check as check
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.run.run import open_run as open_run
     from rnndiag.run.runs import open_runs as open_runs
     from rnndiag.run.writer import RunWriter as RunWriter
+    from rnndiag.train.unroll import truncated_unroll as truncated_unroll
 
 __version__ = "0.1.0"
 
@@ -70,7 +71,7 @@ _PUBLIC: dict[str, str] = {
     "estimate": "rnndiag.engine.truncation.estimate",
     "scale_gradient": "rnndiag.engine.truncation.gradient_scale",
     "seam_sweep": "rnndiag.engine.truncation.seam",
-    "truncated_unroll": "rnndiag.engine.truncation.unroll",
+    "truncated_unroll": "rnndiag.train.unroll",
     "credit_matrix": "rnndiag.engine.truncation.credit",
     "lag_sweep": "rnndiag.engine.truncation.sweep",
     "loss_terms": "rnndiag.engine.truncation.terms",
@@ -113,6 +114,7 @@ _PUBLIC_MODULES = {
     "plot": "rnndiag.plot",
     "estimators": "rnndiag.engine.truncation.estimators",
     "errors": "rnndiag.errors",
+    "train": "rnndiag.train",
 }
 
 __all__ = ["__version__", *_PUBLIC, *_PUBLIC_MODULES]

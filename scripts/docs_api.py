@@ -24,6 +24,7 @@ TOPICS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     ("Proofs and cells", "", ("rnndiag.engine.proof", "rnndiag.engine.cells")),
     ("Truncation", "Lags, windows and estimators.", ("rnndiag.engine.truncation",)),
+    ("Training", "Loops with a truncated or randomized gradient.", ("rnndiag.train",)),
     ("Jacobians and spectra", "", ("rnndiag.engine.spectra",)),
     ("Runs", "Reading and writing run directories: needs numpy alone.", ("rnndiag.run",)),
     ("Verdicts and reports", "", ("rnndiag.health", "rnndiag.report", "rnndiag.plot")),

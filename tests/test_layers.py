@@ -44,6 +44,7 @@ LAYERS = {
         "torch numpy scipy typing_extensions",
         lazy="lightning pytorch_lightning jsonargparse",
     ),
+    "train": layer("errors engine recorder", "torch numpy scipy", lazy="lightning pytorch_lightning"),
     "health": layer("errors run", "numpy scipy tomli"),
     "report": layer("errors run health", "numpy scipy jinja2 markupsafe"),
     "plot": layer("errors run health report", "numpy", lazy="matplotlib"),

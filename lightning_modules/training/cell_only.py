@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
-from lightning_modules.recurrence.recurrence import Recurrence, State
-from lightning_modules.training.estimator import ESTIMATORS, Estimator, step_by_step
-from rnndiag.errors import BadArgument
+from lightning_modules.training.estimator import ESTIMATORS, Estimator
+from rnndiag import estimators
 
 
 class CellOnly(Estimator):
     """h is detached between the steps."""
 
-    def unroll(
-        self,
-        recurrence: Recurrence,
-        inputs: Tensor,
-        state: State | None,
-        lengths: Tensor | None,
-        last: bool,
-    ) -> tuple[Tensor, State]:
-        """Step by step."""
-        if "c" not in recurrence.parts:
-            raise BadArgument(
-                "The estimator 'cell_only' needs a cell state c, and this recurrence has none.",
-                "Take an LSTM: lstm, peephole_lstm or coupled_lstm.",
-            )
-
-        def between(t: int, state: State) -> State:
-            pairs = zip(recurrence.parts, state, strict=True)
-            return tuple(part if name == "c" else part.detach() for name, part in pairs)
-
-        return step_by_step(recurrence, inputs, state, between)
+    def rule(self) -> Any:
+        """For recurrences with a part "c"."""
+        return estimators.CellOnly()
 
 
 ESTIMATORS.add("cell_only", CellOnly)

@@ -58,7 +58,7 @@ class Chunk:
         if self.back != self.k1:
             raise BadArgument(
                 f"{self.label} is not a matter of cutting states.",
-                "Unroll it by windows: windowed_unroll.",
+                "Use rnndiag.train.unroll, which runs the last k2 steps again.",
             )
         steps = torch.arange(T)
         return ((steps % self.k1 != 0) | (steps == 0)).double()

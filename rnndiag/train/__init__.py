@@ -1,0 +1,38 @@
+"""Training with truncated and randomized gradients, and with a window that sets itself."""
+
+from rnndiag.engine.truncation.estimators import (
+    ESTIMATORS,
+    Bernoulli,
+    CellOnly,
+    Chunk,
+    Full,
+    Roulette,
+    SourceStep,
+    Uniform,
+    Window,
+    artbp,
+)
+from rnndiag.engine.truncation.gradient_scale import cell_only, scale_gradient
+from rnndiag.train.between_steps import between_steps
+from rnndiag.train.recurrence import SequenceModule
+from rnndiag.train.unroll import chunks_of, truncated_unroll, unroll
+
+__all__ = [
+    "ESTIMATORS",
+    "Bernoulli",
+    "CellOnly",
+    "Chunk",
+    "Full",
+    "Roulette",
+    "SequenceModule",
+    "SourceStep",
+    "Uniform",
+    "Window",
+    "artbp",
+    "between_steps",
+    "cell_only",
+    "chunks_of",
+    "scale_gradient",
+    "truncated_unroll",
+    "unroll",
+]
