@@ -21,9 +21,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.promises import PROMISES, tell
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 ROOT = Path(__file__).parents[1]
 MAIN = "import sys; sys.path.insert(0, {root!r}); from rnndiag.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -39,7 +39,7 @@ import rnndiag
 from benchmarks.promises import PROMISES, tell
 from rnndiag.engine.cells import find_cell
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.spectra.frame import Frame
+from rnndiag.engine.spectra.frame import TangentFrame
 from rnndiag.engine.unroll import unroll
 
 PROMISED_AT = {"steps": 100, "units": 128, "batch": 1}
@@ -172,7 +172,7 @@ def written_out(cell: str, args: argparse.Namespace, threads: int, promised: boo
 def naive_exponents(run: LayerRun, k: int, warmup: int) -> np.ndarray:
     """What one writes first: J_t = diag(1 - h²) W in numpy and a QR each step, one sequence after the other."""
     weight = run.weights["weight_hh"].numpy()
-    start = Frame.random((1, k, run.S), torch.float64, run.device).vectors[0].mT.numpy()
+    start = TangentFrame.random((1, k, run.S), torch.float64, run.device).vectors[0].mT.numpy()
     total, counted = np.zeros(k), 0
     for states in run.states[0].numpy().swapaxes(0, 1):
         frame = start

@@ -205,7 +205,7 @@ def every_step(name: str, threads: int) -> None:
 def hooks(name: str, steps: int = 200) -> None:
     """What every hook of an unrecorded step takes."""
     from rnndiag.recorder.callback import GradientDiagnostics
-    from rnndiag.recorder.vigil import Arrival, Vigil
+    from rnndiag.recorder.replay.light_hooks import Arrival, LightHooks
 
     taken: dict[str, list[float]] = defaultdict(list)
 
@@ -225,7 +225,7 @@ def hooks(name: str, steps: int = 200) -> None:
     moments = ("on_train_batch_start", "on_after_backward")
     moments += ("on_before_optimizer_step", "on_train_batch_end")
     undo = [timed(GradientDiagnostics, moment) for moment in moments]
-    undo += [timed(Vigil, "keep"), timed(Arrival, "__call__")]
+    undo += [timed(LightHooks, "keep"), timed(Arrival, "__call__")]
     try:
         with tempfile.TemporaryDirectory() as folder:
             only_first = rnndiag.GradientDiagnostics(folder, schedule=_first, report=False)

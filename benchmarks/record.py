@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rnndiag
 from benchmarks.promises import PROMISES, tell
-from rnndiag.engine import pages
+from rnndiag.engine import cpu_buffers as pages
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.contributions import contribution_norms
 

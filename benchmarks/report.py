@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import report_runs  # noqa: E402 - it lies beside the tests
 
 from benchmarks.promises import tell  # noqa: E402
-from rnndiag.run.measurement import Measurement  # noqa: E402
+from rnndiag.store.measurement import Measurement  # noqa: E402
 
 MATRIX = 250
 """Rows of the matrix that is stored of a longer sequence."""

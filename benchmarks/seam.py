@@ -19,10 +19,10 @@ from torch import Tensor, nn
 import rnndiag
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.faults import Faults
-from rnndiag.recorder.ledger import Ledger
 from rnndiag.recorder.measures.seam import seam
-from rnndiag.recorder.seams.chunks import Chunks
-from rnndiag.recorder.seams.keeper import Keeper
+from rnndiag.recorder.replay.call_memory import CallMemory
+from rnndiag.recorder.replay.earlier_chunks import Chunks
+from rnndiag.recorder.schedule.overhead import Overhead
 
 KEPT = 2
 
@@ -55,7 +55,7 @@ def measure(T: int, B: int, H: int, rounds: int) -> dict[str, float]:
     torch.manual_seed(0)
     model = Carried(H)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    keeper = Keeper(model, Faults(strict=True), Ledger(), KEPT)
+    call_memory = CallMemory(model, Faults(strict=True), Overhead(), KEPT)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -66,13 +66,13 @@ def measure(T: int, B: int, H: int, rounds: int) -> dict[str, float]:
     for _ in range(3):
         step()
     for _ in range(rounds):
-        keeper.rest()
+        call_memory.rest()
         times["plain"].append(seconds(step))
-        keeper.stand()
+        call_memory.stand()
         for _ in range(KEPT):
             times["kept"].append(seconds(step))
         group = recorded(model, torch.randn(T, B, H))
-        chunks = Chunks(keeper, KEPT)
+        chunks = Chunks(call_memory, KEPT)
         start = perf_counter()
         earlier = chunks.before(group)
         times["found"].append(perf_counter() - start)

@@ -33,11 +33,11 @@ from benchmarks.promises import tell  # noqa: E402
 from benchmarks.trained_models import KERNELS, TASKS, Model, batch, training  # noqa: E402
 from rnndiag.engine.adjoints import adjoints  # noqa: E402
 from rnndiag.engine.layer_run import LayerRun  # noqa: E402
-from rnndiag.engine.truncation.credit import credit_matrix  # noqa: E402
-from rnndiag.engine.truncation.lag_sweep import LagSweep  # noqa: E402
-from rnndiag.engine.truncation.sweep import lag_sweep  # noqa: E402
-from rnndiag.run.reach import reach, reach_error  # noqa: E402
-from rnndiag.run.window import smallest_window  # noqa: E402
+from rnndiag.engine.truncation.sweep.credit import credit_matrix  # noqa: E402
+from rnndiag.engine.truncation.sweep.lag_sweep import lag_sweep  # noqa: E402
+from rnndiag.engine.truncation.sweep.lag_sweep_result import LagSweep  # noqa: E402
+from rnndiag.stats.reach import reach, reach_error  # noqa: E402
+from rnndiag.stats.window import smallest_window  # noqa: E402
 
 
 def seconds(call: Callable[[], object]) -> float:

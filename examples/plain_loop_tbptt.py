@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import rnndiag
-from rnndiag.run.reach import reach
+from rnndiag.stats.reach import reach
 
 CHUNK, STEPS, BATCH, HIDDEN = 16, 64, 8, 16
 

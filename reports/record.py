@@ -49,7 +49,7 @@ def arguments(entry: Entry) -> list[str]:
 def record(entry: Entry) -> None:
     """Train and record one run, and keep it small."""
     from lightning_modules.__main__ import run
-    from rnndiag.run.compact import compact
+    from rnndiag.store.compact import compact
 
     folder = ROOT / "reports" / entry.name / entry.name
     shutil.rmtree(folder, ignore_errors=True)

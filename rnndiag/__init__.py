@@ -30,17 +30,19 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.spectra.products import singular_spectrum as singular_spectrum
     from rnndiag.engine.spectra.radius import spectral_radius as spectral_radius
     from rnndiag.engine.truncation import estimators as estimators
-    from rnndiag.engine.truncation.credit import credit_matrix as credit_matrix
-    from rnndiag.engine.truncation.estimate import Score as Score
-    from rnndiag.engine.truncation.estimate import compare_estimators as compare_estimators
-    from rnndiag.engine.truncation.estimate import estimate as estimate
+    from rnndiag.engine.truncation.chains.seam_memory import SeamMemory as SeamMemory
+    from rnndiag.engine.truncation.estimators.estimate import Score as Score
+    from rnndiag.engine.truncation.estimators.estimate import (
+        compare_estimators as compare_estimators,
+    )
+    from rnndiag.engine.truncation.estimators.estimate import estimate as estimate
     from rnndiag.engine.truncation.gradient_scale import cell_only as cell_only
     from rnndiag.engine.truncation.gradient_scale import scale_gradient as scale_gradient
-    from rnndiag.engine.truncation.lag_sweep import LagSweep as LagSweep
-    from rnndiag.engine.truncation.seam import seam_sweep as seam_sweep
-    from rnndiag.engine.truncation.seam_memory import SeamMemory as SeamMemory
-    from rnndiag.engine.truncation.sweep import lag_sweep as lag_sweep
-    from rnndiag.engine.truncation.terms import loss_terms as loss_terms
+    from rnndiag.engine.truncation.sweep.credit import credit_matrix as credit_matrix
+    from rnndiag.engine.truncation.sweep.lag_sweep import lag_sweep as lag_sweep
+    from rnndiag.engine.truncation.sweep.lag_sweep_result import LagSweep as LagSweep
+    from rnndiag.engine.truncation.sweep.loss_terms import loss_terms as loss_terms
+    from rnndiag.engine.truncation.sweep.seam_sweep import seam_sweep as seam_sweep
     from rnndiag.health.finding import Finding as Finding
     from rnndiag.health.gate import check as check
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
@@ -48,45 +50,45 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.recorder.probe import probe as probe
     from rnndiag.report.notebook import verdict_strip as verdict_strip
     from rnndiag.report.write_report import write_report as write_report
-    from rnndiag.run.advise import advice as advice
-    from rnndiag.run.measurement import Measurement as Measurement
-    from rnndiag.run.reach import reach as reach
-    from rnndiag.run.reach import reach_error as reach_error
-    from rnndiag.run.recording import Recording as Recording
     from rnndiag.run.run import Run as Run
     from rnndiag.run.run import open_run as open_run
     from rnndiag.run.runs import open_runs as open_runs
-    from rnndiag.run.writer import RunWriter as RunWriter
+    from rnndiag.stats.advice import advice as advice
+    from rnndiag.stats.reach import reach as reach
+    from rnndiag.stats.reach import reach_error as reach_error
+    from rnndiag.store.measurement import Measurement as Measurement
+    from rnndiag.store.recording import Recording as Recording
+    from rnndiag.store.writer import RunWriter as RunWriter
     from rnndiag.train.unroll import truncated_unroll as truncated_unroll
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _PUBLIC: dict[str, str] = {
-    "LagSweep": "rnndiag.engine.truncation.lag_sweep",
-    "Score": "rnndiag.engine.truncation.estimate",
-    "SeamMemory": "rnndiag.engine.truncation.seam_memory",
+    "LagSweep": "rnndiag.engine.truncation.sweep.lag_sweep_result",
+    "Score": "rnndiag.engine.truncation.estimators.estimate",
+    "SeamMemory": "rnndiag.engine.truncation.chains.seam_memory",
     "cell_only": "rnndiag.engine.truncation.gradient_scale",
-    "compare_estimators": "rnndiag.engine.truncation.estimate",
-    "estimate": "rnndiag.engine.truncation.estimate",
+    "compare_estimators": "rnndiag.engine.truncation.estimators.estimate",
+    "estimate": "rnndiag.engine.truncation.estimators.estimate",
     "scale_gradient": "rnndiag.engine.truncation.gradient_scale",
-    "seam_sweep": "rnndiag.engine.truncation.seam",
+    "seam_sweep": "rnndiag.engine.truncation.sweep.seam_sweep",
     "truncated_unroll": "rnndiag.train.unroll",
-    "credit_matrix": "rnndiag.engine.truncation.credit",
-    "lag_sweep": "rnndiag.engine.truncation.sweep",
-    "loss_terms": "rnndiag.engine.truncation.terms",
+    "credit_matrix": "rnndiag.engine.truncation.sweep.credit",
+    "lag_sweep": "rnndiag.engine.truncation.sweep.lag_sweep",
+    "loss_terms": "rnndiag.engine.truncation.sweep.loss_terms",
     "Adjoints": "rnndiag.engine.adjoints",
     "Cell": "rnndiag.engine.cells.cell",
     "Finding": "rnndiag.health.finding",
     "GradientDiagnostics": "rnndiag.recorder.callback",
     "LayerRun": "rnndiag.engine.layer_run",
-    "Measurement": "rnndiag.run.measurement",
+    "Measurement": "rnndiag.store.measurement",
     "Proof": "rnndiag.engine.proof",
-    "Recording": "rnndiag.run.recording",
+    "Recording": "rnndiag.store.recording",
     "Run": "rnndiag.run.run",
-    "RunWriter": "rnndiag.run.writer",
+    "RunWriter": "rnndiag.store.writer",
     "adjoints": "rnndiag.engine.adjoints",
-    "advice": "rnndiag.run.advise",
+    "advice": "rnndiag.stats.advice",
     "check": "rnndiag.health.gate",
     "contribution_norms": "rnndiag.engine.contributions",
     "contributions": "rnndiag.engine.contributions",
@@ -100,8 +102,8 @@ _PUBLIC: dict[str, str] = {
     "probe": "rnndiag.recorder.probe",
     "preflight": "rnndiag.recorder.preflight",
     "prove": "rnndiag.engine.proof",
-    "reach": "rnndiag.run.reach",
-    "reach_error": "rnndiag.run.reach",
+    "reach": "rnndiag.stats.reach",
+    "reach_error": "rnndiag.stats.reach",
     "register_cell": "rnndiag.engine.cells.registry",
     "singular_spectrum": "rnndiag.engine.spectra.products",
     "spectral_radius": "rnndiag.engine.spectra.radius",

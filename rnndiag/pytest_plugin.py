@@ -87,7 +87,7 @@ class RnndiagFixture:
 
     def callback(self, **arguments: Any) -> Any:
         """A GradientDiagnostics that writes below this test's folder; its faults are raised (strict=True)."""
-        from rnndiag import GradientDiagnostics
+        from rnndiag.recorder.callback import GradientDiagnostics
 
         number = len(self._callbacks) + 1
         own = {
@@ -135,7 +135,7 @@ class RnndiagFixture:
 
     def preflight(self, *arguments: Any, **options: Any) -> list[Finding]:
         """`rnndiag.preflight(model, batch, loss_fn)`; AssertionError names the structural faults."""
-        from rnndiag import preflight
+        from rnndiag.recorder.preflight import preflight
 
         found = preflight(*arguments, **options)
         faults = [one for one in found if one.status in ("fail", "warn")]
@@ -166,7 +166,7 @@ def _report(path: Path) -> str:
     """Write the run's page; the line that says where, or why not."""
     page = path / "report.html"
     try:
-        from rnndiag import write_report
+        from rnndiag.report.write_report import write_report
 
         write_report(path, page)
     except Exception as error:  # noqa: BLE001 - a fault of the report must not hide the test's own failure

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from truncation.planted import BIAS, recorded
 
 from rnndiag import lag_sweep
-from rnndiag.run.advise import resolved_bias
-from rnndiag.run.window import EPSILON, systematic_bias
+from rnndiag.stats.advice import resolved_bias
+from rnndiag.stats.window import EPSILON, systematic_bias
 
 RATIOS = (3.0, 1.0, 0.3, 0.1)
 """Signal to noise of one minibatch."""

@@ -26,7 +26,11 @@ TOPICS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Truncation", "Lags, windows and estimators.", ("rnndiag.engine.truncation",)),
     ("Training", "Loops with a truncated or randomized gradient.", ("rnndiag.train",)),
     ("Jacobians and spectra", "", ("rnndiag.engine.spectra",)),
-    ("Runs", "Reading and writing run directories: needs numpy alone.", ("rnndiag.run",)),
+    (
+        "Runs",
+        "Reading and writing run directories: needs numpy alone.",
+        ("rnndiag.run", "rnndiag.stats", "rnndiag.store"),
+    ),
     ("Verdicts and reports", "", ("rnndiag.health", "rnndiag.report", "rnndiag.plot")),
     ("Errors", "Each says what happened, and what to do.", ("rnndiag.errors",)),
 )

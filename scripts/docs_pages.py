@@ -52,7 +52,7 @@ def rows(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
 
 def measures() -> str:
     """Every stored quantity."""
-    from rnndiag.run.quantities import QUANTITIES
+    from rnndiag.store.quantities import QUANTITIES
 
     return rows(
         ("quantity", "dims", "unit", "scale", "meaning"),
@@ -143,7 +143,7 @@ def config() -> str:
 
 def limits() -> str:
     """What a run may hold at most."""
-    from rnndiag.run import limits as module
+    from rnndiag.store import limits as module
 
     body = []
     for name, value in vars(module).items():

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 LAYERS = ("encoder.l0", "encoder.l1")
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

@@ -122,7 +122,7 @@ def overview() -> str:
 
 
 def _tell(sentence: str, code: int) -> int:
-    from rnndiag.run.text import printable
+    from rnndiag.store.text import printable
 
     sys.stdout.flush()
     sys.stderr.write(f"rnndiag: {printable(sentence)}\n")

@@ -50,7 +50,7 @@ def _accept_snapshot(folder: Path, output: str | None) -> int:
     from rnndiag.health.torch_side import ask
 
     path = Path(output) if output else folder / NUMBERS
-    for line in store_numbers(path, ask("snapshot", ["measure", str(folder)])):
+    for line in store_numbers(path, ask("frozen.snapshot", ["measure", str(folder)])):
         sys.stdout.write(f"  {line}\n")
     sys.stdout.write(f"{path}: written\n")
     return 0

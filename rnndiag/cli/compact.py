@@ -34,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compact the run and say what was dropped."""
     from rnndiag.cli.show import size_text
-    from rnndiag.run.compact import compact
-    from rnndiag.run.text import printable
+    from rnndiag.store.compact import compact
+    from rnndiag.store.text import printable
 
     done = compact(args.run, args.max_bytes, args.dry_run)
     verb = "would take" if args.dry_run else "takes"

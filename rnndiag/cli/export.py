@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from rnndiag.run.measurement import Series
     from rnndiag.run.run import Run
+    from rnndiag.store.measurement import Series
 
 _FACTS = frozenset(("unit", "scale"))
 _FORMULA_MARKS = ("=", "+", "-", "@", "\t", "\r")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the file and say what is in it."""
     from rnndiag.errors import BadConfig, RunUnreadable
     from rnndiag.run.run import open_run
-    from rnndiag.run.select import listed
+    from rnndiag.store.reader import listed
 
     ending = args.output.lower().rpartition(".")[2]
     form = (
@@ -87,12 +87,12 @@ def run(args: argparse.Namespace) -> int:
 def chosen(one: Run, args: argparse.Namespace) -> Iterator[Series]:
     """Every series asked for, phase by phase."""
     from rnndiag.run.frames import chosen as keys
-    from rnndiag.run.select import no_recordings, refuse_unknown
+    from rnndiag.store.reader import no_recordings
 
     steps = _steps(args.steps)
     if not len(one):
         raise no_recordings(one)
-    refuse_unknown(one, args.rank, None)
+    one.refuse_unknown(args.rank, None)
     wanted = [pair for quantity in args.quantity or [None] for pair in keys(one, quantity, None)]
     for layer in args.layer or ():
         if layer not in one.layers and not any(of == layer for _, of in wanted):
@@ -149,7 +149,7 @@ def _cell(value: Any) -> Any:
     """Text that a spreadsheet would take for a formula gets an apostrophe, and control characters are escaped: a run
     is data, never code.
     """
-    from rnndiag.run.text import printable
+    from rnndiag.store.text import printable
 
     if not isinstance(value, str):
         return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rnndiag.run.quantities import QUANTITIES
+from rnndiag.store.quantities import QUANTITIES
 
 
 def registry_text() -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rnndiag.run.measurement import Series
     from rnndiag.run.run import Run
+    from rnndiag.store.measurement import Series
 
 _PROBLEMS_SHOWN = 50
 _EPILOG = "exit codes: 0 shown; 2 usage error; 3 the run cannot be read"
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.errors import BadConfig
     from rnndiag.run.run import open_run
     from rnndiag.run.runs import open_runs
-    from rnndiag.run.text import printable, to_json
+    from rnndiag.store.text import printable, to_json
 
     if args.registry:
         from rnndiag.cli.registry_listing import registry_markdown, registry_text
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _quantity_after_runs(args: argparse.Namespace) -> None:
     """`show RUN loss` is `show RUN -q loss`, unless something of that name lies there."""
-    from rnndiag.run.quantities import QUANTITIES
+    from rnndiag.store.quantities import QUANTITIES
 
     last = args.runs[-1] if len(args.runs) > 1 and args.quantity is None else None
     if last in QUANTITIES and not os.path.exists(last):
@@ -208,11 +208,10 @@ def _provenance_lines(provenance: dict[str, Any]) -> Iterator[str]:
 
 def _headline_lines(one: Run) -> Iterator[str]:
     from rnndiag.errors import RnndiagError
-    from rnndiag.run.layer_names import stacks_of
 
     if one.layers:
         yield "  layers"
-    for layer in (*one.layers, *stacks_of(one)):
+    for layer in (*one.layers, *one.stacks):
         told = []
         if ("credit_profile", layer) in one:
             try:
@@ -232,7 +231,7 @@ def _seam_lines(one: Run) -> Iterator[str]:
 
 
 def _quantity_line(one: Run, name: str) -> str:
-    from rnndiag.run.quantities import MODEL, QUANTITIES
+    from rnndiag.store.quantities import MODEL, QUANTITIES
 
     known = QUANTITIES.get(name)
     layers = one.layers_of(name)
@@ -251,7 +250,7 @@ def quantity_lines(
 ) -> Iterator[str]:
     """One quantity: its meaning, and per layer its dims and its range over all recordings and at the last one."""
     from rnndiag.cli.text_picture import pictures
-    from rnndiag.run.quantities import QUANTITIES
+    from rnndiag.store.quantities import QUANTITIES
 
     yield f"{one.path}: {name}"
     if name in QUANTITIES:

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     words = ["freeze", args.factory, args.output]
     if args.checkpoint:
         words += ["--checkpoint", args.checkpoint]
-    new = ask("snapshot", words)
+    new = ask("frozen.snapshot", words)
     for line in store_numbers(Path(args.output) / NUMBERS, new):
         sys.stdout.write(f"  {line}\n")
     sys.stdout.write(

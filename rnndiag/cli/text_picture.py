@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from rnndiag.run.measurement import Series
+    from rnndiag.store.measurement import Series
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 60

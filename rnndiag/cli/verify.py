@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.cli.show import limited
     from rnndiag.errors import RunUnreadable
     from rnndiag.run.run import open_run
-    from rnndiag.run.text import printable
+    from rnndiag.store.text import printable
 
     worst = 0
     for path in args.runs:

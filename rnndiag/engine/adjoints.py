@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
-from rnndiag.engine.forward_gap import ForwardGap
+from rnndiag.engine.cpu_buffers import empty, empty_parts
+from rnndiag.engine.forward_error import ForwardGap
 from rnndiag.engine.layer_run import LayerRun, named_sizes
-from rnndiag.engine.pages import empty, empty_parts
 from rnndiag.engine.scan_stretch import scan_stretch
 from rnndiag.engine.transition import (
     Coefficients,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import Cell, State
-from rnndiag.engine.pages import empty
+from rnndiag.engine.cpu_buffers import empty
 from rnndiag.errors import BadArgument
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.contributions import ContributionNorms, contribution_norms
-from rnndiag.engine.forward_gap import forward_error
+from rnndiag.engine.forward_error import forward_error
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.outside import gradients_from_outside
+from rnndiag.engine.outside_gradients import gradients_from_outside
 from rnndiag.engine.transition import transposed_by_autograd
 from rnndiag.errors import BadArgument
 

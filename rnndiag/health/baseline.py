@@ -16,7 +16,7 @@ from rnndiag.health.fingerprint import differences, fingerprint
 from rnndiag.health.judge import Judge
 from rnndiag.health.numbers import NotRecorded
 from rnndiag.health.rule import Rule, all_rules
-from rnndiag.run.run import Run
+from rnndiag.store.reader import StoredRun
 
 FORMAT = "rnndiag baseline"
 VERSION = 1
@@ -68,7 +68,7 @@ class Baseline:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def measure(runs: Sequence[Run], config: Config) -> Baseline:
+def measure(runs: Sequence[StoredRun], config: Config) -> Baseline:
     """The baseline that these runs (seeds of one program) make."""
     prints = [fingerprint(run) for run in runs]
     for run, other in zip(runs[1:], prints[1:], strict=True):
@@ -99,7 +99,7 @@ def measure(runs: Sequence[Run], config: Config) -> Baseline:
     )
 
 
-def run_values(run: Run, config: Config) -> dict[str, dict[str, float]]:
+def run_values(run: StoredRun, config: Config) -> dict[str, dict[str, float]]:
     """check -> layer -> the number that is judged, for all comparable checks that have one."""
     judge = Judge(run, config)
     found: dict[str, dict[str, float]] = {}

@@ -14,7 +14,7 @@ from typing import Any
 from rnndiag.errors import BadConfig
 from rnndiag.health.bounds import Bounds, parse_percent
 from rnndiag.health.rule import all_rules
-from rnndiag.run.judged import judged_steps
+from rnndiag.store.judged import judged_steps
 
 if sys.version_info >= (3, 11):
     import tomllib

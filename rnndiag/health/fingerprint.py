@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rnndiag.health.numbers import NotRecorded, RunNumbers
-from rnndiag.run.quantities import MODEL
-from rnndiag.run.run import Run
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.reader import StoredRun
 
 Fingerprint = Mapping[str, Any]
 """Field -> a plain JSON value. Fields of a layer or a version are written `T.rnn.l0`, `versions.torch`."""
@@ -17,7 +17,7 @@ Fingerprint = Mapping[str, Any]
 _VERSIONS = ("rnndiag", "torch")
 
 
-def fingerprint(run: Run) -> dict[str, Any]:
+def fingerprint(run: StoredRun) -> dict[str, Any]:
     """The run's own, from its provenance and its arrays."""
     numbers = RunNumbers(run)
     provenance = run.provenance

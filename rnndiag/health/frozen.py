@@ -36,7 +36,7 @@ def judge_snapshot(folder: Path, baseline: str | None = None) -> Judgement:
     """Run the snapshot and compare it with its own numbers, or with those in the file `baseline`."""
     path = Path(baseline) if baseline else folder / NUMBERS
     old = read_numbers(path)
-    new = ask("snapshot", ["measure", str(folder)])
+    new = ask("frozen.snapshot", ["measure", str(folder)])
     findings = compare(old, new, folder.name)
     layers = len(new["layers"])
     return Judgement(

@@ -19,12 +19,12 @@ from rnndiag.health.numbers import NotRecorded
 from rnndiag.health.proof import proof_findings
 from rnndiag.health.recorded import recorded_findings
 from rnndiag.health.rule import Rule, all_rules
-from rnndiag.run.run import Run, open_run
+from rnndiag.store.reader import StoredRun
 
 AGAINST = " vs base"
 """What follows the name of a check where it is compared with the baseline."""
 
-RunLike = Run | str | Path
+RunLike = StoredRun | str | Path
 
 
 def check(
@@ -175,15 +175,15 @@ def _percent(change: float, tolerance: float) -> str:
     return f"{shown} %"
 
 
-def open_all(run: RunLike | Sequence[RunLike]) -> list[Run]:
+def open_all(run: RunLike | Sequence[RunLike]) -> list[StoredRun]:
     """The runs, opened where they are paths."""
-    several = [run] if isinstance(run, Run | str | Path) else list(run)
+    several = [run] if isinstance(run, StoredRun | str | Path) else list(run)
     if not several:
         raise CannotJudge("No run was given.", "Name at least one run directory.")
-    return [one if isinstance(one, Run) else open_run(one) for one in several]
+    return [one if isinstance(one, StoredRun) else StoredRun(one) for one in several]
 
 
-def require_enough(run: Run, config: Config) -> None:
+def require_enough(run: StoredRun, config: Config) -> None:
     """Raise where a run has fewer recordings than the checks need: what was not checked is not a pass."""
     outlines = run.outlines
     count = sum(math.isfinite(outline.time) for outline in outlines)
@@ -200,7 +200,7 @@ def require_enough(run: Run, config: Config) -> None:
     )
 
 
-def _ended(run: Run) -> str:
+def _ended(run: StoredRun) -> str:
     """One sentence on how the recording ended."""
     status = run.status
     if status.word == "finished":
@@ -215,7 +215,7 @@ def _ended(run: Run) -> str:
     return f"{why}: last written {written}."
 
 
-def require_proof(run: Run, config: Config) -> None:
+def require_proof(run: StoredRun, config: Config) -> None:
     """Raise where a proof failed: numbers that are not to be trusted are no baseline."""
     judge = Judge(run, config)
     failed = [*proof_findings(judge), *judge.findings(all_rules()[UNTRUSTED])]
@@ -226,7 +226,7 @@ def require_proof(run: Run, config: Config) -> None:
             )
 
 
-def require_comparable(runs: Sequence[Run], baseline: Baseline, config: Config) -> None:
+def require_comparable(runs: Sequence[StoredRun], baseline: Baseline, config: Config) -> None:
     """Raise where a run's fingerprint differs from the baseline's, naming the field."""
     for run in runs:
         for name, old, new in differences(
@@ -243,11 +243,11 @@ def baseline_of(source: Baseline | RunLike | None, config: Config) -> Baseline |
     """What to compare with: a baseline, the one in a file, or the one that a single run makes."""
     if source is None or isinstance(source, Baseline):
         return source
-    if isinstance(source, Run):
+    if isinstance(source, StoredRun):
         return measure([source], config)
     path = Path(source)
     if path.is_dir():
-        run = open_run(path)
+        run = StoredRun(path)
         require_enough(run, config)
         return measure([run], config)
     return read_baseline(path)

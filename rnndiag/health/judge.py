@@ -13,10 +13,10 @@ from rnndiag.health.bounds import EVERY_LAYER, Bounds
 from rnndiag.health.config import Config
 from rnndiag.health.finding import Finding, Status
 from rnndiag.health.numbers import NotRecorded, RunNumbers
-from rnndiag.health.rule import Rule, Series, all_rules
-from rnndiag.run.quantities import MODEL
-from rnndiag.run.run import Run
-from rnndiag.run.time_words import TimeWords
+from rnndiag.health.rule import Rule, RuleSeries, all_rules
+from rnndiag.stats.time_words import TimeWords
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.reader import StoredRun
 
 _WORDS_OF_CAUSE = 2
 ADVICE = "advice"
@@ -27,7 +27,7 @@ ADVICE = "advice"
 class Judge:
     """One run with what is allowed of it."""
 
-    run: Run
+    run: StoredRun
     config: Config
 
     @cached_property
@@ -55,14 +55,14 @@ class Judge:
         layers = self.whole.layers if rule.owner != "model" else ()
         return (*layers, *((MODEL,) if rule.owner != "layer" else ()))
 
-    def series(self, rule: Rule, layer: str, scope: RunNumbers) -> Series:
+    def series(self, rule: Rule, layer: str, scope: RunNumbers) -> RuleSeries:
         """The rule's number of each recording in the scope; raises NotRecorded."""
         found = rule.measure(scope.of(layer))
         if len(found.steps) == 0:
             raise NotRecorded(f"no judged recording holds what {rule.name} needs")
         return found
 
-    def value(self, rule: Rule, layer: str) -> tuple[float, Series]:
+    def value(self, rule: Rule, layer: str) -> tuple[float, RuleSeries]:
         """The number that is judged, and the recordings it comes from.
 
         What is measured on few recordings only, and on none of the judged ones, is judged by the last that has it.
@@ -75,7 +75,7 @@ class Judge:
                 raise
             whole = self.series(rule, layer, self.whole)
             note = f"measured last at step {int(whole.steps[-1])}, before the judged recordings"
-            series = Series(whole.steps[-1:], whole.values[-1:], note, whole.advice)
+            series = RuleSeries(whole.steps[-1:], whole.values[-1:], note, whole.advice)
         return reduced(rule, series.values), series
 
     def findings(self, rule: Rule) -> list[Finding]:
@@ -244,7 +244,7 @@ def not_judged(rule: Rule, layer: str, why: str, bounds: Bounds) -> Finding:
     )
 
 
-def moved(rule: Rule, series: Series, since: int) -> str:
+def moved(rule: Rule, series: RuleSeries, since: int) -> str:
     """`fell 0.99 -> 0.81, steps 320-360` where the number moved well beyond its spread there, else nothing."""
     before, after = series.values[series.steps < since], series.values[series.steps >= since]
     if len(before) < 2 or len(after) < 1 or not np.isfinite(np.concatenate([before, after])).all():

@@ -14,7 +14,7 @@ from rnndiag.health.finding import Finding
 from rnndiag.health.gate import RunLike, baseline_of, check, open_all
 from rnndiag.health.outcome import Outcome
 from rnndiag.health.verdict import Verdict, verdict
-from rnndiag.run.run import Run
+from rnndiag.store.reader import StoredRun
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def accept(paths: Sequence[str], source: object, against: Baseline) -> str:
     return f"rnndiag baseline {' '.join(paths)}{several} -o {file}"
 
 
-def scope(runs: Sequence[Run], config: Config) -> str:
+def scope(runs: Sequence[StoredRun], config: Config) -> str:
     """`recordings 41-50 of 50 (steps 800-980), 2 layers`."""
     run = runs[0]
     steps = [int(step) for step in run.steps]

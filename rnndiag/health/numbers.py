@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
-from rnndiag.run.quantities import MODEL
-from rnndiag.run.run import Run
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.reader import StoredRun
 
 TIMED = ("valid_samples", "adjoint_norm", "contribution_norm", "nonfinite_states")
 """Quantities that tell how long the sequences were."""
@@ -23,7 +23,7 @@ class NotRecorded(Exception):
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackNumbers:
     """One quantity over recordings: `steps` (n,), `values` (n, ...), `coordinates` of the labelled dims in `dims`."""
 
     steps: np.ndarray
@@ -32,14 +32,14 @@ class Stack:
     coordinates: Mapping[str, tuple[str, ...]]
     lengths: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def pick(self, dim: str, label: str) -> Stack:
+    def pick(self, dim: str, label: str) -> StackNumbers:
         """The values at one label of a dim, without that dim."""
         labels = self.coordinates.get(dim, ())
         if dim not in self.dims or label not in labels:
             raise NotRecorded(f"no {dim} is called {label}")
         axis = self.dims.index(dim)
         rest = self.dims[:axis] + self.dims[axis + 1 :]
-        return Stack(
+        return StackNumbers(
             self.steps, self.values.take(labels.index(label), axis + 1), rest, self.coordinates
         )
 
@@ -56,11 +56,11 @@ class Stack:
 class RunNumbers:
     """A run's numbers, read once each. `steps` limits them to some recordings."""
 
-    def __init__(self, run: Run, steps: np.ndarray | None = None) -> None:
+    def __init__(self, run: StoredRun, steps: np.ndarray | None = None) -> None:
         self.run = run
         self.all_steps = np.asarray(run.steps, dtype=np.int64)
         self.steps = self.all_steps if steps is None else steps
-        self._stacks: dict[tuple[str, str], Stack | None] = {}
+        self._stacks: dict[tuple[str, str], StackNumbers | None] = {}
 
     def last(self, count: int) -> RunNumbers:
         """The same run, limited to its last `count` recordings."""
@@ -75,7 +75,7 @@ class RunNumbers:
         """The numbers of one layer."""
         return LayerNumbers(self, layer)
 
-    def stack(self, quantity: str, layer: str) -> Stack:
+    def stack(self, quantity: str, layer: str) -> StackNumbers:
         """One quantity of one layer over the recordings that hold it."""
         key = quantity, layer
         if key not in self._stacks:
@@ -101,7 +101,7 @@ class RunNumbers:
                     return self.lengths(quantity, layer, "time")
         return None
 
-    def _read(self, quantity: str, layer: str) -> Stack | None:
+    def _read(self, quantity: str, layer: str) -> StackNumbers | None:
         if (quantity, layer) not in self.run:
             return None
         steps = None if len(self.steps) == len(self.all_steps) else self.steps.tolist()
@@ -109,7 +109,7 @@ class RunNumbers:
             found = self.run.select(quantity, layer=layer, steps=steps)
         except (KeyError, RunUnreadable):
             return None
-        return Stack(
+        return StackNumbers(
             np.asarray(found.steps, dtype=np.int64),
             np.asarray(found.values, dtype=np.float64),
             tuple(found.dims[1:]),
@@ -125,15 +125,15 @@ class LayerNumbers:
     whole: RunNumbers
     layer: str
 
-    def get(self, quantity: str) -> Stack:
+    def get(self, quantity: str) -> StackNumbers:
         """One quantity; raises NotRecorded where the run has none."""
         return self.whole.stack(quantity, self.layer)
 
-    def ever(self, quantity: str) -> Stack:
+    def ever(self, quantity: str) -> StackNumbers:
         """One quantity over all recordings, judged or not: for what is measured on few of them."""
         return RunNumbers(self.whole.run).stack(quantity, self.layer)
 
-    def of_model(self, quantity: str) -> Stack:
+    def of_model(self, quantity: str) -> StackNumbers:
         """One quantity of the whole model."""
         return self.whole.stack(quantity, MODEL)
 

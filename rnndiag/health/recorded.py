@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from rnndiag.health.finding import Finding
-from rnndiag.run.run import Run
+from rnndiag.store.reader import StoredRun
 
 NOTE = "preflight"
 """The key of `Recording.notes` under which they are kept, as a list of `Finding.as_json()`."""
@@ -13,7 +13,7 @@ NOTE = "preflight"
 _MOST = 64
 
 
-def recorded_findings(run: Run) -> list[Finding]:
+def recorded_findings(run: StoredRun) -> list[Finding]:
     """The findings that the run's first recording holds. What does not read as a finding is left out."""
     if len(run.steps) == 0:
         return []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Series:
+class RuleSeries:
     """One number a recording: `steps` (n,) training steps, `values` (n,)."""
 
     steps: np.ndarray
@@ -33,10 +33,10 @@ class Series:
     advice: str = ""
     """A sentence of what would do instead."""
 
-    def upto(self, last_step: int) -> Series:
+    def upto(self, last_step: int) -> RuleSeries:
         """Only the recordings up to and with this step."""
         keep = self.steps <= last_step
-        return Series(self.steps[keep], self.values[keep], self.note, self.advice)
+        return RuleSeries(self.steps[keep], self.values[keep], self.note, self.advice)
 
 
 Range = tuple[float | None, float | None]
@@ -49,7 +49,7 @@ class Rule:
     """One verdict: where its number comes from, when it is wrong for everyone, and what to do."""
 
     name: str
-    measure: Callable[[LayerNumbers], Series]
+    measure: Callable[[LayerNumbers], RuleSeries]
     meaning: str
     """What the number is, in a few words."""
     statement: str
@@ -120,10 +120,10 @@ class Rule:
 REGISTRY: dict[str, Rule] = {}
 
 
-def rule(name: str, **facts: object) -> Callable[[Callable[[LayerNumbers], Series]], Rule]:
+def rule(name: str, **facts: object) -> Callable[[Callable[[LayerNumbers], RuleSeries]], Rule]:
     """Register the decorated function as the measure of a new rule."""
 
-    def register(measure: Callable[[LayerNumbers], Series]) -> Rule:
+    def register(measure: Callable[[LayerNumbers], RuleSeries]) -> Rule:
         if name in REGISTRY:
             raise ValueError(f"the rule {name!r} is registered twice")
         REGISTRY[name] = Rule(name=name, measure=measure, **facts)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rnndiag.health.finding import UNTRUSTED, Finding
 from rnndiag.health.outcome import exit_code
-from rnndiag.run.run import Run
+from rnndiag.store.reader import StoredRun
 
 SHAPES = {"fault": "▲", "unsure": "◆", "well": "●"}
 """Never colour alone: a fault, a doubt and a healthy run differ in shape as well."""
@@ -31,7 +31,7 @@ class Verdict:
         return next(kind for kind, shape in SHAPES.items() if shape == self.shape)
 
 
-def verdict(findings: Sequence[Finding], run: Run | None = None) -> Verdict:
+def verdict(findings: Sequence[Finding], run: StoredRun | None = None) -> Verdict:
     """The heading of these findings: distrust first, then failures, warnings, and what is out of the ordinary."""
     code = exit_code(findings)
     found = _leading(findings)

@@ -13,7 +13,7 @@ from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import FIGURES, ORDER
 from rnndiag.report.write_report import report_context
-from rnndiag.run.run import Run
+from rnndiag.store.reader import StoredRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ class Shown(Protocol):
 
     def __call__(
         self,
-        run: Run | str | os.PathLike[str],
+        run: StoredRun | str | os.PathLike[str],
         ax: Axes | None = None,
         layer: str = "",
         panel: int = 0,
@@ -42,7 +42,7 @@ def shown(name: str, title: str, about: str) -> Shown:
     """The function that draws the figure of this name."""
 
     def draw(
-        run: Run | str | os.PathLike[str],
+        run: StoredRun | str | os.PathLike[str],
         ax: Axes | None = None,
         layer: str = "",
         panel: int = 0,

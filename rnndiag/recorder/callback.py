@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnndiag.errors import BadArgument
-from rnndiag.recorder.directory import Place, chosen_directory
 from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.namespaces import adopt, callback_base
-from rnndiag.recorder.run_names import default_directory
+from rnndiag.recorder.output.directory import RunPlace, chosen_directory
+from rnndiag.recorder.output.run_names import default_directory
 from rnndiag.recorder.settings import LogChoice, settings_from
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback as _OfPyTorchLightning
     from typing_extensions import Self
 
-    from rnndiag.run.measurement import Measurement
+    from rnndiag.store.measurement import Measurement
 
     class _Base(_OfLightning, _OfPyTorchLightning):  # type: ignore[misc]  # two trainers, in every hook
         """Callback of `lightning.pytorch`, of `pytorch_lightning`, or both: a Trainer of either takes it."""
@@ -197,7 +197,7 @@ class GradientDiagnostics(_Adopting):
         self._close("superseded by another fit")
         resumed, self._resumed = self._resumed, None
         faults = Faults(self._settings.strict)
-        place = Place(self._run_dir)
+        place = RunPlace(self._run_dir)
         with faults.guard("choosing the run directory", "Give another dirpath."):
             step = int(trainer.global_step)
             place = chosen_directory(
@@ -238,12 +238,12 @@ class GradientDiagnostics(_Adopting):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Validation is no training."""
         if self._fit is not None:
-            self._fit.ledger.pause()
+            self._fit.overhead.pause()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Training goes on."""
         if self._fit is not None:
-            self._fit.ledger.resume()
+            self._fit.overhead.resume()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last step is made: close the run."""
@@ -258,12 +258,12 @@ class GradientDiagnostics(_Adopting):
         fit = self._fit
         if fit is None or fit.faults.gave_up(part := _PARTS[moment]):
             return
-        fit.ledger.enter()
+        fit.overhead.enter()
         try:
             with fit.faults.guard(part):
                 getattr(fit, moment)(*facts)
         finally:
-            fit.ledger.leave()
+            fit.overhead.leave()
         self._wrote = self._wrote or fit.chronicle.opened
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

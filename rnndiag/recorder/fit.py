@@ -6,26 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rnndiag.recorder.black_box import BlackBox
-from rnndiag.recorder.chronicle import Chronicle
-from rnndiag.recorder.clipping import ClipStory
-from rnndiag.recorder.closing import Cost, close_fit
-from rnndiag.recorder.directory import Place
-from rnndiag.recorder.faults import Faults, tell
-from rnndiag.recorder.gradients import step_facts
-from rnndiag.recorder.history import History, StepFacts
-from rnndiag.recorder.leaving import last_recording
-from rnndiag.recorder.ledger import Ledger
-from rnndiag.recorder.logged import log_scalars
-from rnndiag.recorder.measures import chosen_measures
-from rnndiag.recorder.own_clipping import OwnClipping
-from rnndiag.recorder.pending import Pending
-from rnndiag.recorder.provenance import provenance
-from rnndiag.recorder.reading import Reader
-from rnndiag.recorder.schedule import Decision, WithinBudget
-from rnndiag.recorder.schedule_for import schedule_for
-from rnndiag.recorder.settings import Settings
-from rnndiag.recorder.training_facts import (
+from rnndiag.recorder.facts.clipping import ClipStory
+from rnndiag.recorder.facts.gradient_norms import step_facts
+from rnndiag.recorder.facts.history import History, StepFacts
+from rnndiag.recorder.facts.own_clipping import OwnClipping
+from rnndiag.recorder.facts.provenance import provenance
+from rnndiag.recorder.facts.trainer import (
     batches_so_far,
     clip_of,
     loss_of,
@@ -33,30 +19,45 @@ from rnndiag.recorder.training_facts import (
     step_of,
     training_measurements,
 )
+from rnndiag.recorder.faults import Faults, tell
+from rnndiag.recorder.measures import chosen_measures
+from rnndiag.recorder.output.closing import Cost, close_fit
+from rnndiag.recorder.output.directory import RunPlace
+from rnndiag.recorder.output.last_recording import last_recording
+from rnndiag.recorder.output.logger_scalars import log_scalars
+from rnndiag.recorder.output.pending_recording import Pending
+from rnndiag.recorder.output.run_output import RunOutput
+from rnndiag.recorder.reading import Reader
+from rnndiag.recorder.replay.black_box import BlackBox
+from rnndiag.recorder.schedule.overhead import Overhead
+from rnndiag.recorder.schedule.schedule import Decision, WithinBudget, schedule_for
+from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.watch import Watch
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 
 class FitRecorder:
     """The recorder at work. Every method is a moment of the training loop; none raises unless `strict`."""
 
     def __init__(
-        self, settings: Settings, trainer: Any, module: Any, place: Place, faults: Faults
+        self, settings: Settings, trainer: Any, module: Any, place: RunPlace, faults: Faults
     ) -> None:
         self.settings, self.trainer, self.module = settings, trainer, module
         self.run_dir, self.faults = place.path, faults
-        self.ledger = Ledger()
+        self.overhead = Overhead()
         self.history = History()
         self.clips = ClipStory()
         self.groups = chosen_measures(settings.measures)
-        self.schedule = schedule_for(settings, self.groups, self.ledger, trainer, module)
-        self.reader = Reader(settings, trainer, module, self.faults, self.ledger)
-        self.black_box = BlackBox(settings, module, trainer, self.groups, self.faults, self.ledger)
+        self.schedule = schedule_for(settings, self.groups, self.overhead, trainer, module)
+        self.reader = Reader(settings, trainer, module, self.faults, self.overhead)
+        self.black_box = BlackBox(
+            settings, module, trainer, self.groups, self.faults, self.overhead
+        )
         self.own_clipping = OwnClipping(trainer, module)
         self.watch = Watch(
             module, lambda: scaling_of(trainer, module).factor, self.faults, settings.steps
         )
-        self.chronicle = Chronicle(
+        self.chronicle = RunOutput(
             place.path,
             self.faults,
             lambda: provenance(trainer, module, settings.as_json(), self.reader.first_runs),
@@ -89,7 +90,7 @@ class FitRecorder:
         self._begin_step(self._batch_step)
         with self.faults.guard("watching the model"):
             self._watch_next()
-        self.ledger.batch_started()
+        self.overhead.batch_started()
 
     def after_backward(self) -> None:
         """A backward pass is over."""
@@ -145,7 +146,7 @@ class FitRecorder:
             self.watch.disarm()
             self.black_box.rest()
         self.reader.batch = None
-        self.ledger.batch_ended(self.reader.measured)
+        self.overhead.batch_ended(self.reader.measured)
 
     def epoch_ended(self) -> None:
         """An epoch's story of clipping is complete."""
@@ -163,13 +164,15 @@ class FitRecorder:
         """After everything else of the fit: say what it showed. A fit without a progress bar prints nothing."""
         if self.trainer.global_rank != 0:
             return
-        broke = isinstance(self.schedule, WithinBudget) and self.ledger.share > self.settings.budget
+        broke = (
+            isinstance(self.schedule, WithinBudget) and self.overhead.share > self.settings.budget
+        )
         quiet = self.trainer.progress_bar_callback is None
         close_fit(
             self.settings,
             self.run_dir,
             self.chronicle.count,
-            Cost(self.ledger.share, broke, self.ledger.light / self.ledger.training),
+            Cost(self.overhead.share, broke, self.overhead.light / self.overhead.training),
             self.faults,
             quiet,
             self.trainer.loggers,
@@ -185,7 +188,7 @@ class FitRecorder:
             self.black_box.release()
             self.reader.seams.release()
         if not self.chronicle.closed:
-            with self.ledger.own():
+            with self.overhead.own():
                 self._store_rest()
                 self.chronicle.close(reason)
 
@@ -262,7 +265,7 @@ class FitRecorder:
                 self._say_if_none()
                 continue
             more = (
-                training_measurements(facts, loss, self.ledger.spent, self.ledger.share)
+                training_measurements(facts, loss, self.overhead.spent, self.overhead.share)
                 + self.history.measurements()
             )
             if clipping := self.clips.drain():
@@ -296,5 +299,7 @@ class FitRecorder:
             if not self.chronicle.opened:
                 return
             ring, story = self.history.measurements(), self.clips.drain()
-            last = last_recording(self.trainer, self.module, ring, story, self.ledger, self.faults)
+            last = last_recording(
+                self.trainer, self.module, ring, story, self.overhead, self.faults
+            )
             self.chronicle.append(replace(last, measurements=(*last.measurements, *self.added)))

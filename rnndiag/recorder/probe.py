@@ -16,7 +16,7 @@ from rnndiag.engine.proof import Proof, prove
 from rnndiag.errors import BadArgument, CaptureFault, NotSupported
 from rnndiag.recorder.capture import BackwardPass, Capture
 from rnndiag.recorder.record_passes import record_passes
-from rnndiag.run.recording import Recording
+from rnndiag.store.recording import Recording
 
 _out_of_inference = torch.inference_mode(False)
 """For looks from inside of `torch.inference_mode`, where the proofs' own derivatives could not be taken."""

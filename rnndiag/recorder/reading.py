@@ -8,17 +8,17 @@ from typing import Any
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.capture import BackwardPass
+from rnndiag.recorder.capture.gathered import gathered
+from rnndiag.recorder.facts.labels import label_notes
+from rnndiag.recorder.facts.trainer import precision_of, scaling_of
 from rnndiag.recorder.faults import Faults
-from rnndiag.recorder.gathered import gathered
-from rnndiag.recorder.labels import label_notes
-from rnndiag.recorder.ledger import Ledger
 from rnndiag.recorder.measures import Extent, Subject, take
-from rnndiag.recorder.pending import BACKWARDS, Pending, renamed
+from rnndiag.recorder.output.pending_recording import BACKWARDS, Pending, renamed
 from rnndiag.recorder.preflight.glance import NOTE, glance
-from rnndiag.recorder.seams import Seams
+from rnndiag.recorder.replay.seams import Seams
+from rnndiag.recorder.schedule.overhead import Overhead
 from rnndiag.recorder.settings import Settings
-from rnndiag.recorder.training_facts import precision_of, scaling_of
-from rnndiag.run.time_words import TimeWords
+from rnndiag.stats.time_words import TimeWords
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Reader:
     trainer: Any
     module: Any
     faults: Faults
-    ledger: Ledger
+    overhead: Overhead
     first_runs: tuple[LayerRun, ...] = ()
     """The layer runs of the first recording: they describe the model."""
     measured: bool = False
@@ -38,7 +38,7 @@ class Reader:
     _layers: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.seams = Seams(self.settings, self.module, self.faults, self.ledger)
+        self.seams = Seams(self.settings, self.module, self.faults, self.overhead)
 
     def batch_started(self, batch: Any) -> None:
         """Nothing is measured of this batch yet."""
@@ -74,14 +74,14 @@ class Reader:
                     samples=self.settings.samples, thrifty=pending.thrifty, seed=pending.step
                 ),
             )
-            pending.taken.append(take(subject, pending.groups, self.faults, self.ledger.own))
+            pending.taken.append(take(subject, pending.groups, self.faults, self.overhead.own))
             self._note(pending, runs)
             self.seams.read(pending, seen.layer_runs)
 
     def _glance(self, pending: Pending, runs: tuple[LayerRun, ...]) -> None:
         """At the first recording: faults of structure that the step shows by itself."""
         if self.settings.preflight:
-            with self.faults.guard("the preflight"), self.ledger.own():
+            with self.faults.guard("the preflight"), self.overhead.own():
                 found = glance(runs, self.batch)
                 if found:
                     pending.facts[NOTE] = found

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rnndiag.recorder.capture import BackwardPass
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.measures import Extent, Subject, chosen_measures, take
-from rnndiag.recorder.pending import Pending, renamed
-from rnndiag.run.recording import Recording
+from rnndiag.recorder.output.pending_recording import Pending, renamed
+from rnndiag.store.recording import Recording
 
 
 def record_passes(

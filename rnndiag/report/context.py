@@ -13,15 +13,13 @@ from rnndiag.errors import RunUnreadable
 from rnndiag.health.config import Config
 from rnndiag.health.finding import Finding
 from rnndiag.health.verdict import Verdict, verdict
-from rnndiag.run.advice import Advice
-from rnndiag.run.advise import advice
-from rnndiag.run.headline import lengths_of
-from rnndiag.run.layer_names import stacks_of
-from rnndiag.run.measurement import Measurement, Series
-from rnndiag.run.quantities import QUANTITIES
-from rnndiag.run.reach import Decay, Reach, decay, reach
-from rnndiag.run.run import Run
-from rnndiag.run.stored import entry_name
+from rnndiag.stats.advice import Advice, advice
+from rnndiag.stats.headline import lengths_of, run_reach
+from rnndiag.stats.reach import Decay, Reach, decay, reach
+from rnndiag.store.measurement import Measurement, Series
+from rnndiag.store.quantities import QUANTITIES
+from rnndiag.store.reader import StoredRun
+from rnndiag.store.stored import entry_name
 
 LN10 = math.log(10.0)
 PATIENCE = 50
@@ -32,9 +30,9 @@ PATIENCE = 50
 class Context:
     """One run as the figures see it."""
 
-    run: Run
+    run: StoredRun
     findings: Sequence[Finding] = ()
-    baseline: Run | None = None
+    baseline: StoredRun | None = None
     config: Config = field(default_factory=Config)
     chosen: str = ""
     """The layer to show, where one was asked for."""
@@ -131,7 +129,7 @@ class Context:
         if ("credit_profile", layer) not in self.run:
             return None
         try:
-            return self.run.reach(layer=layer)
+            return run_reach(self.run, layer=layer)
         except (RunUnreadable, ValueError):
             return None
 
@@ -140,7 +138,7 @@ class Context:
         """Stacks whose layers were cut together, with their layers."""
         return {
             name: layers
-            for name, layers in stacks_of(self.run).items()
+            for name, layers in self.run.stacks.items()
             if ("credit_profile", name) in self.run
         }
 

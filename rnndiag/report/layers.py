@@ -9,6 +9,7 @@ import numpy as np
 from rnndiag.errors import RunUnreadable
 from rnndiag.report.context import Context
 from rnndiag.report.ticks import number
+from rnndiag.stats.headline import run_window
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _window(context: Context, layer: str) -> str:
     if ("window_bias", layer) not in context.run:
         return "–"
     try:
-        window = context.run.window(layer=layer)
+        window = run_window(context.run, layer=layer)
     except RunUnreadable:
         return "–"
     return f"{window.steps:.0f}" if window.reached else "–"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rnndiag.report.context import Context
-from rnndiag.run.quantities import MODEL
+from rnndiag.store.quantities import MODEL
 
 
 def measured(context: Context) -> list[tuple[str, list[str]]]:

@@ -9,13 +9,13 @@ import numpy as np
 from rnndiag.report.palette import TONES
 from rnndiag.report.strip import tiles
 from rnndiag.report.write_report import report_context
-from rnndiag.run.run import Run
+from rnndiag.store.reader import StoredRun
 
 _TONES = {"fault": "limit", "unsure": "baseline", "well": "third"}
 
 
 @np.errstate(all="ignore")
-def verdict_strip(run: Run) -> str:
+def verdict_strip(run: StoredRun) -> str:
     """The run's verdict and headline numbers as HTML that takes its colours from the notebook's own theme."""
     context = report_context(run)
     found = context.verdict

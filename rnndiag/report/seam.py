@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rnndiag.report.context import Context
-from rnndiag.run.advice import percent
-from rnndiag.run.advise import at_hand, seam_name
-from rnndiag.run.window import middle
+from rnndiag.stats.advice import at_hand, percent, seam_name
+from rnndiag.stats.window import middle
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The run directory: written by training, read by everything else. numpy and the standard library only."""
+"""A run as people read it: the store's reader with reach, window, advice and tables on top."""

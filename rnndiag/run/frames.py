@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnndiag.errors import NotInstalled, RunUnreadable
-from rnndiag.run.measurement import Series
-from rnndiag.run.quantities import MODEL
-from rnndiag.run.text import meant
+from rnndiag.store.measurement import Series
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.text import meant
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
-    from rnndiag.run.run import Run
+    from rnndiag.store.reader import StoredRun
 
 
 _FIXED = frozenset(("run", "step", "phase", "quantity", "layer", "value"))
@@ -43,7 +43,7 @@ def _xarray() -> Any:
     return xarray
 
 
-def chosen(run: Run, quantity: str | None, layer: str | None) -> list[tuple[str, str]]:
+def chosen(run: StoredRun, quantity: str | None, layer: str | None) -> list[tuple[str, str]]:
     """Every quantity and layer that a choice stands for, in the order of the run."""
     if quantity is not None:
         return [(quantity, name) for name in run.layers_for(quantity, layer)]
@@ -94,7 +94,7 @@ def _unpadded(series: Series, grid: np.ndarray) -> np.ndarray:
     return kept
 
 
-def to_frame(run: Run, quantity: str | None, layer: str | None) -> pandas.DataFrame:
+def to_frame(run: StoredRun, quantity: str | None, layer: str | None) -> pandas.DataFrame:
     """The long table of `Run.to_frame`."""
     pandas = _pandas()
     tables = [pandas.DataFrame(columns(series)) for series in _readable(run, quantity, layer)]
@@ -104,7 +104,7 @@ def to_frame(run: Run, quantity: str | None, layer: str | None) -> pandas.DataFr
     return table[[name for name in table.columns if name != "value"] + ["value"]]
 
 
-def _readable(run: Run, quantity: str | None, layer: str | None) -> list[Series]:
+def _readable(run: StoredRun, quantity: str | None, layer: str | None) -> list[Series]:
     found = []
     for name, of in chosen(run, quantity, layer):
         for phase in run.phases:
@@ -114,7 +114,9 @@ def _readable(run: Run, quantity: str | None, layer: str | None) -> list[Series]
     return found
 
 
-def joined(runs: Mapping[str, Run], quantity: str | None, layer: str | None) -> pandas.DataFrame:
+def joined(
+    runs: Mapping[str, StoredRun], quantity: str | None, layer: str | None
+) -> pandas.DataFrame:
     """Long tables of several runs, with a first column `run`; runs without the quantity or the layer are left out."""
     pandas = _pandas()
     tables = []
@@ -140,7 +142,7 @@ def data_array(series: Series) -> Any:
     return array.expand_dims(layer=[series.layer])
 
 
-def to_xarray(run: Run, quantity: str | None, layer: str | None) -> xarray.Dataset:
+def to_xarray(run: StoredRun, quantity: str | None, layer: str | None) -> xarray.Dataset:
     """The dataset of `Run.to_xarray`: of the main phase; dims are joined by their labels and padded with NaN."""
     module = _xarray()
     groups: dict[str, list[Any]] = {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 
 from rnndiag.errors import RunUnreadable
 from rnndiag.run.run import Run, open_run
-from rnndiag.run.starts import holds_run
+from rnndiag.store.starts import holds_run
 
 if TYPE_CHECKING:
     import pandas

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 import rnndiag
 from rnndiag.engine.contributions import contribution_norms
 from rnndiag.engine.proof import prove
+from rnndiag.recorder.facts.gradient_norms import total_norm
 from rnndiag.recorder.faults import Faults
-from rnndiag.recorder.gradients import total_norm
-from rnndiag.recorder.kept_calls import replay
-from rnndiag.recorder.ledger import Ledger
-from rnndiag.recorder.vigil import MANY, Vigil
+from rnndiag.recorder.replay.kept_calls import replay
+from rnndiag.recorder.replay.light_hooks import MANY, LightHooks
+from rnndiag.recorder.schedule.overhead import Overhead
 
 JUMP = 20
 
 
-def watched(module: nn.Module) -> tuple[Vigil, Faults]:
+def watched(module: nn.Module) -> tuple[LightHooks, Faults]:
     faults = Faults(strict=True)
-    vigil = Vigil(faults, Ledger())
-    vigil.attach(module)
-    vigil.awake = True
-    return vigil, faults
+    light_hooks = LightHooks(faults, Overhead())
+    light_hooks.attach(module)
+    light_hooks.awake = True
+    return light_hooks, faults
 
 
 def true_gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -39,29 +39,29 @@ def true_gradients(module: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_kept_call_run_again_is_that_of_the_step(dropout: float) -> None:
     model = nn.ModuleDict({"rnn": nn.LSTM(INPUTS, HIDDEN, 2, batch_first=True, dropout=dropout)})
-    vigil, faults = watched(model)
+    light_hooks, faults = watched(model)
     x = torch.randn(4, 6, INPUTS)
     out, _ = model["rnn"](x)
     torch.rand(3)  # the stream goes on before the calls are run again
     before = torch.get_rng_state()
     out.square().sum().backward()
-    (seen,) = replay(vigil.calls, true_gradients(model), faults)
+    (seen,) = replay(light_hooks.calls, true_gradients(model), faults)
     assert torch.equal(torch.get_rng_state(), before)
     made = [(adj, contribution_norms(adj)) for adj in map(rnndiag.adjoints, seen.layer_runs)]
     proof = prove(seen.layer_runs, made)
     assert len(seen.layer_runs) == 2
     assert proof.verdict == "exact", proof.reasons
-    assert vigil.ledger.spent > 0
+    assert light_hooks.overhead.spent > 0
 
 
 def test_hooks_of_others_on_what_a_layer_returns_still_run() -> None:
     model = nn.ModuleDict({"rnn": nn.GRU(INPUTS, HIDDEN)})
-    vigil, _ = watched(model)
+    light_hooks, _ = watched(model)
     x = torch.randn(5, 2, INPUTS)
     model["rnn"](x)[0].sum().backward()
     plain = model["rnn"].bias_hh_l0.grad.clone()
     model.zero_grad()
-    vigil.forget()
+    light_hooks.forget()
     y, _ = model["rnn"](x)
     seen: list[Tensor] = []
     handle = y.register_hook(seen.append)
@@ -69,28 +69,28 @@ def test_hooks_of_others_on_what_a_layer_returns_still_run() -> None:
     y.sum().backward()
     handle.remove()
     assert len(seen) == 1
-    assert list(vigil.calls[0].gradients) == [0]
+    assert list(light_hooks.calls[0].gradients) == [0]
     assert torch.equal(model["rnn"].bias_hh_l0.grad, 2 * plain)
 
 
 @pytest.mark.filterwarnings("ignore:You are using .torch.load.:FutureWarning")  # torch 2.4
 def test_copies_and_pickles_of_a_watched_model_are_not_watched() -> None:
     model = nn.ModuleDict({"rnn": nn.LSTM(INPUTS, HIDDEN, 2, dropout=0.1)})
-    vigil, _ = watched(model)
+    light_hooks, _ = watched(model)
     for stranger in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         stranger["rnn"](torch.randn(3, 2, INPUTS))[0].sum().backward()
-    assert vigil.calls == []
+    assert light_hooks.calls == []
 
 
 def test_a_layer_called_step_by_step_is_left_alone() -> None:
     model = nn.ModuleDict({"rnn": nn.RNN(INPUTS, HIDDEN), "other": nn.RNN(INPUTS, HIDDEN)})
-    vigil, _ = watched(model)
+    light_hooks, _ = watched(model)
     for _ in range(MANY + 1):
         model["rnn"](torch.randn(1, 2, INPUTS))
     model["other"](torch.randn(1, 2, INPUTS))
-    assert [call.name for call in vigil.calls] == ["other"]
+    assert [call.name for call in light_hooks.calls] == ["other"]
     assert not model["rnn"]._forward_hooks
-    vigil.attach(nn.ModuleDict({"rnn": model["rnn"]}))  # the layers have changed
+    light_hooks.attach(nn.ModuleDict({"rnn": model["rnn"]}))  # the layers have changed
     assert not model["rnn"]._forward_hooks
 
 
@@ -119,17 +119,17 @@ def test_calls_of_one_step_are_taken_together(diagnostics: Any) -> None:
 
 def test_the_account_holds_what_every_step_takes(diagnostics: Any) -> None:
     callback = diagnostics(schedule=lambda step: step == 0, measures=["contributions"])
-    caught: list[Ledger] = []
+    caught: list[Overhead] = []
 
     class Look(Net):
         def on_train_end(self) -> None:
-            caught.append(callback._fit.ledger)
+            caught.append(callback._fit.overhead)
 
     fit(Look, [callback], steps=12)
-    (ledger,) = caught
-    assert ledger.plain == 11
-    assert 0 < ledger.light < ledger.spent
-    assert ledger.light_seconds == pytest.approx(ledger.light / 11)
+    (overhead,) = caught
+    assert overhead.plain == 11
+    assert 0 < overhead.light < overhead.spent
+    assert overhead.light_seconds == pytest.approx(overhead.light / 11)
 
 
 @pytest.mark.parametrize("order", [2.0, math.inf])
@@ -233,7 +233,7 @@ def test_an_accident_in_a_loop_is_told_with_the_next_step_alone(diagnostics: Any
 def test_nothing_is_measured_that_would_not_be_stored(
     diagnostics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rnndiag.run.writer import RunWriter
+    from rnndiag.store.writer import RunWriter
 
     monkeypatch.setattr(RunWriter, "wants", lambda self, step: step % 2 == 0)
     callback = diagnostics(measures=["contributions"])

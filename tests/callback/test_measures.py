@@ -16,7 +16,7 @@ import rnndiag
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.measures import MEASURES, Extent, Subject, chosen_measures, take
 from rnndiag.recorder.measures.coarse import coarse
-from rnndiag.run.quantities import QUANTITIES
+from rnndiag.store.quantities import QUANTITIES
 
 
 def watched(net: nn.Module, x: Tensor, weight: Tensor | None = None, hx: Any = None) -> Any:

@@ -10,6 +10,7 @@ import fits
 import lightning.pytorch as L
 import pytest
 import torch
+from bf16 import skip_without_bf16_lstm
 from fits import HIDDEN, INPUTS, Net, assert_same, fit
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from torch import Tensor, nn
@@ -247,6 +248,7 @@ CASES: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
 
 def _train(case: str, callbacks: list[Any]) -> tuple[L.LightningModule, Tensor]:
     make, options = CASES[case]
+    skip_without_bf16_lstm(case == "bf16-mixed")
     options = dict(options)
     callbacks = [*callbacks, *copy.deepcopy(options.pop("others", []))]
     dtype = torch.float64 if options.get("precision") == "64-true" else torch.float32

@@ -14,15 +14,15 @@ import rnndiag
 from rnndiag.cli import main
 from rnndiag.recorder.measures.lags import lags
 from rnndiag.recorder.measures.measure import Subject
+from rnndiag.recorder.output.screen import screen
 from rnndiag.recorder.record_passes import record_passes
-from rnndiag.recorder.screen import screen
 from rnndiag.report.context import Context
 from rnndiag.report.layers import layer_rows
 from rnndiag.report.strip import tiles
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.time_words import TimeWords
-from rnndiag.run.writer import RunWriter
+from rnndiag.stats.time_words import TimeWords
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 
 def recorded(last_only: bool = False, T: int = 70, B: int = 40) -> Recording:

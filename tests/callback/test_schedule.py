@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rnndiag
-from rnndiag.recorder.ledger import Ledger
-from rnndiag.recorder.schedule import MIN_RECORDINGS, EveryN, GroupCost, WithinBudget
+from rnndiag.recorder.measures.measure import GroupCost
+from rnndiag.recorder.schedule.overhead import Overhead
+from rnndiag.recorder.schedule.schedule import MIN_RECORDINGS, EveryN, WithinBudget
 
 GROUPS = {
     "base": GroupCost(steps=1.0, share=0.0, every=1),
@@ -22,7 +23,7 @@ GROUPS = {
 }
 
 
-class FakeLedger(Ledger):
+class FakeLedger(Overhead):
     """A training of equal steps, in which every part costs what it says."""
 
     step: float = 0.01
@@ -51,11 +52,11 @@ class FakeLedger(Ledger):
 
 
 def simulate(budget: float, length: int, total: int | None) -> tuple[list[int], FakeLedger, Any]:
-    ledger = FakeLedger()
-    schedule = WithinBudget(budget, ledger, GROUPS, total)
+    overhead = FakeLedger()
+    schedule = WithinBudget(budget, overhead, GROUPS, total)
     recorded, groups = [], []
     for tick in range(length):
-        ledger.now += ledger.step
+        overhead.now += overhead.step
         if tick < schedule.next_tick:
             continue
         decision = schedule.decide(tick)
@@ -63,15 +64,15 @@ def simulate(budget: float, length: int, total: int | None) -> tuple[list[int], 
         if decision.record:
             recorded.append(tick)
             groups.append(decision.groups)
-            ledger.record(decision.groups)
+            overhead.record(decision.groups)
             assert set(decision.groups) | set(decision.left_out) >= set(GROUPS)
-    return recorded, ledger, groups
+    return recorded, overhead, groups
 
 
 def test_a_long_fit_keeps_its_budget_and_is_denser_early() -> None:
-    recorded, ledger, groups = simulate(0.03, 20_000, 20_000)
-    assert ledger.spent <= 0.0301 * ledger.training
-    assert ledger.spent >= 0.015 * ledger.training  # and uses it
+    recorded, overhead, groups = simulate(0.03, 20_000, 20_000)
+    assert overhead.spent <= 0.0301 * overhead.training
+    assert overhead.spent >= 0.015 * overhead.training  # and uses it
     assert recorded[0] == 0
     early = sum(tick < 5_000 for tick in recorded)
     assert early > 0.3 * len(recorded)
@@ -80,9 +81,9 @@ def test_a_long_fit_keeps_its_budget_and_is_denser_early() -> None:
 
 def test_a_fit_of_unknown_length_keeps_its_budget_at_any_time() -> None:
     for length in (2_000, 5_000, 20_000):
-        recorded, ledger, _ = simulate(0.03, length, None)
+        recorded, overhead, _ = simulate(0.03, length, None)
         first = 0.111  # the first recording comes at once
-        assert ledger.spent <= 0.03 * ledger.training + first + 0.011
+        assert overhead.spent <= 0.03 * overhead.training + first + 0.011
         assert len(recorded) > 3
 
 
@@ -97,57 +98,57 @@ def test_a_fit_of_known_length_has_eight_recordings(total: int, budget: float) -
 
 
 def test_a_fit_of_unknown_length_is_denser_early_on() -> None:
-    recorded, ledger, _ = simulate(0.03, 40_000, None)
+    recorded, overhead, _ = simulate(0.03, 40_000, None)
     gaps = [b - a for a, b in pairwise(recorded[1:])]
     early = [gap for at, gap in zip(recorded[1:], gaps, strict=False) if at < 5_000]
     late = [gap for at, gap in zip(recorded[1:], gaps, strict=False) if at > 20_000]
     assert sum(late) / len(late) > 1.5 * sum(early) / len(early)
-    assert ledger.spent > 0.005 * ledger.training
+    assert overhead.spent > 0.005 * overhead.training
 
 
 def test_what_every_step_takes_is_taken_off_the_budget() -> None:
     counts = {}
     for light in (0.0, 0.0001, 0.001):
-        ledger = FakeLedger()
-        schedule = WithinBudget(0.03, ledger, GROUPS, 10_000)
+        overhead = FakeLedger()
+        schedule = WithinBudget(0.03, overhead, GROUPS, 10_000)
         count = 0
         for tick in range(10_000):
-            ledger.now += ledger.step
-            ledger.spent += light
-            ledger.light += light
-            ledger.plain += 1
+            overhead.now += overhead.step
+            overhead.spent += light
+            overhead.light += light
+            overhead.plain += 1
             if tick >= schedule.next_tick:
                 decision = schedule.decide(tick)
                 schedule.adopt(decision)
                 if decision.record:
                     count += 1
-                    ledger.record(decision.groups)
+                    overhead.record(decision.groups)
         counts[light] = count
         if light < 0.0003:
-            assert ledger.spent <= 0.0301 * ledger.training
+            assert overhead.spent <= 0.0301 * overhead.training
     assert counts[0.0] > counts[0.0001] > counts[0.001] == MIN_RECORDINGS
 
 
 def test_a_recording_that_breaks_the_budget_is_a_thrifty_one() -> None:
     for total, thrifty in ((20_000, False), (200, True)):
-        ledger = FakeLedger()
-        schedule = WithinBudget(0.03, ledger, GROUPS, total)
+        overhead = FakeLedger()
+        schedule = WithinBudget(0.03, overhead, GROUPS, total)
         decisions = []
         for tick in range(min(total, 2_000)):
-            ledger.now += ledger.step
+            overhead.now += overhead.step
             if tick >= schedule.next_tick:
                 decision = schedule.decide(tick)
                 schedule.adopt(decision)
                 if decision.record:
-                    ledger.record(decision.groups)
+                    overhead.record(decision.groups)
                     decisions.append(decision)
         assert not decisions[0].thrifty  # the first one shows everything
         assert {decision.thrifty for decision in decisions[1:]} == {thrifty}
 
 
 def test_short_fits_before_a_step_is_timed() -> None:
-    ledger = FakeLedger(known=False)
-    schedule = WithinBudget(0.03, ledger, GROUPS, 8)
+    overhead = FakeLedger(known=False)
+    schedule = WithinBudget(0.03, overhead, GROUPS, 8)
     recorded = []
     for tick in range(8):
         decision = schedule.decide(tick)
@@ -186,13 +187,13 @@ def test_a_callable_decides(diagnostics: Any) -> None:
 
 
 def test_the_ledger_counts_nested_work_once() -> None:
-    ledger = Ledger()
-    with ledger.own():
-        with ledger.own("group"):
+    overhead = Overhead()
+    with overhead.own():
+        with overhead.own("group"):
             time.sleep(0.01)
         time.sleep(0.01)
-    assert 0.019 < ledger.spent < 0.2
-    assert 0.009 < ledger.by_group["group"] < ledger.spent
+    assert 0.019 < overhead.spent < 0.2
+    assert 0.009 < overhead.by_group["group"] < overhead.spent
 
 
 def test_the_default_makes_eight_recordings_and_says_what_they_cost(

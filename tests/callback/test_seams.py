@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import rnndiag
 from rnndiag.errors import BadArgument
-from rnndiag.recorder.seams import keeper as keeping
-from rnndiag.recorder.seams.kept_call import KeptCall
+from rnndiag.recorder.replay import call_memory as keeping
+from rnndiag.recorder.replay.kept_call import KeptCall
 from rnndiag.run.run import Run
 
 State = Any

@@ -13,7 +13,7 @@ from rnndiag.engine.truncation.estimators import ESTIMATORS
 from rnndiag.recorder.measures import Extent
 from rnndiag.recorder.measures.estimators import candidates
 from rnndiag.recorder.record_passes import record_passes
-from rnndiag.run.recording import Recording
+from rnndiag.store.recording import Recording
 
 
 def recording(

@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 import rnndiag
-from rnndiag.recorder.clipping import ClipStory, word
-from rnndiag.recorder.history import StepFacts
+from rnndiag.recorder.facts.clipping import ClipStory, word
+from rnndiag.recorder.facts.history import StepFacts
 
 
 def two_layers() -> Net:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bf16 import skip_without_bf16_lstm
 from torch import nn
 
 import rnndiag
@@ -20,6 +21,7 @@ def _seed() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_to_bf16(kind: type[nn.RNNBase]) -> None:
+    skip_without_bf16_lstm(kind is nn.LSTM)
     module, x = kind(I, H, 2, bidirectional=True), torch.randn(T, B, I)
     with rnndiag.probe(module) as probe:
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bf16 import skip_without_bf16_lstm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -230,6 +231,7 @@ def test_checkpointed_steps_run_as_often_as_they_would(reentrant: bool) -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_a_float_mask_under_autocast(kind: Any) -> None:
+    skip_without_bf16_lstm(kind is nn.LSTM)
     rnn, xs = kind(I, H).float(), torch.randn(T, 1, B, I, dtype=torch.float32)
     with rnndiag.probe(rnn) as probe, torch.autocast("cpu", dtype=torch.bfloat16):
         state, total = None, torch.zeros(())

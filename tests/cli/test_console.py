@@ -20,11 +20,11 @@ from rnndiag.cli import COMMANDS, main
 from rnndiag.cli.compact import size
 from rnndiag.cli.show import size_text
 from rnndiag.errors import BadConfig, CannotJudge, RnndiagError
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.quantities import QUANTITIES
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import QUANTITIES
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 ROOT = Path(__file__).parents[2]
 Screen = pytest.CaptureFixture[str]

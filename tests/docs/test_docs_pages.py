@@ -26,7 +26,7 @@ def test_every_table_names_what_is_registered(pages: ModuleType) -> None:
     from rnndiag import __all__
     from rnndiag.engine.cells import CELLS
     from rnndiag.health import all_rules
-    from rnndiag.run.quantities import QUANTITIES
+    from rnndiag.store.quantities import QUANTITIES
 
     for name, keys in (
         ("measures", QUANTITIES),

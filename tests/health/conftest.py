@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import Run, open_run
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 T, LAGS = 60, 60
 PARAMETERS = ("weight_ih", "weight_hh")

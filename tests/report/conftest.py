@@ -12,7 +12,7 @@ import report_runs
 
 from rnndiag.report.context import Context
 from rnndiag.report.write_report import report_context
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 STEPS = (0, 10, 20)
 T = 12

@@ -17,7 +17,7 @@ from rnndiag.report.compare_page import comparable, compare_page, compared_figur
 from rnndiag.report.context import Context
 from rnndiag.report.deltas import deltas, what_differs
 from rnndiag.report.write_report import report_context
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 STEPS, T = (0, 10, 20), 12
 CONFIG = {"checks": {"reach": {"max": 9.0}}}

@@ -15,7 +15,7 @@ from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import FIGURES
 from rnndiag.report.write_report import report_context
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 T = 12
 

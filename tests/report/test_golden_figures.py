@@ -21,8 +21,8 @@ from rnndiag.report.context import Context
 from rnndiag.report.figure_json import figure_json
 from rnndiag.report.figures import FIGURES, ORDER
 from rnndiag.report.write_report import report_context
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.quantities import QUANTITIES
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import QUANTITIES
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = (

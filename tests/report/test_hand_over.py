@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rnndiag.recorder.hand_over import hand_over
+from rnndiag.recorder.output.hand_over import hand_over
 
 
 class Experiment:

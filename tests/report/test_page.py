@@ -25,7 +25,7 @@ from rnndiag.report.figures import ORDER
 from rnndiag.report.page import page
 from rnndiag.report.strip import tiles
 from rnndiag.report.write_report import report_context
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 CASES = ("full", "one_step", "one_recording", "not_finite", "zeros", "nothing", "missing")
 # attributes and rules by which a page could ask for something

@@ -14,8 +14,8 @@ from rnndiag.report.context import Context
 from rnndiag.report.figures import FIGURES
 from rnndiag.report.layers import layer_rows
 from rnndiag.report.write_report import report_context
-from rnndiag.run.measurement import Measurement
 from rnndiag.run.run import open_run
+from rnndiag.store.measurement import Measurement
 
 T = 12
 STACK = "encoder.l0..l1"

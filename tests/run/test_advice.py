@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnndiag.run.advice import Advice, InUse, percent
-from rnndiag.run.advise import advice
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import Run, open_run
-from rnndiag.run.window import Recommendation
-from rnndiag.run.writer import RunWriter
+from rnndiag.stats.advice import Advice, InUse, advice, percent
+from rnndiag.stats.window import Recommendation
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 SYSTEMATIC = Recommendation(64, 0.1, "systematic", extrapolated=False, within=200, bias=0.09)
 MINIBATCH = replace(SYSTEMATIC, source="minibatch")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rnndiag.run.between_windows import at_window, over_windows, shared_squares
-from rnndiag.run.measurement import Measurement, Series
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import Run, open_run
-from rnndiag.run.writer import RunWriter
+from rnndiag.stats.between_windows import at_window, over_windows, shared_squares
+from rnndiag.store.measurement import Measurement, Series
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 
 def run_of(path: Path, *recordings: tuple[list[int], list[float]]) -> Run:

@@ -13,11 +13,11 @@ import pytest
 from sample_run import LAYER, Write, recording, segment_of
 
 from rnndiag.errors import RunNotWritten
-from rnndiag.run.budget import Budget, is_matrix
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.size_budget import SizeBudget, is_matrix
+from rnndiag.store.writer import RunWriter
 
 
 def with_matrix(step: int, size: int = 32) -> Recording:
@@ -68,7 +68,7 @@ def test_the_budget_thins_matrices_then_intervals_then_stops(
 
 
 def test_a_schedule_that_stretches_itself_is_not_stretched_again() -> None:
-    budget = Budget(max_bytes=1000, used=600)
+    budget = SizeBudget(max_bytes=1000, used=600)
     budget.base_interval, budget.last_step = 10, 100
     assert budget.factor == 2
     assert [budget.wants(step) for step in (105, 110, 119, 120, 130, 90)] == [
@@ -187,7 +187,7 @@ def test_a_directory_that_cannot_be_used_is_an_error_before_training(tmp_path: P
 
 
 def test_a_large_run_rolls_its_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnndiag.run.limits.SEGMENT_ROLLS_AT", 60_000)
+    monkeypatch.setattr("rnndiag.store.limits.SEGMENT_ROLLS_AT", 60_000)
     with RunWriter(tmp_path / "run", {"seed": 1}) as writer:
         for step in range(40):
             assert writer.append(recording(step))

@@ -12,11 +12,11 @@ import pytest
 from sample_run import LAYER, Write, recording, same, segment_of
 
 from rnndiag.errors import BadArgument, RunNotWritten, RunUnreadable
-from rnndiag.run.compact import compact
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.compact import compact
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 
 def with_matrices(path: Path, count: int = 31, size: int = 40) -> None:

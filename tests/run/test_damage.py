@@ -12,10 +12,10 @@ import pytest
 from sample_run import LAYER, Write, recording, same, segment_of
 
 from rnndiag.errors import RunUnreadable
-from rnndiag.run import npz, stored, tar
-from rnndiag.run.limits import JSON_BYTES
 from rnndiag.run.run import Run, open_run
-from rnndiag.run.text import to_json
+from rnndiag.store import npz, stored, tar
+from rnndiag.store.limits import JSON_BYTES
+from rnndiag.store.text import to_json
 
 STEPS = range(0, 80, 10)
 
@@ -23,7 +23,7 @@ STEPS = range(0, 80, 10)
 @pytest.fixture(autouse=True)
 def writer_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process writes the runs and lives on; the reader is to believe that it does not."""
-    monkeypatch.setattr("rnndiag.run.status.is_alive", lambda process: False)
+    monkeypatch.setattr("rnndiag.store.status.is_alive", lambda process: False)
 
 
 def sound(run: Run) -> int:
@@ -170,7 +170,7 @@ def test_salvage_reads_without_open_json(write: Write) -> None:
 def test_a_missing_segment_in_the_middle_is_named(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rnndiag.run.limits.SEGMENT_RECORDINGS", 3)
+    monkeypatch.setattr("rnndiag.store.limits.SEGMENT_RECORDINGS", 3)
     run = write(STEPS)
     files = sorted((run / "recordings").iterdir())
     assert len(files) == 3
@@ -185,7 +185,7 @@ def test_a_missing_segment_in_the_middle_is_named(
 def test_a_newer_format_is_refused_in_one_sentence(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rnndiag.run.limits.FORMAT", (2, 3))
+    monkeypatch.setattr("rnndiag.store.limits.FORMAT", (2, 3))
     run = write(STEPS)
     monkeypatch.undo()
     with pytest.raises(
@@ -197,9 +197,9 @@ def test_a_newer_format_is_refused_in_one_sentence(
 def test_a_newer_minor_format_and_unknown_quantities_are_read(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rnndiag.run.quantities import QUANTITIES, Quantity
+    from rnndiag.store.quantities import QUANTITIES, Quantity
 
-    monkeypatch.setattr("rnndiag.run.limits.FORMAT", (1, 9))
+    monkeypatch.setattr("rnndiag.store.limits.FORMAT", (1, 9))
     new = Quantity("credit_profile", ("lag", "flavour"), "spoons", "Of the future.")
     monkeypatch.setitem(QUANTITIES, "credit_profile", new)
     run = write(STEPS)
@@ -221,9 +221,9 @@ def test_facts_of_a_later_version_are_kept(write: Write) -> None:
 FULL = """
 import logging, resource, sys
 import numpy as np
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 logging.basicConfig()
 resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))

@@ -10,10 +10,10 @@ import pytest
 from sample_run import LAYER, Write
 
 from rnndiag.errors import NotInstalled, RunUnreadable
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 
 @pytest.fixture

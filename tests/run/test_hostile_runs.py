@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 from sample_run import Write, recording, same, segment_of
 
-from rnndiag.run import npz, stored, tar
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.text import to_json
+from rnndiag.store import npz, stored, tar
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.text import to_json
 
 GOOD = (0, 10)
 MOST_SECONDS = 10
@@ -37,7 +37,7 @@ import json, resource, sys, time
 from pathlib import Path
 from rnndiag.errors import RunUnreadable
 from rnndiag.run.run import open_run
-from rnndiag.run.text import to_json
+from rnndiag.store.text import to_json
 def megabytes():
     # ru_maxrss lives through exec and so counts the process that started this one; VmHWM does not
     status = Path("/proc/self/status")

@@ -25,9 +25,9 @@ MOMENTS = 50
 NURSERY = """
 import os, signal, struct, sys
 import numpy as np
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:

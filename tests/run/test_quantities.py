@@ -9,12 +9,12 @@ import pytest
 from sample_run import Write, segment_of
 
 from rnndiag.errors import BadArgument, BadConfig
-from rnndiag.run import tar
-from rnndiag.run.judged import judged_steps
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.quantities import FIXED_COORDINATES, QUANTITIES, Quantity, parse, register
-from rnndiag.run.recording import Recording
-from rnndiag.run.text import from_json, plain, printable, to_json
+from rnndiag.store import tar
+from rnndiag.store.judged import judged_steps
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import FIXED_COORDINATES, QUANTITIES, Quantity, parse, register
+from rnndiag.store.recording import Recording
+from rnndiag.store.text import from_json, plain, printable, to_json
 
 
 def test_every_quantity_says_what_it_means() -> None:

@@ -11,12 +11,12 @@ import pytest
 from sample_run import LAYER, Write, content, recording
 
 from rnndiag.errors import RunNotWritten, RunUnreadable
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.quantities import QUANTITIES
-from rnndiag.run.ranks import POOLING, pooled
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import QUANTITIES
+from rnndiag.store.ranks import POOLING, pooled
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 
 def of(name: str, *values: object) -> Measurement:
@@ -106,7 +106,7 @@ def test_the_last_of_two_recordings_of_one_step_wins(tmp_path: Path) -> None:
 
 
 def test_a_fresh_fit_never_reuses_a_directory(write: Write) -> None:
-    from rnndiag.run.writer import free_directory
+    from rnndiag.store.writer import free_directory
 
     run = write([0])
     with pytest.raises(RunNotWritten, match=r"already holds a run.*run-2 is free"):
@@ -151,7 +151,7 @@ RANK = """
 import sys, time
 sys.path[:0] = ["tests"]
 from sample_run import recording
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.writer import RunWriter
 
 folder, rank, first, resumed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 writer = RunWriter(folder, rank=rank, world_size=2, resumed_from_step=None if resumed == "no" else int(resumed))

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.reach import decay, half_life, measured, reach, reach_error
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.writer import RunWriter
+from rnndiag.stats.reach import decay, half_life, measured, reach, reach_error
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 
 def slow_reach(profile: list[float], share: float) -> float:

@@ -14,13 +14,13 @@ from sample_run import LAYER, Write, recording, same, segment_of
 
 import rnndiag
 from rnndiag.errors import BadArgument, RunUnreadable
-from rnndiag.run.align import align
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
 from rnndiag.run.runs import open_runs
-from rnndiag.run.status import Status, ago
-from rnndiag.run.writer import RunWriter
+from rnndiag.store.align import align
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.status import Status, ago
+from rnndiag.store.writer import RunWriter
 
 
 def test_a_run_says_what_it_holds(write: Write) -> None:
@@ -175,7 +175,7 @@ def test_a_relative_path_stays_where_it_was(
     """A launcher that changes the working directory moves neither the reader nor the writer."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rnndiag.run.limits.SEGMENT_RECORDINGS", 1)
+    monkeypatch.setattr("rnndiag.store.limits.SEGMENT_RECORDINGS", 1)
     with RunWriter("run") as writer:
         writer.append(recording(0))
         run = open_run("run")
@@ -277,7 +277,7 @@ def test_refresh_reads_what_is_new(tmp_path: Path) -> None:
 
 
 def test_refresh_reads_new_bytes_only(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnndiag.run.source import LocalFile
+    from rnndiag.store.source import LocalFile
 
     run = open_run(write(range(50), close=False))
     read: list[int] = []
@@ -295,7 +295,7 @@ def test_refresh_reads_new_bytes_only(write: Write, monkeypatch: pytest.MonkeyPa
 def test_status_of_a_run_that_nobody_writes(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write([0, 1], close=False)
     assert open_run(path).status == "running"
-    monkeypatch.setattr("rnndiag.run.status.is_alive", lambda process: False)
+    monkeypatch.setattr("rnndiag.store.status.is_alive", lambda process: False)
     past = time.time() - 3 * 3600 - 60
     os.utime(segment_of(path), (past, past))
     status = open_run(path).status
@@ -306,7 +306,7 @@ def test_status_of_a_run_that_nobody_writes(write: Write, monkeypatch: pytest.Mo
     os.utime(segment_of(path), (ahead, ahead))
     assert open_run(path).status == "not closed, last recording 0 s ago"
     os.utime(segment_of(path), (past, past))
-    monkeypatch.setattr("rnndiag.run.status.is_alive", lambda process: None)
+    monkeypatch.setattr("rnndiag.store.status.is_alive", lambda process: None)
     assert open_run(path).status.word == "not closed"
     os.utime(segment_of(path))
     assert open_run(path).status == "running"
@@ -349,7 +349,7 @@ def test_many_runs_at_once(write: Write, tmp_path: Path) -> None:
 def test_many_runs_do_not_need_as_many_open_files(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rnndiag.run.source.LocalFile._MOST_OPEN", 3)
+    monkeypatch.setattr("rnndiag.store.source.LocalFile._MOST_OPEN", 3)
     for n in range(12):
         write([0, 10], name=f"logs/{n:02d}", close=False)
     before = len(os.listdir("/proc/self/fd"))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sample_run import Write
 
-from rnndiag.run.redact import REDACTED, is_secret_name, redact
 from rnndiag.run.run import open_run
+from rnndiag.store.redact import REDACTED, is_secret_name, redact
 
 SECRET = "hunter2hunter2hunter2"
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 from rnndiag.errors import BadArgument
-from rnndiag.run import npz, stored
-from rnndiag.run.measurement import STORED_DTYPES, Measurement, narrowed
-from rnndiag.run.quantities import MODEL
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.writer import RunWriter
+from rnndiag.store import npz, stored
+from rnndiag.store.measurement import STORED_DTYPES, Measurement, narrowed
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 HOSTILE_NAMES = (
     "..",

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.recording import Recording
 from rnndiag.run.run import open_run
-from rnndiag.run.window import smallest_window, systematic_bias
-from rnndiag.run.writer import RunWriter
+from rnndiag.stats.window import smallest_window, systematic_bias
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 
 @given(st.lists(st.floats(0, 2), min_size=1, max_size=30), st.floats(0.01, 1))

@@ -11,7 +11,7 @@ from spectra.hand_made import draw_run, jacobians_by_jacrev
 from torch import Tensor, nn
 
 import rnndiag
-from rnndiag.engine import pages
+from rnndiag.engine import cpu_buffers as pages
 from rnndiag.engine.cells import CELLS, Cell, module_cell
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra import jacobians as module

@@ -11,7 +11,7 @@ from spectra.hand_made import draw_run
 
 import rnndiag
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.run.quantities import FIXED_COORDINATES, QUANTITIES
+from rnndiag.store.quantities import FIXED_COORDINATES, QUANTITIES
 
 MADE: dict[str, Callable[[LayerRun], Any]] = {
     "products": lambda run: rnndiag.jacobian_products(run, [1, 2, 4]),

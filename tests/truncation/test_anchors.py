@@ -9,13 +9,13 @@ import torch
 from truncation.naive import Problem, problem
 
 from rnndiag import credit_matrix, lag_sweep
-from rnndiag.engine.truncation import sampling as sampling_module
-from rnndiag.engine.truncation.anchors import drawn
-from rnndiag.engine.truncation.credit import _log_sums_without
-from rnndiag.engine.truncation.quick import sampled_credit
-from rnndiag.engine.truncation.sampling import Sampling
-from rnndiag.engine.truncation.stack import chain_of
-from rnndiag.engine.truncation.travel import rows_of
+from rnndiag.engine.truncation.chains.stack import chain_of
+from rnndiag.engine.truncation.sweep import sampling as sampling_module
+from rnndiag.engine.truncation.sweep.budgeted_sweep import sampled_credit
+from rnndiag.engine.truncation.sweep.credit import _log_sums_without
+from rnndiag.engine.truncation.sweep.lag_cotangents import rows_of
+from rnndiag.engine.truncation.sweep.sampled_losses import drawn
+from rnndiag.engine.truncation.sweep.sampling import Sampling
 
 T, B = 24, 12
 

@@ -12,18 +12,19 @@ from truncation.naive import Problem, flat, problem
 
 from rnndiag import lag_sweep
 from rnndiag.engine.adjoints import adjoints
-from rnndiag.engine.truncation import blocked, quick
-from rnndiag.engine.truncation.blocked import Block, BlockedTails, doubling
-from rnndiag.engine.truncation.parameters import layout_of
-from rnndiag.engine.truncation.population import Population
-from rnndiag.engine.truncation.stack import chain_of
-from rnndiag.engine.truncation.walks import gradient_of, total_adjoint
+from rnndiag.engine.truncation.chains.stack import chain_of
+from rnndiag.engine.truncation.sweep import blocked_tails as blocked
+from rnndiag.engine.truncation.sweep import budgeted_sweep as quick
+from rnndiag.engine.truncation.sweep.blocked_tails import BlockedTails, LagBlock, doubling
+from rnndiag.engine.truncation.sweep.parameter_layout import layout_of
+from rnndiag.engine.truncation.sweep.sequence_statistics import SequenceStatistics
+from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of, total_adjoint
 from rnndiag.errors import BadArgument
 
 TOLERANCE = 1e-10
 
 
-def naive_tail(p: Problem, block: Block) -> torch.Tensor:
+def naive_tail(p: Problem, block: LagBlock) -> torch.Tensor:
     """What is left out where the losses of steps j m .. (j + 1) m - 1 reach down to step j m - a + 1."""
     m = block.width
     passes = [
@@ -37,10 +38,10 @@ def tails_of(p: Problem, groups: int = 2) -> BlockedTails:
     chain = chain_of(p.runs if len(p.runs) > 1 else p.run).prepared()
     layout, delta = layout_of(chain), total_adjoint(chain)
     full = gradient_of(chain, layout, delta, groups)
-    return BlockedTails(chain, Population(layout, chain.B, chain.B), full, delta)
+    return BlockedTails(chain, SequenceStatistics(layout, chain.B, chain.B), full, delta)
 
 
-def check(p: Problem, found: BlockedTails, block: Block) -> None:
+def check(p: Problem, found: BlockedTails, block: LagBlock) -> None:
     expected = naive_tail(p, block)
     window = min(block.window, p.T - 1)
     size = float(p.full().norm())
@@ -54,7 +55,7 @@ def check(p: Problem, found: BlockedTails, block: Block) -> None:
 @pytest.mark.parametrize("cell", STEPS)
 def test_blocks_of_every_cell(cell: str, lengths: list[int] | None) -> None:
     p = problem(cell, lengths=lengths)
-    for block in (Block(1, 4), Block(3, 2), Block(2, 1), Block(5, 5), Block(7, 3)):
+    for block in (LagBlock(1, 4), LagBlock(3, 2), LagBlock(2, 1), LagBlock(5, 5), LagBlock(7, 3)):
         found = tails_of(p)
         found.walk([block])
         check(p, found, block)
@@ -107,7 +108,7 @@ def test_the_window_to_be_recommended_is_found_closely(monkeypatch: pytest.Monke
 def test_a_budget_is_told_from_the_quicker_of_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [10.0]
     monkeypatch.setattr(quick.time, "perf_counter", lambda: now[0])
-    budget = quick.Budget(3.0)
+    budget = quick.SweepBudget(3.0)
     now[0] += 4.0  # the first call of a process is slow to start
     budget.calibrate(budget.spent, 1.0)
     assert budget.allows(8.0)
@@ -181,11 +182,11 @@ def test_beyond_the_windows_that_tell_the_bias_only_the_budget_goes(
     layout, delta = layout_of(chain), total_adjoint(chain)
     full = gradient_of(chain, layout, delta, 2)
     profile = lag_sweep(p.run, budget=None).profile
-    population = Population(layout, chain.B, chain.B)
+    population = SequenceStatistics(layout, chain.B, chain.B)
     monkeypatch.setattr(blocked, "FIRST_WIDTH", 2)
 
     def measured(steps: float) -> dict[int, float]:
-        budget = quick.Budget(steps)
+        budget = quick.SweepBudget(steps)
         budget.calibrate(1e6, 1.0)
         tails, _ = quick.blocked_tails(chain, population, full, delta, 120, profile, budget)
         return {w: tails._bias(w) for w in sorted(tails.widths)}

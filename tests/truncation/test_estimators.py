@@ -13,19 +13,19 @@ from scipy.optimize import minimize
 from truncation.naive import Problem, flat, problem
 
 from rnndiag import estimate, estimators, lag_sweep
-from rnndiag.engine.truncation.chunks import default_sizes
-from rnndiag.engine.truncation.estimate import compare_estimators
+from rnndiag.engine.truncation.chains.stack import chain_of
 from rnndiag.engine.truncation.estimators import ESTIMATORS
-from rnndiag.engine.truncation.outcomes import Task
-from rnndiag.engine.truncation.parameters import layout_of
-from rnndiag.engine.truncation.roulette import (
+from rnndiag.engine.truncation.estimators.estimate import compare_estimators
+from rnndiag.engine.truncation.estimators.estimator import Task
+from rnndiag.engine.truncation.estimators.roulette_variance import (
     expected_cost,
     lag_costs,
     optimal_survival,
     roulette_variance,
 )
-from rnndiag.engine.truncation.stack import chain_of
-from rnndiag.engine.truncation.walks import scan
+from rnndiag.engine.truncation.sweep.chunk_scores import default_sizes
+from rnndiag.engine.truncation.sweep.parameter_layout import layout_of
+from rnndiag.engine.truncation.sweep.truncated_adjoints import scan
 from rnndiag.errors import BadArgument, NotSupported
 
 LENGTHS = [12, 5, 9, 1]

@@ -252,7 +252,7 @@ def test_unbiased_squares_are_u_statistics() -> None:
 
 
 def test_groups_of_sequences_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnndiag.engine.truncation import groups
+    from rnndiag.engine.truncation.sweep import groups
 
     p = problem("lstm", B=6, T=5)
     whole = lag_sweep(p.run)
@@ -268,7 +268,8 @@ def test_groups_of_sequences_where_memory_is_short(monkeypatch: pytest.MonkeyPat
 
 
 def test_transient_coefficients_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnndiag.engine.truncation import chain, visit
+    from rnndiag.engine.truncation.chains import chain
+    from rnndiag.engine.truncation.sweep import step_back as visit
 
     p = problem("lstm", T=9)
     whole = lag_sweep(p.run)

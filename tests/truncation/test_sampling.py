@@ -12,10 +12,10 @@ from truncation.naive import flat, problem
 
 from rnndiag import lag_sweep
 from rnndiag.engine.cells import find_cell
-from rnndiag.engine.truncation import sampling
-from rnndiag.engine.truncation.ending import Ending
-from rnndiag.engine.truncation.sampling import spaced_windows
-from rnndiag.engine.truncation.travel import Lag, Rows
+from rnndiag.engine.truncation.sweep import sampling
+from rnndiag.engine.truncation.sweep.lag_cotangents import Lag, Rows
+from rnndiag.engine.truncation.sweep.sampling import spaced_windows
+from rnndiag.engine.truncation.sweep.stopping import StoppingRule
 from rnndiag.errors import BadArgument
 
 
@@ -160,7 +160,7 @@ def ended_after(profile: list[float], rows: int = 3) -> int:
     """After how many lags a sweep ends whose rows all have this credit, each as far as it reaches back."""
     lags, first = len(profile), 100
     steps = torch.arange(first, first + rows)
-    ending = Ending(Rows(steps, steps), lags)
+    ending = StoppingRule(Rows(steps, steps), lags)
     for d, size in enumerate(profile):
         alive = int((steps >= d).sum())
         norm = torch.full((alive, 2), size, dtype=torch.float64)
@@ -193,7 +193,7 @@ def test_a_sweep_goes_on_while_credit_does_not_fall() -> None:
 def test_a_sweep_does_not_end_because_outputs_do() -> None:
     """Rows that began late in the sequence live on: their credit counts against what they had, not against all."""
     steps = torch.cat([torch.arange(40), torch.tensor([99])])
-    ending = Ending(Rows(steps, steps), 100)
+    ending = StoppingRule(Rows(steps, steps), 100)
     for d in range(90):
         alive = int((steps >= d).sum())
         norm = torch.ones(41, 1, dtype=torch.float64)

@@ -12,7 +12,7 @@ from truncation.planted import BIAS, recorded
 from rnndiag import lag_sweep
 from rnndiag.engine.cells import find_cell
 from rnndiag.engine.unroll import unroll
-from rnndiag.run.window import smallest_window, systematic_bias
+from rnndiag.stats.window import smallest_window, systematic_bias
 
 
 def test_the_planted_problem_is_what_it_says() -> None:

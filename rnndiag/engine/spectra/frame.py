@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass
-class Frame:
+class TangentFrame:
     """k tangent vectors a sequence, in rows, with the steps taken and the rank seen since the last QR."""
 
     vectors: Tensor
@@ -19,13 +19,15 @@ class Frame:
     pending: int = 0
 
     @staticmethod
-    def random(run_shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Frame:
+    def random(
+        run_shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> TangentFrame:
         """(B, k, S): the same random orthonormal frame for every sequence, from a generator of its own."""
         batch, count, size = run_shape
         generator = torch.Generator().manual_seed(0)
         start = torch.randn(size, count, generator=generator, dtype=torch.float64)
         basis = torch.linalg.qr(start).Q.mT.to(dtype=dtype, device=device)
-        return Frame(basis.expand(batch, count, size))
+        return TangentFrame(basis.expand(batch, count, size))
 
     def push(self, pushed: Tensor, rank: Tensor | None, alive: Tensor | None) -> None:
         """Take `pushed` = J v of all vectors; sequences that are over stay as they are."""

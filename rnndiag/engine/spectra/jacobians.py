@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
+from rnndiag.engine.cpu_buffers import empty
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.pages import empty
 from rnndiag.engine.transition import coefficients, flat_step
 from rnndiag.errors import BadArgument
 

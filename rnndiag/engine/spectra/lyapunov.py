@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra.finite import require_finite
-from rnndiag.engine.spectra.frame import Frame
+from rnndiag.engine.spectra.frame import TangentFrame
 from rnndiag.engine.spectra.growth import Growth
 from rnndiag.engine.spectra.interval import Interval
 from rnndiag.engine.spectra.jacobians import jacobians
@@ -118,7 +118,7 @@ def lyapunov(
 def _walk(run: LayerRun, growth: Growth, pace: Interval, check: _Check) -> Tensor:
     """Carry a frame along these sequences, adding to `growth`; Σ_t ln |det J_t| (B,) where all exponents are asked."""
     k = growth.sums.shape[-1]
-    frame = Frame.random((run.B, k, run.S), growth.sums.dtype, run.device)
+    frame = TangentFrame.random((run.B, k, run.S), growth.sums.dtype, run.device)
     log_det = torch.zeros(run.B, dtype=torch.float64, device=run.device)
     for start, held in stretches(run, growth.sums.dtype):
         ranks = _lost_ranks(held)
@@ -192,11 +192,11 @@ class _Check:
 
     def __init__(self, starts: frozenset[int]) -> None:
         self.starts = starts
-        self.twin: Frame | None = None
+        self.twin: TangentFrame | None = None
         self.sum: Tensor | float = 0.0
         self.error = 0.0
 
-    def before(self, frame: Frame, t: int) -> None:
+    def before(self, frame: TangentFrame, t: int) -> None:
         """Before step t: if a checked interval starts here, the twin sets out from the same frame."""
         if t in self.starts:
             self.twin, self.sum = replace(frame), 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -23,7 +23,7 @@ from rnndiag.health.rule import Series, rule
     typical=lambda numbers: (None, 0.5),
     words=("", "CLIPPED NEARLY ALWAYS"),
 )
-def clip_share(numbers: LayerNumbers) -> Series:
+def clip_share(numbers: LayerNumbers) -> RuleSeries:
     """Per recording: the share of clipped steps since the recording before."""
     try:
         found = numbers.get("history_clipped")
@@ -35,9 +35,9 @@ def clip_share(numbers: LayerNumbers) -> Series:
         known = np.isfinite(other)
         if not known.any():
             raise NotRecorded("gradients are not clipped") from None
-        return Series(steps[known], (one[known] > other[known]).astype(float))
+        return RuleSeries(steps[known], (one[known] > other[known]).astype(float))
     values = found.values.reshape(len(found.steps), -1)
     known = np.isfinite(values).any(axis=1)
     if not known.any():
         raise NotRecorded("gradients are not clipped")
-    return Series(found.steps[known], np.nanmean(values[known], axis=1))
+    return RuleSeries(found.steps[known], np.nanmean(values[known], axis=1))

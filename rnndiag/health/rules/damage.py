@@ -6,7 +6,7 @@ import numpy as np
 
 from rnndiag.health.bounds import Bounds
 from rnndiag.health.numbers import LayerNumbers
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -24,9 +24,11 @@ from rnndiag.health.rule import Series, rule
     comparable=False,
     violation="not_judged",
 )
-def damage(numbers: LayerNumbers) -> Series:
+def damage(numbers: LayerNumbers) -> RuleSeries:
     """How many faults lost something, as reading the run has shown so far."""
     run = numbers.whole.run
     lost = [problem for problem in run.problems if problem.lost]
     told = str(lost[0]) if lost else ""
-    return Series(np.asarray(run.steps[-1:], dtype=np.int64), np.array([float(len(lost))]), told)
+    return RuleSeries(
+        np.asarray(run.steps[-1:], dtype=np.int64), np.array([float(len(lost))]), told
+    )

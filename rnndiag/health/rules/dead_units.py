@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rnndiag.health.bounds import Bounds
 from rnndiag.health.numbers import LayerNumbers
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -19,7 +19,7 @@ from rnndiag.health.rule import Series, rule
     defaults=Bounds(max=0.5),
     words=("", "DEAD UNITS"),
 )
-def dead_units(numbers: LayerNumbers) -> Series:
+def dead_units(numbers: LayerNumbers) -> RuleSeries:
     """The share of dead units of each recording."""
     found = numbers.get("dead_units")
-    return Series(found.steps, found.values.reshape(len(found.steps)))
+    return RuleSeries(found.steps, found.values.reshape(len(found.steps)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Series, rule
-from rnndiag.run.reach import decay as decay_of_profile
+from rnndiag.health.rule import RuleSeries, rule
+from rnndiag.stats.reach import decay as decay_of_profile
 
 
 @rule(
@@ -22,10 +22,10 @@ from rnndiag.run.reach import decay as decay_of_profile
     typical=lambda numbers: (None, 1.02),
     words=("", "GROWING GRADIENT"),
 )
-def decay(numbers: LayerNumbers) -> Series:
+def decay(numbers: LayerNumbers) -> RuleSeries:
     """The fitted decay of each recording's credit profile."""
     profile = numbers.get("credit_profile").pick("profile_stat", "profile")
     if np.isnan(profile.values).all():
         raise NotRecorded("no gradient of the loss reaches it")
     values = [decay_of_profile(row).value for row in profile.values]
-    return Series(profile.steps, np.array(values))
+    return RuleSeries(profile.steps, np.array(values))

@@ -6,7 +6,7 @@ import numpy as np
 
 from rnndiag.health.bounds import Bounds
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 LIMIT = 100.0
 
@@ -25,7 +25,7 @@ LIMIT = 100.0
     words=("", "EXPLODING"),
     comparable=False,
 )
-def exploding(numbers: LayerNumbers) -> Series:
+def exploding(numbers: LayerNumbers) -> RuleSeries:
     """The largest credit at any lag over the credit at lag 0; 1 where the largest Lyapunov exponent is not above 0."""
     profile = numbers.get("credit_profile").pick("profile_stat", "profile")
     with np.errstate(over="ignore"):
@@ -35,9 +35,9 @@ def exploding(numbers: LayerNumbers) -> Series:
     try:
         exponents = numbers.ever("lyapunov_exponents").pick("part_stat", "value")
     except NotRecorded:
-        return Series(
+        return RuleSeries(
             profile.steps, growth, "λ_1 was not recorded: the growth of the credit alone decides"
         )
     at = np.searchsorted(exponents.steps, profile.steps, side="right") - 1
     stable = exponents.values[np.maximum(at, 0)].reshape(len(profile.steps), -1)[:, 0] <= 0
-    return Series(profile.steps, np.where(stable, np.minimum(growth, 1.0), growth))
+    return RuleSeries(profile.steps, np.where(stable, np.minimum(growth, 1.0), growth))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -19,7 +19,7 @@ from rnndiag.health.rule import Series, rule
     typical=lambda numbers: (0.1, 0.99),
     words=("FORGET GATE SHUT", "FORGET GATE OPEN"),
 )
-def forget_gate(numbers: LayerNumbers) -> Series:
+def forget_gate(numbers: LayerNumbers) -> RuleSeries:
     """The forget gate's mean over units, samples and time."""
     found = numbers.get("gate_mean").pick("gate", "f")
-    return Series(found.steps, np.nanmean(found.values.reshape(len(found.steps), -1), axis=1))
+    return RuleSeries(found.steps, np.nanmean(found.values.reshape(len(found.steps), -1), axis=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -23,7 +23,7 @@ from rnndiag.health.rule import Series, rule
     words=("", "GRADIENT SPIKES"),
     comparable=False,
 )
-def grad_spikes(numbers: LayerNumbers) -> Series:
+def grad_spikes(numbers: LayerNumbers) -> RuleSeries:
     """Per recording: the largest norm since the recording before, over the median of all of them."""
     try:
         found = numbers.get("history_gradient_norm")
@@ -37,4 +37,4 @@ def grad_spikes(numbers: LayerNumbers) -> Series:
     known = finite.any(axis=1)
     largest = np.max(np.where(finite, flat, -np.inf), axis=1)[known]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return Series(found.steps[known], largest / median)
+        return RuleSeries(found.steps[known], largest / median)

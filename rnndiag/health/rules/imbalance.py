@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Series, rule
-from rnndiag.run.quantities import MODEL
+from rnndiag.health.rule import RuleSeries, rule
+from rnndiag.store.quantities import MODEL
 
 
 @rule(
@@ -23,7 +23,7 @@ from rnndiag.run.quantities import MODEL
     typical=lambda numbers: (None, 0.98),
     words=("", "ONE PART CARRIES ALL"),
 )
-def imbalance(numbers: LayerNumbers) -> Series:
+def imbalance(numbers: LayerNumbers) -> RuleSeries:
     """The largest share among the gates of a layer, or among the layers of the model."""
     if numbers.layer == MODEL:
         return _among_layers(numbers)
@@ -34,7 +34,7 @@ def imbalance(numbers: LayerNumbers) -> Series:
     return _largest_share(found.steps, per_gate, numbers.layer)
 
 
-def _among_layers(numbers: LayerNumbers) -> Series:
+def _among_layers(numbers: LayerNumbers) -> RuleSeries:
     stacks = [numbers.whole.stack("gradient_norm", layer) for layer in numbers.whole.layers]
     if len(stacks) < 2:
         raise NotRecorded("the model has one recurrent layer only")
@@ -50,11 +50,11 @@ def _among_layers(numbers: LayerNumbers) -> Series:
     return _largest_share(steps, np.stack(norms, axis=1), numbers.layer)
 
 
-def _largest_share(steps: np.ndarray, norms: np.ndarray, layer: str) -> Series:
+def _largest_share(steps: np.ndarray, norms: np.ndarray, layer: str) -> RuleSeries:
     """Of norms (n, parts): the largest over the sum, at the steps at which a gradient arrives at all."""
     arrives = ~np.all(norms == 0, axis=1)
     if not arrives.any():
         raise NotRecorded(f"no gradient arrives at {layer}")
     some = norms[arrives]
     with np.errstate(invalid="ignore"):
-        return Series(steps[arrives], np.max(some, axis=1) / np.sum(some, axis=1))
+        return RuleSeries(steps[arrives], np.max(some, axis=1) / np.sum(some, axis=1))

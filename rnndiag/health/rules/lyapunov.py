@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rnndiag.health.numbers import LayerNumbers
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -19,7 +19,7 @@ from rnndiag.health.rule import Series, rule
     words=("", "CHAOTIC"),
     typical=lambda numbers: (None, 0.05),
 )
-def lyapunov(numbers: LayerNumbers) -> Series:
+def lyapunov(numbers: LayerNumbers) -> RuleSeries:
     """λ_1 of each recording that measured it."""
     found = numbers.get("lyapunov_exponents").pick("part_stat", "value")
-    return Series(found.steps, found.values.reshape(len(found.steps), -1)[:, 0])
+    return RuleSeries(found.steps, found.values.reshape(len(found.steps), -1)[:, 0])

@@ -6,7 +6,7 @@ import numpy as np
 
 from rnndiag.health.bounds import Bounds
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 _COUNTS = ("nonfinite_states", "nonfinite_adjoints")
 _SCALARS = ("loss", "total_gradient_norm", "gradient_norm", "history_loss", "history_gradient_norm")
@@ -28,7 +28,7 @@ _PADDED = ("history_loss", "history_gradient_norm")
     words=("", "NOT FINITE"),
     comparable=False,
 )
-def nonfinite(numbers: LayerNumbers) -> Series:
+def nonfinite(numbers: LayerNumbers) -> RuleSeries:
     """How many numbers of a recording are not finite."""
     total: dict[int, float] = {}
     for quantity in _COUNTS + _SCALARS:
@@ -51,7 +51,7 @@ def nonfinite(numbers: LayerNumbers) -> Series:
             f"no count of values that are not finite was recorded for {numbers.layer}"
         )
     steps = np.array(sorted(total), dtype=np.int64)
-    return Series(steps, np.array([total[step] for step in steps.tolist()]))
+    return RuleSeries(steps, np.array([total[step] for step in steps.tolist()]))
 
 
 def _bad_in_history(numbers: LayerNumbers, quantity: str, flat: np.ndarray) -> np.ndarray:

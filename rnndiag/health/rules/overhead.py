@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rnndiag.health.numbers import LayerNumbers
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -19,7 +19,7 @@ from rnndiag.health.rule import Series, rule
     typical=lambda numbers: (None, 0.10),
     comparable=False,
 )
-def overhead(numbers: LayerNumbers) -> Series:
+def overhead(numbers: LayerNumbers) -> RuleSeries:
     """The share so far, at each recording."""
     found = numbers.get("overhead_share")
-    return Series(found.steps, found.values.reshape(len(found.steps)))
+    return RuleSeries(found.steps, found.values.reshape(len(found.steps)))

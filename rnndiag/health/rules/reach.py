@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Range, Series, rule
-from rnndiag.run.reach import reach as reach_of_profile
+from rnndiag.health.rule import Range, RuleSeries, rule
+from rnndiag.stats.reach import reach as reach_of_profile
 
 SHARE = 0.9
 
@@ -39,7 +39,7 @@ def _typical(numbers: LayerNumbers) -> Range:
         "a task, or a loss, that depends on the past.",
     },
 )
-def reach(numbers: LayerNumbers) -> Series:
+def reach(numbers: LayerNumbers) -> RuleSeries:
     """The reach of each recording's credit profile, in steps."""
     profile = numbers.get("credit_profile").pick("profile_stat", "profile")
     if np.isnan(profile.values).all():
@@ -49,4 +49,4 @@ def reach(numbers: LayerNumbers) -> Series:
         reach_of_profile(row, SHARE, steps).value
         for row, steps in zip(profile.values, lags, strict=True)
     ]
-    return Series(profile.steps, np.array(values))
+    return RuleSeries(profile.steps, np.array(values))

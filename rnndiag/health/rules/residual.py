@@ -7,7 +7,7 @@ import numpy as np
 from rnndiag.health.bounds import Bounds
 from rnndiag.health.finding import UNTRUSTED
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 LIMIT = 1e-2
 
@@ -27,7 +27,7 @@ LIMIT = 1e-2
     comparable=False,
     violation="not_judged",
 )
-def residual(numbers: LayerNumbers) -> Series:
+def residual(numbers: LayerNumbers) -> RuleSeries:
     """The worst residual over the parameters of each recording that has one; what is not finite has no proof."""
     found = numbers.get("residual")
     flat = found.values.reshape(len(found.steps), -1)
@@ -35,4 +35,4 @@ def residual(numbers: LayerNumbers) -> Series:
     if not known.any():
         raise NotRecorded(f"no recording of {numbers.layer} is finite, so none can be proved")
     worst = np.max(np.where(np.isfinite(flat[known]), flat[known], -np.inf), axis=1)
-    return Series(found.steps[known], worst)
+    return RuleSeries(found.steps[known], worst)

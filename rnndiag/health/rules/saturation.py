@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -21,7 +21,7 @@ from rnndiag.health.rule import Series, rule
     typical=lambda numbers: (None, 0.5),
     words=("", "SATURATED"),
 )
-def saturation(numbers: LayerNumbers) -> Series:
+def saturation(numbers: LayerNumbers) -> RuleSeries:
     """The share of saturated units, or the mean over the gates of their share of saturated activations."""
     try:
         found = numbers.get("saturated_units")
@@ -29,5 +29,5 @@ def saturation(numbers: LayerNumbers) -> Series:
         low, high = numbers.get("gate_low"), numbers.get("gate_high")
         steps = np.intersect1d(low.steps, high.steps)
         rows = [s.values[np.isin(s.steps, steps)].reshape(len(steps), -1) for s in (low, high)]
-        return Series(steps, np.nanmean(rows[0] + rows[1], axis=1))
-    return Series(found.steps, found.values.reshape(len(found.steps)))
+        return RuleSeries(steps, np.nanmean(rows[0] + rows[1], axis=1))
+    return RuleSeries(found.steps, found.values.reshape(len(found.steps)))

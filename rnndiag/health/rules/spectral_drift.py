@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers, NotRecorded, RunNumbers
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 from rnndiag.health.rules.spectral_radius import spectral_radius
 
 
@@ -33,7 +33,7 @@ def _typical(numbers: LayerNumbers) -> tuple[float | None, float | None]:
     typical=_typical,
     words=("SHRINKING RECURRENCE", "GROWING RECURRENCE"),
 )
-def spectral_drift(numbers: LayerNumbers) -> Series:
+def spectral_drift(numbers: LayerNumbers) -> RuleSeries:
     """ρ(W_hh) of each recording over that of the first."""
     here = spectral_radius.measure(numbers)
     run = numbers.whole
@@ -41,4 +41,4 @@ def spectral_drift(numbers: LayerNumbers) -> Series:
         RunNumbers(run.run, run.all_steps[:1]).of(numbers.layer)
     ).values[0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return Series(here.steps, here.values / first)
+        return RuleSeries(here.steps, here.values / first)

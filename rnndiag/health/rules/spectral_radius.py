@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -17,7 +17,7 @@ from rnndiag.health.rule import Series, rule
     rank=41,
     digits=3,
 )
-def spectral_radius(numbers: LayerNumbers) -> Series:
+def spectral_radius(numbers: LayerNumbers) -> RuleSeries:
     """The largest spectral radius of any gate's block of W_hh."""
     found = numbers.get("spectral_radius")
-    return Series(found.steps, np.max(found.values.reshape(len(found.steps), -1), axis=1))
+    return RuleSeries(found.steps, np.max(found.values.reshape(len(found.steps), -1), axis=1))

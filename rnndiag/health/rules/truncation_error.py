@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from rnndiag.health.numbers import LayerNumbers, NotRecorded, Stack
-from rnndiag.health.rule import Series, rule
-from rnndiag.run.advise import advice, at_hand, seam_name, seam_systematic
-from rnndiag.run.between_windows import at_window
-from rnndiag.run.reach import decay as decay_of_profile
+from rnndiag.health.numbers import LayerNumbers, NotRecorded, StackNumbers
+from rnndiag.health.rule import RuleSeries, rule
+from rnndiag.stats.advice import advice, at_hand, seam_name, seam_systematic
+from rnndiag.stats.between_windows import at_window
+from rnndiag.stats.reach import decay as decay_of_profile
 
 _RESOLVED = 2.0
 """So many standard errors above zero the mean gradient must stand for its bias to count as resolved."""
@@ -29,7 +29,7 @@ _RESOLVED = 2.0
     typical=lambda numbers: (None, 0.10),
     words=("", "WINDOW TOO SHORT"),
 )
-def truncation_error(numbers: LayerNumbers) -> Series:
+def truncation_error(numbers: LayerNumbers) -> RuleSeries:
     """The relative bias at the window in use.
 
     Where training cuts the state, it is what the steps before the cut would add, measured across the seam, or the
@@ -43,7 +43,7 @@ def truncation_error(numbers: LayerNumbers) -> Series:
     return found if told is None else replace(found, advice=told.sentence)
 
 
-def _within_the_call(numbers: LayerNumbers) -> Series:
+def _within_the_call(numbers: LayerNumbers) -> RuleSeries:
     bias = numbers.get("window_bias")
     window = windows_in_use(numbers)
     keep = np.array([int(step) in window for step in bias.steps], dtype=bool)
@@ -53,10 +53,10 @@ def _within_the_call(numbers: LayerNumbers) -> Series:
     pooled = systematic(numbers, float(np.median(at)))
     if pooled is not None:
         note = "systematic: the bias of the mean gradient, pooled over the judged recordings"
-        return Series(steps, np.full(len(steps), pooled), note)
+        return RuleSeries(steps, np.full(len(steps), pooled), note)
     rows = zip(bias.values[keep], at, strict=True)
     measured = [at_window(row, bias.positions("lag"), tau) for row, tau in rows]
-    return Series(
+    return RuleSeries(
         steps, np.array(measured), "on single minibatches: the systematic part is not resolved"
     )
 
@@ -90,11 +90,11 @@ def systematic(numbers: LayerNumbers, window: float) -> float | None:
     return float(np.sqrt(max(np.array(squares)[known].mean(), 0.0) / mean))
 
 
-def _rows(stack: Stack, steps: np.ndarray) -> np.ndarray:
+def _rows(stack: StackNumbers, steps: np.ndarray) -> np.ndarray:
     return stack.values[np.isin(stack.steps, steps)].reshape(len(steps), -1)
 
 
-def _across_seams(numbers: LayerNumbers) -> Series | None:
+def _across_seams(numbers: LayerNumbers) -> RuleSeries | None:
     """What the cut costs as it was measured: of the judged recordings that did, else of the last one."""
     run = numbers.whole.run
     name = seam_name(run, numbers.layer)
@@ -106,9 +106,9 @@ def _across_seams(numbers: LayerNumbers) -> Series | None:
     where = f"measured across the seam of {name}"
     if pooled is not None:
         note = f"{where}, systematic: the bias of the mean gradient, pooled over recordings"
-        return Series(steps, np.full(len(steps), pooled), note)
+        return RuleSeries(steps, np.full(len(steps), pooled), note)
     note = f"{where}, on single minibatches: the systematic part is not resolved"
-    return Series(steps, found.values.astype(np.float64).reshape(-1), note)
+    return RuleSeries(steps, found.values.astype(np.float64).reshape(-1), note)
 
 
 def _silent(numbers: LayerNumbers) -> bool:
@@ -119,14 +119,14 @@ def _silent(numbers: LayerNumbers) -> bool:
         return False
 
 
-def _beyond_the_cut(numbers: LayerNumbers) -> Series | None:
+def _beyond_the_cut(numbers: LayerNumbers) -> RuleSeries | None:
     """Where the state is detached before the credit has faded: its share beyond, on the measured decay."""
     if numbers.cause != "detach":
         return None
     profile = numbers.get("credit_profile").pick("profile_stat", "profile")
     shares = [_share_beyond(row, int(np.sum(~np.isnan(row)))) for row in profile.values]
     note = "extrapolated: the state is cut there, and the credit beyond is taken to decay as it does before"
-    return Series(profile.steps, np.array(shares), note)
+    return RuleSeries(profile.steps, np.array(shares), note)
 
 
 def _share_beyond(profile_log: np.ndarray, window: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 
 from rnndiag.health.bounds import Bounds
 from rnndiag.health.numbers import LayerNumbers
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 
 
 @rule(
@@ -22,9 +22,11 @@ from rnndiag.health.rule import Series, rule
     defaults=Bounds(max=0, level="warn"),
     comparable=False,
 )
-def unfinished(numbers: LayerNumbers) -> Series:
+def unfinished(numbers: LayerNumbers) -> RuleSeries:
     """0 for a run that was closed, else 1, with the run's status."""
     run = numbers.whole.run
     finished = run.status.word == "finished"
     note = "" if finished else f"the run is: {run.status}"
-    return Series(np.asarray(run.steps[-1:], dtype=np.int64), np.array([float(not finished)]), note)
+    return RuleSeries(
+        np.asarray(run.steps[-1:], dtype=np.int64), np.array([float(not finished)]), note
+    )

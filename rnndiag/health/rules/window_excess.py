@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
-from rnndiag.health.rule import Series, rule
+from rnndiag.health.rule import RuleSeries, rule
 from rnndiag.health.rules.truncation_error import windows_in_use
-from rnndiag.run.advise import seam_name
-from rnndiag.run.window import recommended
+from rnndiag.stats.advice import seam_name
+from rnndiag.stats.window import recommended
 
 
 @rule(
@@ -25,7 +25,7 @@ from rnndiag.run.window import recommended
     comparable=False,
     typical=lambda numbers: (None, 4.0),
 )
-def window_excess(numbers: LayerNumbers) -> Series:
+def window_excess(numbers: LayerNumbers) -> RuleSeries:
     """One number for the judged recordings together, as the recommendation pools them."""
     if numbers.cause == "detach":
         raise NotRecorded(
@@ -40,4 +40,4 @@ def window_excess(numbers: LayerNumbers) -> Series:
     if not in_use or not found.reached or found.steps <= 0:
         raise NotRecorded(f"no window is recommended for {numbers.layer}")
     excess = float(np.median(in_use)) / found.steps
-    return Series(bias.steps[-1:], np.array([excess]), found.text)
+    return RuleSeries(bias.steps[-1:], np.array([excess]), found.text)

@@ -10,7 +10,7 @@ from rnndiag.health.gate import AGAINST
 from rnndiag.health.judge import ADVICE
 from rnndiag.health.judgement import Judgement
 from rnndiag.health.outcome import CheckGroup, by_check
-from rnndiag.run.text import printable
+from rnndiag.store.text import printable
 
 _LABELS = {"fail": "FAIL", "warn": "warn", "not_judged": "????"}
 _WIDTH = 110

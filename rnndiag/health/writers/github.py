@@ -5,7 +5,7 @@ from __future__ import annotations
 from rnndiag.health.finding import Finding
 from rnndiag.health.judgement import Judgement
 from rnndiag.health.writers.markdown import markdown_text
-from rnndiag.run.text import printable
+from rnndiag.store.text import printable
 
 MOST_ANNOTATIONS = 10
 """GitHub shows no more than ten of a kind for one step."""

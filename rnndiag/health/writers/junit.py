@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from rnndiag.health.finding import Finding
 from rnndiag.health.judgement import Judgement
-from rnndiag.run.text import printable
+from rnndiag.store.text import printable
 
 
 def junit_text(judgement: Judgement) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rnndiag.health.finding import Finding
 from rnndiag.health.judgement import Judgement
 from rnndiag.health.outcome import by_check
-from rnndiag.run.text import printable
+from rnndiag.store.text import printable
 
 _SPECIAL = "\\`*_{}[]<>()#+!|~&@$"
 _OPEN = ("fail", "not_judged", "warn")

@@ -16,14 +16,14 @@ from rnndiag.recorder.capture.weights import Weight, hook_first
 
 Keep = Callable[[Tensor | None], None]
 Shaping = Callable[[Tensor], Tensor]
-Keeper = Callable[[Shaping], Keep]
+CallMemory = Callable[[Shaping], Keep]
 
 OUTPUT = 0
 """Slot of the outputs y; the final state's part p has slot 1 + p."""
 
 
 @dataclass(frozen=True)
-class Link:
+class StateLink:
     """Where one layer's part of an initial state comes from: the end of an earlier call."""
 
     call: int
@@ -83,7 +83,7 @@ class Call:
     """By slot, to see whether somebody wrote to the output in place."""
     copies: dict[int, Tensor] = field(default_factory=dict)
     """By slot, for calls of one step: the outputs as they were, or the final state only."""
-    links: dict[tuple[int, int], Link] = field(default_factory=dict)
+    links: dict[tuple[int, int], StateLink] = field(default_factory=dict)
     """(part, layer * directions + direction) -> link."""
     output_gradients: dict[int, dict[int, Tensor]] = field(default_factory=dict)
     """Backward pass -> slot -> gradient."""
@@ -148,7 +148,7 @@ def keep_slot(
     return keep
 
 
-def watch_output(output: Tensor, keep: Keeper) -> None:
+def watch_output(output: Tensor, keep: CallMemory) -> None:
     """Keep what goes from an output into its call, after the hooks that users put on the output have changed it.
 
     Of a view the base is watched: a view's own hook is lost on a write in place.

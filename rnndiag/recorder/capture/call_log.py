@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rnndiag.recorder.capture.arrivals import Arrivals
 from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call import (
     OUTPUT,
     Call,
+    CallMemory,
     Keep,
-    Keeper,
     Shaping,
     keep_slot,
     watch_output,
 )
-from rnndiag.recorder.capture.links import Ends
-from rnndiag.recorder.capture.marks import mark
+from rnndiag.recorder.capture.input_gradients import InputGradients
+from rnndiag.recorder.capture.node_tags import mark
+from rnndiag.recorder.capture.state_origin import Ends
 from rnndiag.recorder.capture.step_signature import flat
 from rnndiag.recorder.capture.weights import Weight, Weights
 
@@ -35,7 +35,7 @@ class CallLog:
     weights: Weights
     calls: list[Call] = field(default_factory=list)
     ends: Ends = field(default_factory=Ends)
-    _arrivals: Arrivals = field(default_factory=Arrivals)
+    _arrivals: InputGradients = field(default_factory=InputGradients)
 
     def clear(self) -> None:
         """Forget all calls."""
@@ -64,20 +64,20 @@ class CallLog:
             if one_step or (slot != OUTPUT and _one_long(call)):
                 call.copies[slot] = value.clone()
             if output.requires_grad:
-                watch_output(output, self._keeper(call, slot))
+                watch_output(output, self._call_memory(call, slot))
                 mark(output, call.number, slot)
         self.calls.append(call)
         self.ends.add(call)
 
-    def _keeper(self, call: Call, slot: int) -> Keeper:
-        def keeper(shape: Shaping) -> Keep:
+    def _call_memory(self, call: Call, slot: int) -> CallMemory:
+        def call_memory(shape: Shaping) -> Keep:
             if not call.plan.one_step:
                 return keep_slot(self.tasks, call.output_gradients, slot, shape)
             return keep_slot(
                 self.tasks, call.output_gradients, slot, lambda g: flat(shape(g)).clone()
             )
 
-        return keeper
+        return call_memory
 
     def watch_inputs(
         self,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import Cell, State
+from rnndiag.engine.cpu_buffers import empty_parts
 from rnndiag.engine.layer_run import shifted
-from rnndiag.engine.pages import empty_parts
 from rnndiag.engine.transition import gates, step
 
 CHUNK_BYTES = 4 * 2**20

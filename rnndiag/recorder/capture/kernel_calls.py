@@ -19,13 +19,13 @@ from rnndiag.recorder.capture.call import (
 )
 from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.kernels import KernelCall
-from rnndiag.recorder.capture.links import kind_of_start, start_of
 from rnndiag.recorder.capture.stack_replay import OTHER_MASKS, tells_masks
+from rnndiag.recorder.capture.state_origin import kind_of_start, start_of
 from rnndiag.recorder.faults import Faults
 
 
 @dataclass
-class Frame:
+class KernelFrame:
     """One recurrent module whose forward is running, and what it was called with."""
 
     owner: str
@@ -48,7 +48,7 @@ class KernelCalls:
     log: CallLog
     faults: Faults
 
-    def run(self, frame: Frame, asked: KernelCall) -> tuple[Tensor, ...]:
+    def run(self, frame: KernelFrame, asked: KernelCall) -> tuple[Tensor, ...]:
         """Run the kernel as asked and keep the call, if gradients can flow back through it."""
         seen: list[tuple[Call, Tensor, State]] = []
         with self.faults.guard("watching a recurrent call"):
@@ -69,7 +69,7 @@ class KernelCalls:
                 frame.last = call
         return outputs
 
-    def _before(self, frame: Frame, asked: KernelCall) -> tuple[Call, Tensor, State]:
+    def _before(self, frame: KernelFrame, asked: KernelCall) -> tuple[Call, Tensor, State]:
         """The call so far, and its inputs and initial state, as aliases whose gradients are this call's alone.
 
         A sequence kernel reads h_0 once, and x once in one direction; in two directions, and in a kernel of one step,
@@ -89,7 +89,7 @@ class KernelCalls:
         )
         return call, inputs, hx
 
-    def _new_call(self, frame: Frame, asked: KernelCall) -> Call:
+    def _new_call(self, frame: KernelFrame, asked: KernelCall) -> Call:
         plan, log = asked.plan, self.log
         if plan.packed:
             plan = replace(plan, unsorted=frame.unsorted)
@@ -133,7 +133,7 @@ def _own_names(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (h, *(part if part.grad_fn is h.grad_fn else out_alias(part) for part in rest))
 
 
-def _name(frame: Frame, key: str, index: int, plan: Any) -> str:
+def _name(frame: KernelFrame, key: str, index: int, plan: Any) -> str:
     """The parameter's usual name in the model."""
     if plan.one_step:
         name = key

@@ -16,7 +16,7 @@ from rnndiag.recorder.capture.call import OUTPUT
 from rnndiag.recorder.capture.chains import Chain
 from rnndiag.recorder.capture.hidden_parts import Gates, complete_states
 from rnndiag.recorder.capture.layout import flipped, lengths_of, to_steps, to_user_order
-from rnndiag.recorder.capture.stack_replay import Stack, replay_stack
+from rnndiag.recorder.capture.stack_replay import StackReplay, replay_stack
 
 _WORK = {torch.float64: torch.float64}
 
@@ -72,7 +72,7 @@ class _ChainReplay:
         self.work = _WORK.get(first.dtype, torch.float32)
         self.segments = resets.segments_of(chain)
         self.lengths = lengths_of(self.plan) if self.segments is None else self.segments.lengths
-        self.stacks: tuple[Stack, ...] = ()
+        self.stacks: tuple[StackReplay, ...] = ()
         if not self.plan.one_step:
             self.stacks = tuple(replay_stack(call) for call in chain)
         self.time_first = replace(self.plan, batch_first=False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rnndiag.recorder.capture.call import Call, Link
+from rnndiag.recorder.capture.call import Call, StateLink
 from rnndiag.recorder.capture.chains import Chain
 from rnndiag.recorder.capture.layout import Segments
 
@@ -69,7 +69,7 @@ def kinds_of_reset(chain: Chain) -> set[str]:
     return {link.begins for call in chain[1:] for link in call.links.values() if link.begins}
 
 
-def sent_back(gradient: Tensor, link: Link) -> Tensor:
+def sent_back(gradient: Tensor, link: StateLink) -> Tensor:
     """What of a state's gradient, (B, S) or (layers, B, S), reached the end that the state came from."""
     if link.carried is None:
         return gradient

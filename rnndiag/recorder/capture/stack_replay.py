@@ -15,7 +15,7 @@ from rnndiag.recorder.capture.kernels import run_sequence
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackReplay:
     """By layer: its output in the kernel's layout (time first), and the mask between it and the next, or None."""
 
     outputs: tuple[Tensor, ...]
@@ -42,11 +42,11 @@ def random_state(state: Tensor | None, device: torch.device) -> Iterator[None]:
 
 
 @torch.no_grad()
-def replay_stack(call: Call) -> Stack:
+def replay_stack(call: Call) -> StackReplay:
     """The layers below the top one, run again one by one with the weights and the masks of the call."""
     plan, top = call.plan, recorded_output(call)
     if plan.layers == 1:
-        return Stack((top,), ())
+        return StackReplay((top,), ())
     outputs: list[Tensor] = []
     masks: list[Tensor | None] = []
     below = call.inputs.transpose(0, 1) if plan.batch_first else call.inputs
@@ -59,7 +59,7 @@ def replay_stack(call: Call) -> Stack:
                 mask = torch.dropout(torch.ones_like(out), plan.dropout, train=True)
             masks.append(mask)
             below = out if mask is None else out * mask
-    return Stack((*outputs, top), tuple(masks))
+    return StackReplay((*outputs, top), tuple(masks))
 
 
 def recorded_output(call: Call) -> Tensor:

@@ -14,9 +14,9 @@ from rnndiag.errors import CaptureFault
 from rnndiag.recorder.capture.backward_pass import running_task
 from rnndiag.recorder.capture.call import Autocast, Call
 from rnndiag.recorder.capture.call_log import CallLog
-from rnndiag.recorder.capture.kernel_calls import Frame, out_alias
+from rnndiag.recorder.capture.kernel_calls import KernelFrame, out_alias
 from rnndiag.recorder.capture.kernels import Plan
-from rnndiag.recorder.capture.links import kind_of_start, start_of
+from rnndiag.recorder.capture.state_origin import kind_of_start, start_of
 from rnndiag.recorder.capture.step_cell import StepCell, bound_cell, cell_as_it_is
 from rnndiag.recorder.capture.step_signature import (
     Arguments,
@@ -49,7 +49,7 @@ class StepModules:
     log: CallLog
     _cells: dict[Any, StepCell] = field(default_factory=dict)
 
-    def before(self, frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Asked:
+    def before(self, frame: KernelFrame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Asked:
         """Note what a step was given."""
         arguments = Arguments.read(frame.module, args, kwargs, frame.owner)
         given = None if arguments.state is None else Shape.of(arguments.state)
@@ -60,7 +60,7 @@ class StepModules:
             )
         return Asked(arguments, torch.get_rng_state(), _versions(arguments), given)
 
-    def after(self, frame: Frame, asked: Asked, value: Any) -> Any:
+    def after(self, frame: KernelFrame, asked: Asked, value: Any) -> Any:
         """Keep the call; what the step returned, with names of their own for tensors that depend on one another."""
         returned = read_returned(value, asked.given, frame.owner)
         distinct = {id(tensor): tensor for tensor in returned.tensors}
@@ -82,7 +82,7 @@ class StepModules:
         """Forget the cells of what was seen."""
         self._cells.clear()
 
-    def _new_call(self, frame: Frame, asked: Asked, returned: Returned) -> Call:
+    def _new_call(self, frame: KernelFrame, asked: Asked, returned: Returned) -> Call:
         shape = asked.given or Shape.of(returned.state)
         assert shape is not None
         found = self._cell(frame, asked.arguments, shape, returned)
@@ -117,7 +117,9 @@ class StepModules:
         self.log.watch_inputs(call, returned.tensors, inputs, targets)
         return call
 
-    def _cell(self, frame: Frame, asked: Arguments, shape: Shape, returned: Returned) -> StepCell:
+    def _cell(
+        self, frame: KernelFrame, asked: Arguments, shape: Shape, returned: Returned
+    ) -> StepCell:
         module: nn.Module = frame.module
         buffers = tuple((id(value), value._version) for value in module.buffers())
         others = tuple(repr(v) for v in asked.args[2:]) + tuple(sorted(map(repr, asked.kwargs)))

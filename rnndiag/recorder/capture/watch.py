@@ -16,7 +16,7 @@ from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.compiled import compiles_layers, pass_over, refuse_compiled, shielded
 from rnndiag.recorder.capture.hook import ModuleHook
-from rnndiag.recorder.capture.kernel_calls import Frame, KernelCalls
+from rnndiag.recorder.capture.kernel_calls import KernelCalls, KernelFrame
 from rnndiag.recorder.capture.kernel_mode import KernelMode
 from rnndiag.recorder.capture.kernels import KernelCall, kernel_table, read_call
 from rnndiag.recorder.capture.modules import Watched, recurrent_modules
@@ -56,7 +56,7 @@ class Capture:
         self._names = Names()
         self.refused: dict[str, str] = {}
         """Module -> why it is not watched."""
-        self._frames: list[Frame] = []
+        self._frames: list[KernelFrame] = []
         self._mode = KernelMode(self._on_kernel, kernel_table())
         self._handles: list[RemovableHandle] = []
 
@@ -123,7 +123,7 @@ class Capture:
         def enter(
             compiling: bool, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) -> None:
-            frame = Frame(name, module, torch.is_grad_enabled(), watched.sure)
+            frame = KernelFrame(name, module, torch.is_grad_enabled(), watched.sure)
             self._frames.append(frame)
             if not frame.grad or _inside_a_transform():
                 frame.grad = False
@@ -141,7 +141,9 @@ class Capture:
 
         return enter
 
-    def _enter_step(self, frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _enter_step(
+        self, frame: KernelFrame, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
         with self.faults.guard(f"watching a step of {frame.owner or 'the model'}"):
             try:
                 frame.asked = self._steps.before(frame, args, kwargs)
@@ -167,7 +169,7 @@ class Capture:
                 self._note_final(frame, output)
         return None
 
-    def _leave_step(self, frame: Frame, output: Any) -> Any:
+    def _leave_step(self, frame: KernelFrame, output: Any) -> Any:
         with self.faults.guard(f"watching a step of {frame.owner or 'the model'}"):
             try:
                 return self._steps.after(frame, frame.asked, output)
@@ -195,7 +197,7 @@ class Capture:
         outputs = self._kernels.run(frame, found[0])
         return outputs if len(outputs) > 1 else outputs[0]
 
-    def _note_final(self, frame: Frame, output: Any) -> None:
+    def _note_final(self, frame: KernelFrame, output: Any) -> None:
         """The final state as an unsorted packed call returned it: in the user's order, elsewhere in memory."""
         assert frame.last is not None
         if not isinstance(output, tuple) or len(output) != 2:
@@ -210,7 +212,7 @@ def _inside_a_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _note_order(frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _note_order(frame: KernelFrame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Of an unsorted packed batch: its order, and the initial state before it is sorted."""
     given = args[0] if args else kwargs.get("input")
     if not isinstance(given, PackedSequence) or given.unsorted_indices is None:

@@ -15,7 +15,7 @@ from rnndiag.recorder.measures import Extent, Subject, chosen_measures, take
 from rnndiag.recorder.preflight.observe import scalar
 from rnndiag.recorder.preflight.untouched import untouched
 from rnndiag.recorder.probe import probe
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 GROUPS = ("contributions", "lags", "gates")
 SWEEP_STEPS = 50.0

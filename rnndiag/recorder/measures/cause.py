@@ -9,8 +9,8 @@ import torch
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.measures.pooling import Array
-from rnndiag.run.reach import decay, reach
-from rnndiag.run.time_words import TimeWords
+from rnndiag.stats.reach import decay, reach
+from rnndiag.stats.time_words import TimeWords
 
 _NO_WORDS = TimeWords()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.recorder.measures.pooling import Array
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 MOST = 256
 """A matrix keeps at most so many rows and columns."""

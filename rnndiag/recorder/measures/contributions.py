@@ -11,11 +11,16 @@ from torch import Tensor
 from rnndiag.engine.adjoints import Adjoints
 from rnndiag.engine.doubtful_norms import out_of_range
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.recorder.measures.measure import Analysis, Measure, Subject, register_measure
+from rnndiag.recorder.measures.measure import (
+    Analysis,
+    GroupCost,
+    Measure,
+    Subject,
+    register_measure,
+)
 from rnndiag.recorder.measures.pooling import Array, array, masked_mean, stats
 from rnndiag.recorder.measures.sequences import sequences
-from rnndiag.recorder.schedule import GroupCost
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 
 def contributions(subject: Subject) -> Iterator[Measurement]:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.truncation.estimate import Score, compare_estimators, estimate
 from rnndiag.engine.truncation.estimators import (
     Bernoulli,
     CellOnly,
@@ -21,11 +20,11 @@ from rnndiag.engine.truncation.estimators import (
     Window,
     artbp,
 )
-from rnndiag.engine.truncation.outcomes import Estimator
-from rnndiag.recorder.measures.measure import Measure, Subject, register_measure
-from rnndiag.recorder.schedule import GroupCost
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.quantities import SCORES
+from rnndiag.engine.truncation.estimators.estimate import Score, compare_estimators, estimate
+from rnndiag.engine.truncation.estimators.estimator import Estimator
+from rnndiag.recorder.measures.measure import GroupCost, Measure, Subject, register_measure
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import SCORES
 
 DRAWS = 32
 """Draws of what cannot be enumerated; their standard errors are stored."""

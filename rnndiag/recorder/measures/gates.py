@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra.gate_statistics import gate_statistics
-from rnndiag.recorder.measures.measure import Measure, Subject, register_measure
+from rnndiag.recorder.measures.measure import GroupCost, Measure, Subject, register_measure
 from rnndiag.recorder.measures.stored import measurements
-from rnndiag.recorder.schedule import GroupCost
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 
 def gates(subject: Subject, run: LayerRun) -> Iterator[Measurement]:

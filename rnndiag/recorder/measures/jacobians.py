@@ -9,11 +9,10 @@ import numpy as np
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra.products import jacobian_products, singular_spectrum
 from rnndiag.engine.spectra.radius import spectral_radius
-from rnndiag.recorder.measures.measure import Measure, Subject, register_measure
+from rnndiag.recorder.measures.measure import GroupCost, Measure, Subject, register_measure
 from rnndiag.recorder.measures.pooling import array
 from rnndiag.recorder.measures.stored import measurements
-from rnndiag.recorder.schedule import GroupCost
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 PRODUCT_NS = 5.0
 """One step of one product takes about this many nanoseconds times S³, on one CPU thread."""

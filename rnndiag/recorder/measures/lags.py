@@ -8,18 +8,17 @@ import numpy as np
 import torch
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.truncation.lag_sweep import LagSweep
-from rnndiag.engine.truncation.stack import Runs
-from rnndiag.engine.truncation.sweep import lag_sweep
+from rnndiag.engine.truncation.chains.stack import Runs
+from rnndiag.engine.truncation.sweep.lag_sweep import lag_sweep
+from rnndiag.engine.truncation.sweep.lag_sweep_result import LagSweep
 from rnndiag.errors import NotSupported
 from rnndiag.recorder.measures.cause import cause_of
 from rnndiag.recorder.measures.coarse import coarse
-from rnndiag.recorder.measures.measure import Measure, Subject, register_measure
+from rnndiag.recorder.measures.measure import GroupCost, Measure, Subject, register_measure
 from rnndiag.recorder.measures.pooling import Array, array
-from rnndiag.recorder.schedule import GroupCost
-from rnndiag.run.layer_names import stack_name
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.reach import reach_error
+from rnndiag.stats.reach import reach_error
+from rnndiag.store.layer_names import stack_name
+from rnndiag.store.measurement import Measurement
 
 
 def lags(subject: Subject, run: LayerRun) -> Iterator[Measurement]:

@@ -8,10 +8,9 @@ import numpy as np
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra.lyapunov import lyapunov as exponents
-from rnndiag.recorder.measures.measure import Measure, Subject, register_measure
+from rnndiag.recorder.measures.measure import GroupCost, Measure, Subject, register_measure
 from rnndiag.recorder.measures.stored import measurements
-from rnndiag.recorder.schedule import GroupCost
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 FULL = 32
 """A state of at most this size has all its exponents taken, with their proof; a larger one its ten largest."""

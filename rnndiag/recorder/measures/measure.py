@@ -13,13 +13,27 @@ from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.contributions import ContributionNorms, contribution_norms
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.proof import Proof, prove
-from rnndiag.engine.truncation.stack import recurrences
+from rnndiag.engine.truncation.chains.stack import recurrences
 from rnndiag.errors import BadArgument
-from rnndiag.recorder.schedule import GroupCost
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.time_words import TimeWords
+from rnndiag.stats.time_words import TimeWords
+from rnndiag.store.measurement import Measurement
 
 Analysis = tuple[Adjoints, Mapping[str, ContributionNorms]]
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """What is known of a group of measures before it has run: its price and how often it should run."""
+
+    steps: float
+    """Its cost in plain training steps, until it has been timed; `seconds` if those are more."""
+    share: float
+    """Its share of the budget; 0: it comes with every recording."""
+    every: int
+    """It runs on every so-many-th recording where there is no budget to keep."""
+    seconds: float = 0.0
+    promised: bool = False
+    """It comes with the first recording, and with the last promised one of a fit of known length, at any price."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.truncation.parameters import ALL
-from rnndiag.engine.truncation.seam import Seam, seam_sweep
+from rnndiag.engine.truncation.sweep.parameter_layout import ALL
+from rnndiag.engine.truncation.sweep.seam_sweep import Seam, seam_sweep
 from rnndiag.recorder.measures.pooling import array
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 PRICE = 0.5
 """What the sweep may cost, in plain training steps over all chunks together."""

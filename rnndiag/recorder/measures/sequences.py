@@ -11,7 +11,7 @@ from torch import Tensor
 from rnndiag.engine.contributions import factors
 from rnndiag.recorder.measures.measure import Analysis, Subject
 from rnndiag.recorder.measures.pooling import array
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 MOST = 5
 """So many sequences are named."""

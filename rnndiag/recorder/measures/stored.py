@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from rnndiag.recorder.measures.pooling import array
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.quantities import QUANTITIES
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import QUANTITIES
 
 
 def measurements(

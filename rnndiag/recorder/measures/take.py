@@ -12,9 +12,9 @@ import torch
 from rnndiag.errors import NotSupported
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.measures.measure import MEASURES, Measure, Subject
-from rnndiag.run.measurement import Measurement
-from rnndiag.run.quantities import MODEL
-from rnndiag.run.recording import Verdict
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.recording import Verdict
 
 
 @dataclass

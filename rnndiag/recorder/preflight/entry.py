@@ -17,14 +17,14 @@ from rnndiag.recorder.preflight.observe import SEED, LossFn, Observer
 from rnndiag.recorder.preflight.padding import check_padding
 from rnndiag.recorder.preflight.samples import check_samples
 from rnndiag.recorder.preflight.state import check_state
-from rnndiag.recorder.preflight.subject import Subject
+from rnndiag.recorder.preflight.subject import PreflightSubject
 from rnndiag.recorder.preflight.time import check_time
 from rnndiag.recorder.preflight.untouched import untouched
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding
 
-CHECKS: tuple[Callable[[Subject], list[Finding]], ...] = (
+CHECKS: tuple[Callable[[PreflightSubject], list[Finding]], ...] = (
     check_samples,
     check_time,
     check_padding,
@@ -51,7 +51,9 @@ def preflight(
     """
     if loss_fn is None:
         loss_fn = _training_step(model)
-    subject = Subject(Observer(model, loss_fn), batch, layout_of(batch, batch_dim, lengths), detach)
+    subject = PreflightSubject(
+        Observer(model, loss_fn), batch, layout_of(batch, batch_dim, lengths), detach
+    )
     with warnings.catch_warnings(), untouched(model):
         torch.manual_seed(SEED)
         warnings.simplefilter("ignore")
@@ -73,7 +75,7 @@ def _training_step(model: nn.Module) -> LossFn:
     return lambda own, batch: own.training_step(batch, 0)  # type: ignore[operator]
 
 
-def _nothing(subject: Subject) -> Finding:
+def _nothing(subject: PreflightSubject) -> Finding:
     recurrent = [
         name
         for name, module in subject.observe.model.named_modules()

@@ -16,7 +16,7 @@ from rnndiag.errors import BadArgument
 from rnndiag.recorder.measures.take import untouched
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.gradient import DETACHED, stops
-from rnndiag.recorder.preflight.layout import Layout, layout_of
+from rnndiag.recorder.preflight.layout import BatchLayout, layout_of
 from rnndiag.recorder.preflight.padding import COUNTED, reads_padding
 from rnndiag.recorder.preflight.samples import SWAPPED
 from rnndiag.recorder.preflight.state import NOT_CARRIED, calls_of
@@ -42,7 +42,7 @@ def glance(runs: Iterable[LayerRun], batch: Any) -> list[dict[str, Any]]:
     return [one.as_json() for one in found]
 
 
-def _of_run(run: LayerRun, layout: Layout | None) -> Finding | None:
+def _of_run(run: LayerRun, layout: BatchLayout | None) -> Finding | None:
     if layout is not None and not layout.assumed and layout.samples != layout.steps:
         if layout.samples == run.T and layout.steps == run.B:
             return finding(
@@ -73,7 +73,7 @@ def _of_run(run: LayerRun, layout: Layout | None) -> Finding | None:
     return None
 
 
-def _not_carried(seen: dict[str, LayerRun], layout: Layout) -> list[Finding]:
+def _not_carried(seen: dict[str, LayerRun], layout: BatchLayout) -> list[Finding]:
     """Layers that are called piece by piece along the steps and start each piece from zero."""
     found = []
     for layer, runs in calls_of(seen).items():

@@ -12,7 +12,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.observe import Seen
 from rnndiag.recorder.preflight.state import calls_of
-from rnndiag.recorder.preflight.subject import Subject
+from rnndiag.recorder.preflight.subject import PreflightSubject
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding
@@ -21,7 +21,7 @@ DETACHED = "stray detach"
 UNREACHED = "no gradient"
 
 
-def check_gradient(subject: Subject) -> list[Finding]:
+def check_gradient(subject: PreflightSubject) -> list[Finding]:
     """Findings of cut states, and of layers that the gradient does not reach."""
     seen = subject.seen()
     found = [*_cut(subject, seen), *_unreached(subject.observe.model, seen)]
@@ -30,7 +30,7 @@ def check_gradient(subject: Subject) -> list[Finding]:
     ]
 
 
-def _cut(subject: Subject, seen: Seen) -> list[Finding]:
+def _cut(subject: PreflightSubject, seen: Seen) -> list[Finding]:
     found = []
     for layer, runs in calls_of(dict(seen.runs)).items():
         seams = [run for run in runs if run.tie.startswith("detached:")]

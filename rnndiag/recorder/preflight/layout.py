@@ -18,7 +18,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """The dims of the batch's tensors: `samples` along `batch_dim`, `steps` along `time_dim`."""
 
     batch_dim: int
@@ -50,7 +50,9 @@ class Layout:
         return torch.arange(self.steps)[None, :] >= self.lengths.cpu()[:, None]
 
 
-def layout_of(batch: Any, batch_dim: int | None, lengths: Tensor | Sequence[int] | None) -> Layout:
+def layout_of(
+    batch: Any, batch_dim: int | None, lengths: Tensor | Sequence[int] | None
+) -> BatchLayout:
     """Read the layout off the batch; `batch_dim` and `lengths` where the caller knows them."""
     found = list(leaves(batch))
     wide = [tensor for _, tensor in found if tensor.ndim >= 2]
@@ -66,16 +68,16 @@ def layout_of(batch: Any, batch_dim: int | None, lengths: Tensor | Sequence[int]
     main = max(wide, key=lambda tensor: (tensor.ndim, tensor.numel()))
     dim, assumed = (batch_dim, False) if batch_dim is not None else _batch_dim(batch, found, main)
     samples, steps = int(main.shape[dim]), int(main.shape[1 - dim])
-    known = Layout(dim, samples, steps, assumed, None)
+    known = BatchLayout(dim, samples, steps, assumed, None)
     if lengths is not None:
         given = torch.as_tensor(lengths).reshape(-1)
         if len(given) != samples:
             raise BadArgument(
                 f"{len(given)} lengths were given for {samples} samples.", "Give one a sample."
             )
-        return Layout(dim, samples, steps, assumed, given, "the lengths given")
+        return BatchLayout(dim, samples, steps, assumed, given, "the lengths given")
     told, source = _lengths(found, known)
-    return Layout(dim, samples, steps, assumed, told, source)
+    return BatchLayout(dim, samples, steps, assumed, told, source)
 
 
 def _batch_dim(batch: Any, found: list[tuple[Path, Tensor]], main: Tensor) -> tuple[int, bool]:
@@ -89,7 +91,7 @@ def _batch_dim(batch: Any, found: list[tuple[Path, Tensor]], main: Tensor) -> tu
     return 0, True
 
 
-def _lengths(found: list[tuple[Path, Tensor]], layout: Layout) -> tuple[Tensor | None, str]:
+def _lengths(found: list[tuple[Path, Tensor]], layout: BatchLayout) -> tuple[Tensor | None, str]:
     """Lengths as the batch tells them: a vector, a mask, or targets marked as ignored."""
     data = [tensor for _, tensor in found if layout.has_time(tensor) and tensor.dtype != torch.bool]
     for path, tensor in found:
@@ -113,7 +115,7 @@ def _lengths(found: list[tuple[Path, Tensor]], layout: Layout) -> tuple[Tensor |
     return None, ""
 
 
-def _could_be_lengths(tensor: Tensor, layout: Layout) -> bool:
+def _could_be_lengths(tensor: Tensor, layout: BatchLayout) -> bool:
     integers = (
         not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
     )
@@ -130,7 +132,7 @@ def _called_lengths(path: Path) -> bool:
     return bool(path) and "len" in str(path[-1]).lower()
 
 
-def _ends_agree(lengths: Tensor, data: list[Tensor], layout: Layout) -> bool:
+def _ends_agree(lengths: Tensor, data: list[Tensor], layout: BatchLayout) -> bool:
     """Whether some data are one constant from each sequence's length on: then the numbers are lengths."""
     padding = _prefix(lengths, layout).logical_not()
     for tensor in data:
@@ -141,7 +143,7 @@ def _ends_agree(lengths: Tensor, data: list[Tensor], layout: Layout) -> bool:
     return False
 
 
-def _prefix(counts: Tensor, layout: Layout) -> Tensor:
+def _prefix(counts: Tensor, layout: BatchLayout) -> Tensor:
     """(N, T) bool: the first counts[n] steps of each sample."""
     return torch.arange(layout.steps)[None, :] < counts.cpu()[:, None]
 

@@ -8,11 +8,11 @@ import torch
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
-from rnndiag.recorder.preflight.layout import Layout
+from rnndiag.recorder.preflight.layout import BatchLayout
 from rnndiag.recorder.preflight.leaves import Path, leaves
 from rnndiag.recorder.preflight.observe import Seen, differs
 from rnndiag.recorder.preflight.perturb import of_padding, of_tensor
-from rnndiag.recorder.preflight.subject import Subject
+from rnndiag.recorder.preflight.subject import PreflightSubject
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COUNTED = "padding counts"
 
 
-def check_padding(subject: Subject) -> list[Finding]:
+def check_padding(subject: PreflightSubject) -> list[Finding]:
     """Whether other content in the padded steps changes the loss."""
     layout, padding = subject.layout, subject.padding()
     if padding is None:
@@ -55,7 +55,7 @@ def check_padding(subject: Subject) -> list[Finding]:
     ]
 
 
-def _inputs(subject: Subject, before: Seen) -> set[Path]:
+def _inputs(subject: PreflightSubject, before: Seen) -> set[Path]:
     """The tensors with steps that reach a recurrent layer."""
     found = set()
     for path, tensor in leaves(subject.batch):
@@ -70,7 +70,7 @@ def _inputs(subject: Subject, before: Seen) -> set[Path]:
     return found
 
 
-def _where(before: Seen, after: Seen, layout: Layout) -> tuple[str, str]:
+def _where(before: Seen, after: Seen, layout: BatchLayout) -> tuple[str, str]:
     """The layer through which the padding gets in, and how."""
     padding = layout.padding()
     assert padding is not None

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnndiag.recorder.preflight.layout import IGNORED, Layout
+from rnndiag.recorder.preflight.layout import IGNORED, BatchLayout
 from rnndiag.recorder.preflight.leaves import Path, changed
 
 
-def other_content(tensor: Tensor, layout: Layout) -> Tensor:
+def other_content(tensor: Tensor, layout: BatchLayout) -> Tensor:
     """The tensor with other content everywhere, of the same kind: numbers with noise, tokens of other places."""
     rolled = tensor.roll(1, layout.batch_dim)
     if tensor.is_floating_point() or tensor.is_complex():
@@ -26,7 +26,7 @@ def other_content(tensor: Tensor, layout: Layout) -> Tensor:
     return torch.where(rolled == tensor, shifted, rolled)
 
 
-def of_sample(batch: Any, layout: Layout, sample: int) -> Any:
+def of_sample(batch: Any, layout: BatchLayout, sample: int) -> Any:
     """One sample's data replaced; masks, lengths and labels stay."""
 
     def change(path: Path, tensor: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def of_sample(batch: Any, layout: Layout, sample: int) -> Any:
     return changed(batch, change)
 
 
-def of_steps(batch: Any, layout: Layout, first: int, last: int) -> Any:
+def of_steps(batch: Any, layout: BatchLayout, first: int, last: int) -> Any:
     """The data of steps first .. last - 1 replaced in every sample."""
 
     def change(path: Path, tensor: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def of_steps(batch: Any, layout: Layout, first: int, last: int) -> Any:
     return changed(batch, change)
 
 
-def of_tensor(batch: Any, layout: Layout, chosen: Path) -> Any:
+def of_tensor(batch: Any, layout: BatchLayout, chosen: Path) -> Any:
     """All data of one tensor replaced."""
 
     def change(path: Path, tensor: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def of_tensor(batch: Any, layout: Layout, chosen: Path) -> Any:
     return changed(batch, change)
 
 
-def of_padding(batch: Any, layout: Layout, padding: Tensor, inputs: set[Path]) -> Any:
+def of_padding(batch: Any, layout: BatchLayout, padding: Tensor, inputs: set[Path]) -> Any:
     """The padded steps (N, T) of the input tensors replaced: noise, or tokens that occur in real steps."""
     mask = padding if layout.batch_dim == 0 else padding.T
 

@@ -11,7 +11,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.observe import ModuleCall, Seen, differs
 from rnndiag.recorder.preflight.perturb import of_sample
-from rnndiag.recorder.preflight.subject import Subject
+from rnndiag.recorder.preflight.subject import PreflightSubject
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding
@@ -21,7 +21,7 @@ SWAPPED = "time and batch swapped"
 RESHAPED = "reshaped, not transposed"
 
 
-def check_samples(subject: Subject) -> list[Finding]:
+def check_samples(subject: PreflightSubject) -> list[Finding]:
     """The findings of every layer, in eval mode and in training mode."""
     if subject.layout.samples < 2:
         return [
@@ -38,7 +38,7 @@ def check_samples(subject: Subject) -> list[Finding]:
     return [finding(MIXED, "pass", "each sample's states depend on that sample alone")]
 
 
-def _in_mode(subject: Subject, training: bool) -> list[Finding]:
+def _in_mode(subject: PreflightSubject, training: bool) -> list[Finding]:
     layout = subject.layout
     sample = layout.samples // 2
     other = of_sample(subject.batch, layout, sample)
@@ -50,7 +50,7 @@ def _in_mode(subject: Subject, training: bool) -> list[Finding]:
     return found
 
 
-def _fault(subject: Subject, run: LayerRun, other: LayerRun, sample: int) -> str:
+def _fault(subject: PreflightSubject, run: LayerRun, other: LayerRun, sample: int) -> str:
     """Which of the three faults the layer shows, if any."""
     layout = subject.layout
     entered, states = (
@@ -86,7 +86,9 @@ def _row_major(entered: Tensor, sample: int, steps: int) -> bool:
     return len(where) > 1 and bool(torch.isin(where, block).all())
 
 
-def _told(subject: Subject, fault: str, run: LayerRun, training: bool, other: object) -> Finding:
+def _told(
+    subject: PreflightSubject, fault: str, run: LayerRun, training: bool, other: object
+) -> Finding:
     layout = subject.layout
     if fault == SWAPPED:
         return finding(

@@ -8,7 +8,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.observe import differs
 from rnndiag.recorder.preflight.perturb import of_steps
-from rnndiag.recorder.preflight.subject import Subject
+from rnndiag.recorder.preflight.subject import PreflightSubject
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding
@@ -24,7 +24,7 @@ def calls_of(runs: dict[str, LayerRun]) -> dict[str, list[LayerRun]]:
     return grouped
 
 
-def check_state(subject: Subject) -> list[Finding]:
+def check_state(subject: PreflightSubject) -> list[Finding]:
     """One finding for each layer whose later states know nothing of earlier inputs."""
     layout, before = subject.layout, subject.seen()
     if layout.steps < 2:

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from rnndiag.recorder.preflight.layout import Layout
+from rnndiag.recorder.preflight.layout import BatchLayout
 from rnndiag.recorder.preflight.observe import Observer, Seen
 
 
 @dataclass
-class Subject:
+class PreflightSubject:
     """Model, loss, batch. Passes over the batch as it is are made once each."""
 
     observe: Observer
     batch: Any
-    layout: Layout
+    layout: BatchLayout
     detach: int | str | None
     """The window that the user declares: steps, or `any`."""
     _seen: dict[tuple[bool, bool], Seen] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.observe import differs
 from rnndiag.recorder.preflight.perturb import of_steps
-from rnndiag.recorder.preflight.subject import Subject
+from rnndiag.recorder.preflight.subject import PreflightSubject
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 AHEAD = "looks ahead"
 
 
-def check_time(subject: Subject) -> list[Finding]:
+def check_time(subject: PreflightSubject) -> list[Finding]:
     """One finding for the first layer that sees what comes later, or a pass.
 
     What lies behind a reverse direction, or starts from the end of another run (a decoder), may see it.

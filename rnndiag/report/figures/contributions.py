@@ -8,7 +8,7 @@ from rnndiag.report.context import Context, finite
 from rnndiag.report.figure_data import Axis, FigureData, Line, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number, ten_to
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 QUESTION = "Which time steps, which gates, make the gradient?"
 TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit")

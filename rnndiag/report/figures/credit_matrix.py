@@ -9,7 +9,7 @@ from rnndiag.report.decimate import extent, thin_matrix
 from rnndiag.report.figure_data import Axis, FigureData, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number, ten_to
-from rnndiag.run.measurement import Series
+from rnndiag.store.measurement import Series
 
 MOST = 12
 DECADES = 16

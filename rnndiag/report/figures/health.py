@@ -11,8 +11,8 @@ from rnndiag.report.context import Context, finite
 from rnndiag.report.figure_data import Axis, FigureData, Line, Mark, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number
-from rnndiag.run.quantities import MODEL
-from rnndiag.run.window import smallest_window
+from rnndiag.stats.window import smallest_window
+from rnndiag.store.quantities import MODEL
 
 QUESTION = "Is it healthy over training?"
 Curve = tuple[np.ndarray, np.ndarray]

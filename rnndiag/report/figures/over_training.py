@@ -9,7 +9,7 @@ from rnndiag.report.decimate import extent, shown_lags, thin_matrix
 from rnndiag.report.figure_data import Axis, FigureData, Line, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number
-from rnndiag.run.measurement import Series
+from rnndiag.store.measurement import Series
 
 DECADES = 12
 

@@ -8,7 +8,7 @@ from rnndiag.report.context import LN10, Context, finite
 from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number, ten_to
-from rnndiag.run.measurement import Measurement
+from rnndiag.store.measurement import Measurement
 
 QUESTION = "Do Jacobian products shrink or grow?"
 DECADES = 24

@@ -10,7 +10,7 @@ from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.seam import seam_of
 from rnndiag.report.ticks import number, power_of_ten, ten_to
-from rnndiag.run.reach import half_life
+from rnndiag.stats.reach import half_life
 
 FLOOR = 16
 """Decades below the largest credit at which the picture ends; what is lower is not drawn, and said so."""

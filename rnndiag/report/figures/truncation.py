@@ -11,10 +11,9 @@ from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.seam import seam_of
 from rnndiag.report.ticks import number, ten_to
-from rnndiag.run.advice import Advice, percent
-from rnndiag.run.advise import SEAM
-from rnndiag.run.between_windows import over_windows, shared_squares
-from rnndiag.run.window import middle, systematic_bias
+from rnndiag.stats.advice import SEAM, Advice, percent
+from rnndiag.stats.between_windows import over_windows, shared_squares
+from rnndiag.stats.window import middle, systematic_bias
 
 QUESTION = "What would truncation cost?"
 FLOOR = 1e-4

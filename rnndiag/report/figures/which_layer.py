@@ -8,7 +8,7 @@ from rnndiag.report.context import LN10, Context, finite
 from rnndiag.report.decimate import extent, thin_matrix
 from rnndiag.report.figure_data import Axis, Dots, FigureData, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
-from rnndiag.run.reach import Reach
+from rnndiag.stats.reach import Reach
 
 QUESTION = "Which layer?"
 DECADES = 12

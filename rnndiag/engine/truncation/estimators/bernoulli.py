@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.outcomes import Outcome, Task
-from rnndiag.engine.truncation.walks import scan
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.sweep.truncated_adjoints import scan
 from rnndiag.errors import BadArgument
 
 DRAWS_AT_ONCE = 16
@@ -115,7 +115,7 @@ class Bernoulli:
             since = torch.where(kept, since, torch.zeros_like(since))
         return factors
 
-    def outcomes(self, task: Task) -> Iterator[Outcome]:
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
         """Draws, many of them walking back side by side."""
         left = task.draws
         while left:
@@ -127,7 +127,7 @@ class Bernoulli:
             held = longest_stretch(factors) / task.T
             for k in range(count):
                 gradient = task.gradient(tuple(part[:, k] for part in found))
-                yield Outcome(1 / task.draws, gradient, 1.0, float(held[k].mean()))
+                yield Estimate(1 / task.draws, gradient, 1.0, float(held[k].mean()))
 
 
 def longest_stretch(factors: Tensor) -> Tensor:

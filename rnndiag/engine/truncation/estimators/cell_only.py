@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rnndiag.engine.truncation.outcomes import Outcome, Task
-from rnndiag.engine.truncation.walks import scan
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.sweep.truncated_adjoints import scan
 from rnndiag.errors import NotSupported
 
 
@@ -18,7 +18,7 @@ class CellOnly:
     drawn = False
     label = "cell only"
 
-    def outcomes(self, task: Task) -> Iterator[Outcome]:
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome."""
         keep: list[bool] = []
         for link in task.chain.links:
@@ -31,4 +31,4 @@ class CellOnly:
             keep += [False, *[True] * (len(parts) - 1)]
         found = scan(task.chain, keep=tuple(keep))
         gradient = task.gradient(tuple(part.squeeze(1) for part in found))
-        yield Outcome(1.0, gradient, 1.0, 1.0)
+        yield Estimate(1.0, gradient, 1.0, 1.0)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.outcomes import Outcome, Task
-from rnndiag.engine.truncation.walks import segments
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.sweep.truncated_adjoints import segments
 from rnndiag.errors import BadArgument
 
 
@@ -47,11 +47,11 @@ class Chunk:
         """k2, how many states a backward pass reaches."""
         return self.k1 if self.k2 is None else self.k2
 
-    def outcomes(self, task: Task) -> Iterator[Outcome]:
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome."""
         gradient = task.gradient(segments(task.chain, self.k1, self.back))
         cost = pass_cost(task.losses, self.k1, self.back)
-        yield Outcome(1.0, gradient, cost, min(self.back, task.T) / task.T)
+        yield Estimate(1.0, gradient, cost, min(self.back, task.T) / task.T)
 
     def state_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
         """0 at the first step of every chunk but the first, else 1; for k1 = k2."""

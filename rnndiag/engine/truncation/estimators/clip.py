@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, Task
 from rnndiag.engine.truncation.estimators.full import Full
-from rnndiag.engine.truncation.outcomes import Estimator, Outcome, Task
 from rnndiag.errors import BadArgument
 
 
@@ -33,7 +33,7 @@ class Clip:
         """As tables show it."""
         return f"{self.of.label}, clipped at {self.max_norm:g}"
 
-    def outcomes(self, task: Task) -> Iterator[Outcome]:
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The outcomes of the other estimator, each rescaled by its own norm."""
         for outcome in self.of.outcomes(task):
             size = float(outcome.gradient.norm())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rnndiag.engine.truncation.outcomes import Outcome, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Full:
     drawn = False
     label = "full"
 
-    def outcomes(self, task: Task) -> Iterator[Outcome]:
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome."""
-        yield Outcome(1.0, task.full, 1.0, 1.0)
+        yield Estimate(1.0, task.full, 1.0, 1.0)
 
     def state_factors(self, T: int, draw: object = None) -> Tensor | None:
         """Nothing is cut."""

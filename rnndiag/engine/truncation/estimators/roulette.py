@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.outcomes import Outcome, Task
-from rnndiag.engine.truncation.parameters import ALL
-from rnndiag.engine.truncation.products import add_gradients, empty_buffer, right_factors
-from rnndiag.engine.truncation.roulette import lag_costs, optimal_survival
-from rnndiag.engine.truncation.sweep import exact_tails
-from rnndiag.engine.truncation.travel import rows_of, travel
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.estimators.roulette_variance import lag_costs, optimal_survival
+from rnndiag.engine.truncation.sweep.lag_cotangents import lag_cotangents, rows_of
+from rnndiag.engine.truncation.sweep.lag_sweep import exact_tails
+from rnndiag.engine.truncation.sweep.parameter_layout import ALL
+from rnndiag.engine.truncation.sweep.products import add_gradients, empty_buffer, right_factors
 from rnndiag.errors import BadArgument
 
 
@@ -92,13 +92,13 @@ class Roulette:
         luck = float(torch.rand((), generator=draw, dtype=torch.float64))
         return 1 / survival[: max(1, int((survival > luck).sum()))]
 
-    def outcomes(self, task: Task) -> Iterator[Outcome]:
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
         """All values of N: each adds one lag to the one before."""
         survival = self.survival(task)
         costs = lag_costs(task.losses)
         running, cost = torch.zeros_like(task.full), 0.0
         rows = rows_of(task.chain)
-        lags = travel(task.chain, rows, task.T)
+        lags = lag_cotangents(task.chain, rows, task.T)
         rights = right_factors(task.chain, task.layout)
         for d in range(task.T):
             lag = next(lags, None)
@@ -111,4 +111,4 @@ class Roulette:
             cost += float(costs[d])
             stops = float(survival[d]) - (float(survival[d + 1]) if d + 1 < task.T else 0.0)
             if stops > 0:
-                yield Outcome(stops, running, cost, (d + 1) / task.T)
+                yield Estimate(stops, running, cost, (d + 1) / task.T)

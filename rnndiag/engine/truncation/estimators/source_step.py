@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rnndiag.engine.truncation.outcomes import Outcome, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
 from rnndiag.errors import BadArgument
 
 
@@ -33,8 +33,8 @@ class SourceStep:
         """(T,): the weight of every source step."""
         return (torch.arange(1, T + 1) >= self.K).double()
 
-    def outcomes(self, task: Task) -> Iterator[Outcome]:
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome."""
         weights = self.source_factors(task.T).to(task.full)
         share = float(weights.mean())
-        yield Outcome(1.0, task.gradient(task.adjoint, weights), share, share)
+        yield Estimate(1.0, task.gradient(task.adjoint, weights), share, share)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.outcomes import Outcome, Task
-from rnndiag.engine.truncation.walks import step_gradients
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.sweep.truncated_adjoints import step_gradients
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Uniform:
         steps = torch.arange(1, T + 1)
         return torch.where(steps >= K, T / steps.double(), torch.zeros(T, dtype=torch.float64))
 
-    def outcomes(self, task: Task) -> Iterator[Outcome]:
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
         """All T values of K, from T down to 1: each adds one source step to the one before."""
         T = task.T
         running = torch.zeros_like(task.full)
         for t, step in step_gradients(task.chain, task.layout, task.adjoint):
             running = running + step * (T / (t + 1))
             share = (T - t) / T
-            yield Outcome(1 / T, running, share, share)
+            yield Estimate(1 / T, running, share, share)

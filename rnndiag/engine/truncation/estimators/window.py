@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.truncation.estimators.chunk import Chunk, pass_cost
-from rnndiag.engine.truncation.outcomes import Outcome, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
 from rnndiag.errors import BadArgument
 
 
@@ -43,11 +43,11 @@ class Window:
         """(τ,): every lag that is kept, as it is."""
         return torch.ones(min(self.tau, T), dtype=torch.float64)
 
-    def outcomes(self, task: Task) -> Iterator[Outcome]:
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome. A window of T or more is full BPTT, and costs no more."""
         if self.tau >= task.T:
-            yield Outcome(1.0, task.full, 1.0, 1.0)
+            yield Estimate(1.0, task.full, 1.0, 1.0)
             return
         (found,) = Chunk(1, self.tau).outcomes(task)
         cost = pass_cost(task.losses, 1, self.tau)
-        yield Outcome(1.0, found.gradient, cost, found.memory)
+        yield Estimate(1.0, found.gradient, cost, found.memory)

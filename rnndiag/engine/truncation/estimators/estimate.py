@@ -1,0 +1,215 @@
+"""How well an estimator does on a recorded step: bias, spread, direction, cost and memory against the full gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.truncation.chains.stack import Runs, chain_of
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, Task
+from rnndiag.engine.truncation.sweep.parameter_layout import layout_of
+from rnndiag.errors import BadArgument
+
+DRAWS = 64
+"""Draws of an estimator that cannot be enumerated."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How an estimator of the gradient did; all relative to |g|. Errors are standard errors, 0 where it is exact."""
+
+    label: str
+    bias: float
+    """|E ĝ - g| / |g|."""
+    sd: float
+    """sqrt(E |ĝ - E ĝ|²) / |g|."""
+    rmse: float
+    """sqrt(E |ĝ - g|²) / |g|."""
+    cosine: float
+    """cos(E ĝ, g)."""
+    draw_cosine: float
+    """E cos(ĝ, g)."""
+    cost: float
+    """Expected cell-steps of the cheapest exact backward pass, over T."""
+    memory: float
+    """Expected longest stretch of states held, over T."""
+    noise: float
+    """σ / |g|, the noise yardstick; NaN where it is not available."""
+    bias_error: float = 0.0
+    sd_error: float = 0.0
+    rmse_error: float = 0.0
+    cosine_error: float = 0.0
+    """At most: all of the mean's standard error taken to turn it."""
+    draw_cosine_error: float = 0.0
+    draws: int = 0
+    """Draws behind the numbers; 0: exact."""
+    mean: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """E ĝ by parameter."""
+
+    @property
+    def ranking(self) -> float:
+        """sqrt((rmse² + σ²) * cost): lower is better. Without a yardstick σ counts as 0."""
+        noise = 0.0 if math.isnan(self.noise) else self.noise
+        return math.sqrt((self.rmse**2 + noise**2) * self.cost)
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing was drawn."""
+        return self.draws == 0
+
+
+class _Tally:
+    """Running sums over outcomes."""
+
+    def __init__(self, full: Tensor) -> None:
+        self.full = full.double()
+        self.size = float(self.full.norm())
+        self.mean = torch.zeros_like(self.full)
+        self.squares: list[tuple[float, float]] = []
+        self.cosines: list[tuple[float, float]] = []
+        self.cost = self.memory = self.probability = 0.0
+
+    def add(self, outcome: Estimate) -> None:
+        value, p = outcome.gradient.double(), outcome.probability
+        self.mean += p * value
+        self.squares.append((p, float((value - self.full).square().sum())))
+        self.cosines.append((p, _cosine(value, self.full)))
+        self.cost += p * outcome.cost
+        self.memory += p * outcome.memory
+        self.probability += p
+
+
+def _cosine(x: Tensor, y: Tensor) -> float:
+    size = float(x.norm() * y.norm())
+    return max(-1.0, min(1.0, float(x @ y) / size)) if size else math.nan
+
+
+def _average(pairs: list[tuple[float, float]]) -> float:
+    known = [(p, v) for p, v in pairs if not math.isnan(v)]
+    total = sum(p for p, _ in known)
+    return sum(p * v for p, v in known) / total if total else math.nan
+
+
+def _standard_error(pairs: list[tuple[float, float]]) -> float:
+    values = [v for _, v in pairs if not math.isnan(v)]
+    if len(values) < 2:
+        return math.nan
+    mean = sum(values) / len(values)
+    spread = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    return math.sqrt(spread / len(values))
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def estimate(
+    layer_run: Runs,
+    estimator: Estimator,
+    draws: int = DRAWS,
+    *,
+    independent: bool = True,
+    generator: torch.Generator | None = None,
+) -> Score:
+    """Score one estimator on one recorded step.
+
+    draws: where the estimator has too many outcomes to enumerate (Bernoulli masks); standard errors are stated then.
+    independent: whether the loss is a sum over sequences; if not, there is no noise yardstick.
+    """
+    return score(_task(layer_run, draws, independent, generator), estimator)
+
+
+@torch.no_grad()
+def compare_estimators(
+    layer_run: Runs,
+    estimators: Sequence[Estimator],
+    draws: int = DRAWS,
+    *,
+    independent: bool = True,
+    generator: torch.Generator | None = None,
+) -> list[Score]:
+    """Score several estimators on one recorded step, the best first: by sqrt((rmse² + σ²) * cost)."""
+    task = _task(layer_run, draws, independent, generator)
+    return sorted((score(task, one) for one in estimators), key=lambda s: s.ranking)
+
+
+def _task(
+    layer_run: Runs, draws: int, independent: bool, generator: torch.Generator | None
+) -> Task:
+    if draws < 1:
+        raise BadArgument(f"draws is {draws}.", "Give a number of 1 or more.")
+    chain = chain_of(layer_run).prepared()
+    generator = generator or torch.Generator().manual_seed(0)
+    return Task(chain, layout_of(chain), draws, generator, independent)
+
+
+def score(task: Task, estimator: Estimator) -> Score:
+    """The score of one estimator."""
+    tally = _Tally(task.full)
+    for outcome in estimator.outcomes(task):
+        tally.add(outcome)
+    size = tally.size if tally.size else math.nan
+    second = _average(tally.squares)
+    found = Score(
+        label=estimator.label,
+        bias=0.0,
+        sd=0.0,
+        rmse=math.sqrt(second) / size,
+        cosine=1.0,
+        draw_cosine=_average(tally.cosines),
+        cost=tally.cost,
+        memory=tally.memory,
+        noise=task.noise / size,
+    )
+    if estimator.drawn:
+        found = _with_errors(found, tally, estimator.unbiased)
+    elif estimator.unbiased:
+        found = replace(found, sd=found.rmse)
+    else:
+        off = float((tally.mean - tally.full).square().sum())
+        found = replace(
+            found,
+            bias=math.sqrt(off) / size,
+            sd=math.sqrt(max(second - off, 0.0)) / size,
+            cosine=_cosine(tally.mean, tally.full),
+        )
+    mean = task.full if estimator.unbiased else tally.mean.to(task.full.dtype)
+    return replace(found, mean=task.layout.split(mean))
+
+
+def _with_errors(found: Score, tally: _Tally, unbiased: bool) -> Score:
+    """What draws say: the spread with its standard error, and, where the mean is not known, the bias with its own.
+
+    The square of a mean over n draws holds the draws' own spread; it is taken out, and what is left may be 0.
+    """
+    draws = len(tally.squares)
+    second = _average(tally.squares)
+    error = _standard_error(tally.squares)
+    drawn_error = _standard_error(tally.cosines)
+    size, off = tally.size, 0.0
+    if not unbiased and draws > 1:
+        raw = float((tally.mean - tally.full).square().sum())
+        off = max((raw * draws - second) / (draws - 1), 0.0)
+    variance = max(second - off, 0.0)
+    sd = math.sqrt(variance)
+    cosine = 1.0 if unbiased else _cosine(tally.mean, tally.full)
+    bias_error = cosine_error = 0.0
+    if not unbiased:
+        bias_error = sd / math.sqrt(draws) / size
+        turned = math.sqrt(max(1 - cosine**2, 0.0)) if not math.isnan(cosine) else math.nan
+        length = float(tally.mean.norm())
+        cosine_error = turned * bias_error * size / length if length else math.nan
+    return replace(
+        found,
+        bias=math.sqrt(off) / size,
+        sd=sd / size,
+        cosine=cosine,
+        bias_error=bias_error,
+        sd_error=error / (2 * sd) / size if sd else 0.0,
+        rmse_error=error / (2 * math.sqrt(second)) / size if second else 0.0,
+        cosine_error=cosine_error,
+        draw_cosine_error=drawn_error,
+        draws=draws,
+    )

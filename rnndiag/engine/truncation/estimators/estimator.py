@@ -1,0 +1,100 @@
+"""What an estimator of the gradient can come out as: the values that travel from estimators to their score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.cells import State
+from rnndiag.engine.truncation.chains.chain import Chain
+from rnndiag.engine.truncation.sweep.noise import sequence_norms
+from rnndiag.engine.truncation.sweep.parameter_layout import ParameterLayout
+from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of, total_adjoint
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One value that an estimator can take."""
+
+    probability: float
+    """Of this outcome; for draws 1 / number of draws."""
+    gradient: Tensor
+    """(P,)"""
+    cost: float
+    """Cell-steps of the cheapest exact backward pass, over T."""
+    memory: float
+    """Longest stretch of states held, over T."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The gradient to be estimated."""
+
+    chain: Chain
+    layout: ParameterLayout
+    draws: int
+    """How many draws, where an estimator cannot be enumerated."""
+    generator: torch.Generator = field(compare=False)
+    independent: bool = True
+
+    @property
+    def T(self) -> int:
+        """Number of time steps."""
+        return self.chain.T
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """(T,) bool: the output steps with a loss."""
+        return self.chain.outputs().any(1).cpu()
+
+    @cached_property
+    def adjoint(self) -> State:
+        """δ_t."""
+        return total_adjoint(self.chain)
+
+    @cached_property
+    def full(self) -> Tensor:
+        """g (P,)."""
+        return gradient_of(self.chain, self.layout, self.adjoint)[0]
+
+    @cached_property
+    def noise(self) -> float:
+        """σ; NaN where it is not available."""
+        B = self.chain.B
+        if B < 2 or not self.independent:
+            return float("nan")
+        own = sequence_norms(self.chain, self.layout, self.adjoint).double().square().sum()
+        spread = float(own) - float(self.full.double().square().sum()) / B
+        return float((max(spread, 0.0) * B / (B - 1)) ** 0.5)
+
+    def gradient(self, cotangents: State, scale: Tensor | None = None) -> Tensor:
+        """(P,): what summed cotangents (T, B, S_p) give to the parameters; scale (T,): a weight a source step."""
+        return gradient_of(self.chain, self.layout, cotangents, 1, scale)[0]
+
+
+class Estimator(Protocol):
+    """An estimator of the full gradient: data with a name, and what it can come out as."""
+
+    @property
+    def label(self) -> str:
+        """Its name with its options, as tables show it."""
+        ...
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether its mean is the full gradient, exactly."""
+        ...
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its outcomes are draws (standard errors are stated), not an enumeration."""
+        ...
+
+    def outcomes(self, task: Task) -> Iterator[Estimate]:
+        """All outcomes with their probabilities, or draws."""
+        ...

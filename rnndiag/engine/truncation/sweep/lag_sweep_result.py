@@ -1,0 +1,110 @@
+"""What one lag sweep found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.truncation.chains.chain import Chain
+from rnndiag.engine.truncation.sweep.chunk_scores import ChunkScores
+from rnndiag.engine.truncation.sweep.credit import Profile
+from rnndiag.engine.truncation.sweep.parameter_layout import ALL
+from rnndiag.engine.truncation.sweep.sampling import Sampling
+from rnndiag.engine.truncation.sweep.tails import Tails
+
+
+@dataclass(frozen=True)
+class LagSweep:
+    """What one sweep found. Lags d = 0 .. D-1, windows τ = 0 .. D; NaN where something was not measured.
+
+    Where a sampled profile ended early, D is less for it than for the windows, which go on to the lags asked for.
+    """
+
+    name: str
+    lags: int
+    """D."""
+    log_credit: Tensor
+    """ln C[u, s] (T, T)."""
+    profile: Profile
+    tails: Tails
+    chunks: ChunkScores
+    noise: float
+    """σ, the standard deviation of the minibatch gradient; NaN where it is not available."""
+    gradient: dict[str, Tensor]
+    """The full gradient by parameter, of the losses and sequences looked at (scaled up to all of them)."""
+    sampling: Sampling
+    lag_gradients: dict[str, Tensor] = field(default_factory=dict)
+    """c_d by parameter, (D, *shape), where they were asked for."""
+    notes: tuple[str, ...] = ()
+    """What is not available, and why."""
+
+    @property
+    def upper_bound(self) -> bool:
+        """Whether losses or sequences were sampled, so that tails and window biases are upper bounds."""
+        return not self.sampling.windows_complete
+
+    @property
+    def credit(self) -> Tensor:
+        """C[u, s] (T, T)."""
+        return self.log_credit.exp()
+
+    @property
+    def credit_profile(self) -> Tensor:
+        """(D, 6): ln of the profile and of its quantiles over outputs (5, 25, 50, 75, 95 %)."""
+        return torch.cat([self.profile.log[None], self.profile.log_quantiles]).T
+
+    @property
+    def tail_norms(self) -> dict[str, Tensor]:
+        """|S_d| by parameter and for `all` together, (D+1,): what a window of d steps leaves out; d = 0 is |g|."""
+        return self.tails.norms
+
+    @property
+    def lag_gradient_norms(self) -> dict[str, Tensor]:
+        """|c_d| by parameter and for `all` together, (D,)."""
+        return self.tails.lag_norms
+
+    @property
+    def window_bias(self) -> Tensor:
+        """|g_τ - g| / |g| by window τ, (D+1,)."""
+        return self.tails.norms[ALL] / self.tails.norms[ALL][0]
+
+    @property
+    def window_cosine(self) -> Tensor:
+        """cos(g_τ, g) by window τ, (D+1,); NaN for τ = 0."""
+        return self.tails.cosine
+
+    @property
+    def window_progress(self) -> Tensor:
+        """<g_τ, g> / |g|² by window τ, (D+1,)."""
+        return self.tails.progress
+
+    @property
+    def tail_mean_square(self) -> Tensor:
+        """Unbiased |E S_d|² over sequences, (D+1,); it may be negative."""
+        return self.tails.mean_square
+
+    @property
+    def tail_mean_square_error(self) -> Tensor:
+        """Standard error of `tail_mean_square`, (D+1,)."""
+        return self.tails.mean_square_error
+
+    @property
+    def gradient_mean_square(self) -> float:
+        """Unbiased |E g|² over sequences."""
+        return float(self.tails.mean_square[0])
+
+    @property
+    def full_gradient_norm(self) -> float:
+        """|g| over all parameters."""
+        return float(self.tails.norms[ALL][0])
+
+
+def unavailable(chain: Chain, independent: bool) -> list[str]:
+    """What cannot be told of a chain, and why."""
+    if not independent:
+        return ["The loss mixes sequences: no noise yardstick and no systematic part."]
+    if chain.B < 2:
+        return ["One sequence only: no noise yardstick and no systematic part."]
+    return []

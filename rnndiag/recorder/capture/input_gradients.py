@@ -1,0 +1,142 @@
+"""What one call alone sends back into a tensor, without a new node in the graph.
+
+A tensor's own hook sees the sum over all its users. Handing the call an alias would tell its share apart, but where the
+call uses the tensor more than once, gradients would then add up in another order, and training would no longer be the
+same to the last bit. So the nodes between the call's outputs and the tensor are found, and their results are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from rnndiag.errors import CaptureFault
+
+LIMIT = 20_000
+"""Nodes that one step may have."""
+
+_LEAF = 2**63
+"""Sequence numbers from here on are those of leaves."""
+
+Arrived = Callable[[int, Tensor], None]
+Edges = dict[tuple[Any, int], int]
+Hits = list[tuple[Any, dict[int, int]]]
+"""A node, and which of its gradients goes to which target."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way from an output to a node, by the places of its edges; and what that node sends where."""
+
+    output: int
+    places: tuple[int, ...]
+    reached: Mapping[int, int]
+
+
+@dataclass
+class InputGradients:
+    """Finds the nodes. A kernel's graph looks the same at every call: its routes are found once, then followed."""
+
+    _routes: dict[Hashable, list[Route]] = field(default_factory=dict)
+
+    def watch(
+        self,
+        outputs: Iterable[Tensor],
+        targets: Mapping[int, Tensor],
+        arrived: Arrived,
+        same: Hashable = None,
+    ) -> None:
+        """Call arrived(key, gradient) for each gradient that the nodes behind the outputs send to a target.
+
+        same: what tells alike graphs; None: this one may look like no other.
+        """
+        edges: Edges = {}
+        for key, tensor in targets.items():
+            if tensor.requires_grad:
+                edge = get_gradient_edge(tensor)
+                edges[edge.node, edge.output_nr] = key
+        if not edges:
+            return
+        starts = [output.grad_fn for output in outputs]
+        sign = (same, tuple(edges.values()))
+        known = None if same is None else self._routes.get(sign)
+        hits = None if known is None else _follow(starts, edges, known)
+        if hits is None:
+            routes = _search(starts, edges)
+            if same is not None:
+                self._routes[sign] = routes
+            hits = _follow(starts, edges, routes) or []
+        for node, reached in hits:
+            node.register_hook(_passing(reached, arrived))
+
+
+def _follow(starts: list[Any], edges: Edges, routes: list[Route]) -> Hits | None:
+    """The nodes at the end of the routes; None if one of them does not lead where it should."""
+    hits: Hits = []
+    for route in routes:
+        node = starts[route.output]
+        for place in route.places:
+            children = () if node is None else node.next_functions
+            if place >= len(children):
+                return None
+            node = children[place][0]
+        if node is None:
+            return None
+        children = node.next_functions
+        for place, key in route.reached.items():
+            if place >= len(children) or edges.get(children[place]) != key:
+                return None
+        hits.append((node, dict(route.reached)))
+    return hits
+
+
+def _search(starts: list[Any], edges: Edges) -> list[Route]:
+    """All nodes between the outputs and the targets that send a gradient to one."""
+    ends = {node for node, _ in edges}
+    before = [number for node in ends if (number := _number(node)) < _LEAF]
+    oldest = min(before, default=-1)
+    seen: set[Any] = set()
+    waiting: list[tuple[Any, int, tuple[int, ...]]] = [
+        (node, k, ()) for k, node in enumerate(starts) if node is not None
+    ]
+    routes = []
+    while waiting:
+        node, output, places = waiting.pop()
+        if node in seen or node in ends:
+            continue
+        seen.add(node)
+        if len(seen) > LIMIT:
+            raise CaptureFault(
+                f"One step of a recurrent cell took more than {LIMIT} operations.",
+                "Name the module that does a single step, or leave this one out.",
+            )
+        reached: dict[int, int] = {}
+        for place, edge in enumerate(node.next_functions):
+            if edge[0] is None:
+                continue
+            known = edges.get(edge)
+            if known is not None:
+                reached[place] = known
+            elif oldest < _number(edge[0]) < _LEAF:
+                waiting.append((edge[0], output, (*places, place)))
+        if reached:
+            routes.append(Route(output, places, reached))
+    return routes
+
+
+def _number(node: Any) -> int:
+    return int(node._sequence_nr())
+
+
+def _passing(reached: Mapping[int, int], arrived: Arrived) -> Callable[[Any, Any], None]:
+    def passing(inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
+        for place, key in reached.items():
+            gradient = inputs[place]
+            if gradient is not None:
+                arrived(key, gradient)
+
+    return passing

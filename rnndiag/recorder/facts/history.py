@@ -1,0 +1,172 @@
+"""A ring of cheap scalars of every training step, so that the story before a recording is there.
+
+Scalars of a GPU stay there and are fetched many at a time: reading one every step would make the host wait for the GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnndiag.store.measurement import Measurement
+
+LENGTH = 2048
+"""So many of the latest steps are kept between two recordings."""
+FETCH_EVERY = 64
+"""So many steps of a GPU are fetched at a time."""
+JUDGED = 65
+"""The running median is that of so many finite norms."""
+REFRESHED = 8
+"""And it is taken anew every so many of them."""
+ENOUGH = 16
+"""A jump is judged against at least so many of them."""
+
+ROUNDING = 1e-4
+"""A norm that shrinks by less than this share between the backward pass and the step was not clipped."""
+
+Scalar = float | Tensor
+
+
+def number(value: Scalar | None) -> float:
+    """NaN for what is not there."""
+    return math.nan if value is None else float(value)
+
+
+@dataclass(slots=True)
+class StepFacts:
+    """One optimizer step: its number, loss, gradient norm before clipping, learning rate and how it was clipped."""
+
+    step: int
+    norm: Scalar | None = None
+    """None: the optimizer has no gradient."""
+    loss: Scalar | None = None
+    """None: the step returned none."""
+    learning_rate: float = math.nan
+    clip_at: float | None = None
+    """The threshold of clipping, in the measure of `clip_size`; None: not clipped by the Trainer."""
+    optimizer: int = 0
+    """Which optimizer of the batch: each has norms of its own size."""
+    clip_size: Scalar | None = None
+    """What is held against it: the norm, or the largest entry where values are clipped."""
+
+    stepped: Scalar | None = None
+    """The norm that the optimizer was given, where the program clips by itself; None: not looked at."""
+
+    @property
+    def clipped(self) -> bool:
+        """Whether clipping changed the step."""
+        if self.clip_at is not None:
+            return number(self.norm if self.clip_size is None else self.clip_size) > self.clip_at
+        return self.stepped is not None and float(self.stepped) < (1.0 - ROUNDING) * number(
+            self.norm
+        )
+
+    @property
+    def threshold(self) -> float | None:
+        """What the step was clipped at; of a program's own clipping, the norm that it left."""
+        if self.clip_at is None and self.stepped is not None and self.clipped:
+            return float(self.stepped)
+        return self.clip_at
+
+
+@dataclass
+class RunningMedian:
+    """The median of the last values, taken anew every few of them: a sort every step would cost more than the norm."""
+
+    value: float = math.nan
+    count: int = 0
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED))
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        self._last.append(value)
+        self.count += 1
+        if self.count <= ENOUGH or self.count % REFRESHED == 0:
+            self.value = median(self._last)
+
+
+@dataclass
+class History:
+    """The latest steps since the last recording, and the norms that a jump is judged by."""
+
+    entries: deque[StepFacts] = field(default_factory=lambda: deque(maxlen=LENGTH))
+    _norms: dict[int, RunningMedian] = field(default_factory=dict)
+    """By optimizer."""
+    waiting: list[StepFacts] = field(default_factory=list)
+    """Steps made since the last `settle`."""
+    dropped: int = 0
+
+    def add(self, facts: StepFacts) -> None:
+        """A step is about to be made."""
+        self.dropped += len(self.entries) == LENGTH
+        self.entries.append(facts)
+        self.waiting.append(facts)
+
+    def loss(self, loss: Scalar | None, since_step: int) -> None:
+        """The loss of the steps of this batch."""
+        for facts in reversed(self.entries):
+            if facts.step < since_step:
+                break
+            facts.loss = loss
+
+    def settle(self, at_once: bool) -> list[StepFacts]:
+        """Steps whose scalars are numbers now. On a GPU they come many at a time, unless wanted `at_once`."""
+        if not self.waiting:
+            return []
+        norm = self.waiting[-1].norm
+        if isinstance(norm, Tensor) and norm.is_cuda:
+            if not at_once and len(self.waiting) < FETCH_EVERY:
+                return []
+            _fetch(self.waiting)
+        settled, self.waiting = self.waiting, []
+        return settled
+
+    def judge(self, facts: StepFacts, factor: float) -> tuple[str, float] | None:
+        """Is the step an accident? ("gradient" | "jump", running median of the norm), or None."""
+        norms = self._norms.get(facts.optimizer)
+        if norms is None:
+            norms = self._norms[facts.optimizer] = RunningMedian()
+        usual = norms.value
+        if facts.norm is None:
+            return None
+        norm = float(facts.norm)
+        if not math.isfinite(norm):
+            return "gradient", usual
+        jumped = norms.count >= ENOUGH and norm > factor * usual > 0
+        norms.add(norm)
+        return ("jump", usual) if jumped else None
+
+    def measurements(self) -> list[Measurement]:
+        """The ring as it is stored, and emptied."""
+        _fetch(self.entries)
+        kept, self.entries = self.entries, deque(maxlen=LENGTH)
+        if not kept:
+            return []
+        columns = {
+            "history_step": [facts.step for facts in kept],
+            "history_loss": [number(facts.loss) for facts in kept],
+            "history_gradient_norm": [number(facts.norm) for facts in kept],
+            "history_clipped": [float(facts.clipped) for facts in kept],
+            "history_learning_rate": [facts.learning_rate for facts in kept],
+        }
+        return [Measurement.of(name, np.asarray(values)) for name, values in columns.items()]
+
+
+def _fetch(entries: deque[StepFacts] | list[StepFacts]) -> None:
+    """GPU scalars of all entries to the host, in one transfer; they stay 0-dim tensors there."""
+    pending = [
+        (facts, name, value)
+        for facts in entries
+        for name in ("norm", "loss", "clip_size", "stepped")
+        if isinstance(value := getattr(facts, name), Tensor) and value.is_cuda
+    ]
+    if pending:
+        stacked = torch.stack([value.float().reshape(()) for *_, value in pending]).cpu()
+        for (facts, name, _), value in zip(pending, stacked, strict=True):
+            setattr(facts, name, value)

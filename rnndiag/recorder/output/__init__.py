@@ -1,0 +1,1 @@
+"""What leaves the recorder: the pending recording, the run on disk, the screen, logger scalars, the report."""

@@ -1,0 +1,74 @@
+"""What a person gets when a fit is over: one screen of text, and the report page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.output.hand_over import hand_over
+from rnndiag.recorder.output.screen import screen, shown
+from rnndiag.recorder.settings import Settings
+from rnndiag.stats.time_words import TimeWords
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the diagnostics cost, and what they were allowed to."""
+
+    share: float
+    broke_budget: bool = False
+    light: float = 0.0
+    """Of the share, what steps took that are not recorded."""
+
+    def excuse(self, budget: float) -> str:
+        """Why the budget was broken, and what to do; nothing if it was kept."""
+        if not self.broke_budget:
+            return ""
+        if self.light > budget / 2:
+            return (
+                f"That is over the budget of {budget:.0%}: the steps are so short that looking at the norm of each "
+                f"takes {self.light:.1%} by itself. Give a larger budget, or black_box=False, which saves a part."
+            )
+        return (
+            f"That is over the budget of {budget:.0%}: the fit was short for the 8 recordings "
+            "that every fit gets. Give every_n_steps, or a larger budget."
+        )
+
+
+def close_fit(
+    settings: Settings,
+    run_dir: Path,
+    count: int,
+    cost: Cost,
+    faults: Faults,
+    quiet: bool,
+    loggers: Sequence[Any] = (),
+) -> None:
+    """Write the report, give it to loggers that take files and, unless `quiet`, print the screen.
+
+    None of it can fail the fit.
+    """
+    from rnndiag.store.reader import StoredRun
+
+    if count == 0:
+        return
+    started = time.perf_counter()
+    if settings.report:
+        with faults.guard("writing the report", f"Write it later: rnndiag report {shown(run_dir)}"):
+            from rnndiag.report.write_report import write_report
+
+            page = write_report(StoredRun(run_dir), run_dir / REPORT)
+            with faults.guard("giving the report to a logger", f"It lies in {shown(run_dir)}."):
+                hand_over(page, loggers)
+    if settings.screen and not quiet:
+        with faults.guard("the screen at the end of the fit"):
+            words = TimeWords(settings.time_unit, settings.stride)
+            seconds = time.perf_counter() - started if settings.report else 0.0
+            excuse = cost.excuse(settings.budget)
+            print(screen(StoredRun(run_dir), cost.share, words, excuse, seconds))

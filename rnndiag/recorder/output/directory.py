@@ -1,0 +1,46 @@
+"""Which directory a fit writes to: a new one, or that of the run it continues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rnndiag.store.starts import free_directory, holds_run
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """A run's directory, and the step from which it goes on, if it does."""
+
+    path: Path
+    resumed_from_step: int | None = None
+    said: str = ""
+    """What a person should know of the choice."""
+
+
+def chosen_directory(
+    wanted: Path,
+    step: int,
+    checkpoint: Mapping[str, Any] | None,
+    dirpath: str | None,
+    wrote_before: bool,
+) -> RunPlace:
+    """The place of a fit that starts at `step`.
+
+    A checkpoint that this callback was saved in continues its run, unless another dirpath was asked for since. The same
+    callback in a Trainer that goes on continues too. Everything else is a fresh fit, and never writes into a run.
+    """
+    if step > 0 and checkpoint is not None and checkpoint.get("dirpath", "") == (dirpath or ""):
+        before = Path(checkpoint["run_dir"])
+        if holds_run(before):
+            return RunPlace(before, step)
+    if step > 0 and wrote_before and holds_run(wanted):
+        return RunPlace(wanted, step)
+    free = free_directory(wanted)
+    if free == wanted:
+        return RunPlace(wanted)
+    return RunPlace(
+        free, said=f"rnndiag: {wanted} holds a run already; this fit is written to {free}."
+    )

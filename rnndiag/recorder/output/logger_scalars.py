@@ -1,0 +1,101 @@
+"""Scalars of a recording for the trainer's own loggers, so that dashboards that exist show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rnndiag.recorder.settings import LogChoice
+from rnndiag.stats.reach import decay, reach
+from rnndiag.stats.window import smallest_window
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+
+
+def _length(recording: Recording, layer: str) -> int | None:
+    valid = recording.get("valid_samples", layer)
+    return None if valid is None else int(valid.values.size)
+
+
+def _profile(recording: Recording, layer: str) -> np.ndarray | None:
+    found = recording.get("credit_profile", layer)
+    return None if found is None else found.sel(profile_stat="profile").values
+
+
+def _reach(recording: Recording, layer: str) -> float:
+    profile = _profile(recording, layer)
+    return math.nan if profile is None else reach(profile, steps=_length(recording, layer)).value
+
+
+def _decay(recording: Recording, layer: str) -> float:
+    profile = _profile(recording, layer)
+    return math.nan if profile is None else decay(profile).value
+
+
+def _window(recording: Recording, layer: str) -> float:
+    bias = recording.get("window_bias", layer)
+    if bias is None:
+        return math.nan
+    return smallest_window(
+        bias.values, windows=bias.positions("lag"), steps=_length(recording, layer)
+    ).steps
+
+
+def _largest(found: Measurement | None) -> float:
+    if found is None or not found.values.size:
+        return math.nan
+    return float(np.max(found.values))
+
+
+def _lambda1(recording: Recording, layer: str) -> float:
+    found = recording.get("lyapunov_exponents", layer)
+    return math.nan if found is None else float(found.sel(part_stat="value").values.max())
+
+
+SCALARS: dict[str, Callable[[Recording, str], float]] = {
+    "reach": _reach,
+    "decay": _decay,
+    "window": _window,
+    "lambda1": _lambda1,
+    "rho": lambda recording, layer: _largest(recording.get("spectral_radius", layer)),
+    "residual": lambda recording, layer: _largest(recording.get("residual", layer)),
+}
+"""Name under `rnndiag/<layer>/` -> how it is read off a recording; NaN where it was not measured."""
+
+
+def scalars(recording: Recording, which: LogChoice) -> dict[str, float]:
+    """`rnndiag/<layer>/<name>` of every layer, or of the worst one. What is not finite is left out."""
+    layers = recording.layers
+    if which == "none" or not layers:
+        return {}
+    if which == "worst":
+        layers = (worst_layer(recording),)
+    found = {
+        f"rnndiag/{layer}/{name}": read(recording, layer)
+        for layer in layers
+        for name, read in SCALARS.items()
+    }
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def worst_layer(recording: Recording) -> str:
+    """The layer with the shortest reach; without one, the first layer."""
+
+    def rank(layer: str) -> float:
+        value = _reach(recording, layer)
+        return math.inf if math.isnan(value) else value
+
+    return min(recording.layers, key=rank)
+
+
+def log_scalars(trainer: Any, recording: Recording, which: LogChoice) -> None:
+    """Hand them to every logger of the trainer, at the step that its own scalars use."""
+    found = scalars(recording, which)
+    if not found:
+        return
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in trainer.loggers:
+        logger.log_metrics(found, step=step)

@@ -1,0 +1,103 @@
+"""A recording in the making: what one training step's backward passes gave, until the optimizer step is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rnndiag.recorder.measures import Taken
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.recording import VERDICTS, Recording, Verdict
+
+WINDOW = "window_in_use"
+
+BACKWARDS = 4
+"""So many backward passes through one layer are kept apart in one recording; later ones are only counted."""
+
+
+@dataclass
+class Pending:
+    """One step that is being recorded."""
+
+    step: int
+    groups: tuple[str, ...]
+    epoch: int | None = None
+    batch: int | None = None
+    only_new: bool = False
+    """Only layers that no other recording of this batch has: the batch's later optimizers have steps of their own."""
+    thrifty: bool = False
+    """Leave out what can be done without, as the budget is short."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    layers: dict[str, int] = field(default_factory=dict)
+    """Layer -> backward passes seen."""
+    taken: list[Taken] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    window: int = 0
+    """The longest stretch of steps that a backward pass carried a gradient through."""
+    stepped: bool = False
+    """The optimizer has made the step."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no layer was seen."""
+        return not any(taken.measurements or taken.notes for taken in self.taken)
+
+    def recording(self, rank: int, more: tuple[Measurement, ...], errors: list[str]) -> Recording:
+        """All of it as one recording; the worst verdict of the backward passes holds."""
+        verdict: Verdict = max(
+            (taken.verdict for taken in self.taken), key=VERDICTS.index, default="unverified"
+        )
+        notes: dict[str, Any] = dict(self.facts)
+        reasons: dict[str, str] = {}
+        for taken in self.taken:
+            merge(notes, taken.notes)
+            for layer, reason in taken.reasons.items():
+                reasons.setdefault(layer, reason)
+        if self.left_out:
+            notes["not_measured"] = {**self.left_out, **notes.get("not_measured", {})}
+        unread = {name: n - BACKWARDS for name, n in self.layers.items() if n > BACKWARDS}
+        for name, count in unread.items():
+            notes.setdefault("not_measured", {})[name] = (
+                f"{count} more backward passes of this step went through it; the first {BACKWARDS} are recorded"
+            )
+        if errors:
+            notes["errors"] = errors
+        return Recording(
+            step=self.step,
+            rank=rank,
+            time=time.time(),
+            epoch=self.epoch,
+            batch=self.batch,
+            verdict=verdict,
+            reasons=reasons,
+            measurements=(*self._measurements(), *more),
+            notes=notes,
+        )
+
+    def _measurements(self) -> list[Measurement]:
+        """Of all backward passes. What is the whole model's is kept of the first pass that has it."""
+        found: dict[tuple[str, str], Measurement] = {}
+        for taken in self.taken:
+            for measurement in taken.measurements:
+                found.setdefault((measurement.name, measurement.layer), measurement)
+        if self.window:
+            found[WINDOW, MODEL] = Measurement.of(WINDOW, float(self.window))
+        return list(found.values())
+
+
+def merge(notes: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add notes; tables of the same name are joined."""
+    for key, value in more.items():
+        known = notes.get(key)
+        if isinstance(known, dict) and isinstance(value, Mapping):
+            notes[key] = {**known, **value}
+        else:
+            notes[key] = value
+
+
+def renamed(run: Any, number: int) -> Any:
+    """The layer run of the number-th backward pass of a step: `rnn.l0`, then `rnn.l0@2`."""
+    return run if number <= 1 else replace(run, name=f"{run.name}@{number}")

@@ -1,0 +1,223 @@
+"""The one screen of text at the end of a fit, and the report page: made from the run as it was written."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rnndiag.stats.advice import advice
+from rnndiag.stats.headline import run_reach, run_window
+from rnndiag.stats.reach import decay
+from rnndiag.stats.time_words import TimeWords
+from rnndiag.store.reader import StoredRun
+
+if TYPE_CHECKING:
+    pass
+
+HEADERS = ("layer", "reach", "gain/step", "window (10 %)", "rho(W)", "not finite", "proof")
+
+WIDTH = 108
+"""Long sentences are wrapped at so many characters."""
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """One layer's line of the screen."""
+
+    layer: str
+    reach: str
+    gain: str
+    window: str
+    rho: str
+    not_finite: int
+    proof: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The columns."""
+        return (
+            self.layer,
+            self.reach,
+            self.gain,
+            self.window,
+            self.rho,
+            str(self.not_finite),
+            self.proof,
+        )
+
+
+def screen(
+    run: StoredRun, share: float, words: TimeWords, broke: str = "", page: float = 0.0
+) -> str:
+    """The text of the screen. page: seconds that the report took."""
+    steps = run.steps_of("train")
+    length = max((_length(run, layer) for layer in run.layers), default=0)
+    layers = [_line(run, layer, words) for layer in run.layers]
+    stacks = [_line(run, name, words) for name in run.stacks if ("credit_profile", name) in run]
+    count = len(steps)
+    lines = [
+        f"rnndiag: {count} recording{'s' * (count != 1)}, steps {steps[0]}-{steps[-1]}, "
+        f"{len(layers)} layer{'s' * (len(layers) != 1)}, T = {length}"
+    ]
+    lines += _table(layers + stacks)
+    lines += _sentences(run, length, words)
+    where = shown(Path(run.path))
+    lines.append(
+        f"  cost {100 * share:.1f} % of training time{f' and {page:.1f} s for the page' if page else ''}, "
+        f"{_size(run.size)} in {where}"
+    )
+    if broke:
+        lines.append(f"  {broke}")
+    lines.append(f"  rnndiag report {where} --open")
+    return "\n".join(lines)
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _line(run: StoredRun, layer: str, words: TimeWords) -> LayerLine:
+    steps = run.judged(phase="train")
+    judged = set(steps.tolist())
+
+    def middle(quantity: str) -> float:
+        if (quantity, layer) not in run:
+            return math.nan
+        series = run[quantity, layer]
+        rows = [i for i, step in enumerate(series.steps.tolist()) if step in judged] or [-1]
+        values = series.values[rows].reshape(len(rows), -1)
+        return float(np.median(values.max(axis=1)))
+
+    gain = math.nan
+    if ("credit_profile", layer) in run:
+        profile = run["credit_profile", layer].sel(profile_stat="profile").values[-1]
+        gain = float(decay(profile))
+    return LayerLine(
+        layer,
+        _reach_text(run, layer, words),
+        _number(gain, ".3f"),
+        _window_text(run, layer, words),
+        _number(middle("spectral_radius"), ".3f"),
+        _not_finite(run, layer),
+        _number(middle("residual"), ".0e").replace("e-0", "e-"),
+    )
+
+
+def _reach_text(run: StoredRun, layer: str, words: TimeWords) -> str:
+    if ("credit_profile", layer) not in run:
+        return "-"
+    answer = run_reach(run, 0.9, layer)
+    if answer.reached:
+        return answer.text if answer.give_or_take else f"{answer.value:.1f}"
+    return f"> {answer.within}" if math.isinf(answer) else answer.reason
+
+
+def _window_text(run: StoredRun, layer: str, words: TimeWords) -> str:
+    if ("window_bias", layer) not in run:
+        return "-"
+    found = run_window(run, 0.1, layer)
+    if math.isnan(found.steps):
+        return "-"
+    if not found.reached:
+        return f"> {found.within}"
+    about = "<= " if found.extrapolated else "~ " if found.between else ""
+    return f"{about}{found.steps:.0f}"
+
+
+def _not_finite(run: StoredRun, layer: str) -> int:
+    """Recordings in which a state or an adjoint of the layer was not finite."""
+    bad: set[int] = set()
+    for quantity in ("nonfinite_states", "nonfinite_adjoints"):
+        if (quantity, layer) in run:
+            series = run[quantity, layer]
+            counts = np.nan_to_num(series.values).reshape(len(series.steps), -1).sum(1)
+            bad.update(series.steps[counts > 0].tolist())
+    return len(bad)
+
+
+def _number(value: float, spec: str) -> str:
+    return "-" if math.isnan(value) else format(value, spec)
+
+
+def _length(run: StoredRun, layer: str) -> int:
+    if ("valid_samples", layer) not in run:
+        return 0
+    return int(run["valid_samples", layer].lengths["time"].max())
+
+
+def _table(layers: list[LayerLine]) -> list[str]:
+    rows = [HEADERS, *(line.cells for line in layers)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADERS))]
+    return [
+        "  "
+        + "   ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _sentences(run: StoredRun, length: int, words: TimeWords) -> list[str]:
+    """What is to be said beside the table: the shortest reach, accidents, clipping, failed proofs."""
+    said = []
+    measured = run.layers_of("credit_profile")
+    if measured:
+        worst = min(measured, key=lambda layer: _or_inf(run_reach(run, 0.9, layer)))
+        answer = run_reach(run, 0.9, worst)
+        if answer.reached:
+            said.append(
+                f"  Gradient of {worst} covers {answer.value:.0f} of {_length(run, worst)} steps"
+                f"{words.in_brackets(answer.value)}. Fine if the task needs no more."
+            )
+    said += [f"  {sentence}" for sentence in _advice(run)]
+    accidents = [r.notes["black_box"] for r in run.outlines if "black_box" in r.notes]
+    if accidents:
+        more = f" ({len(accidents) - 1} more in the report)" if len(accidents) > 1 else ""
+        said.append(f"  {accidents[0]['sentence']}{more}")
+    clips = [c for r in run.outlines for c in r.notes.get("clipping", [])]
+    clips = [c for c in clips if c["threshold"] is not None]
+    if clips and clips[-1]["share"] > 0:
+        last = clips[-1]
+        said.append(
+            f"  Clipping changed {last['share']:.0%} of the steps of the last epoch: a {last['word']}."
+        )
+    untrusted = [r.step for r in run.outlines if r.verdict == "inexact" and r.phase == "train"]
+    if untrusted:
+        said.append(
+            f"  {len(untrusted)} recordings are not exact, the first at step {untrusted[0]}: the report says why."
+        )
+    errors = [e for r in run.outlines for e in r.notes.get("errors", [])]
+    if errors:
+        said.append(f"  {len(errors)} faults of the recorder itself: the report lists them.")
+    return said
+
+
+def _advice(run: StoredRun) -> list[str]:
+    """The recommendation, of the layer or stack that needs the longest window."""
+    found = advice(run)
+    if found is None:
+        return []
+    told = f"{found.name}: {found.text}" if len(run.layers) > 1 else found.text
+    return textwrap.wrap(told, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _or_inf(value: float) -> float:
+    return math.inf if math.isnan(value) else float(value)
+
+
+def _size(size: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size_in = size / 1000
+        size = size_in  # type: ignore[assignment]
+    return f"{size:.3g} GB"

@@ -1,0 +1,160 @@
+"""The black box: a step whose loss or gradient is not finite, or whose norm jumps, is recorded and explained.
+
+What arms it: a light hook per call of a fused recurrent layer and one per tensor that comes out (see `light_hooks`).
+They keep references and no copies and cost some tens of microseconds a step (`python benchmarks/overhead.py --hooks`).
+The step's inputs and output gradients stay alive until the step has been judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rnndiag.recorder.capture import BackwardPass
+from rnndiag.recorder.facts.history import History, Scalar, StepFacts, number
+from rnndiag.recorder.facts.trainer import scaling_of
+from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.replay.first_fault import first_fault, largest_contribution
+from rnndiag.recorder.replay.kept_calls import replay
+from rnndiag.recorder.replay.light_hooks import LightHooks
+from rnndiag.recorder.schedule.overhead import Overhead
+from rnndiag.recorder.settings import Settings
+
+GROUPS = ("contributions", "gates")
+"""What is measured at an accident."""
+MOST = 16
+"""So many accidents of a fit are recorded."""
+QUIET = 20
+"""After an accident, so many steps pass before the next one is recorded."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What was noticed."""
+
+    kind: str
+    """loss | gradient (not finite) | jump."""
+    step: int
+    norm: float
+    usual_norm: float
+    loss: float
+
+    @property
+    def sentence(self) -> str:
+        """What is so."""
+        if self.kind == "jump":
+            return (
+                f"The gradient norm jumped to {self.norm:.3g} at step {self.step}, "
+                f"{self.norm / self.usual_norm:.0f} times its running median of {self.usual_norm:.3g}."
+            )
+        what = "loss" if self.kind == "loss" else "gradient norm"
+        value = self.loss if self.kind == "loss" else self.norm
+        return f"The {what} is {value} at step {self.step}."
+
+
+class BlackBox:
+    """Judges every step, and keeps what is needed to explain it. Does nothing where it was not asked for."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        module: Any,
+        trainer: Any,
+        groups: Sequence[str],
+        faults: Faults,
+        overhead: Overhead,
+    ) -> None:
+        self._on, self._jump = settings.black_box, settings.jump
+        self._module, self._trainer = module, trainer
+        self._light_hooks = LightHooks(faults, overhead)
+        self._faults = faults
+        self._epoch = -1
+        self._last: int | None = None
+        self.count = 0
+        self._next: dict[str, Any] | None = None
+        self.groups = tuple(name for name in GROUPS if name in groups)
+        """What is measured at an accident."""
+        self.left_out = dict.fromkeys(set(groups) - set(self.groups), _ACCIDENT)
+
+    def stand(self) -> None:
+        """Keep what the coming passes show. Modules are looked for once an epoch."""
+        if not self._on:
+            return
+        if (epoch := int(self._trainer.current_epoch)) != self._epoch:
+            self._epoch = epoch
+            self._light_hooks.attach(self._module)
+        self._light_hooks.awake = True
+
+    def rest(self) -> None:
+        """The step is judged: forget it."""
+        if self._light_hooks.awake:
+            self._light_hooks.awake = False
+            self._light_hooks.forget()
+
+    def release(self) -> None:
+        """Take the hooks off."""
+        self._light_hooks.release()
+
+    def alarm(self, history: History, facts: StepFacts) -> Alarm | None:
+        """An alarm for this step, unless the last one was only just now."""
+        if not self._on:
+            return None
+        found = history.judge(facts, self._jump)
+        if found is None:
+            return None
+        recent = self._last is not None and facts.step - self._last < QUIET
+        self._last = facts.step
+        if recent or self.count >= MOST:
+            return None
+        self.count += 1
+        return Alarm(found[0], facts.step, number(facts.norm), found[1], number(facts.loss))
+
+    def loss_alarm(self, step: int, loss: Scalar | None, norm: Scalar | None) -> None:
+        """A loss that is not finite, with a gradient that is: the weights have moved, so the next step is recorded."""
+        if not self._on or loss is None or math.isfinite(loss):
+            return
+        recent = self._last is not None and step - self._last < QUIET
+        self._last = step
+        if recent or self.count >= MOST or not math.isfinite(number(norm)):
+            return
+        self.count += 1
+        alarm = Alarm("loss", step, number(norm), math.nan, number(loss))
+        self._next = _told(alarm, f"{alarm.sentence} Its gradient is finite. {_NEXT}")
+
+    def wants_next(self) -> dict[str, Any] | None:
+        """What to tell of an accident with the step that comes, which is recorded for it; asked once."""
+        told, self._next = self._next, None
+        return told
+
+    def kept_passes(self) -> list[BackwardPass]:
+        """The step's calls run again, proved by the true gradients where one backward pass alone made them."""
+        scaling = scaling_of(self._trainer, self._module)
+        true = {}
+        if scaling.accumulate == 1 and self._module.automatic_optimization:
+            named = self._module.named_parameters()
+            true = {name: p.grad for name, p in named if p.grad is not None}
+        return replay(self._light_hooks.calls, true, self._faults, scaling.factor)
+
+    def story(self, alarm: Alarm, passes: Sequence[BackwardPass]) -> dict[str, Any]:
+        """What happened and where it began, as the recording's note `black_box`."""
+        runs = [run for seen in passes for run in seen.layer_runs]
+        where = largest_contribution(runs) if alarm.kind == "jump" else first_fault(runs)
+        unseen = _UNSEEN if runs else f"{_NOT_KEPT} {_NEXT}"
+        place = {} if where is None else where.as_json()
+        sentence = f"{alarm.sentence} {where.sentence if where else unseen}"
+        told = place | _told(alarm, sentence)
+        if not runs:
+            self._next = told
+        return told
+
+
+def _told(alarm: Alarm, sentence: str) -> dict[str, Any]:
+    return {**asdict(alarm), "sentence": sentence}
+
+
+_UNSEEN = "Nothing of it is to be seen in the recurrent layers that are kept: it is in another part of the model."
+_NOT_KEPT = "Its recurrent layers are loops over time, which are not kept between recordings."
+_NEXT = "The next step is recorded."
+_ACCIDENT = "this step was recorded for its accident"

@@ -1,0 +1,179 @@
+"""What the black box keeps of every step: references to what goes into recurrent layers and to the gradient that comes.
+
+Nothing is copied and no kernel is watched: one Python hook a call, and one a tensor that comes out. After an accident
+the calls are run once more on copies of the modules, which have no hooks of anyone, under the capture: the weights have
+not moved yet, so these are the very states and gradients of the step. Cells in Python loops are not kept, nor layers
+that are called more than `MANY` times a step: a hook a time step would cost too much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rnndiag.recorder.capture.compiled import is_compiling, pass_over
+from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.replay.kept_calls import KeptTensors, autocast_of, tensors_in, versions_of
+from rnndiag.recorder.schedule.overhead import Overhead
+
+MANY = 8
+"""A layer that is called more often in one step is a loop over time, and left alone from then on."""
+_FIRST = -1
+"""Key of a hook among a tensor's own, whose handles count from 0."""
+
+
+class LightHooks:
+    """Light hooks on all fused recurrent modules of a model; they keep something while `awake`."""
+
+    def __init__(self, faults: Faults, overhead: Overhead) -> None:
+        self.guard, self.overhead = faults.guard("keeping a call for the black box"), overhead
+        self._handles: dict[str, list[RemovableHandle]] = {}
+        self._modules: dict[str, nn.RNNBase] = {}
+        self._loops: set[str] = set()
+        self._counts: dict[str, int] = {}
+        self._random: dict[str, Tensor] = {}
+        self.calls: list[KeptTensors] = []
+        self.awake = False
+
+    def attach(self, model: nn.Module) -> None:
+        """Put the hooks on, if the model's recurrent modules are not those of the last time."""
+        found = {name: m for name, m in model.named_modules() if isinstance(m, nn.RNNBase)}
+        if found.keys() == self._modules.keys() and all(
+            found[name] is module for name, module in self._modules.items()
+        ):
+            return
+        self.release()
+        pass_over(LightHook.__call__, RandomHook.__call__)
+        self._modules = found
+        for name, module in found.items():
+            if name in self._loops:
+                continue
+            leave = LightHook(self, name, module)
+            handles = [module.register_forward_hook(leave, with_kwargs=True)]
+            if module.dropout > 0 and module.num_layers > 1:
+                enter = RandomHook(self, name, module)
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            self._handles[name] = handles
+
+    def forget(self) -> None:
+        """Drop what was kept."""
+        self.calls.clear()
+        self._counts.clear()
+        self._random.clear()
+
+    def release(self) -> None:
+        """Take the hooks off."""
+        for name in list(self._handles):
+            self._leave_alone(name)
+        self._modules = {}
+        self.forget()
+
+    def _leave_alone(self, name: str) -> None:
+        for handle in self._handles.pop(name, ()):
+            handle.remove()
+
+    def note_random(self, name: str) -> None:
+        """A call is about to draw dropout masks."""
+        self._random[name] = torch.get_rng_state()
+
+    def keep(
+        self, name: str, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Keep one call, and what will come back to it."""
+        count = self._counts[name] = self._counts.get(name, 0) + 1
+        if count > MANY:
+            self._loops.add(name)
+            self._leave_alone(name)
+            self.calls = [call for call in self.calls if call.name != name]
+            return
+        call = None
+        for number, tensor in enumerate(tensors_in(output)):
+            if not tensor.requires_grad:
+                continue
+            if call is None:
+                call = KeptTensors(
+                    name,
+                    module,
+                    args,
+                    kwargs,
+                    versions_of(args, kwargs),
+                    self._random.pop(name, None),
+                    autocast_of(tensor),
+                )
+                self.calls.append(call)
+            arrival = Arrival(call.gradients, number, self.overhead)
+            node: Any = tensor.grad_fn
+            if tensor._backward_hooks is None and node is not None:
+                # what Tensor.register_hook does, without a handle, which costs three times as much
+                tensor._backward_hooks = OrderedDict({_FIRST: arrival})
+                node._register_hook_dict(tensor)
+            else:
+                tensor.register_hook(arrival)
+
+
+class LightHook:
+    """Keeps the calls of the very module it was put on. Copies and pickles of it do nothing and need no rnndiag."""
+
+    __slots__ = ("_light_hooks", "_module", "_name")
+
+    def __init__(self, light_hooks: LightHooks, name: str, module: nn.Module) -> None:
+        self._light_hooks, self._name, self._module = light_hooks, name, weakref.ref(module)
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        light_hooks = self._light_hooks
+        if not light_hooks.awake or self._module() is not module or is_compiling():
+            return
+        start = perf_counter()
+        with light_hooks.guard:
+            light_hooks.keep(self._name, module, args, kwargs, output)
+        light_hooks.overhead.spent += perf_counter() - start
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return contextlib.nullcontext().__exit__
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class RandomHook(LightHook):
+    """Before a call that draws dropout masks: the random state they are drawn from."""
+
+    __slots__ = ()
+
+    def __call__(  # type: ignore[override]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        light_hooks = self._light_hooks
+        if (
+            light_hooks.awake
+            and module.training
+            and self._module() is module
+            and not is_compiling()
+        ):
+            light_hooks.note_random(self._name)
+
+
+class Arrival:
+    """A hook on what a call returned: keeps the gradient that comes to it."""
+
+    __slots__ = ("_gradients", "_number", "_overhead")
+    __torch_unserializable__ = True
+
+    def __init__(self, gradients: dict[int, Tensor], number: int, overhead: Overhead) -> None:
+        self._gradients, self._number, self._overhead = gradients, number, overhead
+
+    def __call__(self, gradient: Tensor) -> None:
+        start = perf_counter()
+        known = self._gradients.get(self._number)
+        self._gradients[self._number] = gradient if known is None else known + gradient
+        self._overhead.spent += perf_counter() - start

@@ -1,0 +1,1 @@
+"""When to record, and what the diagnostics cost."""

@@ -1,0 +1,164 @@
+"""What the diagnostics cost: their own seconds beside those of the training they watch."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+
+PLAIN_STEPS = 4
+"""So many unrecorded steps must have been timed before a step's time is taken as known."""
+
+
+@dataclass
+class Overhead:
+    """Times of one fit on one rank, in seconds.
+
+    A recorded step costs what the recorder does in its hooks, which is timed, and what the watched forward and backward
+    passes take longer, which is the step's time less the median of the unrecorded ones.
+    """
+
+    spent: float = 0.0
+    """Time of the diagnostics so far."""
+    light: float = 0.0
+    """Of it, what steps that are not recorded took: the ring of scalars, and what the black box keeps."""
+    plain: int = 0
+    """So many steps were not recorded."""
+    by_group: dict[str, float] = field(default_factory=dict)
+    """Of it, by group of measures."""
+    started: float = field(default_factory=perf_counter)
+    paused: float = 0.0
+    """Time of validation, which is no training."""
+    _plain: deque[float] = field(default_factory=lambda: deque(maxlen=51))
+    _costs: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    _group_costs: dict[str, deque[float]] = field(default_factory=dict)
+    _batch_started: float | None = None
+    _spent_at_start: float = 0.0
+    _spent_at_end: float = 0.0
+    _groups_at_end: float = 0.0
+    _since: float = 0.0
+    _watching: float = 0.0
+    """What watched passes took longer than plain ones, summed up."""
+    _depth: int = 0
+    _pause_started: float | None = None
+
+    def own(self, group: str | None = None) -> Own:
+        """Count what runs inside as diagnostics, and, with a name, as that group's too. Nested: counted once."""
+        return Own(self, group)
+
+    def enter(self) -> None:
+        """The diagnostics begin to work."""
+        if self._depth == 0:
+            self._since = perf_counter()
+        self._depth += 1
+
+    def leave(self) -> None:
+        """They are done."""
+        self._depth -= 1
+        if self._depth == 0:
+            self.spent += perf_counter() - self._since
+
+    def _up_to_now(self) -> float:
+        """Bring `spent` up to now, in the middle of work, and say when that is."""
+        now = perf_counter()
+        if self._depth:
+            self.spent += now - self._since
+            self._since = now
+        return now
+
+    def batch_started(self) -> None:
+        """The training step begins."""
+        self._batch_started = self._up_to_now()
+        self._spent_at_start = self.spent
+
+    def batch_ended(self, recorded: bool) -> None:
+        """The training step is over."""
+        if self._batch_started is None:
+            return
+        now = self._up_to_now()
+        own = self.spent - self._spent_at_start
+        duration = now - self._batch_started - own
+        self._batch_started = None
+        if not recorded:
+            self._plain.append(duration)
+            self.plain += 1
+            self.light += self.spent - self._spent_at_end
+            self._spent_at_end = self.spent
+            return
+        step = self.step_seconds
+        if step is not None:
+            # single steps vary, so a recorded one may come out cheaper than a plain one: only the sum says something
+            before = max(0.0, self._watching)
+            self._watching += duration - step
+            self.spent += max(0.0, self._watching) - before
+            own += max(0.0, duration - step)
+        self._spent_at_end = self.spent
+        groups = sum(self.by_group.values())
+        self.recording_cost(max(0.0, own - (groups - self._groups_at_end)))
+        self._groups_at_end = groups
+
+    def recording_cost(self, seconds: float) -> None:
+        """Note what one recording cost without the optional groups."""
+        self._costs.append(seconds)
+
+    def pause(self) -> None:
+        """Validation begins."""
+        self._pause_started = perf_counter()
+
+    def resume(self) -> None:
+        """Validation is over."""
+        if self._pause_started is not None:
+            self.paused += perf_counter() - self._pause_started
+            self._pause_started = None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median time of an unrecorded training step, once enough are timed."""
+        return median(self._plain) if len(self._plain) >= PLAIN_STEPS else None
+
+    @property
+    def light_seconds(self) -> float:
+        """Mean cost of a step that is not recorded."""
+        return self.light / self.plain if self.plain else 0.0
+
+    @property
+    def base_cost(self) -> float | None:
+        """Median cost of the last recordings without the optional groups."""
+        return median(self._costs) if self._costs else None
+
+    def group_cost(self, group: str) -> float | None:
+        """Median cost of the group's last measurements."""
+        costs = self._group_costs.get(group)
+        return median(costs) if costs else None
+
+    @property
+    def training(self) -> float:
+        """Seconds of training so far: wall time less validation and diagnostics."""
+        return max(perf_counter() - self.started - self.paused - self.spent, 1e-9)
+
+    @property
+    def share(self) -> float:
+        """Diagnostics as a share of training time."""
+        return self.spent / self.training
+
+
+class Own:
+    """`with overhead.own(group):`, made by hand, as a step that is not recorded pays for every call."""
+
+    __slots__ = ("_group", "_overhead", "_start")
+
+    def __init__(self, overhead: Overhead, group: str | None) -> None:
+        self._overhead, self._group, self._start = overhead, group, 0.0
+
+    def __enter__(self) -> None:
+        self._overhead.enter()
+        self._start = perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        overhead, group = self._overhead, self._group
+        if group is not None:
+            seconds = perf_counter() - self._start
+            overhead.by_group[group] = overhead.by_group.get(group, 0.0) + seconds
+            overhead._group_costs.setdefault(group, deque(maxlen=5)).append(seconds)
+        overhead.leave()

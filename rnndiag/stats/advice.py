@@ -1,0 +1,356 @@
+"""The recommendation for a layer, stack or seam: which window would do, what it saves, and what the one in use costs.
+
+The sentence is made here and nowhere else; screen, report, checks and docs all show it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rnndiag.stats.between_windows import Squares, at_window, over_windows, shared_squares
+from rnndiag.stats.chunk import recommended_chunk
+from rnndiag.stats.time_words import TimeWords
+from rnndiag.stats.window import EPSILON, Recommendation, middle, recommended, systematic_bias
+from rnndiag.store.layer_names import recurrence
+from rnndiag.store.quantities import MODEL
+
+if TYPE_CHECKING:
+    from rnndiag.store.measurement import Series
+    from rnndiag.store.reader import StoredRun
+
+SEAM = "seam_"
+_CLEAR = 2.0
+"""A systematic bias is told where its square is so many standard errors from zero, or known to within ε²."""
+
+ALL = 0.97
+"""A systematic bias of at least this share of the minibatch's is all of it: both are estimates."""
+
+
+@dataclass(frozen=True)
+class InUse:
+    """The window that training uses: chunks of so many steps, or as many as a backward pass goes through."""
+
+    steps: float
+    bias: float
+    """Relative, on single minibatches."""
+    systematic: float | None = None
+    """Relative, of the mean gradient; None: not resolved."""
+    chunks: bool = False
+    """Whether it is the length of chunks between which the state is detached."""
+    about: bool = False
+    """Whether that window was not measured itself, but others before and after it."""
+    measured: float | None = None
+    """The longest window that was measured, where `steps` is longer: these are its biases."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One recurrence: a layer, or a stack whose layers are cut together."""
+
+    name: str
+    window: Recommendation
+    cosine: float = math.nan
+    """cos between the gradient through the window and the whole one, on minibatches."""
+    length: int | None = None
+    """T: as many steps have been looked at, and hold what is called full BPTT."""
+    in_use: InUse | None = None
+    chunk: Recommendation | None = None
+    """The chunk size that would do; None: not looked for."""
+    kept: bool = False
+    """Whether those steps are a chunk and what was kept of the chunks before it."""
+    words: TimeWords = field(default_factory=TimeWords)
+    """What a time step is, where a person said so."""
+
+    @property
+    def sentence(self) -> str:
+        """All of it, from the window to what the one in use costs."""
+        used = self._used
+        return f"{self._window}{f'; {used}' if used else ''}."
+
+    @property
+    def text(self) -> str:
+        """The sentence, and how long chunks would have to be."""
+        found, most = self.chunk, self.length or math.inf
+        if found is None or not 1 <= self.window.steps < most:
+            return self.sentence
+        if not found.reached:
+            needs = f"No chunks of up to {found.within} steps do that"
+        elif self.length is not None and found.steps >= self.length:
+            needs = "No chunks shorter than the whole sequence do"
+        else:
+            how = "" if found.source == self.window.source else f" (by the {found.source} bias)"
+            needs = f"Chunks with a carried state need {found.steps:.0f} steps for it{how}"
+        return f"{self.sentence} {needs}."
+
+    @property
+    def _whole(self) -> str:
+        return f"BPTT through all {self.length} steps that were kept" if self.kept else "full BPTT"
+
+    @property
+    def _window(self) -> str:
+        found, within = self.window, f"within {percent(self.window.epsilon)} of {self._whole}"
+        if math.isnan(found.steps):
+            return f"No window can be recommended: {found.note or 'the bias is not finite'}"
+        if found.steps < 1:
+            return "No gradient arrives, so there is nothing to truncate"
+        if self.length == 1:
+            return "There is one time step, so there is nothing to truncate"
+        if not found.reached:
+            return (
+                f"No window within the {found.within} steps measured keeps the gradient {within}, and none can be "
+                "extrapolated"
+            )
+        if self.length is not None and found.steps >= self.length:
+            return f"Nothing shorter than all {self.length} steps keeps the gradient {within}"
+        size = f"{found.steps:.0f}"
+        if found.extrapolated:
+            size = (
+                f"at most {size} (a bound, extrapolated beyond the {found.within} steps measured)"
+            )
+        if found.between is not None:
+            size = "about {} (between the {} and {} that were measured)".format(
+                size, *found.between
+            )
+        size += self.words.in_brackets(found.steps)
+        return f"A window of {size} keeps the gradient {within}{self._remark}{self._memory}"
+
+    @property
+    def _remark(self) -> str:
+        said = []
+        if math.isfinite(self.cosine) and not self.window.extrapolated:
+            said.append(f"cosine {self.cosine:.3f}")
+        if self.window.source == "minibatch":
+            said.append("on minibatches: the systematic part is not resolved")
+        return f" ({'; '.join(said)})" if said else ""
+
+    @property
+    def _memory(self) -> str:
+        if not self.length:
+            return ""
+        share = percent(min(1.0, self.window.steps / self.length))
+        most, whose = "at most " * self.window.extrapolated, "those" if self.kept else "the"
+        return f" and holds {most}{share} of {whose} steps in memory"
+
+    @property
+    def _used(self) -> str:
+        used = self.in_use
+        if used is None or self.length == 1 or self.window.steps < 1:
+            return ""
+        if not used.chunks and self.length is not None and used.steps >= self.length:
+            return f"you hold all {used.steps:.0f}"
+        if math.isnan(used.bias):
+            return ""
+        many = f"{used.steps:.0f}"
+        off = f"your {f'chunks of {many} are' if used.chunks else f'{many} is'} off by "
+        off += f"{'about ' * (used.about and used.measured is None)}{percent(used.bias)}"
+        if used.measured is not None:
+            off += f" (as measured at {used.measured:.0f})"
+        if used.systematic is None:
+            return f"{off} on a minibatch, and how much of that is systematic is not resolved"
+        if used.systematic > ALL * used.bias:
+            return f"{off}, all of it systematic"
+        return f"{off}, of which {percent(used.systematic)} is systematic"
+
+
+def percent(share: float) -> str:
+    """31 %, 3.1 %, 0.31 %; large ones with commas."""
+    if not math.isfinite(share):
+        return "an infinite share" if share > 0 else "an unknown share"
+    value = 100 * share
+    digits = 0 if value >= 9.95 or value == 0 else 1 if value >= 0.95 else 2
+    return f"{value:,.{digits}f} %"
+
+
+__all__ = ["EPSILON", "Advice", "InUse", "percent"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Where the windows of a recurrence are found in a run."""
+
+    name: str
+    prefix: str
+    steps: tuple[int, ...]
+    length: int | None
+    """T; across the seam, the steps of the chunk and of those that were kept."""
+
+
+def measured(run: StoredRun, name: str, steps: Sequence[int] | np.ndarray) -> Measured | None:
+    """The windows of one layer or stack: across the seam where there is one; None where none were measured."""
+    for prefix, of in ((SEAM, recurrence(name)), ("", name)):
+        found = at_hand(run, f"{prefix}window_bias", of, steps)
+        if found is not None:
+            return Measured(
+                of, prefix, tuple(found.steps.tolist()), _length(run, of, prefix, found)
+            )
+    return None
+
+
+def at_hand(
+    run: StoredRun, quantity: str, layer: str, steps: Sequence[int] | np.ndarray
+) -> Series | None:
+    """A quantity over these recordings; where none of them has it, of the last one that does."""
+    if (quantity, layer) not in run:
+        return None
+    found = run.find(quantity, layer, [int(step) for step in steps])
+    if found is not None and found.steps.size:
+        return found
+    whole = run.find(quantity, layer)
+    if whole is None or not whole.steps.size:
+        return None
+    return run.find(quantity, layer, [int(whole.steps[-1])])
+
+
+def advice(run: StoredRun, layer: str | None = None, epsilon: float = EPSILON) -> Advice | None:
+    """The advice for a layer: of the stack that it is part of, where its layers were cut together.
+
+    Without a layer: for the one that needs the longest window. None where no windows were measured.
+    """
+    steps = run.judged()
+    if layer is None:
+        found = [one for name in run.layers if (one := advice(run, name, epsilon)) is not None]
+        return max(found, key=lambda one: _or_less(one.window.steps), default=None)
+    for name in _candidates(run, layer):
+        place = measured(run, name, steps)
+        if place is not None:
+            return _advice(run, place, epsilon)
+    return None
+
+
+def _candidates(run: StoredRun, layer: str) -> Iterator[str]:
+    """The stacks that hold the layer, those of its own call first, then the layer itself."""
+    holding = [name for name, layers in run.stacks.items() if layer in layers]
+    holding += [name for name, layers in run.stacks.items() if recurrence(layer) in layers]
+    yield from dict.fromkeys(holding)
+    yield layer
+
+
+def _or_less(steps: float) -> float:
+    return -math.inf if math.isnan(steps) else steps
+
+
+def _advice(run: StoredRun, place: Measured, epsilon: float) -> Advice:
+    window = recommended(run, place.name, place.steps, epsilon, place.length, place.prefix)
+    return Advice(
+        place.name,
+        window,
+        _cosine(run, place, window.steps),
+        place.length,
+        _in_chunks(run, place, epsilon) if place.prefix else _in_use(run, place, epsilon),
+        None if place.prefix else recommended_chunk(run, place.name, place.steps, epsilon),
+        bool(place.prefix),
+        TimeWords.of_provenance(run.provenance),
+    )
+
+
+def _cosine(run: StoredRun, place: Measured, window: float) -> float:
+    """The median over recordings, on a straight line between the windows that were measured."""
+    found = run.find(f"{place.prefix}window_cosine", place.name, place.steps)
+    if found is None:
+        return math.nan
+    windows, values = _known(found)
+    inside = windows.size and window >= max(1, windows[0])
+    return float(np.interp(window, windows, values)) if inside else math.nan
+
+
+def _known(series: Series) -> tuple[np.ndarray, np.ndarray]:
+    """The windows that some recording measured, and the median over recordings at each."""
+    values = middle(over_windows(series))
+    known = ~np.isnan(values)
+    return series.positions("lag")[known], values[known]
+
+
+def _length(run: StoredRun, name: str, prefix: str, series: Series) -> int | None:
+    steps = series.steps.tolist()
+    if prefix:
+        found = run.find("seam_steps", name, steps)
+        return None if found is None else int(np.nanmax(np.sum(found.values, 1)))
+    layers = run.stacks.get(name, (name,))
+    valid = run.find("valid_samples", layers[0], steps)
+    return None if valid is None else int(max(valid.lengths["time"]))
+
+
+def seam_name(run: StoredRun, layer: str) -> str | None:
+    """Under which name the seam of a layer was measured: of its stack, or its own."""
+    names = (recurrence(name) for name in _candidates(run, layer))
+    return next((name for name in names if ("seam_bias", name) in run), None)
+
+
+def seam_systematic(
+    run: StoredRun, name: str, steps: Sequence[int], epsilon: float = EPSILON
+) -> float | None:
+    """The systematic bias of the cut at a seam; None: not resolved."""
+
+    def columns(*quantities: str) -> np.ndarray | None:
+        found = [run.find(quantity, name, steps) for quantity in quantities]
+        kept = [series.values for series in found if series is not None]
+        return np.stack(kept, 1) if len(kept) == len(found) else None
+
+    squares = columns("seam_whole_mean_square", "seam_mean_square")
+    errors = columns("seam_whole_mean_square_error", "seam_mean_square_error")
+    return None if squares is None else resolved_bias(squares, squares[:, 0], errors, epsilon)
+
+
+def _in_chunks(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
+    """What the cut at the seam costs, as measured across it."""
+    own, bias = (run.find(name, place.name, place.steps) for name in ("seam_steps", "seam_bias"))
+    if own is None or bias is None:
+        return None
+    systematic = seam_systematic(run, place.name, place.steps, epsilon)
+    chunk = float(np.median(own.sel(seam="own").values))
+    return InUse(chunk, float(middle(bias.values)), systematic, chunks=True)
+
+
+def _in_use(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
+    """The window in use within one call: as recorded, and what the sweep says of it."""
+    used = at_hand(run, "window_in_use", MODEL, place.steps)
+    bias = run.find("window_bias", place.name, place.steps)
+    if used is None or bias is None:
+        return None
+    steps = float(middle(used.values))
+    windows, values = _known(bias)
+    off = at_window(values, windows, steps)
+    if math.isnan(off):
+        return InUse(steps, off)
+    tail, whole, error = (
+        run.find(name, place.name, place.steps)
+        for name in ("tail_mean_square", "gradient_mean_square", "tail_mean_square_error")
+    )
+    squares = None if tail is None or whole is None else shared_squares(tail, whole, error)
+    systematic = None if squares is None else _systematic_at(squares, steps, epsilon)
+    beyond = float(windows[-1]) if steps > windows[-1] else None
+    return InUse(steps, off, systematic, measured=beyond, about=steps not in windows)
+
+
+def _systematic_at(squares: Squares, window: float, epsilon: float) -> float | None:
+    """The systematic bias of a window, put between those that were measured; None: not resolved."""
+    found = systematic_bias(squares.tail, squares.whole, squares.error)
+    square = at_window(found.square, squares.windows, window)
+    known = np.isfinite(found.square)
+    right = np.searchsorted(squares.windows[known], window)
+    near = found.square_error[known][max(0, right - 1) : right + 1]
+    if not found.resolved or math.isnan(square):
+        return None
+    if not _is_clear(square, float(near.max(initial=0.0)), epsilon):
+        return None
+    return math.sqrt(max(square, 0.0))
+
+
+def _is_clear(square: float, spread: float, epsilon: float) -> bool:
+    return square >= _CLEAR * spread or spread <= epsilon**2
+
+
+def resolved_bias(
+    tail: np.ndarray, whole: np.ndarray, error: np.ndarray | None, epsilon: float
+) -> float | None:
+    """The systematic bias of the last column of `tail` (recordings, windows); None: not resolved."""
+    found = systematic_bias(tail, whole, error)
+    square, spread = float(found.square[-1]), float(found.square_error[-1])
+    if not found.resolved or math.isnan(spread):
+        return None
+    return float(found.bias[-1]) if _is_clear(square, spread, epsilon) else None

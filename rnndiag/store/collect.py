@@ -1,0 +1,265 @@
+"""Gathers one quantity, or whole recordings, from the places where they lie; remembers what was damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rnndiag.errors import RunUnreadable
+from rnndiag.store import npz, problem, stored
+from rnndiag.store.align import align
+from rnndiag.store.measurement import Measurement, Series
+from rnndiag.store.problem import Problem
+from rnndiag.store.ranks import POOLING, pool_of, pooled
+from rnndiag.store.recording import Recording
+from rnndiag.store.segment import Place
+
+Directory = dict[str, npz.Entry]
+
+LABEL_BYTES = 4 * 2**20
+"""Labels that differ are kept up to so many bytes in all, as they are stored; those beyond are read each time."""
+
+
+class Collector:
+    """Reads from the places that count. Directories, labels and outlines of recordings are kept once they are read."""
+
+    def __init__(self, groups: Sequence[Sequence[Place]]) -> None:
+        self._groups = groups
+        self._directories: dict[Place, Directory | None] = {}
+        self._labels: dict[Place, stored.Labels] = {}
+        self._labels_seen: set[int] = set()
+        self._label_bytes = 0
+        self._damage: dict[Problem, None] = {}
+
+    def inherit(self, earlier: Collector) -> None:
+        """Take over what an earlier collector of the same run already read."""
+        self._directories.update(earlier._directories)
+        self._labels.update(earlier._labels)
+        self._labels_seen.update(earlier._labels_seen)
+        self._label_bytes = earlier._label_bytes
+        self._damage.update(earlier._damage)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What reading showed so far."""
+        return tuple(self._damage)
+
+    @cached_property
+    def keys(self) -> dict[stored.Key, None]:
+        """Every quantity and layer with a measurement, in the order of their first."""
+        return self.keys_at(None)
+
+    def keys_at(self, steps: Iterable[int] | slice | None) -> dict[stored.Key, None]:
+        """Every quantity and layer with a measurement at these steps, in the order of their first."""
+        names: dict[str, None] = {}
+        wanted = _step_filter(steps)
+        for group in self._groups:
+            for place in group if wanted(group[0].step) else ():
+                names.update(dict.fromkeys(self.directory(place)))
+        found = (stored.entry_key(name) for name in names)
+        return {key: None for key in found if key is not None}
+
+    def directory(self, place: Place) -> Directory:
+        """All entries of a recording, read once; empty where it is unreadable, which `problems` then says."""
+        if place not in self._directories:
+            found = self._guarded(place, lambda: place.segment.directory(place))
+            self._directories[place] = found
+        return self._directories[place] or {}
+
+    def _guarded(self, place: Place, read: Callable[[], Any]) -> Any:
+        """What `read` gives, or None and a problem where the recording is unreadable."""
+        label = place.segment.label
+        try:
+            return read()
+        except npz.Refused as fault:
+            self._damage[problem.refused(label, f"step {place.step}: {fault}", place.step)] = None
+        except (ValueError, MemoryError) as fault:
+            why = str(fault) or "it needs too much memory"
+            self._damage[problem.recording_damaged(label, place.step, place.phase, why)] = None
+        except OSError as fault:
+            why = fault.strerror or str(fault)
+            self._damage[problem.recording_damaged(label, place.step, place.phase, why)] = None
+        return None
+
+    def _warn(self, place: Place) -> stored.Warn:
+        def warn(name: str, why: str) -> None:
+            quantity, layer = stored.entry_key(name) or (name, "(all)")
+            found = problem.array_damaged(
+                place.segment.label, place.step, place.phase, quantity, layer, why
+            )
+            self._damage[found] = None
+
+        return warn
+
+    def facts(self, place: Place) -> dict[str, Any]:
+        """Step, phase, time, verdict and notes; of a damaged recording just step and phase."""
+        entry = self.directory(place).get(stored.FACTS)
+        found = None
+        if entry is not None:
+            found = self._guarded(
+                place, lambda: stored.read_facts(place.segment.content(place, entry))
+            )
+        return found or {"step": place.step, "phase": place.phase, "time": float("nan")}
+
+    @cached_property
+    def outlines(self) -> tuple[Recording, ...]:
+        """All recordings without measurements, by the facts of the lowest rank."""
+        ranks = [tuple(place.segment.name.rank for place in group) for group in self._groups]
+        return tuple(
+            Recording(rank=of[0], ranks=of, **self.facts(group[0]))
+            for group, of in zip(self._groups, ranks, strict=True)
+        )
+
+    def _recording(self, place: Place) -> Recording | None:
+        found: Recording | None = self._guarded(
+            place, lambda: place.segment.recording(place, self._warn(place))
+        )
+        return found
+
+    def recordings(
+        self, group: Sequence[Place], rank: int | None, lenient: bool = False
+    ) -> list[Recording]:
+        """The whole recordings of one step, one per rank. RunUnreadable where none is left and not `lenient`."""
+        kept = [place for place in group if rank is None or place.segment.name.rank == rank]
+        found = [self._recording(place) for place in kept]
+        readable = [recording for recording in found if recording is not None]
+        if not readable and not lenient:
+            of = f"of step {group[0].step}{'' if rank is None else f' by rank {rank}'}"
+            if not kept:
+                by = ", ".join(str(place.segment.name.rank) for place in group)
+                raise RunUnreadable(
+                    f"There is no recording {of}.", f"Rank {by} recorded that step."
+                )
+            raise RunUnreadable(
+                f"The recording {of} cannot be read.",
+                "Use the recordings around it; `rnndiag verify` says what is damaged.",
+            )
+        return readable
+
+    def series(
+        self,
+        quantity: str,
+        layer: str,
+        steps: Iterable[int] | slice | None,
+        rank: int | None,
+        phase: str,
+    ) -> Series | None:
+        """One quantity of one layer over the recordings that have it; None where none has."""
+        name = stored.entry_name(quantity, layer)
+        wanted = _step_filter(steps)
+        measured: list[Measurement] = []
+        at: list[int] = []
+        over: list[int] = []
+        for group in self._groups:
+            if group[0].phase != phase or not wanted(group[0].step):
+                continue
+            found = [
+                m
+                for place in group
+                if rank is None or place.segment.name.rank == rank
+                if (m := self._measurement(place, name)) is not None
+            ]
+            if found:
+                measured.append(pooled(found))
+                at.append(group[0].step)
+                over.append(len(found))
+        if not measured:
+            return None
+        aligned = align(measured)
+        first = measured[0]
+        how = POOLING[pool_of(quantity)] if max(over) > 1 else ""
+        return Series(
+            quantity,
+            aligned.values,
+            ("step", *aligned.dims),
+            first.unit,
+            first.scale,
+            layer,
+            aligned.coordinates,
+            steps=np.asarray(at, np.int64),
+            lengths=aligned.lengths,
+            ranks=np.asarray(over, np.int64),
+            phase=phase,
+            pooling=how,
+        )
+
+    def _measurement(self, place: Place, name: str) -> Measurement | None:
+        entry = self.directory(place).get(name)
+        if entry is None:
+            return None
+        segment = place.segment
+        try:
+            labels = self._labels_of(place)
+            values = npz.array(segment.content(place, entry))
+            return segment.decoder.measurement(name, values, labels)
+        except (ValueError, OSError, MemoryError) as fault:
+            self._warn(place)(name, str(fault) or "it needs too much memory")
+            return None
+
+    def _labels_of(self, place: Place) -> stored.Labels:
+        """What a recording says of its dims."""
+        found = self._labels.get(place)
+        if found is not None:
+            return found
+        entry = self.directory(place).get(stored.LABELS)
+        if entry is None:
+            return stored.Labels({}, {})
+        found = stored.read_labels(place.segment.content(place, entry))
+        size = 0 if id(found) in self._labels_seen else entry[1]
+        if self._label_bytes + size <= LABEL_BYTES:
+            self._label_bytes += size
+            self._labels_seen.add(id(found))
+            self._labels[place] = found
+        return found
+
+    def over_layers(self, found: Sequence[Series]) -> Series:
+        """Several layers as one: a first dim `layer`, steps that any of them has, NaN where one has none."""
+        steps = np.unique(np.concatenate([series.steps for series in found]))
+        spread = [_on_steps(series, steps) for series in found]
+        aligned = align(
+            [
+                Measurement(s.name, s.values, s.dims, s.unit, s.scale, s.layer, s.coordinates)
+                for s in spread
+            ]
+        )
+        layers = tuple(series.layer for series in found)
+        return replace(
+            found[0],
+            values=aligned.values,
+            dims=("layer", *aligned.dims),
+            coordinates={"layer": layers, **aligned.coordinates},
+            steps=steps,
+            lengths={dim: np.stack([s.lengths[dim] for s in spread]) for dim in spread[0].lengths},
+            ranks=np.stack([s.ranks for s in spread]),
+        )
+
+
+def _on_steps(series: Series, steps: np.ndarray) -> Series:
+    rows = np.searchsorted(steps, series.steps)
+    if rows.size == steps.size:
+        return series
+    kind = series.values.dtype if series.values.dtype.kind in "fc" else np.float64
+    values = np.full((steps.size, *series.values.shape[1:]), np.nan, kind)
+    values[rows] = series.values
+    counts = {dim: np.zeros(steps.size, np.int64) for dim in (*series.lengths, "")}
+    for dim, given in (*series.lengths.items(), ("", series.ranks)):
+        counts[dim][rows] = given
+    return replace(series, values=values, steps=steps, ranks=counts.pop(""), lengths=counts)
+
+
+def _step_filter(steps: Iterable[int] | slice | None) -> Callable[[int], bool]:
+    if steps is None:
+        return lambda step: True
+    if isinstance(steps, slice):
+        low, high, stride = steps.start, steps.stop, steps.step or 1
+        return lambda step: (
+            (low is None or step >= low)
+            and (high is None or step <= high)
+            and (step - (low or 0)) % stride == 0
+        )
+    kept = {int(step) for step in steps}
+    return kept.__contains__

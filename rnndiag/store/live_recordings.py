@@ -1,0 +1,111 @@
+"""Which recordings count: the last of each rank, step and phase, without those that a resume undid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+
+from rnndiag.store import problem
+from rnndiag.store.problem import Problem
+from rnndiag.store.segment import Place, Segment
+
+_PHASES_FIRST = ("train",)
+_NAMED = 5
+"""So many missing files are named; of more there is the count."""
+
+
+@dataclass(frozen=True)
+class LiveRecordings:
+    """`groups`: per step and phase, in order, the places of each rank. `superseded` places count no more."""
+
+    groups: tuple[tuple[Place, ...], ...]
+    superseded: tuple[Place, ...]
+    problems: tuple[Problem, ...]
+
+
+def _age(segment: Segment) -> tuple[int, float, str, int]:
+    name = segment.name
+    started: float = segment.facts.get("started", 0.0)
+    return name.start, started, name.token, name.number
+
+
+def _resumed(segments: Sequence[Segment]) -> dict[int, int]:
+    """From which step each resumed start went on."""
+    resumed: dict[int, int] = {}
+    for segment in segments:
+        step = segment.facts.get("resumed_from_step")
+        if step is not None:
+            resumed[segment.name.start] = min(step, resumed.get(segment.name.start, step))
+    return resumed
+
+
+def live_recordings(segments: Sequence[Segment]) -> LiveRecordings:
+    """Settle which recordings count."""
+    resumed = _resumed(segments)
+    live: dict[tuple[int, str, int], Place] = {}
+    superseded: list[Place] = []
+    undone: dict[int, int] = {}
+    for segment in sorted(segments, key=_age):
+        start, rank = segment.name.start, segment.name.rank
+        later = [(step, at) for at, step in resumed.items() if at > start]
+        limit, limit_start = min(later, default=(None, 0))
+        for place in segment:
+            if limit is not None and place.step > limit:
+                superseded.append(place)
+                undone[limit_start] = undone.get(limit_start, 0) + 1
+                continue
+            key = (place.step, place.phase, rank)
+            if key in live:
+                superseded.append(live[key])
+                if live[key].segment.name.start != start and start in resumed:
+                    undone[start] = undone.get(start, 0) + 1
+            live[key] = place
+    problems = [
+        problem.re_recorded(count, resumed[start]) for start, count in sorted(undone.items())
+    ]
+    groups: dict[tuple[int, str], list[Place]] = {}
+    for step, phase, rank in sorted(live, key=_order):
+        groups.setdefault((step, phase), []).append(live[step, phase, rank])
+    problems += _writers(segments)
+    return LiveRecordings(tuple(map(tuple, groups.values())), tuple(superseded), tuple(problems))
+
+
+def _order(key: tuple[int, str, int]) -> tuple[int, bool, str, int]:
+    step, phase, rank = key
+    return step, phase not in _PHASES_FIRST, phase, rank
+
+
+def _writers(segments: Sequence[Segment]) -> list[Problem]:
+    """What the files of each writer say together: a second writer, a missing file, fewer recordings than promised."""
+    problems: list[Problem] = []
+    tokens: dict[tuple[int, int], dict[str, list[Segment]]] = {}
+    for segment in segments:
+        name = segment.name
+        tokens.setdefault((name.rank, name.start), {}).setdefault(name.token, []).append(segment)
+    for (rank, start), writers in sorted(tokens.items()):
+        if len(writers) > 1:
+            files = ", ".join(group[0].label for group in writers.values())
+            problems.append(problem.two_writers(files, rank, start))
+        for group in writers.values():
+            group.sort(key=lambda segment: segment.name.number)
+            numbers = {segment.name.number for segment in group}
+            gone = max(numbers) + 1 - len(numbers)
+            if gone:
+                first = list(islice((n for n in count() if n not in numbers), min(gone, _NAMED)))
+                problems.append(problem.missing_segments(group[-1].label, first, gone))
+            problems += _unkept(group)
+    return problems
+
+
+def _unkept(group: Sequence[Segment]) -> list[Problem]:
+    end = group[-1].end
+    promised = end.get("count") if end is not None else None
+    if not isinstance(promised, int) or isinstance(promised, bool):
+        return []
+    found = sum(len(segment.places) for segment in group)
+    return (
+        [problem.missing_at_close(group[-1].label, promised - found, promised)]
+        if found < promised
+        else []
+    )

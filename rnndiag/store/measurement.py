@@ -1,0 +1,230 @@
+"""A measurement: an array whose dims have names, with a unit and a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+
+from rnndiag.errors import BadArgument
+from rnndiag.store.quantities import FIXED_COORDINATES, MODEL, QUANTITIES, Scale
+
+STORED_DTYPES = frozenset(
+    [np.dtype(bool)]
+    + [np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)]
+    + [np.dtype(code) for code in ("f2", "f4", "f8", "c8", "c16")]
+)
+"""The dtypes that a run can hold: numbers of a fixed size, never objects or strings."""
+
+
+def narrowed(values: np.ndarray) -> np.ndarray:
+    """Float64 as float32, unless a finite entry would over- or underflow there; all else as it is."""
+    if values.dtype != np.float64 or not values.size:
+        return values.astype(np.float32) if values.dtype == np.float64 else values
+    size = np.abs(values[np.isfinite(values)])
+    limits = np.finfo(np.float32)
+    if np.any(size > limits.max) or np.any((size < limits.tiny) & (size > 0)):
+        return values
+    return values.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One quantity of one layer: `values` with one name per axis in `dims`.
+
+    `coordinates` holds labels for the dims that have them (`parameter`, `gate`, `stat`, ...); the other dims count
+    0, 1, 2, ... Values of scale `log` are natural logarithms, and the log of exact zero is -inf.
+    """
+
+    name: str
+    values: np.ndarray
+    dims: tuple[str, ...] = ()
+    unit: str = "1"
+    scale: Scale = "linear"
+    layer: str = MODEL
+    coordinates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values)
+        if values.dtype.newbyteorder("=") not in STORED_DTYPES:
+            raise BadArgument(
+                f"{self.name} of {self.layer} has dtype {values.dtype}, which a run cannot hold.",
+                "Convert it to bool, an integer, a float or a complex number of at most 8 bytes a part.",
+            )
+        dims = tuple(self.dims)
+        if len(dims) != values.ndim or len(set(dims)) != len(dims):
+            raise BadArgument(
+                f"{self.name} of {self.layer} has shape {values.shape} but dims {dims}.",
+                "Give one distinct name for each axis.",
+            )
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "dims", dims)
+        object.__setattr__(self, "coordinates", self._labelled(values.shape))
+
+    def _labelled(self, shape: tuple[int, ...]) -> dict[str, tuple[str, ...]]:
+        labels = {dim: tuple(given) for dim, given in self.coordinates.items()}
+        for dim, length in zip(self.dims, shape, strict=True):
+            fixed = FIXED_COORDINATES.get(dim)
+            if dim not in labels and fixed is not None and len(fixed) == length:
+                labels[dim] = fixed
+        for dim, given in labels.items():
+            if dim not in self.dims or len(given) != shape[self.dims.index(dim)]:
+                raise BadArgument(
+                    f"{self.name} of {self.layer} has {len(given)} labels for dim {dim!r}, "
+                    f"and its shape is {dict(zip(self.dims, shape, strict=True))}.",
+                    "Give one label for each entry of the dim.",
+                )
+        return labels
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        values: Any,
+        layer: str = MODEL,
+        coordinates: Mapping[str, Sequence[str]] | None = None,
+        keep_dtype: bool = False,
+    ) -> Measurement:
+        """A measurement of a registered quantity: dims, unit and scale come from the registry.
+
+        Float64 is stored as float32 where that keeps every entry finite and normal (`keep_dtype=True`: as it is).
+        """
+        quantity = QUANTITIES.get(name)
+        if quantity is None:
+            raise BadArgument(
+                f"{name!r} is not a registered quantity.",
+                "Add a row to rnndiag/store/quantities.py, or give dims, unit and scale to Measurement().",
+            )
+        array = np.asarray(values)
+        labels = {dim: tuple(given) for dim, given in (coordinates or {}).items()}
+        return cls(
+            name,
+            array if keep_dtype else narrowed(array),
+            quantity.dims,
+            quantity.unit,
+            quantity.scale,
+            layer,
+            labels,
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Length of every dim."""
+        return dict(zip(self.dims, self.values.shape, strict=True))
+
+    def positions(self, dim: str) -> np.ndarray:
+        """Numbers along a dim: its labels where they are numbers, else 0, 1, 2, ..."""
+        labels = self.coordinates.get(dim)
+        if labels is not None:
+            try:
+                return np.asarray([float(label) for label in labels])
+            except ValueError:
+                pass
+        return np.arange(self.sizes[dim])
+
+    def index(self, dim: str, label: str | int) -> int:
+        """Where `label` stands along `dim`; a dim without labels takes the position itself."""
+        if dim not in self.dims:
+            raise BadArgument(f"{self.name} has no dim {dim!r}.", f"It has {', '.join(self.dims)}.")
+        labels = self.coordinates.get(dim)
+        if isinstance(label, str):
+            if labels is None or label not in labels:
+                raise BadArgument(
+                    f"{self.name} of {self.layer} has no {dim} {label!r}.",
+                    f"It has {', '.join(labels) if labels else 'no labels there'}.",
+                )
+            return labels.index(label)
+        size = self.sizes[dim]
+        if not -size <= int(label) < size:
+            raise BadArgument(
+                f"{self.name} of {self.layer} has no {dim} {label}.",
+                f"It has {size} of them, from 0.",
+            )
+        return int(label)
+
+    def sel(self, **labels: str | int) -> Measurement:
+        """Fix dims: `sel(profile_stat="q50", lag=3)`; the dims so fixed are gone from the result."""
+        result = self
+        for dim, label in labels.items():
+            result = result._take(dim, result.index(dim, label))
+        return result
+
+    def _take(self, dim: str, position: int) -> Measurement:
+        axis = self.dims.index(dim)
+        return replace(
+            self,
+            values=np.take(self.values, position, axis=axis),
+            dims=self.dims[:axis] + self.dims[axis + 1 :],
+            coordinates={name: given for name, given in self.coordinates.items() if name != dim},
+        )
+
+    def __repr__(self) -> str:
+        shape = ", ".join(f"{dim} {size}" for dim, size in self.sizes.items()) or "one number"
+        return f"<{self.name} of {self.layer}: {shape}; {self.unit}, {self.scale}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Series(Measurement):
+    """A measurement over recordings: the first dim is `step` (or `layer`, then `step`).
+
+    Recordings of different lengths are aligned by their dims and padded with NaN. `lengths[dim]` says how much of each
+    dim is valid at each step; `ranks` over how many ranks each step was pooled.
+    """
+
+    steps: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    lengths: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ranks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    phase: str = "train"
+    pooling: str = ""
+
+    def positions(self, dim: str) -> np.ndarray:
+        """Numbers along a dim; along `step` the training steps."""
+        return self.steps if dim == "step" else super().positions(dim)
+
+    def index(self, dim: str, label: str | int) -> int:
+        """Where `label` stands along `dim`; along `step` the training step is the label."""
+        if dim != "step":
+            return super().index(dim, label)
+        found = np.flatnonzero(self.steps == int(label))
+        if not found.size:
+            raise BadArgument(
+                f"{self.name} of {self.layer} has no recording at step {label}.",
+                f"It has {self.steps.size} recordings, steps {_span(self.steps)}.",
+            )
+        return int(found[-1])
+
+    def _take(self, dim: str, position: int) -> Measurement:
+        if dim == "step":
+            taken = Measurement(
+                self.name,
+                self.values,
+                self.dims,
+                self.unit,
+                self.scale,
+                self.layer,
+                self.coordinates,
+            )
+            return taken._take(dim, position)
+        lengths = {name: n for name, n in self.lengths.items() if name != dim}
+        ranks = self.ranks
+        if dim == "layer":
+            lengths = {name: n[position] for name, n in lengths.items()}
+            ranks = ranks[position]
+        taken = cast(Series, super()._take(dim, position))
+        return replace(taken, lengths=lengths, ranks=ranks)
+
+    def valid(self, position: int) -> Measurement:
+        """The recording at `position` along the first dim, `step`, without its padding."""
+        taken = self._take("step", position)
+        for dim, lengths in self.lengths.items():
+            if dim in taken.dims and dim not in taken.coordinates:
+                axis = taken.dims.index(dim)
+                kept = np.take(taken.values, np.arange(int(lengths[position])), axis=axis)
+                taken = replace(taken, values=kept)
+        return taken
+
+
+def _span(steps: np.ndarray) -> str:
+    return f"{steps.min()} to {steps.max()}" if steps.size else "none"

@@ -1,0 +1,117 @@
+"""The registry of stored quantities: the one list that writer, reader, report and docs share.
+
+A quantity is data: its dims, unit, scale and one sentence of meaning. `owner` says whose it is: of each layer run,
+or of the whole model (stored under the layer name `model`). Values of scale `log` are natural logarithms; a log of
+exact zero is -inf. The rows stand in rnndiag/store/quantity_table.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from rnndiag.store.quantity_table import TABLE
+
+Scale = Literal["linear", "log"]
+Owner = Literal["layer", "model"]
+Pool = Literal["mean", "log mean", "sum", "worst", "error", "lowest rank"]
+"""How the ranks of one step are pooled: `mean` averages the quantity itself (of a log, the exponentials)."""
+
+MODEL = "model"
+"""The layer name under which quantities of the whole model are stored."""
+
+STATS = ("mean", "q05", "q50", "q95")
+"""Labels of the dim `stat`: the mean over samples and three quantiles."""
+
+PROFILE_STATS = ("profile", "q05", "q25", "q50", "q75", "q95")
+"""Labels of the dim `profile_stat`: the credit profile itself and quantiles over outputs and samples."""
+
+SCORES = (
+    "bias",
+    "sd",
+    "rmse",
+    "cosine",
+    "draw_cosine",
+    "cost",
+    "memory",
+    "bias_error",
+    "sd_error",
+    "ranking",
+    "rmse_error",
+    "cosine_error",
+    "draw_cosine_error",
+)
+"""Labels of the dim `score`: how an estimator did. `*_error` is a stated standard error, 0 where the score is exact."""
+
+FIXED_COORDINATES: dict[str, tuple[str, ...]] = {
+    "stat": STATS,
+    "profile_stat": PROFILE_STATS,
+    "score": SCORES,
+    "component": ("re", "im"),
+    "seam": ("own", "kept"),
+    "part_stat": ("value", "se_sequences", "se_blocks"),
+}
+"""Labels of the dims whose meaning never changes. All other labels travel with the recording."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One stored quantity. Every dim's length is free unless its labels are fixed."""
+
+    name: str
+    dims: tuple[str, ...]
+    unit: str
+    meaning: str
+    scale: Scale = "linear"
+    owner: Owner = "layer"
+    group: str = "contributions"
+    since: str = "0.1"
+    pool: Pool = "mean"
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry as every segment of a run carries it."""
+        return {**asdict(self), "dims": list(self.dims)}
+
+
+QUANTITIES: dict[str, Quantity] = {}
+"""Every registered quantity by its name."""
+
+
+def register(quantity: Quantity) -> Quantity:
+    """Add one quantity; a second one of the same name is a mistake of the programmer."""
+    if quantity.name in QUANTITIES:
+        raise ValueError(f"quantity {quantity.name!r} is registered twice")
+    QUANTITIES[quantity.name] = quantity
+    return quantity
+
+
+def parse(table: str) -> list[Quantity]:
+    """The quantities of a table in the form of rnndiag/store/quantity_table.py."""
+    found: list[Quantity] = []
+    group, owner = "", "layer"
+    lines = table.strip().splitlines()
+    while lines:
+        line = lines.pop(0)
+        if line.startswith("["):
+            group, owner = line.strip("[]").split(", ")
+            continue
+        name, dims, unit, scale, *pool = (part.strip() for part in line.split("|"))
+        meaning = []
+        while lines and lines[0].startswith(" "):
+            meaning.append(lines.pop(0).strip())
+        row = Quantity(
+            name,
+            () if dims == "-" else tuple(dims.split()),
+            unit,
+            " ".join(meaning),
+            cast(Scale, scale),
+            cast(Owner, owner),
+            group,
+            pool=cast(Pool, pool[0] if pool else "mean"),
+        )
+        found.append(row)
+    return found
+
+
+for _row in parse(TABLE):
+    register(_row)

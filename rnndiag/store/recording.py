@@ -1,0 +1,90 @@
+"""A recording: all that was measured at one training step, with the verdict of its proofs."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from rnndiag.errors import BadArgument, RunUnreadable
+from rnndiag.store.layer_names import layers_among
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.text import meant
+
+Verdict = Literal["exact", "inexact", "unverified"]
+VERDICTS: tuple[Verdict, ...] = ("exact", "unverified", "inexact")
+"""From best to worst: of several ranks the worst one holds."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recording:
+    """All measurements of one step of one phase on one rank.
+
+    `verdict` is what the proofs say of them, `reasons` why per layer where it is not `exact`; `notes` are further facts
+    as JSON. `ranks` names the ranks it was pooled over.
+    """
+
+    step: int
+    phase: str = "train"
+    rank: int = 0
+    time: float = field(default_factory=clock.time)
+    epoch: int | None = None
+    batch: int | None = None
+    verdict: Verdict = "unverified"
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    ranks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= int(self.step) < 2**63:
+            raise BadArgument(f"A recording cannot have step {self.step}.", "Count steps from 0.")
+        if self.verdict not in VERDICTS:
+            raise BadArgument(
+                f"A recording cannot have the verdict {self.verdict!r}.",
+                f"It is one of {VERDICTS}.",
+            )
+        object.__setattr__(self, "step", int(self.step))
+        object.__setattr__(self, "measurements", tuple(self.measurements))
+        if not self.ranks:
+            object.__setattr__(self, "ranks", (self.rank,))
+
+    def __repr__(self) -> str:
+        many = f"{len(self.measurements)} measurements of {len(self.layers)} layers"
+        return f"<recording of step {self.step} ({self.phase}), {self.verdict}: {many}>"
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, str], Measurement]:
+        return {(m.name, m.layer): m for m in self.measurements}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layer runs with at least one measurement, in the order recorded; neither the model nor stacks."""
+        return layers_among(m.layer for m in self.measurements)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of the quantities measured, in the order recorded."""
+        return tuple(dict.fromkeys(m.name for m in self.measurements))
+
+    def __contains__(self, key: object) -> bool:
+        return (key if isinstance(key, tuple) else (key, MODEL)) in self._index
+
+    def get(self, quantity: str, layer: str = MODEL) -> Measurement | None:
+        """The measurement, or None where it was not made."""
+        return self._index.get((quantity, layer))
+
+    def __getitem__(self, key: tuple[str, str] | str) -> Measurement:
+        """`recording["credit_profile", "rnn.l0"]`; without a layer, the whole model's."""
+        quantity, layer = key if isinstance(key, tuple) else (key, MODEL)
+        found = self._index.get((quantity, layer))
+        if found is None:
+            hint = meant(quantity, self.quantities) if quantity not in self.quantities else ""
+            raise RunUnreadable(
+                f"The recording of step {self.step} has no {quantity!r} of {layer!r}.",
+                f"{hint}It has {', '.join(self.quantities) or 'nothing'}, of {', '.join(self.layers) or 'the model'}.",
+            )
+        return found

@@ -1,0 +1,67 @@
+"""How a run stands: finished, running, or left open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rnndiag.store.process import is_alive
+from rnndiag.store.segment import Segment
+from rnndiag.store.text import printable
+
+_PATIENCE_SECONDS = 120.0
+_PATIENCE_INTERVALS = 5
+_ALIVE_FACTOR = 30
+"""A process known to be alive (a notebook, say) may be silent so many times longer before it counts as gone."""
+
+
+class Status(str):
+    """`finished`, `running`, or `not closed, last recording 3 h ago`; `word` is the part before the comma.
+
+    `last` is when the run was last written (unix seconds), `reason` what the writer said on closing.
+    """
+
+    word: str
+    last: float
+    reason: str
+
+    def __new__(cls, word: str, last: float, reason: str = "", detail: str = "") -> Status:
+        """The status in words, from its parts."""
+        status = super().__new__(cls, f"{word}, {detail}" if detail else word)
+        status.word, status.last, status.reason = word, last, reason
+        return status
+
+
+def ago(seconds: float) -> str:
+    """A stretch of time in one unit: 40 s, 12 min, 3 h, 2 days."""
+    for unit, length, until in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
+        if seconds < until:
+            return f"{max(0, int(seconds // length))} {unit}"
+    return f"{int(seconds // 86400)} days"
+
+
+def status_of(segments: Sequence[Segment], recordings: int, interval: float) -> Status:
+    """The status by the newest start: closed by all its ranks, else by whether its writers seem alive.
+
+    `interval` is the usual time between two recordings in seconds; it says how long silence is no sign of death.
+    """
+    start = max((segment.name.start for segment in segments), default=0)
+    newest: dict[tuple[int, str], Segment] = {}
+    for segment in segments:
+        if segment.name.start == start:
+            key = (segment.name.rank, segment.name.token)
+            newest[key] = max(newest.get(key, segment), segment, key=lambda s: s.name.number)
+    last = max((segment.file.modified() for segment in segments), default=0.0)
+    ends = [segment.end for segment in newest.values()]
+    if ends and all(end is not None for end in ends):
+        reason = str((ends[0] or {}).get("reason", ""))
+        return Status("finished", last, printable(reason))
+    silence = time.time() - last
+    patience = max(_PATIENCE_SECONDS, _PATIENCE_INTERVALS * interval)
+    for segment in newest.values():
+        alive = is_alive(segment.facts.get("process") or {})
+        allowed = patience if alive is None else _ALIVE_FACTOR * patience
+        if segment.end is None and alive is not False and silence < allowed:
+            return Status("running", last)
+    when = f"last recording {ago(silence)} ago" if recordings else "nothing recorded"
+    return Status("not closed", last, "", when)

@@ -1,0 +1,88 @@
+"""Text and JSON that cross the run's border: made plain on the way out, trusted with nothing on the way in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from rnndiag.store.limits import INTEGER_DIGITS, JSON_BYTES
+
+_LONGEST_REPR = 1000
+_DEEPEST = 32
+
+
+def printable(text: object) -> str:
+    """Text with every character escaped that could move a terminal's cursor or hide what is there."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in str(text)
+    )
+
+
+def meant(word: object, known: Iterable[str]) -> str:
+    """`Did you mean 'x'? ` where a known name is near, else nothing."""
+    from difflib import get_close_matches
+
+    lower = {name.lower(): name for name in known}
+    near = get_close_matches(str(word).lower(), lower, 1)
+    return f"Did you mean {lower[near[0]]!r}? " if near else ""
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """The value as strict JSON can hold it: arrays as lists, non-finite floats and unknown objects as text."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return int(value) if abs(int(value)) < 10**INTEGER_DIGITS else str(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if depth >= _DEEPEST:
+        return _shortened(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry, depth + 1) for key, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist(), depth)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(entry, depth + 1) for entry in value]
+    return str(value) if isinstance(value, PurePath) else _shortened(value)
+
+
+def _shortened(value: Any) -> str:
+    try:
+        return repr(value)[:_LONGEST_REPR]
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
+
+
+def to_json(value: Any, indent: int | None = None) -> bytes:
+    """ASCII JSON of a value made `plain`."""
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(plain(value), allow_nan=False, indent=indent, separators=separators).encode()
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > INTEGER_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def from_json(data: bytes) -> dict[str, Any]:
+    """A JSON object from a stranger: ValueError where it is too large, too deep, not JSON or not an object."""
+    if len(data) > JSON_BYTES:
+        raise ValueError(f"{len(data)} bytes of JSON, more than {JSON_BYTES}")
+    try:
+        value = json.loads(data, parse_int=_bounded_int)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("JSON that is not UTF-8") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"JSON that is a {type(value).__name__}, not an object")
+    return value

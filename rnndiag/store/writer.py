@@ -1,0 +1,294 @@
+"""Writes a run: one file per rank and start, one write and one fsync per recording."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rnndiag.errors import RnndiagError, RunNotWritten
+from rnndiag.store import limits, problem, stored, tar
+from rnndiag.store.problem import Problem
+from rnndiag.store.process import host_name, process_started
+from rnndiag.store.provenance import prepared
+from rnndiag.store.quantities import FIXED_COORDINATES, QUANTITIES
+from rnndiag.store.recording import Recording
+from rnndiag.store.segment import SegmentName
+from rnndiag.store.size_budget import SizeBudget
+from rnndiag.store.source import sync_directory, write_at
+from rnndiag.store.starts import free_directory, next_start, refuse_used
+from rnndiag.store.text import to_json
+
+log = logging.getLogger("rnndiag.run")
+FAILURES_THAT_STOP = 3
+_DROPPED_FOR = (OSError, ValueError, TypeError, ArithmeticError, MemoryError, RnndiagError)
+
+__all__ = ["RunWriter", "free_directory"]
+
+
+class RunWriter:
+    """Appends recordings to a run directory; also a context manager.
+
+    A failed append is told once, dropped, and leaves the file whole; after three in a row the writer stops. It never
+    raises for a recording (`strict=True`: it does), only for a directory that cannot be used and for a forked process.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        provenance: Mapping[str, Any] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        resumed_from_step: int | None = None,
+        *,
+        start: int | None = None,
+        max_bytes: float = limits.BUDGET_BYTES,
+        durable: bool = True,
+        strict: bool = False,
+    ) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.rank, self.world_size = int(rank), int(world_size)
+        self.resumed_from_step = resumed_from_step
+        self.problems: list[Problem] = []
+        self.count = 0
+        self.last_step: int | None = None
+        self.durable, self.strict = durable, strict
+        self._owner = os.getpid()
+        self._failures = 0
+        self._stopped = False
+        self._closed = False
+        self._descriptor = -1
+        self._full = False
+        folder = self.path / "recordings"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if resumed_from_step is None:
+                refuse_used(self.path, self.rank)
+            self.start = (
+                next_start(self.path, self.rank, resumed_from_step) if start is None else start
+            )
+            self.budget = SizeBudget(max_bytes / self.world_size, used=_bytes_of(folder, self.rank))
+            self._token = secrets.token_hex(4)
+            self._open_json = self._described(prepared(provenance or {}))
+            self._open_segment(0)
+            if self.rank == 0:
+                self._write_copy({})
+        except OSError as fault:
+            self._let_go()
+            raise RunNotWritten(
+                f"The run directory {self.path} cannot be written ({fault.strerror or fault}).",
+                "Choose another dirpath, or make room and give yourself the right to write there.",
+            ) from fault
+
+    def _described(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "format": "rnndiag",
+            "version": list(limits.FORMAT),
+            "run_id": self._token,
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "start": self.start,
+            "segment": 0,
+            "started": time.time(),
+            "resumed_from_step": self.resumed_from_step,
+            "process": {
+                "host": host_name(),
+                "pid": os.getpid(),
+                "started": process_started(os.getpid()),
+            },
+            "registry": {q.name: q.as_json() for q in QUANTITIES.values()},
+            "coordinates": FIXED_COORDINATES,
+            "provenance": provenance,
+        }
+
+    @property
+    def interval_factor(self) -> int:
+        """By how much the size budget stretches the intervals between recordings: 1, 2, 4 or 8."""
+        return self.budget.factor
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing is recorded any more: closed, failed three times, or the budget is used up."""
+        return self._stopped or self._closed or self._full
+
+    def wants(self, step: int) -> bool:
+        """Whether a recording of this step would be stored: by the stretched interval, and if nothing stopped."""
+        return not self.stopped and self.budget.wants(step)
+
+    def append(self, recording: Recording) -> bool:
+        """Store a recording; True: it is on disk. False: dropped, and `problems` or the log say why."""
+        if os.getpid() != self._owner:
+            raise RunNotWritten(
+                f"A forked process (pid {os.getpid()}) tried to write the run of process {self._owner}.",
+                "Record in the process that opened the run, or open a run of its own there.",
+            )
+        if self._closed:
+            raise RunNotWritten(f"The run {self.path} is closed.", "Open a new RunWriter to go on.")
+        told_apart = recording.phase == "end" or "black_box" in recording.notes
+        if self.stopped or not (told_apart or self.budget.wants(recording.step)):
+            return False
+        try:
+            return self._store(self.budget.thinned(recording))
+        except _DROPPED_FOR as fault:
+            self._failed(recording.step, fault)
+            return False
+
+    def _store(self, recording: Recording) -> bool:
+        phase = stored.encoded_phase(recording.phase)
+        if not 0 < len(phase) <= limits.PHASE_BYTES:
+            raise ValueError(f"the phase {recording.phase!r} is empty or too long")
+        content = stored.pack(recording)
+        data = tar.member(tar.recording_name(recording.step, phase), content, recording.time)
+        if not self.budget.fits(len(data)):
+            self._full = True
+            log.warning(
+                "rnndiag: the size budget of %.0f MiB is used up at step %d: recording stops, training goes on. "
+                "Give the callback a larger budget, or record less often.",
+                self.budget.max_bytes / limits.MIB,
+                recording.step,
+            )
+            return False
+        if self._offset > tar.BLOCK and self._is_full(len(data)):
+            self._open_segment(self._number + 1)
+        self._append(data)
+        self._failures = 0
+        self.count += 1
+        self._in_segment += 1
+        self.last_step = recording.step
+        for sentence in self.budget.stored(recording, len(data)):
+            log.warning("rnndiag: %s (%s)", sentence, self.path)
+        return True
+
+    def _is_full(self, more: int) -> bool:
+        too_long = self._offset + more > limits.SEGMENT_ROLLS_AT and self._in_segment > 0
+        return too_long or self._in_segment >= limits.SEGMENT_RECORDINGS
+
+    def _open_segment(self, number: int) -> None:
+        """Create the next file, with all that is needed to read it alone, before letting go of the last one."""
+        name = SegmentName(self.rank, self.start, self._token, number).file
+        path = self.path / "recordings" / name
+        first = tar.json_member(
+            tar.OPEN, to_json({**self._open_json, "segment": number}), time.time()
+        )
+        flags = (
+            os.O_CREAT
+            | os.O_EXCL
+            | os.O_WRONLY
+            | getattr(os, "O_CLOEXEC", 0)
+            | getattr(os, "O_BINARY", 0)
+        )
+        before = self._descriptor
+        descriptor = os.open(path, flags, 0o644)
+        try:
+            _write(descriptor, first, 0, self.durable)
+        except OSError:
+            os.close(descriptor)
+            path.unlink()
+            raise
+        if before >= 0:
+            os.close(before)
+        self._descriptor, self._file, self._number = descriptor, f"recordings/{name}", number
+        self._offset, self._in_segment = len(first), 0
+        self.budget.used += len(first)
+        if self.durable:
+            sync_directory(path.parent)
+
+    def _append(self, data: bytes) -> None:
+        try:
+            _write(self._descriptor, data, self._offset, self.durable)
+        except OSError:
+            os.ftruncate(self._descriptor, self._offset)
+            raise
+        self._offset += len(data)
+
+    def _failed(self, step: int, fault: Exception) -> None:
+        why = getattr(fault, "strerror", None) or str(fault) or type(fault).__name__
+        found = problem.not_stored(self._file, step, why)
+        if not self.problems:
+            log.warning("rnndiag: %s", found)
+        self.problems.append(found)
+        self._failures += 1
+        if self._failures >= FAILURES_THAT_STOP:
+            self._stopped = True
+            self.problems.append(problem.stopped(self._file, self._failures))
+            log.warning("rnndiag: %s", self.problems[-1])
+        if self.strict:
+            raise RunNotWritten(
+                f"Step {step} could not be written to {self.path} ({why}).",
+                "Make room or mend the recording; without strict=True training would go on.",
+            ) from fault
+
+    def close(self, reason: str = "finished") -> None:
+        """Say that the run ended as it should, and how many recordings there are. A forked copy does nothing."""
+        if self._closed or os.getpid() != self._owner:
+            return
+        self._closed = True
+        end = {
+            "count": self.count,
+            "last_step": self.last_step,
+            "reason": reason,
+            "time": time.time(),
+        }
+        try:
+            self._append(tar.json_member(tar.CLOSE, to_json(end), time.time()) + tar.END)
+            if self.rank == 0:
+                self._write_copy({"end": end})
+        except OSError as fault:
+            why = fault.strerror or str(fault)
+            log.warning(
+                "rnndiag: the run %s could not be closed (%s); what it holds is whole.",
+                self.path,
+                why,
+            )
+        finally:
+            self._let_go()
+
+    def _write_copy(self, more: Mapping[str, Any]) -> None:
+        """run.json for people and scripts; nothing reads it back."""
+        facts = {
+            key: value
+            for key, value in self._open_json.items()
+            if key not in ("registry", "coordinates")
+        }
+        new = self.path / f".run.json.{self._token}"
+        new.write_bytes(to_json({**facts, **more}, indent=1) + b"\n")
+        os.replace(new, self.path / "run.json")
+
+    def _let_go(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close("finished" if kind is None else f"{kind.__name__} was raised")
+
+    def __del__(self) -> None:
+        if getattr(self, "_owner", None) == os.getpid():
+            self._let_go()
+
+
+def _write(descriptor: int, data: bytes, offset: int, durable: bool) -> None:
+    view = memoryview(data)
+    while view:
+        written = write_at(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+    if durable:
+        os.fsync(descriptor)
+
+
+def _bytes_of(folder: Path, rank: int) -> int:
+    parsed = ((entry, SegmentName.parse(entry.name)) for entry in os.scandir(folder))
+    return sum(entry.stat().st_size for entry, name in parsed if name and name.rank == rank)
