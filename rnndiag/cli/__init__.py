@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from typing import NoReturn
 
 from rnndiag.errors import (
     BadArgument,
@@ -28,6 +29,7 @@ from rnndiag.errors import (
 COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("rnndiag.cli.report", "write one HTML page about a run"),
     "compare": ("rnndiag.cli.compare", "write one HTML page about two runs, side by side"),
+    "runs": ("rnndiag.cli.runs", "list runs, one line each, or write an index page"),
     "check": (
         "rnndiag.cli.check",
         "judge runs by bounds and a baseline; the exit code is the answer",
@@ -55,6 +57,16 @@ _CODES: tuple[tuple[type[RnndiagError], int], ...] = (
     (CannotJudge, UNREADABLE),
     (RunUnreadable, UNREADABLE),
 )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Adds 'did you mean' to the error of an option that does not exist."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the fault, with the nearest option, and exit with 2."""
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        near = get_close_matches(unknown[0], self._option_string_actions, 1) if unknown else []
+        super().error(f"{message}. Did you mean {near[0]!r}?" if near else message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,9 +116,7 @@ def _command(words: list[str]) -> int:
         raise BadConfig(f"There is no command {name!r}.", hint)
     module = import_module(COMMANDS[name][0])
     about = COMMANDS[name][1]
-    parser = argparse.ArgumentParser(
-        f"rnndiag {name}", description=f"{about[0].upper()}{about[1:]}."
-    )
+    parser = _Parser(f"rnndiag {name}", description=f"{about[0].upper()}{about[1:]}.")
     module.configure(parser)
     code: int = module.run(parser.parse_args(words[1:]))
     return code

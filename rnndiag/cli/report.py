@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", default="", help="the layer to show (default: the verdict's)")
     parser.add_argument("--baseline", help="a baseline file or a run to compare with")
     parser.add_argument("--config", metavar="FILE", help="a pyproject.toml with [tool.rnndiag]")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="write the page anew as a running fit records, until it ends",
+    )
+    parser.add_argument(
+        "--every", type=float, default=5.0, metavar="SECONDS", help="how often --watch looks (5)"
+    )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--json", metavar="FILE", help="also write the page's numbers as JSON")
     parser.add_argument(
@@ -43,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.report.progress import Progress
     from rnndiag.report.write_report import report_context
 
+    if args.watch:
+        return _watch(args)
     with Progress(f"reading {args.run}"):
         context = report_context(args.run, args.baseline, args.config, args.layer)
         page = write_page(context, args.output or Path(args.run) / "report.html")
@@ -57,6 +68,32 @@ def run(args: argparse.Namespace) -> int:
     if args.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    """Write the page at once, then whenever the run has grown or its status has changed, until it is over."""
+    from rnndiag.errors import BadArgument
+    from rnndiag.report.page import write_page
+    from rnndiag.report.write_report import report_context
+
+    if not args.every > 0:
+        raise BadArgument(f"--every {args.every} is no time to wait.", "Give seconds, such as 5.")
+    shown: tuple[int, str] | None = None
+    while True:
+        context = report_context(args.run, args.baseline, args.config, args.layer)
+        running = context.run.status.word == "running"
+        state = (len(context.run), context.run.status.word)
+        if state != shown:
+            reload = max(2, round(args.every)) if running else 0
+            page = write_page(context, args.output or Path(args.run) / "report.html", reload)
+            sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {state[0]} recordings  {page}\n")
+            sys.stdout.flush()
+            if args.open and shown is None:
+                webbrowser.open(page.resolve().as_uri())
+            shown = state
+        if not running:
+            return 0
+        time.sleep(args.every)
 
 
 def warn_of_size(page: Path) -> None:

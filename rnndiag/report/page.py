@@ -55,13 +55,19 @@ class Section:
 
 
 @np.errstate(all="ignore")  # what is not finite is shown as such, and no reason for a warning
-def page(context: Context) -> str:
-    """The whole page as text. The same run and version give the same bytes."""
+def page(context: Context, reload_seconds: int = 0) -> str:
+    """The whole page as text. The same run and version give the same bytes.
+
+    Args:
+        context: The run with its findings.
+        reload_seconds: How often a browser loads the page again, for a fit that is watched; 0: never.
+    """
     sections = sections_of(context)
     checks = ordered(context.findings)
     return render(
         "page.html",
         context=context,
+        reload_seconds=reload_seconds,
         run=context.run,
         verdict=context.verdict,
         tiles=tiles(context),
@@ -136,9 +142,9 @@ def sections_of(context: Context) -> list[Section]:
     return [section(FIGURES[name].make(context), FIGURES[name].title) for name in ORDER]
 
 
-def write_page(context: Context, path: str | os.PathLike[str]) -> Path:
-    """Write the page, whole or not at all."""
-    return write_text(page(context), path)
+def write_page(context: Context, path: str | os.PathLike[str], reload_seconds: int = 0) -> Path:
+    """Write the page, whole or not at all; `reload_seconds` as in `page`."""
+    return write_text(page(context, reload_seconds), path)
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> Path:
