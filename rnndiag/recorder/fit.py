@@ -24,7 +24,7 @@ from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.output.closing import Cost, close_fit
 from rnndiag.recorder.output.directory import RunPlace
 from rnndiag.recorder.output.last_recording import last_recording
-from rnndiag.recorder.output.logger_scalars import log_scalars
+from rnndiag.recorder.output.logger_scalars import log_in_module, log_scalars
 from rnndiag.recorder.output.pending_recording import Pending
 from rnndiag.recorder.output.run_output import RunOutput
 from rnndiag.recorder.reading import Reader
@@ -141,7 +141,7 @@ class FitRecorder:
             self._done.append((self._pending, None))
             self._pending = None
         if self._done:
-            self._write_done(loss)
+            self._write_done(loss, in_batch=True)
         with self.faults.guard("watching the model"):
             self.watch.disarm()
             self.black_box.rest()
@@ -258,7 +258,8 @@ class FitRecorder:
             self.reader.read(self._pending, passes)
         self._pending.facts["black_box"] = self.black_box.story(alarm, passes)
 
-    def _write_done(self, loss: Any) -> None:
+    def _write_done(self, loss: Any, in_batch: bool = False) -> None:
+        """Store the recordings that are complete; `in_batch`: at the end of a batch, where a module may log."""
         done, self._done = self._done, []
         for pending, facts in done:
             if pending.empty:
@@ -276,6 +277,8 @@ class FitRecorder:
             if self.chronicle.append(recording):
                 with self.faults.guard("logging scalars"):
                     log_scalars(self.trainer, recording, self.settings.log)
+                    if in_batch:
+                        log_in_module(self.module, recording, self.settings.log)
 
     def _say_if_none(self) -> None:
         """One clear sentence where the model has nothing to record."""

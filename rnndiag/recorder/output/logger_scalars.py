@@ -1,4 +1,4 @@
-"""Scalars of a recording for the trainer's own loggers, so that dashboards that exist show them."""
+"""Scalars of a recording for the trainer's loggers, for callbacks that monitor a metric, and for the progress bar."""
 
 from __future__ import annotations
 
@@ -92,10 +92,32 @@ def worst_layer(recording: Recording) -> str:
 
 
 def log_scalars(trainer: Any, recording: Recording, which: LogChoice) -> None:
-    """Hand them to every logger of the trainer, at the step that its own scalars use."""
+    """Give the scalars of a recording to every logger of the trainer, at the step that its own scalars use."""
     found = scalars(recording, which)
     if not found:
         return
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     for logger in trainer.loggers:
         logger.log_metrics(found, step=step)
+
+
+def log_in_module(module: Any, recording: Recording, which: LogChoice) -> None:
+    """Log the scalars of all layers through the module, so that they can be monitored.
+
+    `trainer.callback_metrics`, EarlyStopping, ModelCheckpoint and the progress bar see `rnndiag/<layer>/reach` and the
+    rest; at the end of an epoch each is the mean over the epoch's recordings. Allowed at the end of a batch only.
+    """
+    if which == "none":
+        return
+    shown = f"rnndiag/{worst_layer(recording)}/reach" if recording.layers else ""
+    for name, value in scalars(recording, "all").items():
+        # The loggers have them at the step of the recording already (`log_scalars`).
+        module.log(
+            name,
+            value,
+            on_step=True,
+            on_epoch=True,
+            logger=False,
+            prog_bar=name == shown,
+            batch_size=1,
+        )
