@@ -14,18 +14,27 @@ from rnndiag.engine.truncation.estimators import (
 )
 from rnndiag.engine.truncation.gradient_scale import cell_only, scale_gradient
 from rnndiag.train.between_steps import between_steps
+from rnndiag.train.chunk_loop import BatchResult, ChunkLoop
+from rnndiag.train.lightning_mixin import TruncatedBPTT
+from rnndiag.train.plain_updates import PlainUpdates, truncated_bptt
 from rnndiag.train.recurrence import SequenceModule
+from rnndiag.train.splitting import TimeBatch
 from rnndiag.train.unroll import chunks_of, truncated_unroll, unroll
 
 __all__ = [
     "ESTIMATORS",
+    "BatchResult",
     "Bernoulli",
     "CellOnly",
     "Chunk",
+    "ChunkLoop",
     "Full",
+    "PlainUpdates",
     "Roulette",
     "SequenceModule",
     "SourceStep",
+    "TimeBatch",
+    "TruncatedBPTT",
     "Uniform",
     "Window",
     "artbp",
@@ -33,6 +42,7 @@ __all__ = [
     "cell_only",
     "chunks_of",
     "scale_gradient",
+    "truncated_bptt",
     "truncated_unroll",
     "unroll",
 ]

@@ -1,0 +1,309 @@
+"""The loop of truncated BPTT: chunks of k1 steps, a state that is carried and detached, an update a chunk or a batch.
+
+Losses of a chunk reach the last k2 steps (the window). With k2 = k1 that is the chunk itself. With k2 > k1 the steps
+before the chunk are run again from a kept state, with today's weights and the random draws of their first run. With
+k2 < k1 the first steps of the chunk are run without a graph.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rnndiag.errors import BadArgument
+from rnndiag.train.nested import batch_dim_of, detached, map_tensors, tensors_of, where_rows
+from rnndiag.train.random_state import RandomState
+from rnndiag.train.splitting import TimeBatch
+
+TBPTTStep = Callable[[Any, Any], tuple[Any, Any]]
+"""(chunk, state) -> (loss, new state): a loss is a tensor, a dict with "loss", or a tuple, one loss an optimizer."""
+Update = Literal["chunk", "batch"]
+
+
+class Updates(Protocol):
+    """What a loop does with its losses."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        ...
+
+    def backward(self, losses: tuple[Tensor, ...]) -> None:
+        """Add the gradient of one chunk's losses."""
+        ...
+
+    def step(self) -> None:
+        """One optimizer step."""
+        ...
+
+    def accumulating(self) -> AbstractContextManager[Any]:
+        """Around the backward passes that no optimizer step follows."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What training on one batch gave."""
+
+    loss: Tensor
+    """Mean of the chunks' losses, weighted by their steps; detached."""
+    state: Any
+    """After the last step, detached."""
+    chunks: int
+    updates: int
+    """Optimizer steps."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A chunk that was trained on, to be run again as the beginning of a longer window."""
+
+    batch: TimeBatch
+    start: int
+    stop: int
+    before: Any
+    draws: RandomState
+    reset: Tensor | None
+    """(B,): sequences that began anew with this chunk."""
+
+
+class ChunkLoop:
+    """Truncated BPTT over batches. It keeps what a longer window needs from one batch to the next.
+
+    Args:
+        step: (chunk, state) -> (loss, state). State None at the start of a sequence.
+        updates: Backward passes and optimizer steps.
+        k1: Steps of a chunk, one update each. None: the whole batch.
+        window: k2, how many steps the losses of a chunk reach back. None: k1.
+        update: An optimizer step a "chunk", or a "batch": then the losses are averaged over the chunks.
+        accumulate: So many chunks (batches) for one optimizer step, their losses averaged.
+        time_dim: Dimension of time in the tensors of a batch.
+    """
+
+    def __init__(
+        self,
+        step: TBPTTStep,
+        updates: Updates,
+        k1: int | None,
+        window: int | None = None,
+        *,
+        update: Update = "chunk",
+        accumulate: int = 1,
+        time_dim: int = 1,
+    ) -> None:
+        for name, value in (("k1", k1), ("window", window), ("accumulate", accumulate)):
+            if value is not None and value < 1:
+                raise BadArgument(f"{name} is {value}.", "Give 1 or more.")
+        if update not in ("chunk", "batch"):
+            raise BadArgument(f"update is {update!r}.", "Give 'chunk' or 'batch'.")
+        self.step, self.updates = step, updates
+        self.k1, self.window = k1, window
+        self.update, self.accumulate, self.time_dim = update, accumulate, time_dim
+        self.replaying = False
+        """True while steps before a chunk are run again."""
+        self.waiting = 0
+        """Chunks (batches) since the last optimizer step."""
+        self.resume: tuple[int, Any] | None = None
+        """Within a batch: the number of chunks done at the last optimizer step, and the state after them."""
+        self.keep = 0
+        """Keep chunks for windows of so many steps, where `window` may grow."""
+        self._kept: deque[_Kept] = deque()
+
+    def forget(self) -> None:
+        """A new stream begins: keep no chunk of the old one."""
+        self._kept.clear()
+
+    def kept(self) -> list[dict[str, Any]]:
+        """The chunks that are kept, as plain tensors for a checkpoint."""
+        return [
+            {
+                "batch": one.batch.piece(one.start, one.stop),
+                "before": one.before,
+                "draws": [one.draws.cpu, one.draws.gpu],
+                "reset": one.reset,
+            }
+            for one in self._kept
+        ]
+
+    def restore(self, kept: list[dict[str, Any]]) -> None:
+        """Take up what `kept` gave."""
+        self._kept.clear()
+        for one in kept:
+            cut = TimeBatch(one["batch"], self.time_dim)
+            device = next(_tensors(cut)).device
+            cpu, gpu = (None if part is None else part.cpu() for part in one["draws"])
+            draws = RandomState(cpu, gpu, device)  # type: ignore[arg-type]
+            self._kept.append(_Kept(cut, 0, cut.T, one["before"], draws, one["reset"]))
+
+    def bounds(self, T: int) -> list[tuple[int, int]]:
+        """(start, stop) of every chunk of a batch of T steps."""
+        k1 = self.k1 or T
+        return [(start, min(start + k1, T)) for start in range(0, T, k1)]
+
+    def run(
+        self,
+        batch: Any,
+        state: Any = None,
+        *,
+        reset: Tensor | None = None,
+        first: int = 0,
+        flush: bool = False,
+    ) -> BatchResult:
+        """Train on a batch.
+
+        Args:
+            batch: See `TimeBatch`.
+            state: State before its first step.
+            reset: (B,) sequences of a stream that begin anew; their state is already that of a start.
+            first: Number of the chunk to begin with.
+            flush: Make an optimizer step after the last chunk even if fewer than `accumulate` are waiting.
+        """
+        cut = TimeBatch(batch, self.time_dim)
+        if state is None:
+            self.forget()
+        state = cut.sort(state)
+        if self.waiting == 0 or self.update == "batch":
+            self.resume = (first, state)
+        bounds = self.bounds(cut.T)
+        total, weight, updates = None, 0, 0
+        for number, (start, stop) in enumerate(bounds):
+            if number < first:
+                continue
+            ends = number + 1 == len(bounds)
+            losses, state = self._forward(cut, start, stop, state, reset if number == 0 else None)
+            state = detached(state)
+            counted = self.update == "chunk" or ends
+            steps_now = counted and (self.waiting + 1 >= self.accumulate or (flush and ends))
+            if self.waiting == 0 and (self.update == "chunk" or number == first):
+                self.updates.zero_grad()
+            share = self.accumulate * (1 if self.update == "chunk" else len(bounds))
+            if losses:
+                with nullcontext() if steps_now else self.updates.accumulating():
+                    scaled = losses if share == 1 else tuple(one / share for one in losses)
+                    self.updates.backward(scaled)
+                value = losses[0].detach() * (stop - start)
+                total = value if total is None else total + value
+                weight += stop - start
+            self.waiting += counted
+            if steps_now:
+                self.waiting = 0
+                updates += 1
+                self.updates.step()
+                self.resume = (number + 1, state)
+        self.resume = None
+        mean = torch.zeros(()) if total is None else total / weight
+        return BatchResult(mean, cut.unsort(state), len(bounds) - first, updates)
+
+    def _forward(
+        self, cut: TimeBatch, start: int, stop: int, state: Any, reset: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Any]:
+        """Losses of a chunk, with a graph over the last `window` steps, and the state after it."""
+        window = stop - start if self.window is None else self.window
+        reach = window - (stop - start)
+        keep = max(self.keep, window)
+        if self.k1 is None or keep <= self.k1:
+            return self._windowed(cut, start, stop, state, reach)
+        device = next((part.device for part in _tensors(cut)), torch.device("cpu"))
+        now = _Kept(cut, start, stop, state, RandomState.now(device), reset)
+        if self._kept and reach > 0:
+            with self._replay():
+                state = self._again(reach, now)
+            now.draws.restore()
+        losses, after = self._windowed(cut, start, stop, state, reach)
+        self._kept.append(now)
+        held = sum(one.stop - one.start for one in self._kept)
+        while held - (self._kept[0].stop - self._kept[0].start) >= keep - 1:
+            first = self._kept.popleft()
+            held -= first.stop - first.start
+        return losses, after
+
+    def _windowed(
+        self, cut: TimeBatch, start: int, stop: int, state: Any, reach: int
+    ) -> tuple[tuple[Tensor, ...], Any]:
+        """A chunk; with reach < 0 its first -reach steps have no graph."""
+        if reach < 0:
+            with torch.no_grad():
+                _, state = self._call(cut, start, start - reach, state)
+            start -= reach
+        return self._call(cut, start, stop, state)
+
+    def _again(self, reach: int, now: _Kept) -> Any:
+        """The state before `now`, with a graph over the `reach` steps that lead to it."""
+        chosen: list[_Kept] = []
+        steps = 0
+        for kept in reversed(self._kept):
+            chosen.insert(0, kept)
+            steps += kept.stop - kept.start
+            if steps >= reach:
+                break
+        state = chosen[0].before
+        for place, kept in enumerate(chosen):
+            if place:
+                state = _joined(state, kept)
+            kept.draws.restore()
+            ahead = max(0, steps - reach) if place == 0 else 0
+            if ahead:
+                with torch.no_grad():
+                    _, state = self._call(kept.batch, kept.start, kept.start + ahead, state)
+            _, state = self._call(kept.batch, kept.start + ahead, kept.stop, state)
+        return _joined(state, now)
+
+    @contextmanager
+    def _replay(self) -> Iterator[None]:
+        self.replaying = True
+        try:
+            yield
+        finally:
+            self.replaying = False
+
+    def _call(
+        self, cut: TimeBatch, start: int, stop: int, state: Any
+    ) -> tuple[tuple[Tensor, ...], Any]:
+        rows = cut.alive(start)
+        before = state
+        if rows is not None and state is not None and rows < cut.alive(0):  # type: ignore[operator]
+            whole = cut.alive(0) or 0
+            state = map_tensors(
+                lambda part: part.narrow(batch_dim_of(part, whole), 0, rows), before
+            )
+            found, after = self.step(cut.piece(start, stop), state)
+
+            def joined(new: Tensor, old: Tensor) -> Tensor:
+                dim = batch_dim_of(old, whole)
+                return torch.cat([new, old.narrow(dim, rows, whole - rows)], dim)
+
+            return losses_of(found), map_tensors(joined, after, before)
+        found, after = self.step(cut.piece(start, stop), state)
+        return losses_of(found), after
+
+
+def losses_of(found: Any) -> tuple[Tensor, ...]:
+    """The losses that a step returned; () for None."""
+    if found is None:
+        return ()
+    if isinstance(found, dict):
+        found = found["loss"]
+    losses = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+    for loss in losses:
+        if not isinstance(loss, Tensor):
+            raise BadArgument(
+                f"tbptt_step returned a loss of type {type(loss).__name__}.",
+                "Return (loss, state): a tensor, a dict with 'loss', or one loss an optimizer.",
+            )
+    return losses
+
+
+def _joined(state: Any, following: _Kept) -> Any:
+    """The state that a chunk goes on from: of sequences that began anew with it, its own."""
+    if following.reset is None:
+        return state
+    return where_rows(~following.reset, state, following.before)
+
+
+def _tensors(cut: TimeBatch) -> Iterator[Tensor]:
+    yield from tensors_of(cut.piece(0, 1))

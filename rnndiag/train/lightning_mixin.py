@@ -1,0 +1,415 @@
+"""Truncated BPTT for Lightning 2.x: a mixin for LightningModules of `lightning` and of `pytorch_lightning`.
+
+Lightning 1.x had `truncated_bptt_steps`. Here the author writes `tbptt_step(chunk, state) -> (loss, state)`, and the
+mixin's `training_step` runs it over the chunks of a batch with an optimizer step after each. That needs manual
+optimisation, which knows neither `gradient_clip_val` nor `accumulate_grad_batches` nor schedulers; the mixin does what
+automatic optimisation would do with them.
+
+Lightning refuses a Trainer that clips or accumulates for a module in manual optimisation, and does so before it calls
+`setup`. So `automatic_optimization` is true until then and false during the fit. Hooks that an author overrides are
+wrapped (`_HOOKS`): the mixin's part runs whether or not the author calls super().
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from rnndiag.errors import BadArgument, NotSupported
+from rnndiag.train.chunk_loop import ChunkLoop, Update
+from rnndiag.train.nested import map_tensors, where_rows
+from rnndiag.train.plain_updates import losses_apart
+from rnndiag.train.splitting import TimeBatch
+
+KEY = "rnndiag_tbptt"
+"""Entry of a checkpoint that holds the state of the stream."""
+
+
+class _LightningUpdates:
+    """Backward passes and optimizer steps through the Trainer: its precision, strategy, clipping and schedulers."""
+
+    def __init__(self, module: TruncatedBPTT) -> None:
+        self.module: Any = module
+        self.steps = 0
+
+    def _optimizers(self) -> list[Any]:
+        found = self.module.optimizers()
+        return list(found) if isinstance(found, (list, tuple)) else [found]
+
+    def _full_precision(self) -> AbstractContextManager[Any]:
+        # training_step runs under autocast; automatic optimisation runs backward and step outside of it.
+        return torch.autocast(self.module.device.type, enabled=False)
+
+    def zero_grad(self) -> None:
+        """Of every optimizer."""
+        for optimizer in self._optimizers():
+            self.module.on_before_zero_grad(optimizer.optimizer)
+            optimizer.zero_grad()
+
+    def backward(self, losses: tuple[Tensor, ...]) -> None:
+        """One loss for all optimizers, or loss i with respect to the parameters of optimizer i."""
+        with self._full_precision():
+            if len(losses) == 1:
+                self.module.manual_backward(losses[0])
+                return
+            if self.module.trainer.world_size > 1:
+                raise NotSupported(
+                    "tbptt_step returned several losses, and there is more than one process.",
+                    "Return one loss for all optimizers.",
+                )
+            for loss, options in losses_apart(losses, self._optimizers()):
+                self.module.manual_backward(loss, **options)
+
+    def step(self) -> None:
+        """Every optimizer, then the schedulers that step with them."""
+        with self._full_precision():
+            for optimizer in self._optimizers():
+                optimizer.step()
+        self.steps += 1
+        self._schedule("step", self.steps)
+
+    def epoch_ended(self) -> None:
+        """The schedulers that step with epochs."""
+        self._schedule("epoch", int(self.module.trainer.current_epoch) + 1)
+
+    def accumulating(self) -> AbstractContextManager[Any]:
+        """DDP's no_sync, where the strategy has one."""
+        block = getattr(self.module.trainer.strategy, "block_backward_sync", None)
+        return nullcontext() if block is None else block()
+
+    def _schedule(self, interval: str, count: int) -> None:
+        metrics = self.module.trainer.callback_metrics
+        for config in self.module.trainer.lr_scheduler_configs:
+            if config.interval != interval or count % config.frequency:
+                continue
+            scheduler, metric = config.scheduler, None
+            if isinstance(scheduler, ReduceLROnPlateau):
+                name = self.module._tbptt_monitors.get(id(scheduler)) or getattr(
+                    scheduler, "monitor", None
+                )
+                if name not in metrics:
+                    raise BadArgument(
+                        f"ReduceLROnPlateau watches {name!r}, and {sorted(metrics)} are logged.",
+                        "Log it, or name another one as 'monitor' in configure_optimizers.",
+                    )
+                metric = metrics[name]
+            self.module.lr_scheduler_step(scheduler, metric)
+
+
+class TruncatedBPTT:
+    """Mixin: truncated BPTT in a LightningModule. Name it before LightningModule among the bases.
+
+    Args:
+        k1: Steps of a chunk: how often the optimizer steps. None: the whole batch.
+        window: k2, how many steps the losses of a chunk reach back. None: k1. "auto": a window that sets itself, from
+            4 k1 down; or an `Auto`.
+        stateful: Carry the state from batch to batch, until an epoch begins or `tbptt_reset` says so.
+        update: An optimizer step a "chunk", or a "batch" (its chunks' losses averaged).
+        time_dim: Dimension of time in the tensors of a batch: 1 for (B, T, ...), 0 for (T, B, ...).
+        *args, **kwargs: For the next class among the bases.
+
+    The Trainer's `accumulate_grad_batches=n` counts chunks (with update="batch": batches), and their losses are divided
+    by n, as Lightning does with batches. `gradient_clip_val`, precision and strategy are the Trainer's. With several
+    optimizers all of them step; `tbptt_step` returns one loss for all, or a tuple with one for each.
+
+    Example:
+        >>> class Net(rnndiag.train.TruncatedBPTT, L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__(k1=35, stateful=True)
+        ...         self.lstm, self.head = nn.LSTM(8, 64, batch_first=True), nn.Linear(64, 8)
+        ...     def tbptt_step(self, chunk, state):
+        ...         x, y = chunk
+        ...         out, state = self.lstm(x, state)
+        ...         return nn.functional.mse_loss(self.head(out), y), state
+    """
+
+    _tbptt_running = False
+
+    def __init__(
+        self,
+        *args: Any,
+        k1: int | None = None,
+        window: Any = None,
+        stateful: bool = False,
+        update: Update = "chunk",
+        time_dim: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._tbptt_updates = _LightningUpdates(self)
+        self._tbptt_loop = ChunkLoop(
+            self._tbptt_call, self._tbptt_updates, k1, None, update=update, time_dim=time_dim
+        )
+        self._tbptt_stateful = stateful
+        self._tbptt_state: Any = None
+        self._tbptt_monitors: dict[int, str] = {}
+        self._tbptt_batch: Any = None
+        self._tbptt_unfinished: dict[str, Any] | None = None
+        self._tbptt_epoch: int | None = None
+        self._tbptt_rows: int | None = None
+        self._tbptt_kept: Any = None
+        self._tbptt_done: dict[str, int] = {}
+        self.set_window(window)
+
+    # What the author writes
+
+    def tbptt_step(self, chunk: Any, state: Any) -> tuple[Any, Any]:
+        """The loss of one chunk and the state after it. State None: a sequence begins."""
+        raise NotImplementedError(f"{type(self).__name__} has no tbptt_step(chunk, state).")
+
+    def tbptt_reset(self, batch: Any, batch_idx: int) -> Any:
+        """For `stateful`: which sequences begin anew with this batch. True, False, or (B,) of booleans."""
+        return False
+
+    def tbptt_initial_state(self, batch: Any) -> Any:
+        """The state at the start of sequences. None: `tbptt_step` is given None, and reset rows are zeros."""
+        return None
+
+    # The window
+
+    @property
+    def tbptt_window(self) -> int | None:
+        """k2 in use; None: k1."""
+        return self._tbptt_loop.window
+
+    @property
+    def tbptt_k1(self) -> int | None:
+        """Steps of a chunk; None: the whole batch."""
+        return self._tbptt_loop.k1
+
+    def set_window(self, window: int | None) -> None:
+        """Use another window from the next chunk on.
+
+        Args:
+            window: k2 in steps; None: k1.
+        """
+        if window is not None and window < 1:
+            raise BadArgument(f"window is {window}.", "Give a number of steps, 1 or more.")
+        self._tbptt_loop.window = window
+
+    # What Lightning calls
+
+    @property
+    def automatic_optimization(self) -> bool:
+        """False during a fit; true before, so that Lightning accepts a Trainer that clips or accumulates."""
+        return not self._tbptt_running
+
+    @automatic_optimization.setter
+    def automatic_optimization(self, value: bool) -> None:
+        """The mixin decides."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """All chunks of a batch, with their backward passes and optimizer steps."""
+        loop, module = self._tbptt_loop, _as_module(self)
+        trainer = module.trainer
+        loop.accumulate = int(trainer.accumulate_grad_batches)
+        if self._tbptt_kept is not None:
+            kept, self._tbptt_kept = self._tbptt_kept, None
+            loop.restore(module.transfer_batch_to_device(kept, module.device, 0))
+        if self._tbptt_finish(batch):
+            return None
+        state, reset = self._tbptt_start(batch, batch_idx)
+        self._tbptt_check_ranks(batch)
+        return {"loss": self._tbptt_run(batch, state, reset=reset, flush=trainer.is_last_batch)}
+
+    def _tbptt_run(self, batch: Any, state: Any, **options: Any) -> Tensor:
+        self._tbptt_batch = batch
+        result = self._tbptt_loop.run(batch, state, **options)
+        self._tbptt_batch = None
+        self._tbptt_state = result.state if self._tbptt_stateful else None
+        return result.loss
+
+    def _tbptt_call(self, chunk: Any, state: Any) -> tuple[Any, Any]:
+        return self.tbptt_step(chunk, state)
+
+    def _tbptt_start(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor | None]:
+        """State before the batch, and which sequences of a stream begin anew."""
+        loop, before = self._tbptt_loop, self._tbptt_state
+        anew = self.tbptt_reset(batch, batch_idx) if self._tbptt_stateful else True
+        rows, self._tbptt_rows = self._tbptt_rows, TimeBatch(batch, loop.time_dim).B
+        if not isinstance(anew, Tensor):
+            if before is not None and not anew:
+                if rows not in (None, self._tbptt_rows):
+                    raise BadArgument(
+                        f"The carried state holds {rows} sequences, and the batch {self._tbptt_rows}.",
+                        "Give batches of equal size (drop_last=True), or say in tbptt_reset when a stream begins anew.",
+                    )
+                return before, None
+            loop.forget()
+            return self.tbptt_initial_state(batch), None
+        if before is None:
+            return self.tbptt_initial_state(batch), None
+        fresh = self.tbptt_initial_state(batch)
+        if fresh is None:
+            fresh = map_tensors(torch.zeros_like, before)
+        return where_rows(anew, fresh, before), anew
+
+    def _tbptt_check_ranks(self, batch: Any) -> None:
+        module = _as_module(self)
+        if module.trainer.world_size == 1:
+            return
+        loop = self._tbptt_loop
+        chunks = len(loop.bounds(TimeBatch(batch, loop.time_dim).T))
+        everywhere = module.all_gather(torch.tensor(chunks, device=module.device)).flatten()
+        if bool((everywhere != chunks).any()):
+            raise NotSupported(
+                f"The processes have batches of {everywhere.tolist()} chunks, and would wait for one another.",
+                "Give all of them batches with the same number of steps.",
+            )
+
+    def log(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Lightning's; silent while steps before a chunk are run again for a longer window."""
+        if not self._tbptt_loop.replaying:
+            super().log(name, *args, **kwargs)  # type: ignore[misc]
+
+    def _tbptt_finish(self, batch: Any) -> bool:
+        """Train on what a checkpoint in the middle of a batch had left of it. True: `batch` was that batch."""
+        if self._tbptt_unfinished is None:
+            return False
+        left, self._tbptt_unfinished = self._tbptt_unfinished, None
+        module = _as_module(self)
+        rest = module.transfer_batch_to_device(left["batch"], module.device, 0)
+        state = module.transfer_batch_to_device(left["state"], module.device, 0)
+        loop = self._tbptt_loop
+        same = TimeBatch(rest, loop.time_dim) == TimeBatch(batch, loop.time_dim)
+        flush = same and module.trainer.is_last_batch
+        self._tbptt_run(rest, state, first=left["chunks"], flush=flush)
+        return same
+
+    # Hooks: each does its part after the author's own; see `_ensured`
+
+    def configure_callbacks(self) -> Any:
+        """Called first in every fit, before Lightning looks at `automatic_optimization`."""
+        self._tbptt_running = False
+        return self._tbptt_after("configure_callbacks")
+
+    def setup(self, stage: str) -> None:
+        """Called after Lightning has verified its configuration."""
+        self._tbptt_running = stage == "fit"
+        self._tbptt_after("setup", stage)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Clip, as automatic optimisation does after this hook."""
+        trainer = _as_module(self).trainer
+        if trainer.gradient_clip_val is not None:
+            _as_module(self).configure_gradient_clipping(
+                optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+            )
+        self._tbptt_after("on_before_optimizer_step", optimizer)
+
+    def on_train_epoch_start(self) -> None:
+        """A stream begins anew with every epoch, but goes on where a checkpoint within the epoch left it."""
+        epoch, self._tbptt_epoch = self._tbptt_epoch, None
+        if epoch is None or epoch != _as_module(self).trainer.current_epoch:
+            self._tbptt_state = self._tbptt_unfinished = None
+            self._tbptt_loop.forget()
+        self._tbptt_loop.waiting = 0
+        self._tbptt_after("on_train_epoch_start")
+
+    def on_train_epoch_end(self) -> None:
+        """Schedulers that step with epochs."""
+        self._tbptt_updates.epoch_ended()
+        self._tbptt_after("on_train_epoch_end")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The state of the stream, and what is left of a batch that was begun."""
+        loop = self._tbptt_loop
+        saved = {
+            "epoch": int(_as_module(self).trainer.current_epoch),
+            "updates": self._tbptt_updates.steps,
+            "state": _on_cpu(self._tbptt_state),
+            "window": loop.window,
+            "kept": _on_cpu(loop.kept()),
+        }
+        if self._tbptt_batch is not None and loop.resume is not None:
+            chunks, state = loop.resume
+            left = {"chunks": chunks, "state": state, "batch": self._tbptt_batch}
+            saved["unfinished"] = _on_cpu(left)
+        checkpoint[KEY] = saved
+        self._tbptt_after("on_save_checkpoint", checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The way back."""
+        saved = checkpoint.get(KEY)
+        if saved is not None:
+            self._tbptt_epoch, self._tbptt_updates.steps = saved["epoch"], saved["updates"]
+            self._tbptt_state, self._tbptt_unfinished = saved["state"], saved.get("unfinished")
+            self._tbptt_kept = saved["kept"]
+            self._tbptt_loop.window = saved["window"]
+        self._tbptt_after("on_load_checkpoint", checkpoint)
+
+    def _tbptt_after(self, name: str, *args: Any) -> Any:
+        """Note that the mixin's part of a hook is done, and go on to the next class."""
+        self._tbptt_done[name] = self._tbptt_done.get(name, 0) + 1
+        return getattr(super(), name)(*args)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _HOOKS:
+            if name in cls.__dict__:
+                setattr(cls, name, _ensured(name, cls.__dict__[name]))
+        if "configure_optimizers" in cls.__dict__:
+            cls.configure_optimizers = _without_monitors(cls.__dict__["configure_optimizers"])  # type: ignore[attr-defined]
+
+
+_HOOKS = (
+    *("configure_callbacks", "setup", "on_before_optimizer_step", "on_train_epoch_start"),
+    *("on_train_epoch_end", "on_save_checkpoint", "on_load_checkpoint"),
+)
+
+
+def _ensured(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """An author's hook, followed by the mixin's part unless the author has called it by super()."""
+
+    @functools.wraps(hook)
+    def with_part(self: TruncatedBPTT, *args: Any, **kwargs: Any) -> Any:
+        before = self._tbptt_done.get(name, 0)
+        result = hook(self, *args, **kwargs)
+        if self._tbptt_done.get(name, 0) == before:
+            getattr(TruncatedBPTT, name)(self, *args, **kwargs)
+        return result
+
+    return with_part
+
+
+def _without_monitors(configure: Callable[..., Any]) -> Callable[..., Any]:
+    """Take what manual optimisation warns of out of scheduler configurations, and remember what they watch."""
+
+    @functools.wraps(configure)
+    def without(self: TruncatedBPTT, *args: Any, **kwargs: Any) -> Any:
+        def cleaned(config: Any) -> Any:
+            if isinstance(config, (list, tuple)):
+                return type(config)(cleaned(one) for one in config)
+            if not isinstance(config, dict):
+                return config
+            if "scheduler" in config:
+                if config.get("monitor"):
+                    self._tbptt_monitors[id(config["scheduler"])] = config["monitor"]
+                dropped = ("monitor", "strict", "reduce_on_plateau")
+                return {key: value for key, value in config.items() if key not in dropped}
+            scheduler = config.get("lr_scheduler")
+            if config.get("monitor") and scheduler is not None and not isinstance(scheduler, dict):
+                self._tbptt_monitors[id(scheduler)] = config["monitor"]
+            return {
+                key: cleaned(value) if key == "lr_scheduler" else value
+                for key, value in config.items()
+            }
+
+        return cleaned(configure(self, *args, **kwargs))
+
+    return without
+
+
+def _as_module(module: TruncatedBPTT) -> Any:
+    """The same object, as the LightningModule that it is too."""
+    return module
+
+
+def _on_cpu(tree: Any) -> Any:
+    return map_tensors(lambda part: part.detach().cpu().clone(), tree)
