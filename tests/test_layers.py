@@ -47,9 +47,9 @@ LAYERS = {
     "run": layer(READING, "numpy", lazy="pandas xarray"),
     "recorder": layer(
         # typing_extensions comes with every torch
-        f"engine {READING}",
+        f"engine {READING} plot",
         "torch numpy scipy typing_extensions",
-        lazy="lightning pytorch_lightning jsonargparse",
+        lazy="lightning pytorch_lightning jsonargparse wandb",
     ),
     "train": layer(
         "errors engine recorder", "torch numpy scipy", lazy="lightning pytorch_lightning"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -113,6 +114,14 @@ def save_figures(
         save(whole_figure(data, pyplot=False), file, form)
         written.append(file)
     return written, missing
+
+
+def drawn_figures(context: Context) -> Iterator[tuple[str, Figure]]:
+    """Every figure that has something to show, with its title; none of them is known to pyplot."""
+    for name in ORDER:
+        data = FIGURES[name].make(context)
+        if not data.absent and all(drawable(panel) for panel in data.panels):
+            yield FIGURES[name].title, whole_figure(data, pyplot=False)
 
 
 def save(figure: Figure, file: Path, form: str) -> None:

@@ -61,11 +61,13 @@ def close_fit(
     started = time.perf_counter()
     if settings.report:
         with faults.guard("writing the report", f"Write it later: rnndiag report {shown(run_dir)}"):
-            from rnndiag.report.write_report import write_report
+            from rnndiag.report.page import write_page
+            from rnndiag.report.write_report import report_context
 
-            page = write_report(StoredRun(run_dir), run_dir / REPORT)
+            context = report_context(StoredRun(run_dir))
+            page = write_page(context, run_dir / REPORT)
             with faults.guard("giving the report to a logger", f"It lies in {shown(run_dir)}."):
-                hand_over(page, loggers)
+                hand_over(page, context, loggers)
     if settings.screen and not quiet:
         with faults.guard("the screen at the end of the fit"):
             words = TimeWords(settings.time_unit, settings.stride)

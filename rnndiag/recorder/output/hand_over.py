@@ -1,4 +1,7 @@
-"""The report, given to those of the trainer's loggers that take files. A new one: a function and a row of TAKERS."""
+"""The report, given to those of the trainer's loggers that take pages or figures.
+
+A new logger: a function here and a row of TAKERS.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,49 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-
-def _wandb(logger: Any, file: Path) -> None:
-    logger.experiment.save(str(file), base_path=str(file.parent), policy="now")
+from rnndiag.report.context import Context
 
 
-def _mlflow(logger: Any, file: Path) -> None:
-    logger.experiment.log_artifact(logger.run_id, str(file))
+def _tensorboard(logger: Any, page: Path, context: Context) -> None:
+    """Every figure that has something to show, under `rnndiag/<its title>`, at the last recorded step."""
+    from rnndiag.plot.one_figure import drawn_figures
+
+    step = int(context.run.steps[-1]) if context.run.steps.size else 0
+    for title, figure in drawn_figures(context):
+        logger.experiment.add_figure(f"rnndiag/{title}", figure, global_step=step)
 
 
-TAKERS: dict[str, Callable[[Any, Path], None]] = {"WandbLogger": _wandb, "MLFlowLogger": _mlflow}
-"""Name of a logger's class, or of one that it derives from -> how it takes a file."""
+def _wandb(logger: Any, page: Path, context: Context) -> None:
+    import wandb
+
+    logger.experiment.log({"rnndiag/report": wandb.Html(str(page), inject=False)})
 
 
-def hand_over(file: Path, loggers: Sequence[Any]) -> list[str]:
-    """Give a file to every logger that takes files; the names of those that took it."""
+def _mlflow(logger: Any, page: Path, context: Context) -> None:
+    logger.experiment.log_artifact(logger.run_id, str(page))
+
+
+TAKERS: dict[str, Callable[[Any, Path, Context], None]] = {
+    "TensorBoardLogger": _tensorboard,
+    "WandbLogger": _wandb,
+    "MLFlowLogger": _mlflow,
+}
+"""Name of a logger's class, or of one that it derives from -> how it takes the report."""
+
+
+def hand_over(page: Path, context: Context, loggers: Sequence[Any]) -> list[str]:
+    """Give the report to every logger that takes one; the names of those that took it.
+
+    Args:
+        page: The HTML page as written.
+        context: The run that it is about, for loggers that take figures.
+        loggers: The trainer's loggers.
+    """
     took = []
     for logger in loggers:
         names = [kind.__name__ for kind in type(logger).__mro__]
         known = next((name for name in names if name in TAKERS), None)
         if known is not None:
-            TAKERS[known](logger, file)
+            TAKERS[known](logger, page, context)
             took.append(known)
     return took
