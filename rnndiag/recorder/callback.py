@@ -92,6 +92,9 @@ class GradientDiagnostics(_Adopting):
         preflight: Look at the first recorded step for faults of structure (a state that is not passed on, time and
             batch exchanged, a loss that reads padding) and store what is found, for `rnndiag check`.
         strict: Raise the recorder's own faults instead of telling them (for tests and CI).
+        chance: The loss of a constant answer, where it is known: a model at that loss ignores its input.
+        needs: How many steps back the task needs to see, or a duration such as "6 h" where `time_unit` is given: a
+            sequence, a window or a memory that ends before that is then a cause.
     """
 
     def __init__(
@@ -114,6 +117,8 @@ class GradientDiagnostics(_Adopting):
         report: bool = True,
         preflight: bool = True,
         strict: bool = False,
+        chance: float | None = None,
+        needs: int | str | None = None,
     ) -> None:
         super().__init__()
         self._settings = settings_from(
@@ -135,6 +140,8 @@ class GradientDiagnostics(_Adopting):
             report=report,
             preflight=preflight,
             strict=strict,
+            chance=chance,
+            needs=needs,
         )
         chosen_measures(self._settings.measures)
         self._run_dir = default_directory() if dirpath is None else Path(dirpath)

@@ -6,19 +6,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from rnndiag.recorder.facts.batch import all_finite
 from rnndiag.recorder.facts.clipping import ClipStory
 from rnndiag.recorder.facts.gradient_norms import step_facts
-from rnndiag.recorder.facts.history import History, StepFacts
+from rnndiag.recorder.facts.history import History, StepFacts, number
+from rnndiag.recorder.facts.optimizer_setup import training_setup
 from rnndiag.recorder.facts.own_clipping import OwnClipping
 from rnndiag.recorder.facts.provenance import provenance
+from rnndiag.recorder.facts.recurrent_weights import recurrent_weights
 from rnndiag.recorder.facts.trainer import (
     batches_so_far,
     clip_of,
     loss_of,
+    monitored_metric,
     scaling_of,
     step_of,
     training_measurements,
 )
+from rnndiag.recorder.facts.weight_change import WeightChange
 from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.output.closing import Cost, close_fit
@@ -33,6 +40,7 @@ from rnndiag.recorder.schedule.overhead import Overhead
 from rnndiag.recorder.schedule.schedule import Decision, WithinBudget, schedule_for
 from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.watch import Watch
+from rnndiag.store.layer_names import recurrence
 from rnndiag.store.measurement import Measurement
 
 
@@ -57,10 +65,18 @@ class FitRecorder:
         self.watch = Watch(
             module, lambda: scaling_of(trainer, module).factor, self.faults, settings.steps
         )
+        self.layers = recurrent_weights(module, settings.steps)
+        self.setup: dict[str, Any] = {}
+        with self.faults.guard("reading optimizers and loader"):
+            self.setup = training_setup(trainer, module, self.layers)
+        self.reader.batch_size = self.setup.get("batch_size")
+        self.weights = WeightChange(module, self.layers)
         self.chronicle = RunOutput(
             place.path,
             self.faults,
-            lambda: provenance(trainer, module, settings.as_json(), self.reader.first_runs),
+            lambda: provenance(
+                trainer, module, settings.as_json(), self.reader.first_runs, self.setup
+            ),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             resumed_from_step=place.resumed_from_step,
@@ -117,6 +133,8 @@ class FitRecorder:
                 self._judge(facts)
             self.black_box.rest()
         if self._pending is not None:
+            with self.faults.guard("copying the weights"):
+                self.weights.before_step()
             self._done.append((self._pending, facts))
             self._pending = None
         if manual:
@@ -161,20 +179,16 @@ class FitRecorder:
         self.chronicle.close("finished")
 
     def conclude(self) -> None:
-        """After everything else of the fit: say what it showed. A fit without a progress bar prints nothing."""
+        """After everything else of the fit: say what it showed."""
         if self.trainer.global_rank != 0:
             return
-        broke = (
-            isinstance(self.schedule, WithinBudget) and self.overhead.share > self.settings.budget
-        )
-        quiet = self.trainer.progress_bar_callback is None
+        broke = isinstance(self.schedule, WithinBudget) and self.schedule.over_budget
         close_fit(
             self.settings,
             self.run_dir,
             self.chronicle.count,
             Cost(self.overhead.share, broke, self.overhead.light / self.overhead.training),
             self.faults,
-            quiet,
             self.trainer.loggers,
         )
 
@@ -256,18 +270,20 @@ class FitRecorder:
             self._pending = self._new_pending(facts.step, box.groups, box.left_out)
             passes = passes or box.kept_passes()
             self.reader.read(self._pending, passes)
-        self._pending.facts["black_box"] = self.black_box.story(alarm, passes)
+        told = self.black_box.story(alarm, passes)
+        self._pending.facts["black_box"] = {**told, "batch_finite": all_finite(self.reader.batch)}
 
     def _write_done(self, loss: Any, in_batch: bool = False) -> None:
         """Store the recordings that are complete; `in_batch`: at the end of a batch, where a module may log."""
         done, self._done = self._done, []
         for pending, facts in done:
-            if pending.empty:
+            if pending.empty and not self._silent_recurrence(facts):
                 self._say_if_none()
                 continue
             more = (
                 training_measurements(facts, loss, self.overhead.spent, self.overhead.share)
                 + self.history.measurements()
+                + self._step_measurements()
             )
             if clipping := self.clips.drain():
                 pending.facts["clipping"] = clipping
@@ -279,6 +295,25 @@ class FitRecorder:
                     log_scalars(self.trainer, recording, self.settings.log)
                     if in_batch:
                         log_in_module(self.module, recording, self.settings.log)
+
+    def _step_measurements(self) -> list[Measurement]:
+        """What the optimizer step of this batch did to the weights; empty where none was made."""
+        found: list[Measurement] = []
+        with self.faults.guard("measuring the optimizer's step"):
+            self.weights.name_layers(
+                {
+                    recurrence(run.name): list(run.parameters.values())
+                    for run in self.reader.first_runs
+                }
+            )
+            found = self.weights.measurements(self.trainer.optimizers)
+            if (metric := monitored_metric(self.trainer)) is not None:
+                found.append(Measurement.of("monitored_metric", np.asarray(number(metric))))
+        return found
+
+    def _silent_recurrence(self, facts: StepFacts | None) -> bool:
+        """Whether the model has recurrent layers that no gradient ever went through: a recording says so."""
+        return facts is not None and bool(self.layers) and not self.reader.first_runs
 
     def _say_if_none(self) -> None:
         """One clear sentence where the model has nothing to record."""

@@ -34,6 +34,8 @@ class Reader:
     """The layer runs of the first recording: they describe the model."""
     measured: bool = False
     batch: Any = None
+    batch_size: int | None = None
+    """Samples a batch, where the loader says so."""
     seams: Seams = field(init=False)
     _layers: set[str] = field(default_factory=set)
 
@@ -82,7 +84,7 @@ class Reader:
         """At the first recording: faults of structure that the step shows by itself."""
         if self.settings.preflight:
             with self.faults.guard("the preflight"), self.overhead.own():
-                found = glance(runs, self.batch)
+                found = glance(runs, self.batch, self.batch_size)
                 if found:
                     pending.facts[NOTE] = found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ class Settings:
     report: bool = True
     preflight: bool = True
     strict: bool = False
+    chance: float | None = None
+    needs: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.every_n_steps is not None and self.every_n_steps < 1:
@@ -56,6 +59,12 @@ class Settings:
             _refuse("log", self.log, '"worst", "all" or "none"')
         if self.stride < 1:
             _refuse("stride", self.stride, "a whole number from 1 up")
+        if self.chance is not None and not 0 < self.chance < math.inf:
+            _refuse(
+                "chance", self.chance, "the loss of a constant answer, a number above 0, or None"
+            )
+        if not isinstance(self.needs, str) and self.needs is not None and self.needs < 1:
+            _refuse("needs", self.needs, 'a number of steps from 1 up, or a duration such as "6 h"')
         if self.time_unit is not None and not self.time_unit[1] > 0:
             _refuse("time_unit", self.time_unit, 'a name and a positive length, such as ("h", 1)')
 

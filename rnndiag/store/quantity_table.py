@@ -170,6 +170,26 @@ saturated_units | - | share | linear
     Share of units whose activation derivative stays below 0.05 on average.
 dead_units | - | share | linear
     Share of relu units that are zero at every step of every sequence.
+[swing, layer]
+swing | - | loss | linear
+    Σ |⟨e_t, h_t of the next sequence − h_t⟩|: how much the loss would change, to first order, if the
+    sequences of the batch exchanged their states.
+input_spread | - | input | linear
+    Standard deviation of the layer's inputs: root of the mean variance of their entries.
+[steps, layer]
+update_ratio | - | 1 | linear
+    |Δθ| / |θ|: how much this optimizer step changed the layer's recurrent weights.
+weight_norm | - | weight | linear
+    |θ| of the layer's recurrent weights after this step.
+weight_growth | - | 1 | linear
+    |θ| / |θ_0|: the size of the layer's recurrent weights relative to the start of the fit.
+[steps, model]
+other_update_ratio | - | 1 | linear
+    |Δθ| / |θ| of all weights that are not recurrent.
+stepped_gradient_norm | - | loss/weight | linear
+    Norm of all gradients as the optimizer used them, after clipping.
+monitored_metric | - | 1 | linear
+    The metric that a callback monitors (early stopping, checkpoints), as it was logged last.
 [training, model]
 loss | - | loss | linear
     The loss of this step, as it was logged or returned.

@@ -280,13 +280,12 @@ def test_weights_and_random_stream_are_the_same(case: str, diagnostics: Any) -> 
     theirs, plain_stream = _train(case, [])
     assert_same(ours, theirs)
     assert torch.equal(stream, plain_stream)
-    if case == "all frozen":
-        assert (
-            not callback.run_dir.exists()
-        )  # no gradient flows through the layer: nothing to record
-        return
     run = rnndiag.open_run(callback.run_dir)
     assert run.status.word == "finished"
+    if case == "all frozen":  # no gradient flows through the layer: the run says just that
+        assert run.layers_of("credit_profile") == ()
+        assert rnndiag.diagnose(run).causes[0].name == "frozen_or_unused"
+        return
     assert not run.problems
     recordings = [recording for recording in run.recordings if recording.phase == "train"]
     assert len(recordings) >= 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from itertools import pairwise
 from typing import Any
 
 from fits import Net, fit
@@ -14,13 +13,15 @@ from hypothesis import strategies as st
 import rnndiag
 from rnndiag.recorder.measures.measure import GroupCost
 from rnndiag.recorder.schedule.overhead import Overhead
-from rnndiag.recorder.schedule.schedule import MIN_RECORDINGS, EveryN, WithinBudget
+from rnndiag.recorder.schedule.planned_recordings import known_ticks
+from rnndiag.recorder.schedule.schedule import FLOOR, EveryN, WithinBudget
 
 GROUPS = {
-    "base": GroupCost(steps=1.0, share=0.0, every=1),
-    "lags": GroupCost(steps=10.0, share=0.4, every=1, promised=True),
-    "dear": GroupCost(steps=100.0, share=0.2, every=10),
+    "base": GroupCost(steps=1.0),
+    "lags": GroupCost(steps=10.0),
+    "dear": GroupCost(steps=100.0, every=10, ends=True),
 }
+ALWAYS = ("base", "lags")
 
 
 class FakeLedger(Overhead):
@@ -30,7 +31,7 @@ class FakeLedger(Overhead):
 
     def __init__(self, known: bool = True) -> None:
         super().__init__()
-        self.now, self.known, self.prices = 0.0, known, {"base": 0.01, "lags": 0.1, "dear": 1.0}
+        self.now, self.known, self.prices = 0.0, known, {"base": 0.01, "lags": 0.02, "dear": 0.5}
 
     @property
     def step_seconds(self) -> float | None:
@@ -52,11 +53,11 @@ class FakeLedger(Overhead):
 
 
 def simulate(budget: float, length: int, total: int | None) -> tuple[list[int], FakeLedger, Any]:
-    overhead = FakeLedger()
-    schedule = WithinBudget(budget, overhead, GROUPS, total)
+    ledger = FakeLedger()
+    schedule = WithinBudget(budget, ledger, GROUPS, total)
     recorded, groups = [], []
     for tick in range(length):
-        overhead.now += overhead.step
+        ledger.now += ledger.step
         if tick < schedule.next_tick:
             continue
         decision = schedule.decide(tick)
@@ -64,98 +65,123 @@ def simulate(budget: float, length: int, total: int | None) -> tuple[list[int], 
         if decision.record:
             recorded.append(tick)
             groups.append(decision.groups)
-            overhead.record(decision.groups)
+            ledger.record(decision.groups)
             assert set(decision.groups) | set(decision.left_out) >= set(GROUPS)
-    return recorded, overhead, groups
+    return recorded, ledger, groups
 
 
-def test_a_long_fit_keeps_its_budget_and_is_denser_early() -> None:
-    recorded, overhead, groups = simulate(0.03, 20_000, 20_000)
-    assert overhead.spent <= 0.0301 * overhead.training
-    assert overhead.spent >= 0.015 * overhead.training  # and uses it
+def test_a_long_fit_keeps_its_budget_beside_the_floor_and_is_denser_early() -> None:
+    recorded, ledger, groups = simulate(0.03, 20_000, 20_000)
+    assert ledger.spent <= 0.0301 * ledger.training + FLOOR
+    assert ledger.spent >= 0.015 * ledger.training  # and uses it
     assert recorded[0] == 0
+    assert recorded[-1] == 19_999
     early = sum(tick < 5_000 for tick in recorded)
     assert early > 0.3 * len(recorded)
-    assert sum("lags" in g for g in groups) > sum("dear" in g for g in groups) > 0
+    assert all(set(ALWAYS) <= set(chosen) for chosen in groups)
+    assert [i for i, chosen in enumerate(groups) if "dear" in chosen] == [0, len(groups) - 1]
 
 
 def test_a_fit_of_unknown_length_keeps_its_budget_at_any_time() -> None:
     for length in (2_000, 5_000, 20_000):
-        recorded, overhead, _ = simulate(0.03, length, None)
-        first = 0.111  # the first recording comes at once
-        assert overhead.spent <= 0.03 * overhead.training + first + 0.011
-        assert len(recorded) > 3
+        recorded, ledger, _ = simulate(0.03, length, None)
+        assert ledger.spent <= 0.03 * ledger.training + FLOOR + 0.6
+        assert sum(tick >= 0.6 * length for tick in recorded) >= 2
 
 
 @given(st.integers(8, 3_000), st.sampled_from([1e-6, 0.001, 0.03]))
-def test_a_fit_of_known_length_has_eight_recordings(total: int, budget: float) -> None:
+def test_a_fit_of_known_length_is_recorded_at_every_quarter(total: int, budget: float) -> None:
     recorded, _, groups = simulate(budget, total, total)
-    assert len(recorded) >= MIN_RECORDINGS
-    assert recorded[0] == 0
-    assert recorded[-1] >= 0.9 * (total - 1) - 2
-    assert "lags" in groups[0]
-    assert any("lags" in chosen for chosen in groups[1:])
+    quarters = {round(share * (total - 1)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    assert quarters <= set(recorded)
+    assert all(set(ALWAYS) <= set(chosen) for chosen in groups)
+    assert "dear" in groups[0]
 
 
-def test_a_fit_of_unknown_length_is_denser_early_on() -> None:
-    recorded, overhead, _ = simulate(0.03, 40_000, None)
-    gaps = [b - a for a, b in pairwise(recorded[1:])]
-    early = [gap for at, gap in zip(recorded[1:], gaps, strict=False) if at < 5_000]
-    late = [gap for at, gap in zip(recorded[1:], gaps, strict=False) if at > 20_000]
-    assert sum(late) / len(late) > 1.5 * sum(early) / len(early)
-    assert overhead.spent > 0.005 * overhead.training
+def test_groups_for_the_ends_are_left_out_once_the_floor_is_spent() -> None:
+    ledger = FakeLedger()
+    ledger.prices["dear"] = 1.5
+    schedule = WithinBudget(1e-6, ledger, GROUPS, 1000)
+    decisions = []
+    for tick in range(1000):
+        ledger.now += ledger.step
+        if tick >= schedule.next_tick:
+            decision = schedule.decide(tick)
+            schedule.adopt(decision)
+            if decision.record:
+                ledger.record(decision.groups)
+                decisions.append(decision)
+    assert "dear" in decisions[0].groups
+    assert "dear" not in decisions[-1].groups
+    assert "were left" in decisions[-1].left_out["dear"]
 
 
 def test_what_every_step_takes_is_taken_off_the_budget() -> None:
     counts = {}
     for light in (0.0, 0.0001, 0.001):
-        overhead = FakeLedger()
-        schedule = WithinBudget(0.03, overhead, GROUPS, 10_000)
+        ledger = FakeLedger()
+        schedule = WithinBudget(0.03, ledger, GROUPS, 10_000)
         count = 0
         for tick in range(10_000):
-            overhead.now += overhead.step
-            overhead.spent += light
-            overhead.light += light
-            overhead.plain += 1
+            ledger.now += ledger.step
+            ledger.spent += light
+            ledger.light += light
+            ledger.plain += 1
             if tick >= schedule.next_tick:
                 decision = schedule.decide(tick)
                 schedule.adopt(decision)
                 if decision.record:
                     count += 1
-                    overhead.record(decision.groups)
+                    ledger.record(decision.groups)
         counts[light] = count
         if light < 0.0003:
-            assert overhead.spent <= 0.0301 * overhead.training
-    assert counts[0.0] > counts[0.0001] > counts[0.001] == MIN_RECORDINGS
+            assert ledger.spent <= 0.0301 * ledger.training + FLOOR
+    assert counts[0.0] > counts[0.0001] > counts[0.001] == len(known_ticks(10_000))
 
 
 def test_a_recording_that_breaks_the_budget_is_a_thrifty_one() -> None:
-    for total, thrifty in ((20_000, False), (200, True)):
-        overhead = FakeLedger()
-        schedule = WithinBudget(0.03, overhead, GROUPS, total)
+    for price, thrifty in ((0.02, False), (2.0, True)):
+        ledger = FakeLedger()
+        ledger.prices["lags"] = price
+        schedule = WithinBudget(0.03, ledger, GROUPS, 2_000)
         decisions = []
-        for tick in range(min(total, 2_000)):
-            overhead.now += overhead.step
+        for tick in range(2_000):
+            ledger.now += ledger.step
             if tick >= schedule.next_tick:
                 decision = schedule.decide(tick)
                 schedule.adopt(decision)
                 if decision.record:
-                    overhead.record(decision.groups)
+                    ledger.record(decision.groups)
                     decisions.append(decision)
         assert not decisions[0].thrifty  # the first one shows everything
         assert {decision.thrifty for decision in decisions[1:]} == {thrifty}
 
 
-def test_short_fits_before_a_step_is_timed() -> None:
-    overhead = FakeLedger(known=False)
-    schedule = WithinBudget(0.03, overhead, GROUPS, 8)
+def test_planned_recordings_are_made_before_a_step_is_timed() -> None:
+    ledger = FakeLedger(known=False)
+    schedule = WithinBudget(0.03, ledger, GROUPS, 8)
     recorded = []
     for tick in range(8):
         decision = schedule.decide(tick)
         schedule.adopt(decision)
         if decision.record:
             recorded.append(tick)
-    assert recorded == list(range(8))
+    assert recorded == known_ticks(8) == [0, 2, 4, 5, 7]
+
+
+def test_a_fit_that_may_end_early_is_recorded_as_if_its_length_were_not_known() -> None:
+    for length in (60, 300, 1_500):
+        ledger = FakeLedger()
+        schedule = WithinBudget(1e-6, ledger, GROUPS, 100_000, ends_early=True)
+        recorded = []
+        for tick in range(length):
+            ledger.now += ledger.step
+            if tick >= schedule.next_tick:
+                decision = schedule.decide(tick)
+                schedule.adopt(decision)
+                recorded += [tick] * decision.record
+        assert recorded[:4] == [0, 1, 4, 16]
+        assert sum(tick >= 0.6 * (length - 1) for tick in recorded) >= 2
 
 
 def test_one_step_of_every_block() -> None:
@@ -187,27 +213,27 @@ def test_a_callable_decides(diagnostics: Any) -> None:
 
 
 def test_the_ledger_counts_nested_work_once() -> None:
-    overhead = Overhead()
-    with overhead.own():
-        with overhead.own("group"):
+    ledger = Overhead()
+    with ledger.own():
+        with ledger.own("group"):
             time.sleep(0.01)
         time.sleep(0.01)
-    assert 0.019 < overhead.spent < 0.2
-    assert 0.009 < overhead.by_group["group"] < overhead.spent
+    assert 0.019 < ledger.spent < 0.2
+    assert 0.009 < ledger.by_group["group"] < ledger.spent
 
 
-def test_the_default_makes_eight_recordings_and_says_what_they_cost(
+def test_the_default_records_the_quarters_and_says_what_it_cost(
     diagnostics: Any, capsys: Any
 ) -> None:
     callback = diagnostics(budget=0.03, measures=["contributions"])
-    fit(Net, [callback], steps=12, enable_progress_bar=True)
+    fit(Net, [callback], steps=12)
     run = rnndiag.open_run(callback.run_dir)
-    assert len(run.steps_of("train")) >= MIN_RECORDINGS
+    assert {0, 3, 6, 8, 11} <= set(run.steps_of("train").tolist())
     shown = capsys.readouterr().out
     stored = run.at(12, phase="end").notes["overhead"]["share"]
     said = float(re.search(r"cost ([\d.]+) % of training time", shown)[1]) / 100  # type: ignore[index]
     assert 0.5 * stored < said < 1.5 * stored
-    assert "over the budget of 3%" in shown
+    assert "over the budget" not in shown  # the floor pays for a short fit
 
 
 def test_overhead_is_stored_with_every_recording(diagnostics: Any) -> None:

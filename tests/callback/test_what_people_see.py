@@ -100,8 +100,13 @@ def test_one_screen_at_the_end(diagnostics: Any, capsys: Any) -> None:
     assert abs(hours - 6 * steps) <= 3.1  # the reach is rounded to steps, its hours are not
 
 
-def test_silent_without_a_progress_bar(diagnostics: Any, capsys: Any) -> None:
-    fit(Net, [diagnostics()])
+def test_screen_is_printed_whatever_the_progress_bar_is_set_to(
+    diagnostics: Any, capsys: Any
+) -> None:
+    for bar in (False, True):
+        fit(Net, [diagnostics(f"bar-{bar}")], enable_progress_bar=bar)
+        assert "rnndiag: 4 recordings" in capsys.readouterr().out
+    fit(Net, [diagnostics("silent", screen=False)])
     printed = capsys.readouterr()
     assert "rnndiag" not in printed.out + printed.err
 

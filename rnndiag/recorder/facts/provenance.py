@@ -20,9 +20,13 @@ _PACKAGES = ("rnndiag", "torch", "lightning", "pytorch_lightning", "numpy")
 
 
 def provenance(
-    trainer: Any, module: Any, settings: dict[str, Any], runs: Iterable[LayerRun]
+    trainer: Any,
+    module: Any,
+    settings: dict[str, Any],
+    runs: Iterable[LayerRun],
+    training: dict[str, Any],
 ) -> dict[str, Any]:
-    """All of it as JSON; secrets are taken out by the writer."""
+    """All of it as JSON; secrets are taken out by the writer. training: what `training_setup` read."""
     return {
         "versions": versions(),
         "host": socket.gethostname(),
@@ -31,6 +35,7 @@ def provenance(
         "model": model_facts(module, runs),
         "config": settings,
         "trainer": trainer_facts(trainer),
+        "training": training,
         "seed": os.environ.get("PL_GLOBAL_SEED"),
         "command": list(sys.argv),
     }

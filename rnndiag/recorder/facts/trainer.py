@@ -41,6 +41,24 @@ def total_batches(trainer: Any, module: Any) -> int | None:
     return int(min(limits)) if limits and min(limits) > 0 else None
 
 
+def may_end_early(trainer: Any) -> bool:
+    """Whether a callback may end the fit before its last batch."""
+    return any("EarlyStopping" in _names(type(callback)) for callback in trainer.callbacks)
+
+
+def _names(kind: type) -> list[str]:
+    return [base.__name__ for base in kind.__mro__]
+
+
+def monitored_metric(trainer: Any) -> Scalar | None:
+    """The last value of the metric that a callback monitors; None: there is none."""
+    for callback in trainer.callbacks:
+        name = getattr(callback, "monitor", None)
+        if isinstance(name, str) and name in trainer.callback_metrics:
+            return float(trainer.callback_metrics[name])
+    return None
+
+
 def loss_of(outputs: Any) -> Scalar | None:
     """The loss that a training step returned, on a GPU left there; None where it returned none."""
     if type(outputs) is dict or isinstance(outputs, Mapping):

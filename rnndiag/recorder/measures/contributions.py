@@ -112,5 +112,5 @@ def _proofs(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
 
 
 CONTRIBUTIONS = register_measure(
-    Measure("contributions", GroupCost(steps=1.5, share=0.0, every=1), of_all=contributions)
+    Measure("contributions", GroupCost(steps=1.5), of_all=contributions)
 )

@@ -79,7 +79,7 @@ def _row(score: Score) -> list[float]:
 ESTIMATORS = register_measure(
     Measure(
         "estimators",
-        GroupCost(steps=30.0, share=0.1, every=10, seconds=0.5),
+        GroupCost(steps=30.0, every=10, seconds=0.5, ends=True),
         of_layer=estimators,
         needs_finite=True,
     )

@@ -21,7 +21,7 @@ def gates(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
 GATES = register_measure(
     Measure(
         "gates",
-        GroupCost(steps=1.0, share=0.05, every=1, seconds=0.01),
+        GroupCost(steps=1.0, seconds=0.01),
         of_layer=gates,
         needs_finite=True,
     )

@@ -60,7 +60,7 @@ def _lags(longest: int) -> list[int]:
 JACOBIANS = register_measure(
     Measure(
         "jacobians",
-        GroupCost(steps=10.0, share=0.1, every=5, seconds=0.5),
+        GroupCost(steps=10.0, every=5, seconds=0.5, ends=True),
         of_layer=jacobians,
         needs_finite=True,
     )

@@ -103,7 +103,7 @@ def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
 LAGS = register_measure(
     Measure(
         "lags",
-        GroupCost(steps=10.0, share=0.4, every=1, seconds=0.1, promised=True),
+        GroupCost(steps=10.0, seconds=0.1),
         of_layer=lags,
         of_all=stack_lags,
         needs_finite=True,

@@ -43,7 +43,7 @@ def lyapunov(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
 LYAPUNOV = register_measure(
     Measure(
         "lyapunov",
-        GroupCost(steps=10.0, share=0.05, every=10, seconds=0.1),
+        GroupCost(steps=10.0, every=10, seconds=0.1, ends=True),
         of_layer=lyapunov,
         needs_finite=True,
     )

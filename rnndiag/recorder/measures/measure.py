@@ -27,13 +27,11 @@ class GroupCost:
 
     steps: float
     """Its cost in plain training steps, until it has been timed; `seconds` if those are more."""
-    share: float
-    """Its share of the budget; 0: it comes with every recording."""
-    every: int
+    every: int = 1
     """It runs on every so-many-th recording where there is no budget to keep."""
     seconds: float = 0.0
-    promised: bool = False
-    """It comes with the first recording, and with the last promised one of a fit of known length, at any price."""
+    ends: bool = False
+    """Within a budget it is measured in the first and in the last recording only, as no diagnosis rests on it."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.output.hand_over import hand_over
 from rnndiag.recorder.output.screen import screen, shown
+from rnndiag.recorder.schedule.schedule import FLOOR
 from rnndiag.recorder.settings import Settings
 from rnndiag.stats.time_words import TimeWords
 
@@ -36,8 +37,8 @@ class Cost:
                 f"takes {self.light:.1%} by itself. Give a larger budget, or black_box=False, which saves a part."
             )
         return (
-            f"That is over the budget of {budget:.0%}: the fit was short for the 8 recordings "
-            "that every fit gets. Give every_n_steps, or a larger budget."
+            f"That is over the budget of {budget:.0%} and the {FLOOR:.0f} s that every fit may take besides: its steps "
+            "are long for the recordings that it gets in any case. Give every_n_steps, or a larger budget."
         )
 
 
@@ -47,10 +48,9 @@ def close_fit(
     count: int,
     cost: Cost,
     faults: Faults,
-    quiet: bool,
     loggers: Sequence[Any] = (),
 ) -> None:
-    """Write the report, give it to loggers that take files and, unless `quiet`, print the screen.
+    """Write the report, give it to loggers that take files, and print the screen.
 
     None of it can fail the fit.
     """
@@ -68,7 +68,7 @@ def close_fit(
             page = write_page(context, run_dir / REPORT)
             with faults.guard("giving the report to a logger", f"It lies in {shown(run_dir)}."):
                 hand_over(page, context, loggers)
-    if settings.screen and not quiet:
+    if settings.screen:
         with faults.guard("the screen at the end of the fit"):
             words = TimeWords(settings.time_unit, settings.stride)
             seconds = time.perf_counter() - started if settings.report else 0.0

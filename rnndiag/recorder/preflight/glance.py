@@ -16,7 +16,7 @@ from rnndiag.errors import BadArgument
 from rnndiag.recorder.measures.take import untouched
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.gradient import DETACHED, stops
-from rnndiag.recorder.preflight.layout import BatchLayout, layout_of
+from rnndiag.recorder.preflight.layout import BatchLayout, layout_of, told_by_loader
 from rnndiag.recorder.preflight.padding import COUNTED, reads_padding
 from rnndiag.recorder.preflight.samples import SWAPPED
 from rnndiag.recorder.preflight.state import NOT_CARRIED, calls_of
@@ -28,11 +28,17 @@ NOTE = "preflight"
 """The key of a recording's notes that holds the findings."""
 
 
-def glance(runs: Iterable[LayerRun], batch: Any) -> list[dict[str, Any]]:
-    """Findings of the layer runs of one step, as the recording's notes hold them; empty where all is well."""
+def glance(
+    runs: Iterable[LayerRun], batch: Any, batch_size: int | None = None
+) -> list[dict[str, Any]]:
+    """Findings of the layer runs of one step, as the recording's notes hold them; empty where all is well.
+
+    `batch_size` is what the loader puts into a batch: it tells time and batch apart where the batch itself does not.
+    """
     seen = {run.name: run for run in runs}
     try:
         layout = layout_of(batch, None, None)
+        layout = told_by_loader(layout, batch_size)
     except BadArgument:
         layout = None
     with untouched(next(iter(seen.values())).device if seen else torch.device("cpu")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,6 +78,18 @@ def layout_of(
         return BatchLayout(dim, samples, steps, assumed, given, "the lengths given")
     told, source = _lengths(found, known)
     return BatchLayout(dim, samples, steps, assumed, told, source)
+
+
+def told_by_loader(layout: BatchLayout, batch_size: int | None) -> BatchLayout:
+    """The layout without doubt, where one dim alone has as many entries as the loader puts samples into a batch."""
+    if not layout.assumed or batch_size is None or layout.samples == layout.steps:
+        return layout
+    if batch_size == layout.samples:
+        return replace(layout, assumed=False)
+    if batch_size == layout.steps:
+        samples, steps = layout.steps, layout.samples
+        return BatchLayout(1 - layout.batch_dim, samples, steps, False, None)
+    return layout
 
 
 def _batch_dim(batch: Any, found: list[tuple[Path, Tensor]], main: Tensor) -> tuple[int, bool]:

@@ -10,16 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rnndiag.recorder.facts.trainer import batches_so_far, total_batches
+from rnndiag.recorder.facts.trainer import batches_so_far, may_end_early, total_batches
 from rnndiag.recorder.measures import MEASURES
 from rnndiag.recorder.measures.measure import GroupCost
 from rnndiag.recorder.schedule.overhead import Overhead
+from rnndiag.recorder.schedule.planned_recordings import PlannedRecordings
 from rnndiag.recorder.settings import Settings
 
-_NOT_YET = "what it costs here is not known yet"
-MIN_RECORDINGS = 8
-"""So many recordings a fit of known length gets, whatever the budget says."""
-
+FLOOR = 2.0
+"""Seconds of a fit that the planned recordings may take without being counted against the budget."""
 EARLY = 0.7
 """What may be spent grows with this power of the steps made: less than 1, so that it is spent early on."""
 START = 1000.0
@@ -95,80 +94,123 @@ class EveryN:
 
 @dataclass
 class WithinBudget:
-    """Recordings spread so that all diagnostics stay within a share of training time, more densely early on."""
+    """The planned recordings, and as many more as a share of training time pays for, more densely early on.
+
+    Every recording holds all that a diagnosis rests on. The planned ones are made at any price; the first `FLOOR`
+    seconds of them are not counted against the budget.
+    """
 
     budget: float
     overhead: Overhead
     groups: Mapping[str, GroupCost]
     total: int | None
-    """Batches of the fit, where that is known."""
+    """Batches of the fit, by which the budget is spread; None: not known."""
     first: int = 0
+    ends_early: bool = False
+    """Whether the fit may end before `total`: recordings are then planned as if its length were not known."""
     next_tick: int = 0
     by_batch: bool = True
-    _count: int = 0
-    _closed: bool = False
+    plan: PlannedRecordings = field(init=False)
+    _planned_spent: float = 0.0
+    _spent_before: float = 0.0
+    _was_planned: bool = False
+
+    def __post_init__(self) -> None:
+        self.plan = PlannedRecordings(None if self.ends_early else self.total, self.first)
 
     def decide(self, tick: int) -> Decision:
-        """Record if it can be paid for, if it is the first, or if the promised few would not come together."""
+        """Record if it is planned, or if the budget pays for it."""
+        self._settle()
         seconds = self.overhead.step_seconds
-        if self._count == 0:
-            return Decision(True, self._with_promised(), tick + 1, self._later())
-        last = self._is_last_promise(tick)
-        due = last or self._due(tick)
+        if self.plan.due(tick):
+            groups, left = self._planned_groups(tick, seconds)
+            self._was_planned = True
+            return Decision(True, groups, self._after(tick, seconds), left, self._is_short(seconds))
         if seconds is None:
-            groups = self._with_promised() if last else self._always()
-            return Decision(due, groups if due else (), tick + 1, self._later())
-        price = self._base_price(seconds)
-        allowed = self._allowed(tick, seconds)
-        room = allowed - self._spent - price
-        short = room < 0 or self._base_spent + price > self._base_share * allowed
-        if short and not due:
-            return Decision(False, next_tick=self._affordable(tick, price, seconds))
-        groups, left = self._affordable_groups(allowed, seconds, room)
-        if last:
-            promised = self._with_promised()
-            groups = tuple(name for name in self.groups if name in groups or name in promised)
-            left = {name: why for name, why in left.items() if name not in groups}
-        following = self._affordable(tick, 2 * price, seconds)
-        return Decision(True, groups, following, left, self._falls_short(seconds, price))
+            return Decision(False, next_tick=tick + 1)
+        if self._charged + self._price(seconds) + self._owed(seconds) > self._allowed(
+            tick, seconds
+        ):
+            return Decision(False, next_tick=self._affordable(tick, 1, seconds))
+        groups, left = self._always, dict.fromkeys(self._ends, _AT_ENDS)
+        return Decision(True, groups, self._affordable(tick, 2, seconds), left)
 
     def adopt(self, decision: Decision) -> None:
-        """Count the recordings."""
+        """Go on from the next tick."""
         self.next_tick = decision.next_tick
-        self._count += decision.record
 
+    @property
+    def over_budget(self) -> bool:
+        """Whether more was spent than the budget and the floor together."""
+        spent = self.overhead.spent - FLOOR
+        return spent > self.budget * self.overhead.training
+
+    # -- groups ----------------------------------------------------------------------------------------------------
+
+    @property
     def _always(self) -> tuple[str, ...]:
-        return tuple(name for name, cost in self.groups.items() if cost.share == 0)
+        return tuple(name for name, cost in self.groups.items() if not cost.ends)
 
-    def _with_promised(self) -> tuple[str, ...]:
-        return tuple(name for name, cost in self.groups.items() if cost.share == 0 or cost.promised)
+    @property
+    def _ends(self) -> tuple[str, ...]:
+        return tuple(name for name, cost in self.groups.items() if cost.ends)
 
-    def _later(self) -> dict[str, str]:
-        first = self._with_promised()
-        return {name: _NOT_YET for name in self.groups if name not in first}
+    def _planned_groups(
+        self, tick: int, seconds: float | None
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        """All groups at the start and at the end of a fit, as far as the floor and the budget pay for them."""
+        left = dict.fromkeys(self._ends, _AT_ENDS)
+        if not self.plan.is_end(tick):
+            return self._always, left
+        room = FLOOR - self._planned_spent
+        if seconds is not None:
+            room = max(room, self._allowed(tick, seconds) - self._charged)
+        for name in self._ends:
+            price = self._group_price(name, seconds or 0.0)
+            if price <= room:
+                room -= price
+                del left[name]
+            else:
+                left[name] = f"it takes about {price:.3g} s, and {max(room, 0):.3g} s were left"
+        return tuple(name for name in self.groups if name not in left), left
+
+    # -- seconds ---------------------------------------------------------------------------------------------------
 
     @property
     def _spent(self) -> float:
         """By recordings: what every step costs is taken off the budget beforehand."""
         return self.overhead.spent - self.overhead.light
 
-    @property
-    def _base_share(self) -> float:
-        """What the optional groups leave of the budget for recording at all."""
-        return 1.0 - sum(cost.share for cost in self.groups.values())
+    def _settle(self) -> None:
+        """Count what was spent since the last decision for the planned recordings, if the last one was planned."""
+        if self._was_planned:
+            self._planned_spent += self._spent - self._spent_before
+        self._was_planned, self._spent_before = False, self._spent
 
     @property
-    def _base_spent(self) -> float:
-        optional = (name for name, cost in self.groups.items() if cost.share > 0)
-        return self._spent - sum(self.overhead.by_group.get(name, 0.0) for name in optional)
+    def _charged(self) -> float:
+        """Spent so far and counted against the budget."""
+        return self._spent - min(self._planned_spent, FLOOR)
 
-    def _base_price(self, step_seconds: float) -> float:
-        always = sum(self._price(name, step_seconds) for name in self._always())
+    def _owed(self, step_seconds: float) -> float:
+        """What the planned recordings to come will take beyond the floor."""
+        left = max(0.0, FLOOR - self._planned_spent)
+        return max(0.0, self.plan.to_come * self._price(step_seconds) - left)
+
+    def _price(self, step_seconds: float) -> float:
+        """Of one recording of all that is always measured."""
+        always = sum(self._group_price(name, step_seconds) for name in self._always)
         return (self.overhead.base_cost or 0.0) + always
 
-    def _price(self, group: str, step_seconds: float) -> float:
+    def _group_price(self, group: str, step_seconds: float) -> float:
         known, cost = self.overhead.group_cost(group), self.groups[group]
         return max(cost.steps * step_seconds, cost.seconds) if known is None else known
+
+    def _is_short(self, step_seconds: float | None) -> bool:
+        """Whether the planned recordings to come, at their price, would break the budget of the whole fit."""
+        if step_seconds is None or self.total is None:
+            return False
+        return self._charged + self._owed(step_seconds) > self._allowed(self.total, step_seconds)
 
     def _allowed(self, tick: int, step_seconds: float) -> float:
         """Seconds that recordings may have taken by this tick."""
@@ -180,20 +222,16 @@ class WithinBudget:
         total = max(self.total - self.first, done)
         return left * total * float((done / total) ** EARLY)
 
-    def _falls_short(self, step_seconds: float, price: float) -> bool:
-        """Whether the promised recordings to come, at this price, would break the budget of the whole fit."""
-        if self.total is None:
-            return False
-        promised = sum(self._price(name, step_seconds) for name in self._with_promised())
-        always = sum(self._price(name, step_seconds) for name in self._always())
-        to_come = max(0, MIN_RECORDINGS - self._count) * price
-        if not self._closed:
-            to_come += promised - always
-        return self._spent + to_come > self._allowed(self.total, step_seconds)
+    # -- ticks -----------------------------------------------------------------------------------------------------
 
-    def _affordable(self, tick: int, price: float, step_seconds: float) -> int:
-        """The next tick at which a recording of that price can be paid for (found by doubling, then halving)."""
-        need = max(self._spent + price, (self._base_spent + price) / self._base_share)
+    def _after(self, tick: int, step_seconds: float | None) -> int:
+        """When to decide again after a planned recording."""
+        return tick + 1 if step_seconds is None else self._affordable(tick, 1, step_seconds)
+
+    def _affordable(self, tick: int, recordings: int, step_seconds: float) -> int:
+        """The next tick at which so many recordings can be paid for, found by doubling, then halving; at most the next
+        planned one."""
+        need = self._charged + recordings * self._price(step_seconds) + self._owed(step_seconds)
         low, high = tick, tick + 1
         while self._allowed(high, step_seconds) < need and high - tick < 10**9:
             low, high = high, tick + 2 * (high - tick)
@@ -202,55 +240,11 @@ class WithinBudget:
             low, high = (
                 (low, middle) if self._allowed(middle, step_seconds) >= need else (middle, high)
             )
-        return min(high, self._next_promise(tick))
+        planned = self.plan.next_tick
+        return high if planned is None else max(tick + 1, min(high, planned))
 
-    def _affordable_groups(
-        self, allowed: float, seconds: float, room: float
-    ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The groups whose own share of the budget pays for them now, within the room that is left."""
-        chosen, left = list(self._always()), {}
-        for name, cost in self.groups.items():
-            if cost.share == 0:
-                continue
-            price = self._price(name, seconds)
-            own = self.overhead.by_group.get(name, 0.0)
-            if price <= room and own + price <= cost.share * allowed:
-                chosen.append(name)
-                room -= price
-            else:
-                left[name] = (
-                    f"it takes about {price:.3g} s, and its share of the budget had "
-                    f"{max(0.0, min(room, cost.share * allowed - own)):.3g} s left"
-                )
-        return tuple(name for name in self.groups if name in chosen), left
 
-    def _positions(self) -> list[int]:
-        if self.total is None:
-            return []
-        total = self.total - self.first
-        last = max(MIN_RECORDINGS - 1, int(0.97 * (total - 1)))
-        spread = [last * (i / (MIN_RECORDINGS - 1)) ** 1.5 for i in range(MIN_RECORDINGS)]
-        return [self.first + min(max(round(p), i), total - 1) for i, p in enumerate(spread)]
-
-    def _due(self, tick: int) -> bool:
-        """Whether a promised recording is to be made by now."""
-        return sum(1 for position in self._positions() if position <= tick) > self._count
-
-    def _next_promise(self, tick: int) -> int:
-        """The next tick at which a recording is made whatever it costs."""
-        positions = self._positions()
-        later = [p for k, p in enumerate(positions) if p > tick and k >= self._count]
-        if not later and positions and positions[-1] > tick:
-            later = positions[-1:]
-        return later[0] if later else 10**12
-
-    def _is_last_promise(self, tick: int) -> bool:
-        """Whether this is the first decision at or after the last promised position."""
-        positions = self._positions()
-        if self._closed or not positions or tick < positions[-1]:
-            return False
-        self._closed = True
-        return True
+_AT_ENDS = "within a budget it is measured in the first and the last recording"
 
 
 def schedule_for(
@@ -267,5 +261,6 @@ def schedule_for(
         overhead,
         costs,
         total=total_batches(trainer, module),
-        first=batches_so_far(trainer),
+        first=batches_so_far(trainer) + 1,  # the index of the last batch begun, -1 before the first
+        ends_early=may_end_early(trainer),
     )
