@@ -43,6 +43,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.truncation.sweep.lag_sweep_result import LagSweep as LagSweep
     from rnndiag.engine.truncation.sweep.loss_terms import loss_terms as loss_terms
     from rnndiag.engine.truncation.sweep.seam_sweep import seam_sweep as seam_sweep
+    from rnndiag.health.diagnosis import Cause as Cause
+    from rnndiag.health.diagnosis import Diagnosis as Diagnosis
+    from rnndiag.health.diagnosis import Remedy as Remedy
+    from rnndiag.health.diagnosis import diagnose as diagnose
     from rnndiag.health.finding import Finding as Finding
     from rnndiag.health.gate import check as check
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
@@ -79,6 +83,10 @@ _PUBLIC: dict[str, str] = {
     "loss_terms": "rnndiag.engine.truncation.sweep.loss_terms",
     "Adjoints": "rnndiag.engine.adjoints",
     "Cell": "rnndiag.engine.cells.cell",
+    "Cause": "rnndiag.health.diagnosis",
+    "Diagnosis": "rnndiag.health.diagnosis",
+    "Remedy": "rnndiag.health.diagnosis",
+    "diagnose": "rnndiag.health.diagnosis",
     "Finding": "rnndiag.health.finding",
     "GradientDiagnostics": "rnndiag.recorder.callback",
     "LayerRun": "rnndiag.engine.layer_run",

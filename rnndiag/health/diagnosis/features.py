@@ -1,0 +1,199 @@
+"""Everything a diagnosis rests on, read once from a run or a recording."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rnndiag.health.diagnosis.layer_evidence import NOTHING, Dated, LayerEvidence, layer_evidence
+from rnndiag.health.diagnosis.loss_curve import LossCurve, loss_curve
+from rnndiag.health.diagnosis.recorded import Recorded
+from rnndiag.health.diagnosis.training_facts import (
+    FirstFault,
+    Setup,
+    StepSizes,
+    first_fault,
+    setup_of,
+    step_sizes,
+    structural_findings,
+    trust,
+)
+from rnndiag.stats.time_words import TimeWords
+
+LATE = 0.6
+"""The state is read from recordings of the last 40 % of a fit."""
+EARLY_STEPS = 16
+"""Steps at the start whose size tells a learning rate that is too high."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Evidence of one run. Missing numbers are NaN, which no rule takes for evidence."""
+
+    loss: LossCurve
+    setup: Setup
+    sizes: StepSizes
+    layers: tuple[LayerEvidence, ...]
+    stacks: Mapping[str, tuple[str, ...]]
+    stack_credit: Mapping[str, LayerEvidence]
+    """Stack -> what was measured of all its layers together."""
+    fault: FirstFault | None
+    structure: Mapping[str, tuple[str, str]]
+    untrusted: tuple[int, ...]
+    recordings: tuple[int, ...]
+    """Steps of the recordings of training."""
+    chance: float | None
+    needs: int | None
+    window_in_use: Dated
+    metric: tuple[Dated, ...]
+
+    @property
+    def reference_loss(self) -> float:
+        """The loss of a model that has learned nothing: of the first steps, or of a constant answer where given."""
+        known = [self.loss.start, self.loss.first, self.chance or math.inf]
+        return (
+            min(value for value in known if not math.isnan(value)) if self.loss.count else math.nan
+        )
+
+    @cached_property
+    def swing(self) -> Dated:
+        """Swing of the top layers relative to the final loss: median of the last three recordings, all of them late."""
+        tops = self._tops
+        steps = sorted({step for layer in tops for step in layer.swing})
+        late = [step for step in steps if step >= LATE * self.loss.last_step][-3:]
+        values = [max(layer.swing.get(step, math.nan) for layer in tops) for step in late]
+        known = [value for value in values if math.isfinite(value)]
+        if not known:
+            return NOTHING
+        scale = max(abs(self.loss.end), 1e-9)
+        return Dated(float(np.median(known)) / scale, late[-1])
+
+    @property
+    def _tops(self) -> tuple[LayerEvidence, ...]:
+        """Layers whose output no other layer of the same stack or module takes."""
+        below: set[str] = set()
+        by_module: dict[str, list[tuple[int, str]]] = {}
+        for layer in self.layers:
+            found = re.fullmatch(r"(.*)\.l(\d+)(?:\.reverse)?", layer.name)
+            if found:
+                by_module.setdefault(found[1], []).append((int(found[2]), layer.name))
+        for own in by_module.values():
+            highest = max(number for number, _ in own)
+            below |= {name for number, name in own if number < highest}
+        for names in self.stacks.values():
+            below |= set(names[:-1])
+        return tuple(layer for layer in self.layers if layer.name not in below) or self.layers
+
+    @cached_property
+    def largest_step(self) -> tuple[Dated, str]:
+        """The largest |Δθ| / |θ| up to the first recording after the loss was at its best, and its layer.
+
+        A warm-up makes the first steps tiny, so not only they are looked at.
+        """
+        best = self.loss.best_step
+        after = min((step for step in self.recordings if step >= best), default=best)
+        return self.sizes.largest(max(EARLY_STEPS, after))
+
+    @cached_property
+    def largest_growth(self) -> Dated:
+        """The largest |θ| / |θ_0| of a layer at any recording."""
+        found = [g for layer in self.layers for g in layer.growth if math.isfinite(g.value)]
+        return max(found, key=lambda one: one.value, default=NOTHING)
+
+    def far_credit(self, layer: LayerEvidence, which: int) -> Dated:
+        """ln of the credit at the lag that matters: `needs` where it is given, else the last one.
+
+        Of a layer of a stack it is the stack's: a lower layer may forget what an upper one keeps.
+        """
+        whole = next(
+            (one for name, one in self.stack_credit.items() if layer.name in self.stacks[name]),
+            layer,
+        )
+        credit = whole.credit[which] or layer.credit[which]
+        if credit is None:
+            return NOTHING
+        return credit.far if self.needs is None else credit.at(self.needs)
+
+    @property
+    def goal(self) -> int:
+        """Steps that a memory should span: `needs` where given, else the longest sequence."""
+        return self.needs or max((layer.length for layer in self.layers), default=0)
+
+
+def features_of(
+    recorded: Recorded, chance: float | None = None, needs: int | str | None = None
+) -> Features:
+    """Read all evidence; `chance` and `needs` take the place of what the run says of them."""
+    config = recorded.provenance.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    curve = loss_curve(*recorded.history("history_loss"))
+    setup = setup_of(recorded)
+    model = recorded.provenance.get("model")
+    cells = _cells(model if isinstance(model, Mapping) else {})
+    of_stack = {layer: name for name, layers in recorded.stacks.items() for layer in layers}
+    layers = tuple(
+        layer_evidence(recorded, name, cells.get(name, ""), of_stack.get(name))
+        for name in recorded.layers
+    )
+    return Features(
+        loss=curve,
+        setup=setup,
+        sizes=step_sizes(recorded, {layer.name: layer.update for layer in layers}),
+        layers=layers,
+        stacks=recorded.stacks,
+        stack_credit={
+            name: layer_evidence(recorded, name, "", None)
+            for name in recorded.stacks
+            if name in recorded.names
+        },
+        fault=first_fault(recorded, curve.first_nonfinite, setup),
+        structure=structural_findings(recorded),
+        untrusted=trust(recorded),
+        recordings=tuple(one.step for one in recorded.outlines),
+        chance=_number(config.get("chance") if chance is None else chance),
+        needs=steps_needed(
+            config.get("needs") if needs is None else needs,
+            TimeWords.of_provenance(recorded.provenance),
+        ),
+        window_in_use=_last(recorded),
+        metric=tuple(Dated(r.number, r.step) for r in recorded.rows("monitored_metric")),
+    )
+
+
+def steps_needed(needs: object, words: TimeWords) -> int | None:
+    """Steps of the recurrence: a number, or a duration in the run's own unit such as "6 h"."""
+    if isinstance(needs, str):
+        found = re.fullmatch(r"\s*([\d.]+)\s*(.*?)\s*", needs)
+        if found is None:
+            return None
+        value, unit = float(found[1]), found[2]
+        if words.unit is not None and unit == words.unit[0]:
+            return math.ceil(value / (words.unit[1] * words.stride))
+        return math.ceil(value) if unit in ("", "steps", "step") else None
+    return math.ceil(needs) if isinstance(needs, int | float) and needs >= 1 else None
+
+
+def _cells(model: Mapping[str, Any]) -> dict[str, str]:
+    layers = model.get("layers")
+    if not isinstance(layers, Mapping):
+        return {}
+    return {
+        re.sub(r"[#@]\d+", "", str(name)): str(facts.get("cell", ""))
+        for name, facts in layers.items()
+        if isinstance(facts, Mapping)
+    }
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _last(recorded: Recorded) -> Dated:
+    rows = recorded.rows("window_in_use")
+    return Dated(rows[-1].number, rows[-1].step) if rows else NOTHING

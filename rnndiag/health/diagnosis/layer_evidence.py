@@ -1,0 +1,246 @@
+"""What the recordings say of one recurrent layer: credit, gates, units, steps and size of its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rnndiag.health.diagnosis.recorded import Recorded, Row
+
+CARRY_GATES = ("f", "z")
+"""Gates that say how much of the state is kept: f of an LSTM, z of a GRU as torch writes it."""
+NEGLIGIBLE = math.log(1e-6)
+"""Credit below this share of lag 0 does not say how fast it falls."""
+
+
+@dataclass(frozen=True)
+class Dated:
+    """A number and the training step of its recording."""
+
+    value: float
+    step: int
+
+    def above(self, limit: float) -> bool:
+        """Whether it is larger; not where it is NaN."""
+        return self.value > limit
+
+    def below(self, limit: float) -> bool:
+        """Whether it is smaller; not where it is NaN."""
+        return self.value < limit
+
+
+NOTHING = Dated(math.nan, -1)
+"""Stands for what was not recorded: it is neither above nor below anything."""
+
+
+@dataclass(frozen=True)
+class Credit:
+    """A credit profile at one recording: ln of the credit at lag 0, 1, ... relative to lag 0."""
+
+    log: np.ndarray
+    step: int
+
+    @property
+    def last_lag(self) -> int:
+        """The longest lag of a loss that was measured."""
+        return len(self.log) - 1
+
+    def at(self, lag: int) -> Dated:
+        """ln c(lag); of a lag beyond the profile that of its end, -inf where nothing arrives."""
+        value = float(self.log[min(lag, self.last_lag)])
+        return Dated(-math.inf if math.isnan(value) else value, self.step)
+
+    @property
+    def far(self) -> Dated:
+        """ln c at the last lag."""
+        return self.at(self.last_lag) if self.last_lag > 0 else NOTHING
+
+    @property
+    def per_step(self) -> Dated:
+        """By which factor credit changes per lag, over lags where it is not negligible."""
+        known = self.log[: max(3, int(np.sum(self.log > NEGLIGIBLE)))]
+        known = known[np.isfinite(known)]
+        if len(self.log) < 3 or len(known) < 2:
+            return NOTHING
+        return Dated(math.exp((known[-1] - known[0]) / (len(known) - 1)), self.step)
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """One recurrence. Pairs hold the first and the last recording."""
+
+    name: str
+    cell: str
+    """lstm, gru, elman_tanh, elman_relu, or what a person's own cell is called."""
+    length: int
+    """Steps of all its calls in one training step."""
+    chunk: int
+    """Steps of its longest call."""
+    credit: tuple[Credit | None, Credit | None]
+    carry_gate: tuple[Dated, Dated]
+    """Mean of f or z."""
+    gates_at_ends: tuple[Dated, Dated]
+    """Share of the other gates' values below 0.05 or above 0.95."""
+    saturated: tuple[Dated, Dated]
+    """Share of saturated units."""
+    derivative: tuple[Dated, Dated]
+    """Mean derivative of the state's activation function."""
+    dead: tuple[Dated, Dated]
+    """Share of dead units."""
+    update: tuple[Dated, ...]
+    """|Δθ| / |θ| at every recording."""
+    growth: tuple[Dated, ...]
+    """|θ| / |θ_0| at every recording."""
+    weight_norm: Dated
+    swing: Mapping[int, float]
+    """Step -> swing, in units of the loss."""
+    input_spread: Dated
+    seam_share: Dated
+    """Share of the credit behind the cut: median of the last recordings."""
+    gradient_norm: Dated
+    """Of its recurrent parameters in the last recording."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether it has a gate that keeps its state."""
+        return not math.isnan(self.carry_gate[0].value)
+
+    @property
+    def elman(self) -> bool:
+        """Whether it is a plain tanh or relu recurrence."""
+        return self.cell.startswith("elman") or not (self.gated or self.cell in ("lstm", "gru"))
+
+
+def layer_evidence(recorded: Recorded, name: str, cell: str, stack: str | None) -> LayerEvidence:
+    """The evidence of one layer; `stack` is the name under which its stack was recorded, where it has one."""
+    profiles = recorded.rows("credit_profile", name)
+    gates = recorded.rows("gate_mean", name)
+    return LayerEvidence(
+        name=name,
+        cell=cell or _cell_by_quantities(recorded, name),
+        length=_length(recorded, name),
+        chunk=_longest(recorded, name),
+        credit=(_credit(profiles, 0), _credit(profiles, -1)),
+        carry_gate=_ends(gates, _carry),
+        gates_at_ends=_gates_at_ends(recorded, name),
+        saturated=_ends(recorded.rows("saturated_units", name), _mean),
+        derivative=_ends(recorded.rows("activation_derivative", name), _mean_stat),
+        dead=_ends(recorded.rows("dead_units", name), _mean),
+        update=_dated(recorded.rows("update_ratio", name)),
+        growth=_dated(recorded.rows("weight_growth", name)),
+        weight_norm=_last(recorded.rows("weight_norm", name)),
+        swing=_sums(recorded.rows("swing", name)),
+        input_spread=_first(recorded.rows("input_spread", name)),
+        seam_share=_seam(recorded, (name, *((stack,) if stack else ()))),
+        gradient_norm=_norm(recorded.rows("gradient_norm", name)),
+    )
+
+
+def _cell_by_quantities(recorded: Recorded, name: str) -> str:
+    if recorded.rows("dead_units", name):
+        return "elman_relu"
+    return "elman_tanh" if recorded.rows("saturated_units", name) else ""
+
+
+def _at(rows: tuple[Row, ...], which: int) -> tuple[Row, ...]:
+    """The rows of the first (0) or last (-1) recording that has any."""
+    return tuple(row for row in rows if row.step == rows[which].step) if rows else ()
+
+
+def _credit(rows: tuple[Row, ...], which: int) -> Credit | None:
+    """The longest profile of a recording's calls."""
+    found = [row for row in _at(rows, which) if row.values.shape[0] > 1]
+    if not found:
+        return None
+    longest = max(found, key=lambda row: row.values.shape[0])
+    column = longest.labels.get("profile_stat", ("profile",)).index("profile")
+    return Credit(longest.values[:, column], longest.step)
+
+
+def _ends(rows: tuple[Row, ...], number: Any) -> tuple[Dated, Dated]:
+    """A number of the first and of the last recording, the mean over calls."""
+    found = []
+    for which in (0, -1):
+        chosen = _at(rows, which)
+        values = [value for row in chosen if not math.isnan(value := number(row))]
+        found.append(Dated(float(np.mean(values)), chosen[0].step) if values else NOTHING)
+    return found[0], found[1]
+
+
+def _mean(row: Row) -> float:
+    return float(np.nanmean(row.values)) if np.isfinite(row.values).any() else math.nan
+
+
+def _mean_stat(row: Row) -> float:
+    """Mean over time of the statistic `mean`, of dims (time, stat)."""
+    labels = row.labels.get("stat", ())
+    values = row.values[..., labels.index("mean")] if "mean" in labels else row.values
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
+def _carry(row: Row) -> float:
+    labels = row.labels.get("gate", ())
+    at = next((labels.index(gate) for gate in CARRY_GATES if gate in labels), None)
+    return math.nan if at is None else float(np.nanmean(row.values[at]))
+
+
+def _others(row: Row) -> float:
+    labels = row.labels.get("gate", ())
+    kept = [i for i, gate in enumerate(labels) if gate not in CARRY_GATES]
+    return float(np.nanmean(row.values[kept])) if kept else math.nan
+
+
+def _gates_at_ends(recorded: Recorded, name: str) -> tuple[Dated, Dated]:
+    low, high = (_ends(recorded.rows(f"gate_{end}", name), _others) for end in ("low", "high"))
+    first, last = (Dated(a.value + b.value, a.step) for a, b in zip(low, high, strict=True))
+    return first, last
+
+
+def _dated(rows: Iterable[Row]) -> tuple[Dated, ...]:
+    found = {row.step: row.number for row in rows if not math.isnan(row.number)}
+    return tuple(Dated(value, step) for step, value in found.items())
+
+
+def _first(rows: tuple[Row, ...]) -> Dated:
+    return Dated(rows[0].number, rows[0].step) if rows else NOTHING
+
+
+def _last(rows: tuple[Row, ...]) -> Dated:
+    return Dated(rows[-1].number, rows[-1].step) if rows else NOTHING
+
+
+def _sums(rows: Iterable[Row]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for row in rows:
+        found[row.step] = found.get(row.step, 0.0) + row.number
+    return found
+
+
+def _norm(rows: tuple[Row, ...]) -> Dated:
+    """Norm over all parameters; calls share one gradient, so one call's is taken."""
+    last = _at(rows, -1)
+    if not last:
+        return NOTHING
+    return Dated(float(np.linalg.norm(np.nan_to_num(last[0].values))), last[0].step)
+
+
+def _seam(recorded: Recorded, names: Iterable[str]) -> Dated:
+    rows = [row for name in names for row in recorded.rows("seam_share", name)]
+    known = sorted((r for r in rows if math.isfinite(r.number)), key=lambda row: row.step)[-3:]
+    if not known:
+        return NOTHING
+    return Dated(float(np.median([row.number for row in known])), known[-1].step)
+
+
+def _length(recorded: Recorded, name: str) -> int:
+    rows = _at(recorded.rows("valid_samples", name), 0)
+    return sum(row.values.shape[0] for row in rows)
+
+
+def _longest(recorded: Recorded, name: str) -> int:
+    rows = _at(recorded.rows("valid_samples", name), 0)
+    return max((row.values.shape[0] for row in rows), default=0)

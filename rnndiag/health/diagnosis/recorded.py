@@ -1,0 +1,120 @@
+"""What a diagnosis reads: quantities by layer and step, the same of a run and of a single recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rnndiag.store.layer_names import is_stack, recurrence
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.reader import StoredRun
+from rnndiag.store.recording import Recording
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement of one recording."""
+
+    step: int
+    layer: str
+    values: np.ndarray
+    labels: Mapping[str, tuple[str, ...]]
+
+    @property
+    def number(self) -> float:
+        """Its value, where it is one number."""
+        return float(self.values.reshape(-1)[0]) if self.values.size else float("nan")
+
+
+class Recorded:
+    """A run or a recording, read by quantity and recurrence."""
+
+    def __init__(self, source: StoredRun | Recording) -> None:
+        self.source = source
+
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the run comes from; empty for a recording alone."""
+        return self.source.provenance if isinstance(self.source, StoredRun) else {}
+
+    @cached_property
+    def outlines(self) -> tuple[Recording, ...]:
+        """Recordings of the training phase without their measurements."""
+        if isinstance(self.source, Recording):
+            return (self.source,)
+        return tuple(one for one in self.source.outlines if one.phase != "end")
+
+    @cached_property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Recurrence (`rnn.l0`, or a stack) -> the names its runs were recorded under, one a call."""
+        found: dict[str, list[str]] = {}
+        for name in self._all_names:
+            if name != MODEL and "@" not in name:  # of several backward passes the first counts
+                found.setdefault(recurrence(name), []).append(name)
+        return {name: tuple(dict.fromkeys(calls)) for name, calls in found.items()}
+
+    @cached_property
+    def _all_names(self) -> tuple[str, ...]:
+        if isinstance(self.source, Recording):
+            return tuple(dict.fromkeys(m.layer for m in self.source.measurements))
+        return tuple(dict.fromkeys(layer for _, layer in self.source.collector.keys))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Recurrences that are one layer in one direction."""
+        return tuple(name for name in self.names if not is_stack(name))
+
+    @cached_property
+    def stacks(self) -> dict[str, tuple[str, ...]]:
+        """Stacks with their layers, lowest first."""
+        if isinstance(self.source, StoredRun):
+            return self.source.stacks
+        told = self.source.notes.get("stacks")
+        return {str(k): tuple(v) for k, v in told.items()} if isinstance(told, Mapping) else {}
+
+    def rows(self, quantity: str, layer: str = MODEL) -> tuple[Row, ...]:
+        """All measurements of a quantity of one recurrence, over its calls, rising in step."""
+        calls = (MODEL,) if layer == MODEL else self.names.get(layer, ())
+        found = [row for call in calls for row in self._of(quantity, call)]
+        return tuple(sorted(found, key=lambda row: row.step))
+
+    def _of(self, quantity: str, name: str) -> Iterator[Row]:
+        for step, one in self._measured(quantity, name):
+            values = np.asarray(one.values, np.float64)
+            yield Row(step, name, values, one.coordinates)
+
+    def _measured(self, quantity: str, name: str) -> Iterator[tuple[int, Measurement]]:
+        if isinstance(self.source, Recording):
+            for one in self.source.measurements:
+                if (one.name, one.layer) == (quantity, name):
+                    yield self.source.step, one
+            return
+        series = self.source.find(quantity, name) if (quantity, name) in self.source else None
+        if series is not None:
+            for position, step in enumerate(series.steps.tolist()):
+                yield int(step), series.valid(position)
+
+    def history(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of a ring of per-step scalars over all recordings, rising, each step once."""
+        if isinstance(self.source, Recording):
+            return np.zeros(0, np.int64), np.zeros(0)
+        steps, values = [], []
+        for phase in self.source.phases:
+            at, found = (
+                self.source.collector.series(name, MODEL, None, None, phase)
+                for name in ("history_step", quantity)
+            )
+            if at is None or found is None or at.values.shape != found.values.shape:
+                continue
+            known = np.isfinite(at.values)
+            steps.append(at.values[known].astype(np.int64))
+            values.append(np.asarray(found.values[known], np.float64))
+        if not steps:
+            return np.zeros(0, np.int64), np.zeros(0)
+        whole, first = np.unique(np.concatenate(steps), return_index=True)
+        return whole, np.concatenate(values)[first]

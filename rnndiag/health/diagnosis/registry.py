@@ -1,0 +1,47 @@
+"""All rules, in the order of time and mechanism: the first that fires names the first cause.
+
+Structure comes first, then the data, the size of the optimizer's steps, what was so at step 0, cut windows, and
+what came later. A late symptom (dead units, saturation, credit that has vanished) goes with many causes: with a
+learning rate of 1 all of them are there, so it is named only where nothing earlier explains the state.
+"""
+
+from __future__ import annotations
+
+from rnndiag.health.diagnosis import later_rules as later
+from rnndiag.health.diagnosis import start_rules as start
+from rnndiag.health.diagnosis import step_rules as step
+from rnndiag.health.diagnosis import structure_rules as structure
+from rnndiag.health.diagnosis import window_rules as window
+from rnndiag.health.diagnosis.rule import ALWAYS, BAD, UNLEARNED, Rule, Situation
+
+_STUCK: frozenset[Situation] = frozenset({"stuck"})
+
+RULES = (
+    Rule("time_and_batch_swapped", "structure", ALWAYS, structure.time_and_batch_swapped),
+    Rule("state_not_carried", "structure", ALWAYS, structure.state_not_carried),
+    Rule("reads_padding", "structure", ALWAYS, structure.reads_padding),
+    Rule("frozen_or_unused", "structure", ALWAYS, structure.frozen_or_unused),
+    Rule("not_trusted", "structure", ALWAYS, structure.not_trusted),
+    Rule("nonfinite", "data", ALWAYS, structure.nonfinite_data),
+    Rule("learning_rate_too_high", "data", ALWAYS, structure.nonfinite_by_rate, alone=True),
+    Rule("exploding", "data", ALWAYS, structure.nonfinite_by_growth, alone=True),
+    Rule("nonfinite", "data", ALWAYS, structure.nonfinite, alone=True),
+    Rule("learning_rate_too_low", "step", UNLEARNED, step.learning_rate_too_low),
+    Rule("clipped_away", "step", UNLEARNED, step.clipped_away),
+    Rule("learning_rate_too_high", "step", UNLEARNED, step.learning_rate_too_high),
+    Rule("saturated", "start", UNLEARNED, start.saturated),
+    Rule("dead_units", "start", UNLEARNED, start.dead_units),
+    Rule("exploding", "start", UNLEARNED, start.exploding),
+    Rule("window_too_short", "start", UNLEARNED, window.sequence_too_short),
+    Rule("forget_gates_shut", "start", UNLEARNED, start.forget_gates_shut),
+    Rule("window_too_short", "window", UNLEARNED, window.detached_every_step),
+    Rule("window_too_short", "window", UNLEARNED, window.window_too_short),
+    Rule("contracting_recurrence", "start", UNLEARNED, start.contracting_recurrence),
+    Rule("weights_decayed", "later", UNLEARNED, later.weights_decayed),
+    Rule("dead_units", "later", BAD, start.units_died),
+    Rule("forget_gates_shut", "later", _STUCK, later.forgets_too_soon),
+    Rule("contracting_recurrence", "later", _STUCK, later.contracts),
+    Rule("learning_rate_too_high", "last resort", BAD, step.perhaps_too_high, alone=True),
+    Rule("learning_rate_too_low", "last resort", BAD, step.perhaps_too_low, alone=True),
+)
+"""A new cause is one rule, in one of the files of rules, and one line here."""

@@ -1,0 +1,192 @@
+"""Causes that lie in the size of the optimizer's steps."""
+
+from __future__ import annotations
+
+import math
+
+from rnndiag.health.diagnosis.diagnosis import Remedy
+from rnndiag.health.diagnosis.features import Features
+from rnndiag.health.diagnosis.layer_evidence import Dated
+from rnndiag.health.diagnosis.rule import Found, View, evidence, number
+
+GOOD_STEP = 0.01
+"""A step of this share of the recurrent weights at the start of a fit lets them learn."""
+TOO_FAR = 0.2
+"""A step of more than this share of the weights throws them about."""
+RATHER_FAR = 0.05
+"""A step of more than this share does so where the loss or the units show it."""
+GREW = 10.0
+"""Weights that grew by more than this factor."""
+ROSE = 2.0
+"""A loss that rose by more than this factor over its start."""
+NOWHERE = 0.05
+"""Weights whose steps together come to less than this share of their size have not gone anywhere."""
+NOT_FAR = 0.25
+"""Below this they may have gone too little."""
+CLIPPED = 0.2
+"""Clipping that leaves less than this share of the gradient."""
+CLIPPED_PATH = 0.1
+DEAD = 0.5
+
+
+def _clipped(features: Features) -> bool:
+    return features.sizes.clip_ratio.below(CLIPPED) and not features.setup.scale_free
+
+
+def _rate_for_good_steps(features: Features) -> float:
+    """The learning rate that would have made the reference step GOOD_STEP of the weights."""
+    reference = features.sizes.reference()
+    rate = features.sizes.rates.get(reference.step, features.setup.rate)
+    if math.isnan(rate) or rate <= 0:
+        rate = features.setup.rate
+    return float(f"{rate * GOOD_STEP / reference.value:.2g}") if reference.value > 0 else math.nan
+
+
+def _set_rate(features: Features) -> Remedy | None:
+    value = _rate_for_good_steps(features)
+    if not (math.isfinite(value) and value > 0):
+        return None
+    reference = features.sizes.reference()
+    also = ""
+    if features.setup.optimizer and not features.setup.scale_free:
+        also = " Under SGD one rate rarely fits all weights: Adam at 0.003 is the surer way."
+    return Remedy(
+        "learning_rate",
+        value,
+        f"Set the learning rate to {number(value)}: the step of {number(reference.value)} of the recurrent "
+        f"weights at step {reference.step} becomes {GOOD_STEP:g}.{also}",
+    )
+
+
+def lower_rate(features: Features) -> Remedy | None:
+    """A lower rate; None where the formula asks for a higher one."""
+    remedy = _set_rate(features)
+    rate = features.setup.rate
+    if remedy is not None and not math.isnan(rate) and remedy.value >= rate:
+        value = float(f"{rate / 10:.2g}")
+        return Remedy("learning_rate", value, f"Set the learning rate to {number(value)}, a tenth.")
+    return remedy
+
+
+def raise_rate(features: Features) -> Remedy | None:
+    """A higher rate; ten times the one in use where the formula asks for a lower one."""
+    remedy = _set_rate(features)
+    rate = features.setup.rate
+    if remedy is not None and not math.isnan(rate) and remedy.value <= rate:
+        value = float(f"{rate * 10:.2g}")
+        return Remedy(
+            "learning_rate", value, f"Set the learning rate to {number(value)}, ten times."
+        )
+    return remedy
+
+
+def learning_rate_too_low(view: View) -> Found | None:
+    """All steps together moved neither the recurrent nor the other weights."""
+    features = view.features
+    path, other = features.sizes.longest_path, features.sizes.other_path
+    if not path < NOWHERE or other >= NOWHERE or _clipped(features):
+        return None
+    last = features.loss.last_step
+    return Found(
+        f"All steps to step {last} together moved the recurrent weights by {number(path)} of their size and the "
+        "others by "
+        f"{number(other)}: too little to learn anything.",
+        evidence(recurrent_path=Dated(path, last), other_path=Dated(other, last)),
+        remedy=raise_rate(features),
+    )
+
+
+def clipped_away(view: View) -> Found | None:
+    """Clipping leaves little of each gradient, and the optimizer steps by what is left."""
+    features = view.features
+    ratio, path = features.sizes.clip_ratio, features.sizes.longest_path
+    if not _clipped(features) or not (path < CLIPPED_PATH or ratio.below(CLIPPED / 2)):
+        return None
+    norm = features.sizes.first_norm
+    value = float(f"{2 * norm.value:.2g}")
+    at = f" at {number(features.setup.clip)}" if features.setup.clip else ""
+    return Found(
+        f"Clipping{at} leaves 1/{1 / max(ratio.value, 1e-12):.0f} of the gradient (median of the recordings to step "
+        f"{ratio.step}), and {features.setup.optimizer} steps by what is left: {number(path)} of the weights' "
+        "size in all. "
+        "Adam would not care.",
+        evidence(clip_ratio=ratio, recurrent_path=Dated(path, features.loss.last_step)),
+        remedy=Remedy(
+            "gradient_clip_val",
+            value,
+            f"Clip at {number(value)}, twice the gradient norm of step {norm.step}, or use Adam.",
+        ),
+    )
+
+
+def wild(view: View) -> Found | None:
+    """Steps that throw the weights about; also asked by the rules on numbers that are not finite."""
+    features = view.features
+    (step, layer), growth, loss = features.largest_step, features.largest_growth, features.loss
+    died = next(
+        (one for one in features.layers if one.dead[1].above(DEAD) and not one.dead[0].above(DEAD)),
+        None,
+    )
+    shown = (
+        loss.rise > ROSE or died is not None or view.situation == "diverged" or loss.ends_nonfinite
+    )
+    if step.above(TOO_FAR) or (step.above(RATHER_FAR) and shown):
+        effect = "far more than the 1 % that lets weights learn"
+        if died is not None:
+            effect = f"and {died.dead[1].value:.0%} of the units of {died.name} are dead at step {died.dead[1].step}"
+        elif loss.rise > ROSE:
+            effect = f"and the loss rose to {number(loss.rise)} times its start"
+        return Found(
+            f"The optimizer changed the recurrent weights by {number(step.value)} of their size at step "
+            f"{step.step}, {effect}.",
+            evidence(update_ratio=step),
+            layer,
+        )
+    if growth.above(GREW):
+        return Found(
+            f"The recurrent weights grew {number(growth.value)}-fold by step {growth.step}.",
+            evidence(weight_growth=growth),
+        )
+    return None
+
+
+def learning_rate_too_high(view: View) -> Found | None:
+    """Steps that throw the weights about."""
+    found = wild(view)
+    if found is None:
+        return None
+    return Found(found.sentence, found.evidence, found.layer, remedy=lower_rate(view.features))
+
+
+def perhaps_too_high(view: View) -> Found | None:
+    """Nothing else explains it, and the largest step was a large one."""
+    step, layer = view.features.largest_step
+    if not step.above(TOO_FAR / 2):
+        return None
+    return Found(
+        f"Nothing else explains it, and the optimizer changed the recurrent weights by {number(step.value)} of "
+        "their size at "
+        f"step {step.step}.",
+        evidence(update_ratio=step),
+        layer,
+        "low",
+        lower_rate(view.features),
+    )
+
+
+def perhaps_too_low(view: View) -> Found | None:
+    """Nothing else explains it, and the weights went little of a way."""
+    features = view.features
+    path, other = features.sizes.longest_path, features.sizes.other_path
+    if not (path < NOT_FAR and other < NOT_FAR):
+        return None
+    last = features.loss.last_step
+    return Found(
+        f"Nothing else explains it, and all steps to step {last} together moved the recurrent weights by "
+        f"{number(path)} of "
+        "their size only.",
+        evidence(recurrent_path=Dated(path, last), other_path=Dated(other, last)),
+        "",
+        "low",
+        raise_rate(features),
+    )

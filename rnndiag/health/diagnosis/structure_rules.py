@@ -1,0 +1,168 @@
+"""Causes that lie in how the program is put together, in its data, or in proofs that failed."""
+
+from __future__ import annotations
+
+import math
+
+from rnndiag.health.diagnosis.diagnosis import Remedy
+from rnndiag.health.diagnosis.features import Features
+from rnndiag.health.diagnosis.layer_evidence import Dated
+from rnndiag.health.diagnosis.rule import Found, View, evidence, number
+from rnndiag.health.diagnosis.start_rules import GROWS, explosion, start_of_recurrence
+from rnndiag.health.diagnosis.step_rules import lower_rate, wild
+
+DEAD = 0.5
+"""Share of dead relu units above which a layer passes no gradient at all."""
+
+
+def not_trusted(view: View) -> Found | None:
+    """The last recordings are all inexact, though every number in them is finite."""
+    features = view.features
+    last = features.recordings[-3:]
+    if not last or not set(last) <= set(features.untrusted):
+        return None
+    return Found(
+        f"The proof of the last {len(last)} recordings (to step {last[-1]}) failed, so their numbers are not those of "
+        "your training. Compiled or patched layers are the usual reason; the report names the layer.",
+    )
+
+
+def _by_preflight(view: View, check: str, remedy: Remedy) -> Found | None:
+    told = view.features.structure.get(check)
+    if told is None:
+        return None
+    message, layer = told
+    sentence = f"{message[:1].upper()}{message[1:]}.".replace("..", ".")
+    return Found(sentence, layer=layer, remedy=remedy)
+
+
+def time_and_batch_swapped(view: View) -> Found | None:
+    """The layer walks along the samples."""
+    remedy = Remedy("batch_first", True, "Set batch_first=True, or transpose the input.")
+    return _by_preflight(view, "time and batch swapped", remedy)
+
+
+def state_not_carried(view: View) -> Found | None:
+    """The layer is called piece by piece, from zero each time."""
+    remedy = Remedy("carry_state", True, "Pass the state that a call returns into the next call.")
+    return _by_preflight(view, "state not carried", remedy)
+
+
+def reads_padding(view: View) -> Found | None:
+    """The loss reads states beyond the sequences."""
+    remedy = Remedy(
+        "read_last_valid_step", True, "Take each sequence's last real step, pack, or mask the loss."
+    )
+    return _by_preflight(view, "padding counts", remedy)
+
+
+_FREEZE = {
+    "requires_grad": (
+        "The recurrent weights of {layer} have requires_grad=False: they are as they began.",
+        "Set requires_grad=True for them.",
+    ),
+    "add_to_optimizer": (
+        "No optimizer holds the recurrent weights of {layer}: they are as they began.",
+        "Give them to the optimizer.",
+    ),
+}
+
+
+def frozen_or_unused(view: View) -> Found | None:
+    """All recurrences stand still; one of several that does is told only of a model that has not learned."""
+    features = view.features
+    still = dict(features.setup.frozen)
+    for layer in features.setup.layers:
+        if layer not in still and _never_moved(features, layer):
+            still[layer] = "use_in_loss"
+    whole = bool(still) and set(features.setup.layers) <= set(still)
+    if not still or (view.situation == "learned" and not whole):
+        return None
+    layer, knob = next(iter(still.items()))
+    if knob == "use_in_loss":
+        moved = features.sizes.other[-1]
+        return Found(
+            f"|Δθ| of the recurrent weights of {layer} is 0 in all {len(features.recordings)} recordings, while "
+            "the other "
+            f"weights moved (by {number(moved.value)} of their size at step {moved.step}): the loss does not reach it.",
+            evidence(other_update_ratio=moved),
+            layer,
+            remedy=Remedy(
+                "use_in_loss", True, "Let the loss depend on its output, without a detach between."
+            ),
+        )
+    sentence, remedy = _FREEZE[knob]
+    return Found(sentence.format(layer=layer), (), layer, remedy=Remedy(knob, True, remedy))
+
+
+def _never_moved(features: Features, layer: str) -> bool:
+    """r = 0 at all recordings, while the other weights moved and the units are alive."""
+    ratios = features.sizes.recurrent.get(layer, ())
+    if not ratios or any(one.value != 0 for one in ratios):
+        return False
+    if not features.sizes.other_path > 0:
+        return False
+    own = next((one for one in features.layers if one.name == layer), None)
+    return own is None or not any(one.above(DEAD) for one in own.dead)
+
+
+def nonfinite_data(view: View) -> Found | None:
+    """The batch of the first step that is not finite is itself not finite."""
+    fault = view.features.fault
+    if fault is None or fault.data_finite:
+        return None
+    return Found(
+        f"The batch of step {fault.step} holds nan or inf, and the loss or gradient is not finite from there.",
+        evidence(first_nonfinite_step=Dated(float(fault.step), fault.step)),
+        remedy=Remedy(
+            "skip_nonfinite_batches", True, "Drop batches that hold nan or inf, or repair the data."
+        ),
+    )
+
+
+def nonfinite_by_rate(view: View) -> Found | None:
+    """Steps too large, then numbers that are not finite."""
+    features = view.features
+    if features.fault is None or (found := wild(view)) is None:
+        return None
+    return Found(
+        f"{found.sentence} The loss or gradient is not finite from step {features.fault.step}.",
+        found.evidence,
+        found.layer,
+        remedy=lower_rate(features),
+    )
+
+
+def nonfinite_by_growth(view: View) -> Found | None:
+    """A gradient that grows step by step back at step 0, then numbers that are not finite."""
+    features = view.features
+    if features.fault is None:
+        return None
+    for layer in features.layers:
+        far = features.far_credit(layer, 0)
+        if far.above(GROWS) and not math.isinf(far.value):
+            found = explosion(view, layer)
+            if found is not None:
+                sentence = f"{found.sentence} The loss or gradient is not finite from step {features.fault.step}."
+                return Found(
+                    sentence, found.evidence, found.layer, remedy=start_of_recurrence(layer)
+                )
+    return None
+
+
+def nonfinite(view: View) -> Found | None:
+    """Not finite, and none of the other reasons holds."""
+    fault = view.features.fault
+    if fault is None:
+        return None
+    return Found(
+        f"The loss or gradient is not finite from step {fault.step}, with finite data and steps of normal size. "
+        f"{fault.sentence}".strip(),
+        evidence(first_nonfinite_step=Dated(float(fault.step), fault.step)),
+        confidence="medium",
+        remedy=Remedy(
+            "gradient_clip_val",
+            1.0,
+            "Clip the gradient norm at 1, and look where the first number breaks in the report.",
+        ),
+    )

@@ -1,0 +1,75 @@
+"""Causes that lie in where the gradient, or the sequence, is cut."""
+
+from __future__ import annotations
+
+from rnndiag.health.diagnosis.diagnosis import Remedy
+from rnndiag.health.diagnosis.layer_evidence import Dated, LayerEvidence
+from rnndiag.health.diagnosis.rule import Found, View, evidence, percent
+from rnndiag.health.diagnosis.start_rules import first_layer
+
+BEHIND = 0.2
+"""Share of the credit behind the cut."""
+LONGER = 5
+"""A chunk is lengthened by this factor where the state is carried between batches."""
+
+
+def sequence_too_short(view: View) -> Found | None:
+    """The sequence ends before what the task is said to need."""
+    features = view.features
+    longest = max((layer.length for layer in features.layers), default=0)
+    if features.needs is None or not 0 < longest <= features.needs:
+        return None
+    value = features.needs + 1
+    layer = features.layers[0].name
+    return Found(
+        f"The sequences have {longest} steps, and the task needs {features.needs} steps back (needs=): what it "
+        "needs is "
+        "never in them.",
+        evidence(sequence_length=Dated(float(longest), features.recordings[0])),
+        layer,
+        remedy=Remedy("window", value, f"Give sequences of at least {value} steps."),
+    )
+
+
+def window_too_short(view: View) -> Found | None:
+    """A share of the credit lies behind the cut."""
+    return first_layer(view, _cut)
+
+
+def _cut(view: View, layer: LayerEvidence) -> Found | None:
+    share = layer.seam_share
+    if not share.above(BEHIND):
+        return None
+    within = (
+        layer.length > layer.chunk
+    )  # several calls a training step: the cut is within the sequence
+    value = layer.length if within else LONGER * layer.chunk
+    remedy = (
+        f"Remove the detach, so that the gradient passes through all {value} steps."
+        if within
+        else f"Lengthen the chunks to {value} steps."
+    )
+    return Found(
+        f"The state of {layer.name} is cut every {layer.chunk} steps, and {percent(share.value)} of the credit "
+        "that reaches a "
+        f"cut lies behind it (last recordings, to step {share.step}).",
+        evidence(seam_share=share),
+        layer.name,
+        remedy=Remedy("window", value, remedy),
+    )
+
+
+def detached_every_step(view: View) -> Found | None:
+    """No gradient passes from one step to the one before."""
+    told = view.features.structure.get("stray detach")
+    if told is None:
+        return None
+    message, layer = told
+    length = max((one.length for one in view.features.layers), default=0)
+    return Found(
+        f"{message[:1].upper()}{message[1:]}.",
+        layer=layer,
+        remedy=Remedy(
+            "window", length, "Remove detach(), .data or torch.no_grad() from the state's path."
+        ),
+    )
