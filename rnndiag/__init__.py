@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.engine.cells.registry import register_cell as register_cell
     from rnndiag.engine.contributions import contribution_norms as contribution_norms
     from rnndiag.engine.contributions import contributions as contributions
+    from rnndiag.engine.gradcheck.check import gradcheck_recurrence as gradcheck_recurrence
     from rnndiag.engine.layer_run import LayerRun as LayerRun
     from rnndiag.engine.proof import Proof as Proof
     from rnndiag.engine.proof import prove as prove
@@ -101,6 +102,7 @@ _PUBLIC: dict[str, str] = {
     "contribution_norms": "rnndiag.engine.contributions",
     "contributions": "rnndiag.engine.contributions",
     "gate_statistics": "rnndiag.engine.spectra.gate_statistics",
+    "gradcheck_recurrence": "rnndiag.engine.gradcheck.check",
     "jacobian_products": "rnndiag.engine.spectra.products",
     "jacobians": "rnndiag.engine.spectra.jacobians",
     "lyapunov": "rnndiag.engine.spectra.lyapunov",
