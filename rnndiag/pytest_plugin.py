@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from rnndiag.engine.gradcheck.result import GradcheckResult
     from rnndiag.health.finding import Finding
     from rnndiag.run.run import Run
 
@@ -143,6 +144,15 @@ class RnndiagFixture:
             lines = [f"{one.check}: {one.message}. {one.remedy}" for one in faults]
             raise AssertionError("\n".join(["", *lines]))
         return found
+
+    def gradcheck(self, *arguments: Any, **options: Any) -> GradcheckResult:
+        """`rnndiag.gradcheck_recurrence(kernel, ...)`; AssertionError shows the table and names what is wrong."""
+        from rnndiag.engine.gradcheck.check import gradcheck_recurrence
+
+        result = gradcheck_recurrence(*arguments, **options)
+        if not result:
+            raise AssertionError(f"\n{result}")
+        return result
 
     def keep(self) -> str:
         """Keep the runs, with reports where they were asked for; a line for each run."""

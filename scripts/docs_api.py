@@ -26,6 +26,7 @@ TOPICS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Truncation", "Lags, windows and estimators.", ("rnndiag.engine.truncation",)),
     ("Training", "Loops with a truncated or randomized gradient.", ("rnndiag.train",)),
     ("Jacobians and spectra", "", ("rnndiag.engine.spectra",)),
+    ("Kernels", "For authors of recurrent kernels.", ("rnndiag.engine.gradcheck",)),
     (
         "Runs",
         "Reading and writing run directories: needs numpy alone.",

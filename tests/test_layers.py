@@ -55,7 +55,7 @@ LAYERS = {
         "errors engine recorder", "torch numpy scipy", lazy="lightning pytorch_lightning"
     ),
     "cli": layer(f"{READING} plot run", "numpy"),
-    "pytest_plugin": layer(f"{READING} run recorder cli", "pytest"),
+    "pytest_plugin": layer(f"engine {READING} run recorder cli", "pytest"),
     "__main__": layer("cli"),
 }
 
