@@ -127,7 +127,7 @@ def test_fixture_fails_a_test_with_the_table(
 ) -> None:
     fixture = RnndiagFixture(tmp_path, request.config)
     assert fixture.gradcheck(**scan_options())
-    with pytest.raises(AssertionError, match="(?s)WRONG.*seam 4"):
+    with pytest.raises(AssertionError, match=r"(?s)WRONG.*seam 4"):
         fixture.gradcheck(**scan_options("internal seams cut"))
 
 

@@ -41,7 +41,8 @@ def final_cotangent(r: GradcheckResult) -> None:
         assert "lost at the end of the call" in cell.what
     assert not wrong_steps(r, "outputs -> inputs")
     (composed,) = cells(r, "outputs -> inputs", f"chunks of {CHUNK}")
-    assert composed.seam == CHUNK and "across a seam (steps 4, 8, 12)" in composed.what
+    assert composed.seam == CHUNK
+    assert "across a seam (steps 4, 8, 12)" in composed.what
 
 
 def initial_gradient(r: GradcheckResult) -> None:
@@ -56,13 +57,16 @@ def initial_gradient(r: GradcheckResult) -> None:
 def partial_chunk(r: GradcheckResult) -> None:
     assert wrong_steps(r, "outputs -> inputs") == [1, 3, 5, 9, 13]
     last = cells(r, "outputs -> inputs")[-1]
-    assert (last.step, last.seam) == (12, 12) and "last, partial chunk: step 12" in last.what
+    assert (last.step, last.seam) == (12, 12)
+    assert "last, partial chunk: step 12" in last.what
 
 
 def decay_one_lag_off(r: GradcheckResult) -> None:
     for row in ("outputs -> decay", "final state -> decay"):
         for cell in cells(r, row):
-            assert not cell.right and cell.lag == 0 and "at every lag" in cell.what
+            assert not cell.right
+            assert cell.lag == 0
+            assert "at every lag" in cell.what
     assert not wrong_steps(r, "outputs -> state")
 
 
@@ -77,7 +81,8 @@ def decay_lag_lost(r: GradcheckResult) -> None:
 def padding(r: GradcheckResult) -> None:
     assert all(cell.run.startswith("lengths") for cell in r.wrong)
     (leak,) = cells(r, "final state -> inputs", "lengths 5,13,9")
-    assert leak.step is not None and "padding leaks: not zero at padded step" in leak.what
+    assert leak.step is not None
+    assert "padding leaks: not zero at padded step" in leak.what
     assert all("padding leaks" in cell.what for cell in r.wrong)
 
 
@@ -91,7 +96,8 @@ def half_precision(r: GradcheckResult) -> None:
 
 def gate_order(r: GradcheckResult) -> None:
     for cell in cells(r, "outputs -> weight"):
-        assert not cell.right and cell.error > 0.5
+        assert not cell.right
+        assert cell.error > 0.5
         if cell.truth == "reference":
             assert "its 2 blocks (gates) in the order (1, 0)" in cell.what
     assert not wrong_steps(r, "outputs -> decay")
@@ -129,7 +135,8 @@ def not_finite(r: GradcheckResult) -> None:
 
 def one_cotangent(r: GradcheckResult) -> None:
     assert wrong_steps(r, "both -> inputs") == [1, 3, 4, 5, 8, 9, 13]
-    assert not wrong_steps(r, "outputs -> inputs") and not wrong_steps(r, "final state -> inputs")
+    assert not wrong_steps(r, "outputs -> inputs")
+    assert not wrong_steps(r, "final state -> inputs")
 
 
 def state_without_gradient(r: GradcheckResult) -> None:
@@ -203,7 +210,8 @@ def test_bug_is_found_and_named_by_a_reference(bug: str) -> None:
 def test_the_scan_without_a_bug_is_right(with_reference: bool) -> None:
     result = check("", with_reference)
     assert result, str(result)
-    assert not result.faults and not result.notes
+    assert not result.faults
+    assert not result.notes
     rows = {cell.row for cell in result.table if cell.run == "whole"}
     assert rows >= {
         f"{cotangent} -> {target}"
@@ -215,7 +223,8 @@ def test_the_scan_without_a_bug_is_right(with_reference: bool) -> None:
 def test_swapped_gates_of_the_forward_pass_are_named_by_the_reference() -> None:
     result = check("gates swapped in the forward pass", True)
     first = cells(result, "value -> outputs")[0]
-    assert not first.right and "gates) of the parameters in the order (1, 0)" in first.what
+    assert not first.right
+    assert "gates) of the parameters in the order (1, 0)" in first.what
 
 
 def test_factor_of_a_scaled_chunk_is_named_by_the_reference() -> None:

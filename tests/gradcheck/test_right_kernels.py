@@ -32,7 +32,8 @@ def test_right_kernel_gives_no_alarm_in_other_dtypes(dtype: torch.dtype) -> None
         result = rnndiag.gradcheck_recurrence(kernel, reference, **options)
         assert result, str(result)
     for before, after in zip(weights, kernel.parameters(), strict=True):
-        assert after.dtype == torch.float32 and torch.equal(before, after)
+        assert after.dtype == torch.float32
+        assert torch.equal(before, after)
         assert after.grad is None
 
 
@@ -64,7 +65,7 @@ def test_variable_lengths_of_packed_sequences_are_right() -> None:
         packed, inputs=torch.randn(9, 3, 3), state=torch.randn(1, 3, 4), lengths=[4, 9, 1]
     )
     assert result, str(result)
-    assert {"lengths 4,9,1", "lengths 9,5,4"} <= {cell.run for cell in result.table}
+    assert {"lengths 4,9,1", "lengths 9,8,5"} <= {cell.run for cell in result.table}
 
 
 def test_kernel_that_always_wants_lengths_and_an_empty_sequence() -> None:
@@ -95,7 +96,8 @@ def test_parameters_are_found_in_closures_partials_methods_and_the_graph() -> No
     for kernel in kernels:
         result = rnndiag.gradcheck_recurrence(kernel, **options)
         targets = {cell.target for cell in result.table if cell.cotangent == "outputs"}
-        assert result and len(targets) == 6, targets
+        assert result
+        assert len(targets) == 6, targets
     chosen = rnndiag.gradcheck_recurrence(model, parameters={"w": model.gate.weight}, **options)
     assert {c.target for c in chosen.table if c.cotangent == "both"} == {"w", "inputs", "state"}
 
@@ -109,7 +111,8 @@ def test_reference_module_is_matched_by_the_names_of_its_parameters() -> None:
         "state": (torch.randn(1, 2, 4), torch.randn(1, 2, 4)),
     }
     result = rnndiag.gradcheck_recurrence(kernel, reference, **options)
-    assert result and not result.notes
+    assert result
+    assert not result.notes
     assert {cell.truth for cell in result.table if cell.run == "whole"} == {"reference"}
     with torch.no_grad():
         reference.weight_hh_l0[0, 0] += 0.01

@@ -58,7 +58,9 @@ def call_faults(
 
     def backward(keep: bool) -> tuple[Tensor | None, ...]:
         ys, vs = zip(*ties, strict=True)
-        found = torch.autograd.grad(ys, wanted, vs, retain_graph=keep, allow_unused=True)
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            ys, wanted, vs, retain_graph=keep, allow_unused=True
+        )
         # Copies: a kernel may hand out one buffer in both passes.
         return tuple(None if g is None else g.clone() for g in found)
 

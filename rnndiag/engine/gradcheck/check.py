@@ -69,7 +69,7 @@ def gradcheck_recurrence(
             the kernel, or tensors of the same names or values.
         inputs: A tensor (T, B, ...) or (B, T, ...), or a tuple of such.
         state: The initial state: a tensor, or a tuple, list or dict of tensors. Random values see more than zeros.
-        chunk: Steps that the kernel treats at once. Default: about a quarter of T.
+        chunk: Steps that the kernel treats at once. Default: a power of two below T / 2.
         lengths: B lengths of 0..T: also check `kernel(inputs, state, lengths)`.
         dtype: Run the kernel in this dtype, with inputs, state and parameters cast to it. Default: as they are.
         parameters: The parameters to check, where they are not to be found.
