@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LARGEST = 1e150
 """Limits beyond this overflow in matplotlib's own arithmetic."""
 
+LETTER, LABEL_HEIGHT = 4.6, 10.0
+"""Points: width of an average letter and height of a line at font size 8."""
 MARKERS = {"second": "s", "third": "^", "bound": "D", "limit": "v", "bad": ">"}
 
 
@@ -31,7 +33,8 @@ def draw_panel(panel: Panel, ax: Axes) -> None:
     for band in panel.bands:
         colour = TONES[band.tone][0]
         edges = [np.clip(edge, panel.y.low, panel.y.high) for edge in (band.low, band.high)]
-        ax.fill_between(band.x, *edges, color=colour, alpha=band.strength, lw=0, label=band.label)
+        label = band.label if band.visible else ""
+        ax.fill_between(band.x, *edges, color=colour, alpha=band.strength, lw=0, label=label)
     if panel.circle:
         angle = np.linspace(0, 2 * np.pi, 181)
         ax.plot(np.cos(angle), np.sin(angle), color=TONES["baseline"][0], ls="--", lw=1)
@@ -55,10 +58,31 @@ def draw_panel(panel: Panel, ax: Axes) -> None:
         ax.scatter(
             bubble.x, bubble.y, s=40 + 260 * bubble.area, color=TONES[bubble.tone][0], alpha=0.55
         )
-        ax.annotate(
-            bubble.label, (bubble.x, bubble.y), (8, 4), textcoords="offset points", fontsize=8
-        )
+    _bubble_labels(panel, ax)
     _words(panel, ax)
+
+
+def _bubble_labels(panel: Panel, ax: Axes) -> None:
+    """A word beside each bubble, moved up or down where it would lie over another one."""
+    taken: list[tuple[float, float, float]] = []
+    middle = ax.transAxes.transform((0.5, 0.5))[1]
+    points = 72 / ax.figure.dpi
+    for bubble in panel.bubbles:
+        x, y = ax.transData.transform((bubble.x, bubble.y))
+        if not np.isfinite(x + y):
+            continue
+        left, right = x * points + 8, x * points + 8 + LETTER * len(bubble.label)
+        at, way = y * points + 4, -LABEL_HEIGHT if y > middle else LABEL_HEIGHT
+        while any(abs(at - b) < LABEL_HEIGHT and left < end and right > a for a, end, b in taken):
+            at += way
+        taken.append((left, right, at))
+        ax.annotate(
+            bubble.label,
+            (bubble.x, bubble.y),
+            (8, at - y * points),
+            textcoords="offset points",
+            fontsize=8,
+        )
 
 
 def drawable(panel: Panel) -> bool:

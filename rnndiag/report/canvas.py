@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Literal
 
 import numpy as np
 
 from rnndiag.report.figure_data import Axis, Panel
 from rnndiag.report.palette import DASHES, FRAME, GRID, PAGE, QUIET, TEXT, TONES
 from rnndiag.report.ticks import place, ticks
+
+Size = Literal["wide", "narrow", "small"]
+"""Of a drawing: beside its words, on a narrow screen, or one of many small ones."""
 
 CHARACTER = 6.7
 """Width of an average character at font size 12."""
@@ -37,13 +41,25 @@ LOW = Frame(height=190)
 SQUARE = Frame(width=490, height=462, right=16)
 SMALL = Frame(width=300, height=190, left=54, right=14, top=26, bottom=40)
 SMALL_SQUARE = replace(SMALL, width=300, height=190, left=96, right=80)
+NARROW_WIDTH = 340.0
+"""Units across on a narrow screen, where they are about a pixel each: words keep their size."""
+NARROW_LABEL = 110.0
+"""Most room for row names beside the axis of a narrow drawing."""
 
 
-def frame_of(panel: Panel, small: bool = False) -> Frame:
+def frame_of(panel: Panel, size: Size = "wide") -> Frame:
     """The frame that suits a panel: its shape, a row for every name, room for the longest name."""
-    if small:
+    if size == "small":
         return SMALL_SQUARE if panel.shape == "square" else SMALL
     frame = {"wide": WIDE, "low": LOW, "square": SQUARE}[panel.shape]
+    if size == "narrow":
+        frame = replace(
+            frame, width=NARROW_WIDTH, height=min(frame.height, 320.0), left=56, right=14
+        )
+        if panel.y.names:
+            rows = min(60, len(panel.y.names))
+            frame = replace(frame, left=NARROW_LABEL, height=max(120.0, 84.0 + 16 * rows))
+        return frame
     if not panel.y.names:
         return frame
     left = min(200.0, 34 + CHARACTER * max(len(shortened(name)) for name in panel.y.names))
@@ -119,7 +135,7 @@ class Canvas:
             y = float(self.y(value))
             if not panel.matrices:
                 self.line(wall, y, end, y)
-            self.text(wall - 7, y + 4, shortened(words), anchor="end")
+            self.text(wall - 7, y + 4, shortened(words, self._letters(wall)), anchor="end")
         for value, words in ticks(panel.x, self._most(panel.x, frame.inner[0], 62, 62)):
             x = float(self.x(value))
             self.line(x, floor, x, floor + 4, "frame")
@@ -140,6 +156,11 @@ class Canvas:
                 kind="text",
                 more=' font-weight="600"',
             )
+
+    @staticmethod
+    def _letters(room: float) -> int:
+        """How many letters find room beside the y axis, at most those of a wide drawing."""
+        return max(4, min(24, int((room - 26) / CHARACTER)))
 
     @staticmethod
     def _most(axis: Axis, length: float, apart: float, apart_names: float) -> int:

@@ -54,6 +54,14 @@ class Band:
     strength: float = 0.3
     tone: Tone = "main"
 
+    @property
+    def visible(self) -> bool:
+        """Whether the area is anywhere wider than a line: only then does it belong into a key."""
+        apart = np.asarray(self.high, float) - np.asarray(self.low, float)
+        size = np.maximum(np.abs(self.high), np.abs(self.low))
+        with np.errstate(invalid="ignore"):
+            return bool(np.any(apart > 1e-6 * np.maximum(size, 1e-300)))
+
 
 @dataclass(frozen=True)
 class Mark:

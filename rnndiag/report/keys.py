@@ -34,7 +34,9 @@ def key(panel: Panel) -> list[tuple[str, str]]:
         if line.label
     ]
     found += [
-        (_swatch(_area(band.tone, band.strength)), band.label) for band in panel.bands if band.label
+        (_swatch(_area(band.tone, band.strength)), band.label)
+        for band in panel.bands
+        if band.label and band.visible
     ]
     found += [(_swatch(shape(d.tone, 11, 5, 4, d.tone)), d.label) for d in panel.dots if d.label]
     if panel.allowed is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rnndiag.health.finding import STATUSES, Finding
 from rnndiag.report.context import Context
-from rnndiag.report.figure_data import FigureData
+from rnndiag.report.figure_data import FigureData, Panel
 from rnndiag.report.figures import FIGURES, ORDER
 from rnndiag.report.keys import colour_bar, key
 from rnndiag.report.layers import layer_rows
@@ -37,6 +37,8 @@ class Picture:
     """One panel, drawn, with its key and the notes that did not fit into it."""
 
     svg: str
+    narrow: str
+    """The same for a narrow screen; empty where the one drawing serves both: a matrix is not stored twice."""
     key: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
 
@@ -122,11 +124,16 @@ def ordered(findings: Sequence[Finding]) -> list[Finding]:
 def section(data: FigureData, title: str) -> Section:
     """One figure, drawn."""
     small = len(data.panels) > 2
+
+    def said(panel: Panel) -> str:
+        return f"{data.question} {panel.title} {data.finding}".strip()
+
     pictures = tuple(
         Picture(
-            draw(panel, f"{data.question} {panel.title} {data.finding}".strip(), small),
+            draw(panel, said(panel), "small" if small else "wide"),
+            "" if small or panel.matrices else draw(panel, said(panel), "narrow"),
             tuple(key(panel)),
-            panel.notes if small else (),
+            panel.notes,
         )
         for panel in data.panels
     )

@@ -8,7 +8,7 @@ from html import escape
 
 import numpy as np
 
-from rnndiag.report.canvas import CHARACTER, Canvas, Frame, frame_of
+from rnndiag.report.canvas import CHARACTER, Canvas, Frame, Size, frame_of
 from rnndiag.report.decimate import thin_line
 from rnndiag.report.figure_data import Axis, Band, Bubble, Dots, Line, Mark, Matrix, Panel
 from rnndiag.report.palette import DASHES, TONES, colours, indices, png
@@ -171,9 +171,15 @@ def _stretches(good: np.ndarray) -> list[slice]:
     return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def draw(panel: Panel, label: str, small: bool = False) -> str:
-    """The panel as one `<svg>` element; `label` is what a screen reader says. Small ones leave notes to the page."""
-    frame = frame_of(panel, small)
+def draw(panel: Panel, label: str, size: Size = "wide") -> str:
+    """The panel as one `<svg>` element.
+
+    Args:
+        panel: What to draw.
+        label: What a screen reader says.
+        size: Only a wide drawing has its notes inside; the others leave them to the page.
+    """
+    frame = frame_of(panel, size)
     drawing = Drawing(panel, frame)
     drawing.allowed()
     for index, matrix in enumerate(panel.matrices):
@@ -190,7 +196,7 @@ def draw(panel: Panel, label: str, small: bool = False) -> str:
         drawing.bubble(bubble)
     for level, mark in enumerate(panel.marks):
         drawing.mark(mark, level)
-    if not small:
+    if size == "wide":
         drawing.notes()
     cells = f"{_cells('x', panel.x)}{_cells('y', panel.y)}" if panel.matrices else ""
     return (

@@ -50,4 +50,17 @@
       probe.textContent = `${place(y, height - 1 - row, tall)}, ${place(x, column, wide)}: ${value(image, index)}`;
     });
   }
+  // The numbers of a figure as CSV: quoted where a cell holds a comma, a quote or a line break.
+  const quoted = (text) => /[",\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    if (!navigator.clipboard) continue;
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const rows = [...button.parentElement.querySelectorAll("tr")];
+      const text = rows.map((row) => [...row.cells].map((cell) => quoted(cell.textContent.trim())).join(",")).join("\n");
+      try { await navigator.clipboard.writeText(text + "\n"); button.textContent = "Copied"; }
+      catch { button.textContent = "The browser does not allow it"; }
+      setTimeout(() => { button.textContent = "Copy as CSV"; }, 2000);
+    });
+  }
 })();

@@ -84,10 +84,14 @@ def _profiles(series: Series) -> np.ndarray:
     return profile
 
 
+FEW = 3
+"""Fewer recordings are columns under their own names: on an axis of steps they would be wider than the fit."""
+
+
 def _axis_of(steps: np.ndarray, block: int) -> tuple[Axis, np.ndarray]:
     """Evenly recorded steps make an axis of steps; others stand side by side, each under its own name."""
     apart = np.diff(steps)
-    if (apart == apart[0]).all():
+    if steps.size >= FEW and (apart == apart[0]).all():
         first, every = float(steps[0]), float(apart[0])
         limits = extent(steps.size, block, first, every)
         return Axis("training step", *limits, first=first, every=every), steps.astype(float)
