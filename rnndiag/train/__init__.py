@@ -13,9 +13,11 @@ from rnndiag.engine.truncation.estimators import (
     artbp,
 )
 from rnndiag.engine.truncation.gradient_scale import cell_only, scale_gradient
+from rnndiag.train.auto import Auto, Change
 from rnndiag.train.between_steps import between_steps
 from rnndiag.train.chunk_loop import BatchResult, ChunkLoop
 from rnndiag.train.lightning_mixin import TruncatedBPTT
+from rnndiag.train.look import Look
 from rnndiag.train.plain_updates import PlainUpdates, truncated_bptt
 from rnndiag.train.recurrence import SequenceModule
 from rnndiag.train.splitting import TimeBatch
@@ -23,12 +25,15 @@ from rnndiag.train.unroll import chunks_of, truncated_unroll, unroll
 
 __all__ = [
     "ESTIMATORS",
+    "Auto",
     "BatchResult",
     "Bernoulli",
     "CellOnly",
+    "Change",
     "Chunk",
     "ChunkLoop",
     "Full",
+    "Look",
     "PlainUpdates",
     "Roulette",
     "SequenceModule",

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnndiag.errors import BadArgument
+from rnndiag.train.auto import Auto
 from rnndiag.train.nested import batch_dim_of, detached, map_tensors, tensors_of, where_rows
 from rnndiag.train.random_state import RandomState
 from rnndiag.train.splitting import TimeBatch
+from rnndiag.train.window_looks import WindowLooks
 
 TBPTTStep = Callable[[Any, Any], tuple[Any, Any]]
 """(chunk, state) -> (loss, new state): a loss is a tensor, a dict with "loss", or a tuple, one loss an optimizer."""
@@ -112,11 +114,28 @@ class ChunkLoop:
         """Within a batch: the number of chunks done at the last optimizer step, and the state after them."""
         self.keep = 0
         """Keep chunks for windows of so many steps, where `window` may grow."""
+        self.looks: WindowLooks | None = None
+        """Of a window that sets itself; see `follow`."""
+        self.steps = 0
+        """Optimizer steps so far."""
         self._kept: deque[_Kept] = deque()
 
     def forget(self) -> None:
         """A new stream begins: keep no chunk of the old one."""
         self._kept.clear()
+
+    def follow(
+        self, auto: Auto, model: nn.Module, settle: Callable[[int], int] = lambda window: window
+    ) -> None:
+        """Let a controller set the window.
+
+        Args:
+            auto: Its `horizon` is how many steps back chunks are kept.
+            model: The module that `step` runs; its recurrent layers are watched in looks.
+            settle: The window after a look -> the window to use, for example that of rank 0.
+        """
+        self.looks = WindowLooks(auto, model, settle)
+        self.keep, self.window = auto.horizon, auto.window
 
     def kept(self) -> list[dict[str, Any]]:
         """The chunks that are kept, as plain tensors for a checkpoint."""
@@ -135,7 +154,7 @@ class ChunkLoop:
         self._kept.clear()
         for one in kept:
             cut = TimeBatch(one["batch"], self.time_dim)
-            device = next(_tensors(cut)).device
+            device = _device(cut)
             cpu, gpu = (None if part is None else part.cpu() for part in one["draws"])
             draws = RandomState(cpu, gpu, device)  # type: ignore[arg-type]
             self._kept.append(_Kept(cut, 0, cut.T, one["before"], draws, one["reset"]))
@@ -175,6 +194,8 @@ class ChunkLoop:
             if number < first:
                 continue
             ends = number + 1 == len(bounds)
+            if self.looks is not None and self.looks.due(self.steps, number, len(bounds)):
+                self._look(cut, start, stop, state)
             losses, state = self._forward(cut, start, stop, state, reset if number == 0 else None)
             state = detached(state)
             counted = self.update == "chunk" or ends
@@ -194,6 +215,7 @@ class ChunkLoop:
                 self.waiting = 0
                 updates += 1
                 self.updates.step()
+                self.steps += 1
                 self.resume = (number + 1, state)
         self.resume = None
         mean = torch.zeros(()) if total is None else total / weight
@@ -208,8 +230,7 @@ class ChunkLoop:
         keep = max(self.keep, window)
         if self.k1 is None or keep <= self.k1:
             return self._windowed(cut, start, stop, state, reach)
-        device = next((part.device for part in _tensors(cut)), torch.device("cpu"))
-        now = _Kept(cut, start, stop, state, RandomState.now(device), reset)
+        now = _Kept(cut, start, stop, state, RandomState.now(_device(cut)), reset)
         if self._kept and reach > 0:
             with self._replay():
                 state = self._again(reach, now)
@@ -222,6 +243,32 @@ class ChunkLoop:
             held -= first.stop - first.start
         return losses, after
 
+    def _look(self, cut: TimeBatch, start: int, stop: int, state: Any) -> None:
+        """Let the window see what it leaves out: the chunk's losses with a graph over the whole horizon."""
+        looks = self.looks
+        assert looks is not None
+        horizon = looks.auto.horizon
+        reach = horizon - (stop - start)
+        held = sum(one.stop - one.start for one in self._kept)
+        whole = (
+            held >= reach or state is None or (bool(self._kept) and self._kept[0].before is None)
+        )
+        if not whole:
+            return  # the stream has not been followed that far yet
+        rows = looks.rows(cut)
+        now = _Kept(cut, start, stop, state, RandomState.now(_device(cut)), None)
+
+        def loss() -> Tensor:
+            before = self._again(min(reach, held), now, rows) if held and reach > 0 else state
+            if not (held and reach > 0):
+                before = _rows_of(state, rows, cut.B)
+            losses, _ = self._call(cut, start, stop, before, rows)
+            return losses[0]
+
+        with self._replay():
+            looks.look(loss, self.steps)
+        self.window = looks.settle(looks.auto.window)
+
     def _windowed(
         self, cut: TimeBatch, start: int, stop: int, state: Any, reach: int
     ) -> tuple[tuple[Tensor, ...], Any]:
@@ -232,8 +279,8 @@ class ChunkLoop:
             start -= reach
         return self._call(cut, start, stop, state)
 
-    def _again(self, reach: int, now: _Kept) -> Any:
-        """The state before `now`, with a graph over the `reach` steps that lead to it."""
+    def _again(self, reach: int, now: _Kept, rows: Tensor | None = None) -> Any:
+        """The state before `now`, with a graph over the `reach` steps that lead to it; `rows`: of these sequences."""
         chosen: list[_Kept] = []
         steps = 0
         for kept in reversed(self._kept):
@@ -241,17 +288,17 @@ class ChunkLoop:
             steps += kept.stop - kept.start
             if steps >= reach:
                 break
-        state = chosen[0].before
+        state = _rows_of(chosen[0].before, rows, now.batch.B)
         for place, kept in enumerate(chosen):
             if place:
-                state = _joined(state, kept)
+                state = _joined(state, kept, rows)
             kept.draws.restore()
             ahead = max(0, steps - reach) if place == 0 else 0
             if ahead:
                 with torch.no_grad():
-                    _, state = self._call(kept.batch, kept.start, kept.start + ahead, state)
-            _, state = self._call(kept.batch, kept.start + ahead, kept.stop, state)
-        return _joined(state, now)
+                    _, state = self._call(kept.batch, kept.start, kept.start + ahead, state, rows)
+            _, state = self._call(kept.batch, kept.start + ahead, kept.stop, state, rows)
+        return _joined(state, now, rows)
 
     @contextmanager
     def _replay(self) -> Iterator[None]:
@@ -262,8 +309,11 @@ class ChunkLoop:
             self.replaying = False
 
     def _call(
-        self, cut: TimeBatch, start: int, stop: int, state: Any
+        self, cut: TimeBatch, start: int, stop: int, state: Any, only: Tensor | None = None
     ) -> tuple[tuple[Tensor, ...], Any]:
+        if only is not None:
+            found, after = self.step(cut.rows(start, stop, only), state)
+            return losses_of(found), after
         rows = cut.alive(start)
         before = state
         if rows is not None and state is not None and rows < cut.alive(0):  # type: ignore[operator]
@@ -298,12 +348,22 @@ def losses_of(found: Any) -> tuple[Tensor, ...]:
     return losses
 
 
-def _joined(state: Any, following: _Kept) -> Any:
+def _joined(state: Any, following: _Kept, rows: Tensor | None = None) -> Any:
     """The state that a chunk goes on from: of sequences that began anew with it, its own."""
     if following.reset is None:
         return state
-    return where_rows(~following.reset, state, following.before)
+    anew = following.reset if rows is None else following.reset[rows]
+    before = _rows_of(following.before, rows, following.batch.B)
+    return where_rows(~anew, state, before)
 
 
-def _tensors(cut: TimeBatch) -> Iterator[Tensor]:
-    yield from tensors_of(cut.piece(0, 1))
+def _rows_of(state: Any, rows: Tensor | None, batch: int) -> Any:
+    if rows is None:
+        return state
+    return map_tensors(
+        lambda part: part.index_select(batch_dim_of(part, batch), rows.to(part.device)), state
+    )
+
+
+def _device(cut: TimeBatch) -> torch.device:
+    return next((part.device for part in tensors_of(cut.piece(0, 1))), torch.device("cpu"))

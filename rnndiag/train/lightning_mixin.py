@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rnndiag.errors import BadArgument, NotSupported
+from rnndiag.train.auto import Auto
 from rnndiag.train.chunk_loop import ChunkLoop, Update
 from rnndiag.train.nested import map_tensors, where_rows
 from rnndiag.train.plain_updates import losses_apart
@@ -135,7 +136,7 @@ class TruncatedBPTT:
         self,
         *args: Any,
         k1: int | None = None,
-        window: Any = None,
+        window: int | str | Auto | None = None,
         stateful: bool = False,
         update: Update = "chunk",
         time_dim: int = 1,
@@ -155,6 +156,7 @@ class TruncatedBPTT:
         self._tbptt_rows: int | None = None
         self._tbptt_kept: Any = None
         self._tbptt_done: dict[str, int] = {}
+        self._tbptt_saved_auto: dict[str, Any] | None = None
         self.set_window(window)
 
     # What the author writes
@@ -183,15 +185,55 @@ class TruncatedBPTT:
         """Steps of a chunk; None: the whole batch."""
         return self._tbptt_loop.k1
 
-    def set_window(self, window: int | None) -> None:
+    @property
+    def tbptt_auto(self) -> Auto | None:
+        """The controller of a window that sets itself, once training has begun; else None."""
+        looks = self._tbptt_loop.looks
+        return None if looks is None else looks.auto
+
+    def set_window(self, window: int | str | Auto | None) -> None:
         """Use another window from the next chunk on.
 
         Args:
-            window: k2 in steps; None: k1.
+            window: k2 in steps; None: k1; "auto" or an `Auto`: see the class.
         """
-        if window is not None and window < 1:
-            raise BadArgument(f"window is {window}.", "Give a number of steps, 1 or more.")
-        self._tbptt_loop.window = window
+        loop = self._tbptt_loop
+        self._tbptt_auto_later, loop.looks, loop.keep = window == "auto", None, 0
+        if isinstance(window, Auto):
+            loop.follow(window, _as_module(self), self._tbptt_settle)
+        elif window is None or window == "auto":
+            loop.window = None
+        elif isinstance(window, int) and window >= 1:
+            loop.window = window
+        else:
+            raise BadArgument(
+                f"window is {window!r}.", 'Give a number of steps, None, "auto" or an Auto.'
+            )
+
+    def _tbptt_settle(self, window: int) -> int:
+        trainer = _as_module(self).trainer
+        return window if trainer.world_size == 1 else int(trainer.strategy.broadcast(window))
+
+    def _tbptt_prepare_auto(self, batch: Any) -> None:
+        """ "auto": from 4 k1 down to k1 where the state is carried or batches have chunks, else from T down."""
+        loop = self._tbptt_loop
+        if self._tbptt_auto_later:
+            T = TimeBatch(batch, loop.time_dim).T
+            k1 = loop.k1 or T
+            longest = 4 * k1 if self._tbptt_stateful else min(4 * k1, T)
+            horizon = 2 * longest if self._tbptt_stateful else longest
+            self.set_window(
+                Auto(longest, shortest=1 if loop.k1 is None else min(k1, longest), horizon=horizon)
+            )
+        auto = self.tbptt_auto
+        if auto is not None and self._tbptt_saved_auto is not None:
+            auto.load_state_dict(self._tbptt_saved_auto)
+            self._tbptt_saved_auto, loop.window = None, auto.window
+        if auto is not None and auto.every is None and _as_module(self).trainer.world_size > 1:
+            raise NotSupported(
+                "Looks that share the training time would fall on different steps of each process.",
+                "Give Auto(..., every=50): looks every so many steps.",
+            )
 
     # What Lightning calls
 
@@ -212,6 +254,7 @@ class TruncatedBPTT:
         if self._tbptt_kept is not None:
             kept, self._tbptt_kept = self._tbptt_kept, None
             loop.restore(module.transfer_batch_to_device(kept, module.device, 0))
+        self._tbptt_prepare_auto(batch)
         if self._tbptt_finish(batch):
             return None
         state, reset = self._tbptt_start(batch, batch_idx)
@@ -325,6 +368,7 @@ class TruncatedBPTT:
             "updates": self._tbptt_updates.steps,
             "state": _on_cpu(self._tbptt_state),
             "window": loop.window,
+            "auto": None if self.tbptt_auto is None else self.tbptt_auto.state_dict(),
             "kept": _on_cpu(loop.kept()),
         }
         if self._tbptt_batch is not None and loop.resume is not None:
@@ -340,8 +384,8 @@ class TruncatedBPTT:
         if saved is not None:
             self._tbptt_epoch, self._tbptt_updates.steps = saved["epoch"], saved["updates"]
             self._tbptt_state, self._tbptt_unfinished = saved["state"], saved.get("unfinished")
-            self._tbptt_kept = saved["kept"]
-            self._tbptt_loop.window = saved["window"]
+            self._tbptt_kept, self._tbptt_saved_auto = saved["kept"], saved["auto"]
+            self._tbptt_loop.window, self._tbptt_loop.steps = saved["window"], saved["updates"]
         self._tbptt_after("on_load_checkpoint", checkpoint)
 
     def _tbptt_after(self, name: str, *args: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnndiag.errors import BadArgument
+from rnndiag.errors import BadArgument, NotSupported
 from rnndiag.train.nested import batch_dim_of, map_tensors
 
 LENGTHS = "lengths"
@@ -44,6 +44,23 @@ class TimeBatch:
     def piece(self, start: int, stop: int) -> Any:
         """Steps start .. stop-1, in the structure of the batch."""
         return _walk(lambda name, value: self._cut(name, value, start, stop), "", self.batch)
+
+    def rows(self, start: int, stop: int, rows: Tensor) -> Any:
+        """Steps start .. stop-1 of some sequences."""
+        if self._packed is not None:
+            raise NotSupported(
+                "A packed batch cannot be looked at sequence by sequence.",
+                "Give a padded batch with its lengths.",
+            )
+
+        def pick(name: str, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                dim = 1 - self.time_dim if value.dim() > 1 else 0
+                if value.dim() and value.shape[dim] == self.B:
+                    return value.index_select(dim, rows.to(value.device))
+            return value
+
+        return _walk(pick, "", self.piece(start, stop))
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same numbers."""

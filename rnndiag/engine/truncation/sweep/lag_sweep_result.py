@@ -91,6 +91,16 @@ class LagSweep:
         return self.tails.mean_square_error
 
     @property
+    def sequence_squares(self) -> Tensor:
+        """|S_d,m|² of every group m of sequences, (D+1, M); one sequence a group where memory allows."""
+        return self.tails.own
+
+    @property
+    def sequence_products(self) -> Tensor:
+        """<S_d,m, S_d> of every group m of sequences with the whole tail, (D+1, M)."""
+        return self.tails.reach
+
+    @property
     def gradient_mean_square(self) -> float:
         """Unbiased |E g|² over sequences."""
         return float(self.tails.mean_square[0])

@@ -41,6 +41,10 @@ class Tails:
     mean_square: Tensor
     """Unbiased |E S_τ|² over sequences, (D+1,)."""
     mean_square_error: Tensor
+    own: Tensor
+    """|S_τ,m|² of the groups m of sequences, (D+1, M)."""
+    reach: Tensor
+    """<S_τ,m, S_τ>, (D+1, M)."""
     faint: tuple[int, ...] = ()
     """The lags whose |c_d| are upper bounds: together they lie below one rounding of |g|, and no tail can show them."""
 
@@ -219,13 +223,15 @@ def assembled(
         progress=_spread(size, at, (full - toward) / full),
         mean_square=_spread(size, at, mean),
         mean_square_error=_spread(size, at, error),
+        own=_spread(size, at, own),
+        reach=_spread(size, at, reach),
         faint=tuple(sorted(faint)),
     )
 
 
 def _spread(size: int, at: Tensor, values: Tensor) -> Tensor:
     """values at their places among `size`, NaN elsewhere."""
-    column = torch.full((size,), math.nan, dtype=torch.float64)
+    column = torch.full((size, *values.shape[1:]), math.nan, dtype=torch.float64)
     inside = at < size
     column[at[inside]] = values[inside]
     return column
