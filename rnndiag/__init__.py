@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
     from rnndiag.recorder.preflight import preflight as preflight
     from rnndiag.recorder.probe import probe as probe
+    from rnndiag.recorder.recorder import Recorder as Recorder
     from rnndiag.report.notebook import verdict_strip as verdict_strip
     from rnndiag.report.write_report import write_report as write_report
     from rnndiag.run.run import Run as Run
@@ -93,6 +94,7 @@ _PUBLIC: dict[str, str] = {
     "LayerRun": "rnndiag.engine.layer_run",
     "Measurement": "rnndiag.store.measurement",
     "Proof": "rnndiag.engine.proof",
+    "Recorder": "rnndiag.recorder.recorder",
     "Recording": "rnndiag.store.recording",
     "Run": "rnndiag.run.run",
     "RunWriter": "rnndiag.store.writer",

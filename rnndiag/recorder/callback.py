@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnndiag.errors import BadArgument
+from rnndiag.recorder.facts.lightning_loop import LightningLoop
 from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
         """Callback of `lightning.pytorch`, of `pytorch_lightning`, or both: a Trainer of either takes it."""
 else:
     _Base = callback_base()
-
-_MOMENTS = (
-    *("batch_started", "after_backward", "before_optimizer_step", "batch_ended"),
-    *("epoch_ended", "finish", "conclude"),
-)
-_PARTS = {moment: f"the recorder ({moment})" for moment in _MOMENTS}
-"""What a fault of a moment is told as."""
 
 _LIVE: weakref.WeakSet[GradientDiagnostics] = weakref.WeakSet()
 
@@ -215,7 +209,9 @@ class GradientDiagnostics(_Adopting):
             tell(place.said)
         self._run_dir = place.path
         with faults.guard("the start of the recorder", "This fit is not recorded."):
-            self._fit = FitRecorder(self._settings, trainer, pl_module, place, faults)
+            self._fit = FitRecorder(
+                self._settings, LightningLoop(trainer, pl_module), place, faults
+            )
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -262,16 +258,9 @@ class GradientDiagnostics(_Adopting):
 
     def _pass(self, moment: str, *facts: Any) -> None:
         """Hand a moment of the loop to the recorder; whatever goes wrong there, training goes on."""
-        fit = self._fit
-        if fit is None or fit.faults.gave_up(part := _PARTS[moment]):
-            return
-        fit.overhead.enter()
-        try:
-            with fit.faults.guard(part):
-                getattr(fit, moment)(*facts)
-        finally:
-            fit.overhead.leave()
-        self._wrote = self._wrote or fit.chronicle.opened
+        if (fit := self._fit) is not None:
+            fit.handle(moment, *facts)
+            self._wrote = self._wrote or fit.chronicle.opened
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The fit ends with an exception, which stays as it is."""

@@ -11,20 +11,12 @@ import numpy as np
 from rnndiag.recorder.facts.batch import all_finite
 from rnndiag.recorder.facts.clipping import ClipStory
 from rnndiag.recorder.facts.gradient_norms import step_facts
-from rnndiag.recorder.facts.history import History, StepFacts, number
+from rnndiag.recorder.facts.history import History, StepFacts
 from rnndiag.recorder.facts.optimizer_setup import training_setup
 from rnndiag.recorder.facts.own_clipping import OwnClipping
 from rnndiag.recorder.facts.provenance import provenance
 from rnndiag.recorder.facts.recurrent_weights import recurrent_weights
-from rnndiag.recorder.facts.trainer import (
-    batches_so_far,
-    clip_of,
-    loss_of,
-    monitored_metric,
-    scaling_of,
-    step_of,
-    training_measurements,
-)
+from rnndiag.recorder.facts.training_loop import TrainingLoop, loss_of, training_measurements
 from rnndiag.recorder.facts.weight_change import WeightChange
 from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.measures import chosen_measures
@@ -43,42 +35,49 @@ from rnndiag.recorder.watch import Watch
 from rnndiag.store.layer_names import recurrence
 from rnndiag.store.measurement import Measurement
 
+_MOMENTS = (
+    *("batch_started", "after_backward", "before_optimizer_step", "batch_ended", "batch_dropped"),
+    *("epoch_ended", "finish", "conclude"),
+)
+_PARTS = {moment: f"the recorder ({moment})" for moment in _MOMENTS}
+"""How a fault of a moment is named in messages."""
+
 
 class FitRecorder:
-    """The recorder at work. Every method is a moment of the training loop; none raises unless `strict`."""
+    """The recorder at work: a training loop calls `handle` with each of its moments. Nothing raises unless `strict`.
+
+    Args:
+        settings: What the person asked for.
+        loop: The training loop, as a source of facts.
+        place: The directory of the run.
+        faults: Faults of the recorder itself.
+    """
 
     def __init__(
-        self, settings: Settings, trainer: Any, module: Any, place: RunPlace, faults: Faults
+        self, settings: Settings, loop: TrainingLoop, place: RunPlace, faults: Faults
     ) -> None:
-        self.settings, self.trainer, self.module = settings, trainer, module
+        self.settings, self.loop = settings, loop
         self.run_dir, self.faults = place.path, faults
         self.overhead = Overhead()
         self.history = History()
         self.clips = ClipStory()
         self.groups = chosen_measures(settings.measures)
-        self.schedule = schedule_for(settings, self.groups, self.overhead, trainer, module)
-        self.reader = Reader(settings, trainer, module, self.faults, self.overhead)
-        self.black_box = BlackBox(
-            settings, module, trainer, self.groups, self.faults, self.overhead
-        )
-        self.own_clipping = OwnClipping(trainer, module)
-        self.watch = Watch(
-            module, lambda: scaling_of(trainer, module).factor, self.faults, settings.steps
-        )
-        self.layers = recurrent_weights(module, settings.steps)
+        self.schedule = schedule_for(settings, self.groups, self.overhead, loop)
+        self.reader = Reader(settings, loop, self.faults, self.overhead)
+        self.black_box = BlackBox(settings, loop, self.groups, self.faults, self.overhead)
+        self.own_clipping = OwnClipping(loop)
+        self.watch = Watch(loop.model, lambda: loop.scaling.factor, self.faults, settings.steps)
+        self.layers = recurrent_weights(loop.model, settings.steps)
         self.setup: dict[str, Any] = {}
         with self.faults.guard("reading optimizers and loader"):
-            self.setup = training_setup(trainer, module, self.layers)
-        self.reader.batch_size = self.setup.get("batch_size")
-        self.weights = WeightChange(module, self.layers)
+            self.setup = training_setup(loop, self.layers)
+        self.weights = WeightChange(loop.model, self.layers)
         self.chronicle = RunOutput(
             place.path,
             self.faults,
-            lambda: provenance(
-                trainer, module, settings.as_json(), self.reader.first_runs, self.setup
-            ),
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            lambda: provenance(loop, self.reader.model, settings.as_json(), self.setup),
+            rank=loop.rank,
+            world_size=loop.world_size,
             resumed_from_step=place.resumed_from_step,
         )
         self.added: tuple[Measurement, ...] = ()
@@ -90,18 +89,40 @@ class FitRecorder:
         self._batch_groups: tuple[str, ...] | None = None
         self._said_none = False
 
+    def handle(self, moment: str, *facts: Any) -> None:
+        """Call one of the moments below; whatever goes wrong in it, training goes on.
+
+        Args:
+            moment: The name of the method.
+            *facts: Its arguments.
+        """
+        part = _PARTS[moment]
+        if self.faults.gave_up(part):
+            return
+        self.overhead.enter()
+        try:
+            with self.faults.guard(part):
+                getattr(self, moment)(*facts)
+        finally:
+            self.overhead.leave()
+
     # -- moments of the loop ---------------------------------------------------------------------------------------
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether the running step is recorded."""
+        return self._pending is not None
 
     @property
     def wants_backward(self) -> bool:
         """Whether the end of a backward pass is of interest."""
-        return self._pending is not None or self.own_clipping.manual
+        return self._pending is not None or self.loop.manual
 
     def batch_started(self, batch: Any) -> None:
         """Decide, and watch the forward pass that comes."""
         self.reader.batch_started(batch)
-        self._batch_number = batches_so_far(self.trainer)
-        self._batch_step = step_of(self.trainer, self.module)
+        self._batch_number = self.loop.batches
+        self._batch_step = self.loop.step
         self._batch_groups = None
         self._begin_step(self._batch_step)
         with self.faults.guard("watching the model"):
@@ -113,17 +134,16 @@ class FitRecorder:
         if self._pending is not None:
             with self.faults.guard("reading a backward pass"):
                 self._measure()
-        if self.own_clipping.manual:
+        if self.loop.manual:
             with self.faults.guard("reading the gradient norm"):
                 self.own_clipping.after_backward()
 
     def before_optimizer_step(self, optimizer: Any) -> None:
         """Gradients are complete, unscaled and not yet clipped; weights have not moved."""
-        manual = self.own_clipping.manual
-        step = step_of(self.trainer, self.module) if manual else self._batch_step
+        step = self.loop.step if self.loop.manual else self._batch_step
         facts: StepFacts | None = None
         with self.faults.guard("reading the gradient norm"):
-            facts = step_facts(step, optimizer, clip_of(self.trainer))
+            facts = step_facts(step, optimizer, self.loop.clip)
             self.own_clipping.before_step(facts)
             self.history.add(facts)
         with self.faults.guard("reading a backward pass"):
@@ -137,7 +157,7 @@ class FitRecorder:
                 self.weights.before_step()
             self._done.append((self._pending, facts))
             self._pending = None
-        if manual:
+        if self.loop.steps_within_batch:
             with self.faults.guard("watching the model"):
                 self.watch.forget()
                 self._begin_step(step + 1)
@@ -155,7 +175,8 @@ class FitRecorder:
             for facts in self.history.settle(at_once=self.reader.measured):
                 self.clips.add(facts)
                 self.black_box.loss_alarm(facts.step, facts.loss, facts.norm)
-        if self.own_clipping.manual and self._pending is not None and not self._pending.empty:
+        complete = self.loop.complete_at_batch_end
+        if complete and self._pending is not None and not self._pending.empty:
             self._done.append((self._pending, None))
             self._pending = None
         if self._done:
@@ -166,12 +187,22 @@ class FitRecorder:
         self.reader.batch = None
         self.overhead.batch_ended(self.reader.measured)
 
+    def batch_dropped(self) -> None:
+        """The batch ended with an exception that the program may catch: the next one is recorded in its place."""
+        if (pending := self._pending) is not None:
+            self._pending = self._new_pending(pending.step, pending.groups, pending.left_out)
+        with self.faults.guard("watching the model"):
+            self.watch.disarm()
+            self.black_box.rest()
+        self.reader.batch = None
+        self.overhead.batch_dropped()
+
     def epoch_ended(self) -> None:
         """An epoch's story of clipping is complete."""
         with self.faults.guard("telling the story of clipping"):
             for facts in self.history.settle(at_once=True):
                 self.clips.add(facts)
-            self.clips.end_epoch(self.trainer.current_epoch)
+            self.clips.end_epoch(self.loop.epoch)
 
     def finish(self) -> None:
         """The fit ended as it should: store what is left and close the run."""
@@ -180,7 +211,7 @@ class FitRecorder:
 
     def conclude(self) -> None:
         """After everything else of the fit: say what it showed."""
-        if self.trainer.global_rank != 0:
+        if self.loop.rank != 0:
             return
         broke = isinstance(self.schedule, WithinBudget) and self.schedule.over_budget
         close_fit(
@@ -189,7 +220,7 @@ class FitRecorder:
             self.chronicle.count,
             Cost(self.overhead.share, broke, self.overhead.light / self.overhead.training),
             self.faults,
-            self.trainer.loggers,
+            self.loop.loggers,
         )
 
     def close(self, reason: str) -> None:
@@ -229,7 +260,7 @@ class FitRecorder:
     def _new_pending(
         self, step: int, groups: tuple[str, ...], left_out: Mapping[str, str] | None = None
     ) -> Pending:
-        epoch = int(self.trainer.current_epoch)
+        epoch = self.loop.epoch
         return Pending(step, groups, epoch, self._batch_number, left_out=left_out or {})
 
     def _watch_next(self) -> None:
@@ -238,7 +269,7 @@ class FitRecorder:
         self.reader.seams.stand(self.schedule.next_tick - tick, self._pending)
         if self._pending is None:
             self.black_box.stand()
-        elif not self.watch.armed:
+        elif not self.watch.armed and self._wants_passes(self._pending):
             self.watch.rescan()
             self.watch.arm()
 
@@ -247,17 +278,20 @@ class FitRecorder:
         decision = Decision(False, next_tick=tick + 1)
         with self.faults.guard("the schedule"):
             decision = self.schedule.decide(tick)
-        if self.trainer.world_size > 1 and self.schedule.by_batch:
-            decision = self.trainer.strategy.broadcast(decision)
+        if self.loop.world_size > 1 and self.schedule.by_batch:
+            decision = self.loop.broadcast(decision)
         self.schedule.adopt(decision)
         return decision
 
     def _measure(self) -> None:
         """Measure the backward passes since the last call into the pending recording."""
         pending, passes = self._pending, self.watch.new_passes()
-        if pending is None or (self._batch_number != pending.batch and not pending.empty):
-            return
-        self.reader.read(pending, passes)
+        if pending is not None and self._wants_passes(pending):
+            self.reader.read(pending, passes)
+
+    def _wants_passes(self, pending: Pending) -> bool:
+        """Whether the running batch belongs to the recording: of accumulated batches, the first is measured."""
+        return pending.empty or self._batch_number == pending.batch
 
     def _judge(self, facts: StepFacts) -> None:
         """Is this step an accident? Then it is recorded, whatever the schedule said."""
@@ -287,40 +321,34 @@ class FitRecorder:
             )
             if clipping := self.clips.drain():
                 pending.facts["clipping"] = clipping
-            recording = pending.recording(
-                self.trainer.global_rank, tuple(more), self.faults.drain()
-            )
+            recording = pending.recording(self.loop.rank, tuple(more), self.faults.drain())
             if self.chronicle.append(recording):
                 with self.faults.guard("logging scalars"):
-                    log_scalars(self.trainer, recording, self.settings.log)
+                    log_scalars(self.loop, recording, self.settings.log)
                     if in_batch:
-                        log_in_module(self.module, recording, self.settings.log)
+                        log_in_module(self.loop, recording, self.settings.log)
 
     def _step_measurements(self) -> list[Measurement]:
         """What the optimizer step of this batch did to the weights; empty where none was made."""
         found: list[Measurement] = []
         with self.faults.guard("measuring the optimizer's step"):
-            self.weights.name_layers(
-                {
-                    recurrence(run.name): list(run.parameters.values())
-                    for run in self.reader.first_runs
-                }
-            )
-            found = self.weights.measurements(self.trainer.optimizers)
-            if (metric := monitored_metric(self.trainer)) is not None:
-                found.append(Measurement.of("monitored_metric", np.asarray(number(metric))))
+            seen = self.reader.parameters.items()
+            self.weights.name_layers({recurrence(name): own for name, own in seen})
+            found = self.weights.measurements(self.loop.optimizers)
+            if (metric := self.loop.monitored_metric) is not None:
+                found.append(Measurement.of("monitored_metric", np.asarray(metric)))
         return found
 
     def _silent_recurrence(self, facts: StepFacts | None) -> bool:
         """Whether the model has recurrent layers that no gradient ever went through: a recording says so."""
-        return facts is not None and bool(self.layers) and not self.reader.first_runs
+        return facts is not None and bool(self.layers) and not self.reader.parameters
 
     def _say_if_none(self) -> None:
         """One clear sentence where the model has nothing to record."""
-        if not self._said_none and not self.watch.layers and not self.reader.first_runs:
+        if not self._said_none and not self.watch.layers and not self.reader.parameters:
             self._said_none = True
             tell(
-                f"rnndiag: {type(self.module).__name__} has no recurrent layer that a gradient went through, so "
+                f"rnndiag: {type(self.loop.model).__name__} has no recurrent layer that a gradient went through, so "
                 "nothing is recorded. nn.RNN, nn.LSTM, nn.GRU, their cells and registered cells would be."
             )
 
@@ -329,7 +357,7 @@ class FitRecorder:
         with self.faults.guard("storing the rest"):
             for facts in self.history.settle(at_once=True):
                 self.clips.add(facts)
-            self.clips.end_epoch(self.trainer.current_epoch)
+            self.clips.end_epoch(self.loop.epoch)
             if self._pending is not None and not self._pending.empty:
                 self._done.append((self._pending, None))
             self._pending = None
@@ -337,7 +365,5 @@ class FitRecorder:
             if not self.chronicle.opened:
                 return
             ring, story = self.history.measurements(), self.clips.drain()
-            last = last_recording(
-                self.trainer, self.module, ring, story, self.overhead, self.faults
-            )
+            last = last_recording(self.loop, ring, story, self.overhead, self.faults)
             self.chronicle.append(replace(last, measurements=(*last.measurements, *self.added)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -25,8 +26,8 @@ _out_of_inference = torch.inference_mode(False)
 class Probe:
     """What `probe` yields. All of it is made at the first look, after the backward pass, and then stays."""
 
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
+    def __init__(self, capture: Capture, step: int = 0) -> None:
+        self._capture, self.step = capture, step
         self._passes: list[BackwardPass] = []
         self._proofs: list[Proof] = []
         self._recording: Recording | None = None
@@ -92,7 +93,7 @@ class Probe:
                     "No backward pass through a recurrent layer was seen inside of the probe.",
                     "Run the forward pass and `loss.backward()` inside of the `with`, and look afterwards.",
                 )
-            self._recording, self._recorded = record_passes(passes), len(passes)
+            self._recording, self._recorded = record_passes(passes, step=self.step), len(passes)
         return self._recording
 
 
@@ -123,12 +124,29 @@ def probe(
     *,
     steps: Iterable[str | type] = (),
     loss_scale: Callable[[], float] | None = None,
+    step: int | None = None,
 ) -> Probe:
-    """Watch a model: `with rnndiag.probe(model) as probe: loss.backward()`, then look at `probe.layer_runs`.
+    """Watch the forward and backward passes of a model, in any torch code.
 
-    steps: names or classes of modules that do one step of a recurrence in Python, where neither a registered cell nor
-    their second argument's name (h, state, hidden, ...) says so. loss_scale: gives the factor of a scaled loss (of a
-    GradScaler: `scaler.get_scale`), which is divided out.
+    Args:
+        model: The module that is trained.
+        steps: Names or classes of modules that do one step of a recurrence in Python, where neither a registered cell
+            nor the name of their second argument (h, state, hidden, ...) says so.
+        loss_scale: Gives the factor of a scaled loss (of a GradScaler: `scaler.get_scale`), which is divided out.
+        step: The training step that `probe.recording` is labelled with. None: probes of a model are counted from 0.
+
+    Returns:
+        A context manager; look at its `layer_runs`, `proofs` and `recording` after the backward pass.
+
+    Raises:
+        BadArgument: `model` is no module, or `loss_scale` cannot be called.
+        NotSupported: The model was scripted or traced by torch.jit.
+
+    Example:
+        >>> with rnndiag.probe(model) as probe:
+        ...     loss_of(model, batch).backward()
+        >>> [run.name for run in probe.layer_runs]
+        ['rnn.l0']
     """
     if not isinstance(model, nn.Module):
         raise BadArgument(
@@ -148,5 +166,14 @@ def probe(
             "Pass a function that gives the factor while a backward pass runs, as `scaler.get_scale` does.",
         )
     if loss_scale is None:
-        return Probe(Capture(model, steps=steps))
-    return Probe(Capture(model, steps=steps, loss_scale=loss_scale))
+        capture = Capture(model, steps=steps)
+    else:
+        capture = Capture(model, steps=steps, loss_scale=loss_scale)
+    if step is None:
+        # without a number of their own, recordings of one model would replace one another in a run
+        step = _made[model] = _made.get(model, -1) + 1
+    return Probe(capture, step)
+
+
+_made: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Model -> the step of its last probe."""

@@ -10,7 +10,8 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.capture import BackwardPass
 from rnndiag.recorder.capture.gathered import gathered
 from rnndiag.recorder.facts.labels import label_notes
-from rnndiag.recorder.facts.trainer import precision_of, scaling_of
+from rnndiag.recorder.facts.provenance import model_facts
+from rnndiag.recorder.facts.training_loop import TrainingLoop
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.measures import Extent, Subject, take
 from rnndiag.recorder.output.pending_recording import BACKWARDS, Pending, renamed
@@ -26,21 +27,20 @@ class Reader:
     """Measures the passes of the running batch. `measured` says whether it has in this batch."""
 
     settings: Settings
-    trainer: Any
-    module: Any
+    loop: TrainingLoop
     faults: Faults
     overhead: Overhead
-    first_runs: tuple[LayerRun, ...] = ()
-    """The layer runs of the first recording: they describe the model."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """The model as the first recording showed it, for the provenance."""
+    parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Layer run of the first recording -> qualified names of its parameters."""
     measured: bool = False
     batch: Any = None
-    batch_size: int | None = None
-    """Samples a batch, where the loader says so."""
     seams: Seams = field(init=False)
     _layers: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.seams = Seams(self.settings, self.module, self.faults, self.overhead)
+        self.seams = Seams(self.settings, self.loop.model, self.faults, self.overhead)
 
     def batch_started(self, batch: Any) -> None:
         """Nothing is measured of this batch yet."""
@@ -62,8 +62,10 @@ class Reader:
                 continue
             self.measured = True
             pending.window = max(pending.window, *(run.T for run in runs))
-            if not self.first_runs:
-                self.first_runs = runs
+            if not self.parameters:
+                # facts only: the runs hold tensors of the whole batch
+                self.parameters = {run.name: tuple(run.parameters.values()) for run in runs}
+                self.model = model_facts(self.loop.model, runs)
                 self._glance(pending, runs)
             subject = Subject(
                 runs,
@@ -71,7 +73,7 @@ class Reader:
                 gathered=frozenset(said),
                 sampling=said,
                 words=TimeWords(self.settings.time_unit, self.settings.stride),
-                dtype=precision_of(self.trainer) or seen.dtype,
+                dtype=self.loop.precision or seen.dtype,
                 extent=Extent(
                     samples=self.settings.samples, thrifty=pending.thrifty, seed=pending.step
                 ),
@@ -84,12 +86,12 @@ class Reader:
         """At the first recording: faults of structure that the step shows by itself."""
         if self.settings.preflight:
             with self.faults.guard("the preflight"), self.overhead.own():
-                found = glance(runs, self.batch, self.batch_size)
+                found = glance(runs, self.batch, self.loop.batch_size)
                 if found:
                     pending.facts[NOTE] = found
 
     def _note(self, pending: Pending, runs: tuple[LayerRun, ...]) -> None:
-        scaling = scaling_of(self.trainer, self.module)
+        scaling = self.loop.scaling
         if scaling.factor != 1.0:
             pending.facts["scaling"] = scaling.as_json()
         if self.settings.labels is not None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from rnndiag.errors import BadArgument
 
@@ -79,6 +79,30 @@ class Settings:
         return plain
 
 
+class Options(TypedDict, total=False):
+    """The options of the callback and of the Recorder, as a person writes them; see `GradientDiagnostics`."""
+
+    every_n_steps: int | None
+    budget: float
+    schedule: Callable[[int], bool] | None
+    measures: Sequence[str] | None
+    samples: int | None
+    steps: Sequence[str]
+    seam: int
+    black_box: bool
+    jump: float
+    log: LogChoice
+    labels: Callable[[Any], Any] | None
+    time_unit: tuple[str, float] | None
+    stride: int
+    screen: bool
+    report: bool
+    preflight: bool
+    strict: bool
+    chance: float | None
+    needs: int | str | None
+
+
 def name_of(function: Callable[..., Any] | None) -> str | None:
     """The qualified name of a callable."""
     if function is None:
@@ -91,13 +115,18 @@ def _refuse(name: str, value: object, wanted: str) -> None:
 
 
 def settings_from(
-    dirpath: str | Path | None,
-    measures: Sequence[str] | None,
-    time_unit: Sequence[Any] | None,
-    steps: Sequence[str],
+    dirpath: str | Path | None = None,
+    measures: Sequence[str] | None = None,
+    time_unit: Sequence[Any] | None = None,
+    steps: Sequence[str] = (),
     **others: Any,
 ) -> Settings:
     """The settings of arguments as people write them: paths, lists from YAML, tuples."""
+    if unknown := others.keys() - Settings.__dataclass_fields__.keys():
+        raise BadArgument(
+            f"There is no option {', '.join(map(repr, sorted(unknown)))}.",
+            f"The options are {', '.join(Settings.__dataclass_fields__)}.",
+        )
     for name, takes in (
         ("schedule", "a step and returns True or False"),
         ("labels", "a batch and returns names"),

@@ -57,6 +57,8 @@ class RunWriter:
         self.problems: list[Problem] = []
         self.count = 0
         self.last_step: int | None = None
+        self._last_phase = ""
+        self._told_again = False
         self.durable, self.strict = durable, strict
         self._owner = os.getpid()
         self._failures = 0
@@ -157,12 +159,27 @@ class RunWriter:
             self._open_segment(self._number + 1)
         self._append(data)
         self._failures = 0
+        self._tell_if_again(recording)
         self.count += 1
         self._in_segment += 1
         self.last_step = recording.step
         for sentence in self.budget.stored(recording, len(data)):
             log.warning("rnndiag: %s (%s)", sentence, self.path)
         return True
+
+    def _tell_if_again(self, recording: Recording) -> None:
+        """Of several recordings of one step and phase a reader sees the last: say so at the first repetition."""
+        again = (recording.step, recording.phase) == (self.last_step, self._last_phase)
+        self._last_phase = recording.phase
+        if again and not self._told_again:
+            self._told_again = True
+            log.warning(
+                "rnndiag: step %d (%s) was recorded twice in %s: the later recording replaces the earlier one. "
+                "Give every recording a step of its own.",
+                recording.step,
+                recording.phase,
+                self.path,
+            )
 
     def _is_full(self, more: int) -> bool:
         too_long = self._offset + more > limits.SEGMENT_ROLLS_AT and self._in_segment > 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.recorder.facts.history import Scalar, StepFacts
-from rnndiag.recorder.facts.trainer import ClipSetting
+from rnndiag.recorder.facts.training_loop import ClipSetting
 
 FEW = 64
 """The norms of so many tensors on the CPU are taken one by one and added up in Python, which is quicker there."""

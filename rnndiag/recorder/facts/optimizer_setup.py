@@ -10,18 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rnndiag.recorder.facts.recurrent_weights import named_parameters
+from rnndiag.recorder.facts.training_loop import TrainingLoop
 
 _NUMBERS = ("lr", "weight_decay", "momentum")
 
 
-def training_setup(
-    trainer: Any, module: Any, layers: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
+def training_setup(loop: TrainingLoop, layers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Optimizers, the recurrent weights of each layer, and the loader's batch size, as JSON.
 
     Args:
-        trainer: The Trainer, its optimizers set up.
-        module: The model.
+        loop: The training loop, its optimizers set up.
         layers: Layer -> qualified names of its parameters (`recurrent_weights`).
 
     Returns:
@@ -29,21 +27,21 @@ def training_setup(
         "in_optimizer", "optimizer", "lr", "weight_decay"}}, "batch_size": int or None}. `trainable` and `in_optimizer`
         count parameters; `lr` is what the person configured, before a scheduler scaled it.
     """
-    optimizers = list(getattr(trainer, "optimizers", None) or ())
+    optimizers = loop.optimizers
     place = {
         id(parameter): (number, group)
         for number, optimizer in enumerate(optimizers)
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    parameters = named_parameters(module)
+    parameters = named_parameters(loop.model)
     return {
         "optimizers": [_optimizer(optimizer) for optimizer in optimizers],
         "recurrent": {
             layer: _layer([parameters[name] for name in names if name in parameters], place)
             for layer, names in layers.items()
         },
-        "batch_size": batch_size_of(trainer),
+        "batch_size": loop.batch_size,
     }
 
 
@@ -70,18 +68,3 @@ def _layer(own: Sequence[Any], place: Mapping[int, tuple[int, Any]]) -> dict[str
     if held:
         facts |= {"optimizer": held[0][0], **_numbers(held[0][1])}
     return facts
-
-
-def batch_size_of(trainer: Any) -> int | None:
-    """How many samples the loader puts into a batch; None where it does not say, or several loaders differ."""
-    loader = getattr(trainer, "train_dataloader", None)
-    loaders = loader if isinstance(loader, (list, tuple)) else [loader]
-    sizes = {_size(one) for one in loaders}
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-def _size(loader: Any) -> int | None:
-    size = getattr(loader, "batch_size", None)
-    if size is None:
-        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    return int(size) if isinstance(size, int) else None

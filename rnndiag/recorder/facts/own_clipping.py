@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from rnndiag.recorder.facts.gradient_norms import gradients_of, total_norm
 from rnndiag.recorder.facts.history import Scalar, StepFacts
-from rnndiag.recorder.facts.trainer import clips_by_itself, scaling_of
+from rnndiag.recorder.facts.training_loop import TrainingLoop
 
 
 class OwnClipping:
@@ -17,16 +16,14 @@ class OwnClipping:
     too. The own hook of an automatic one runs after the gradients are read, so they are read again after the step.
     """
 
-    def __init__(self, trainer: Any, module: Any) -> None:
-        self._trainer, self._module = trainer, module
-        self.manual = not module.automatic_optimization
-        self._after_step = not self.manual and clips_by_itself(module)
+    def __init__(self, loop: TrainingLoop) -> None:
+        self._loop = loop
         self._before: dict[int, Scalar] = {}
 
     def after_backward(self) -> None:
         """The norms that a manual loop's backward pass left."""
-        scale = scaling_of(self._trainer, self._module).loss_scale
-        for optimizer in self._trainer.optimizers:
+        scale = self._loop.scaling.loss_scale
+        for optimizer in self._loop.optimizers:
             norm = total_norm(gradients_of(optimizer))
             if norm is not None:
                 self._before[id(optimizer)] = norm / scale
@@ -39,9 +36,9 @@ class OwnClipping:
 
     def after_step(self, made: Iterable[StepFacts]) -> None:
         """The norms that were left for the steps of this batch."""
-        if not self._after_step:
+        if not self._loop.clips_by_itself:
             return
-        optimizers = {id(optimizer): optimizer for optimizer in self._trainer.optimizers}
+        optimizers = {id(optimizer): optimizer for optimizer in self._loop.optimizers}
         for facts in made:
             if facts.optimizer in optimizers:
                 facts.stepped = total_norm(gradients_of(optimizers[facts.optimizer]))

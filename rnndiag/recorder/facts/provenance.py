@@ -15,16 +15,13 @@ import torch
 
 from rnndiag import __version__
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.recorder.facts.training_loop import TrainingLoop
 
 _PACKAGES = ("rnndiag", "torch", "lightning", "pytorch_lightning", "numpy")
 
 
 def provenance(
-    trainer: Any,
-    module: Any,
-    settings: dict[str, Any],
-    runs: Iterable[LayerRun],
-    training: dict[str, Any],
+    loop: TrainingLoop, model: dict[str, Any], settings: dict[str, Any], training: dict[str, Any]
 ) -> dict[str, Any]:
     """All of it as JSON; secrets are taken out by the writer. training: what `training_setup` read."""
     return {
@@ -32,9 +29,9 @@ def provenance(
         "host": socket.gethostname(),
         "os": platform.platform(),
         "git": git_state(),
-        "model": model_facts(module, runs),
+        "model": model,
         "config": settings,
-        "trainer": trainer_facts(trainer),
+        "trainer": loop.as_json(),
         "training": training,
         "seed": os.environ.get("PL_GLOBAL_SEED"),
         "command": list(sys.argv),
@@ -100,20 +97,3 @@ def model_facts(module: Any, runs: Iterable[LayerRun]) -> dict[str, Any]:
 
 def _is_lazy(parameter: Any) -> bool:
     return isinstance(parameter, torch.nn.parameter.UninitializedParameter)
-
-
-def trainer_facts(trainer: Any) -> dict[str, Any]:
-    """What of the Trainer shapes gradients and steps."""
-    return {
-        "precision": str(trainer.precision),
-        "accumulate": trainer.accumulate_grad_batches,
-        "clip": trainer.gradient_clip_val,
-        "clip_algorithm": str(trainer.gradient_clip_algorithm)
-        if trainer.gradient_clip_val
-        else None,
-        "max_steps": trainer.max_steps,
-        "max_epochs": trainer.max_epochs,
-        "devices": trainer.num_devices,
-        "world_size": trainer.world_size,
-        "strategy": type(trainer.strategy).__name__,
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rnndiag.recorder.facts.trainer import step_of, training_measurements
+from rnndiag.recorder.facts.training_loop import TrainingLoop, training_measurements
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.schedule.overhead import Overhead
 from rnndiag.store.measurement import Measurement
@@ -15,8 +15,7 @@ PHASE = "end"
 
 
 def last_recording(
-    trainer: Any,
-    module: Any,
+    loop: TrainingLoop,
     ring: Sequence[Measurement],
     clipping: list[dict[str, Any]],
     overhead: Overhead,
@@ -30,10 +29,10 @@ def last_recording(
     }
     measured = training_measurements(None, None, overhead.spent, overhead.share)
     return Recording(
-        step=step_of(trainer, module),
+        step=loop.step,
         phase=PHASE,
-        rank=trainer.global_rank,
-        epoch=int(trainer.current_epoch),
+        rank=loop.rank,
+        epoch=loop.epoch,
         measurements=(*measured, *ring),
         notes={key: value for key, value in notes.items() if value},
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from rnndiag.recorder.facts.training_loop import TrainingLoop
 from rnndiag.recorder.settings import LogChoice
 from rnndiag.stats.reach import decay, reach
 from rnndiag.stats.window import smallest_window
@@ -91,33 +91,15 @@ def worst_layer(recording: Recording) -> str:
     return min(recording.layers, key=rank)
 
 
-def log_scalars(trainer: Any, recording: Recording, which: LogChoice) -> None:
-    """Give the scalars of a recording to every logger of the trainer, at the step that its own scalars use."""
-    found = scalars(recording, which)
-    if not found:
-        return
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
-    for logger in trainer.loggers:
-        logger.log_metrics(found, step=step)
+def log_scalars(loop: TrainingLoop, recording: Recording, which: LogChoice) -> None:
+    """Give the scalars of a recording to the loop's own loggers."""
+    if found := scalars(recording, which):
+        loop.log(found)
 
 
-def log_in_module(module: Any, recording: Recording, which: LogChoice) -> None:
-    """Log the scalars of all layers through the module, so that they can be monitored.
-
-    `trainer.callback_metrics`, EarlyStopping, ModelCheckpoint and the progress bar see `rnndiag/<layer>/reach` and the
-    rest; at the end of an epoch each is the mean over the epoch's recordings. Allowed at the end of a batch only.
-    """
+def log_in_module(loop: TrainingLoop, recording: Recording, which: LogChoice) -> None:
+    """Have the scalars of all layers monitored, `rnndiag/<layer>/reach` of the worst one in the progress bar."""
     if which == "none":
         return
     shown = f"rnndiag/{worst_layer(recording)}/reach" if recording.layers else ""
-    for name, value in scalars(recording, "all").items():
-        # The loggers have them at the step of the recording already (`log_scalars`).
-        module.log(
-            name,
-            value,
-            on_step=True,
-            on_epoch=True,
-            logger=False,
-            prog_bar=name == shown,
-            batch_size=1,
-        )
+    loop.monitor(scalars(recording, "all"), shown)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rnndiag.recorder.capture import BackwardPass
 from rnndiag.recorder.facts.history import History, Scalar, StepFacts, number
-from rnndiag.recorder.facts.trainer import scaling_of
+from rnndiag.recorder.facts.training_loop import TrainingLoop
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.replay.first_fault import first_fault, largest_contribution
 from rnndiag.recorder.replay.kept_calls import replay
@@ -60,14 +60,13 @@ class BlackBox:
     def __init__(
         self,
         settings: Settings,
-        module: Any,
-        trainer: Any,
+        loop: TrainingLoop,
         groups: Sequence[str],
         faults: Faults,
         overhead: Overhead,
     ) -> None:
         self._on, self._jump = settings.black_box, settings.jump
-        self._module, self._trainer = module, trainer
+        self._loop = loop
         self._light_hooks = LightHooks(faults, overhead)
         self._faults = faults
         self._epoch = -1
@@ -82,9 +81,9 @@ class BlackBox:
         """Keep what the coming passes show. Modules are looked for once an epoch."""
         if not self._on:
             return
-        if (epoch := int(self._trainer.current_epoch)) != self._epoch:
+        if (epoch := self._loop.epoch) != self._epoch:
             self._epoch = epoch
-            self._light_hooks.attach(self._module)
+            self._light_hooks.attach(self._loop.model)
         self._light_hooks.awake = True
 
     def rest(self) -> None:
@@ -130,10 +129,10 @@ class BlackBox:
 
     def kept_passes(self) -> list[BackwardPass]:
         """The step's calls run again, proved by the true gradients where one backward pass alone made them."""
-        scaling = scaling_of(self._trainer, self._module)
+        scaling = self._loop.scaling
         true = {}
-        if scaling.accumulate == 1 and self._module.automatic_optimization:
-            named = self._module.named_parameters()
+        if scaling.accumulate == 1 and not self._loop.manual:
+            named = self._loop.model.named_parameters()
             true = {name: p.grad for name, p in named if p.grad is not None}
         return replay(self._light_hooks.calls, true, self._faults, scaling.factor)
 

@@ -98,6 +98,10 @@ class Overhead:
         self.recording_cost(max(0.0, own - (groups - self._groups_at_end)))
         self._groups_at_end = groups
 
+    def batch_dropped(self) -> None:
+        """The training step was not completed: its time says nothing."""
+        self._batch_started = None
+
     def recording_cost(self, seconds: float) -> None:
         """Note what one recording cost without the optional groups."""
         self._costs.append(seconds)

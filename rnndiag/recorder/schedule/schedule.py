@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from rnndiag.recorder.facts.trainer import batches_so_far, may_end_early, total_batches
+from rnndiag.recorder.facts.training_loop import TrainingLoop
 from rnndiag.recorder.measures import MEASURES
 from rnndiag.recorder.measures.measure import GroupCost
 from rnndiag.recorder.schedule.overhead import Overhead
@@ -248,7 +248,7 @@ _AT_ENDS = "within a budget it is measured in the first and the last recording"
 
 
 def schedule_for(
-    settings: Settings, groups: Sequence[str], overhead: Overhead, trainer: Any, module: Any
+    settings: Settings, groups: Sequence[str], overhead: Overhead, loop: TrainingLoop
 ) -> Schedule:
     """Every n steps, a person's own callable, or within the budget."""
     costs = {name: MEASURES[name].cost for name in groups}
@@ -260,7 +260,7 @@ def schedule_for(
         settings.budget,
         overhead,
         costs,
-        total=total_batches(trainer, module),
-        first=batches_so_far(trainer) + 1,  # the index of the last batch begun, -1 before the first
-        ends_early=may_end_early(trainer),
+        total=loop.total_batches,
+        first=loop.batches + 1,  # the index of the last batch begun, -1 before the first
+        ends_early=loop.may_end_early,
     )

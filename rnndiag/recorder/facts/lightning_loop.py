@@ -1,0 +1,174 @@
+"""A fit that a Lightning Trainer runs: its step, clipping, loss scale and precision, read in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rnndiag.recorder.facts.training_loop import NO_CLIP, ClipSetting, Scaling, TrainingLoop
+
+_PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16}
+
+
+class LightningLoop(TrainingLoop):
+    """Reads the Trainer anew at every question, as its counters and settings change during a fit."""
+
+    def __init__(self, trainer: Any, module: Any) -> None:
+        self.trainer, self.model = trainer, module
+        self.rank, self.world_size = int(trainer.global_rank), int(trainer.world_size)
+        self.manual = not module.automatic_optimization
+        self.clips_by_itself = not self.manual and _clips_by_itself(module)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made so far. A manual loop that steps past the Trainer is counted in batches."""
+        step = int(self.trainer.global_step)
+        return self.batches if step == 0 and self.manual else step
+
+    @property
+    def batches(self) -> int:
+        """Training batches begun before the running one, over all epochs."""
+        return int(self.trainer.fit_loop.total_batch_idx)
+
+    @property
+    def epoch(self) -> int:
+        """The Trainer's epoch."""
+        return int(self.trainer.current_epoch)
+
+    @property
+    def total_batches(self) -> int | None:
+        """Training batches of the whole fit; None where a Timer or nothing at all ends it."""
+        trainer = self.trainer
+        if any(type(callback).__name__ == "Timer" for callback in trainer.callbacks):
+            return None
+        limits = []
+        per_epoch = float(trainer.num_training_batches)
+        if math.isfinite(per_epoch) and trainer.max_epochs not in (None, -1):
+            limits.append(per_epoch * trainer.max_epochs)
+        if trainer.max_steps not in (None, -1) and not self.manual:
+            limits.append(trainer.max_steps * self._accumulate)
+        return int(min(limits)) if limits and min(limits) > 0 else None
+
+    @property
+    def optimizers(self) -> Sequence[Any]:
+        """The Trainer's."""
+        found: Sequence[Any] = self.trainer.optimizers
+        return found
+
+    @property
+    def clip(self) -> ClipSetting:
+        """`gradient_clip_val` of the Trainer."""
+        trainer = self.trainer
+        value = trainer.gradient_clip_val
+        if not value:
+            return NO_CLIP
+        algorithm = getattr(
+            trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm
+        )
+        return ClipSetting(float(value), by_value=algorithm == "value")
+
+    @property
+    def scaling(self) -> Scaling:
+        """The loss scale of the precision plugin; 1 where its scaler, a person's own perhaps, does not tell one."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        get_scale = getattr(scaler, "get_scale", None)
+        return Scaling(1.0 if get_scale is None else float(get_scale()), self._accumulate)
+
+    @property
+    def _accumulate(self) -> int:
+        """By how much the Trainer divides the loss before each backward pass."""
+        return 1 if self.manual else int(self.trainer.accumulate_grad_batches)
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """Of "bf16-mixed" bfloat16, of "16-mixed" float16."""
+        return _PRECISIONS.get(str(self.trainer.precision).partition("-")[0])
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether an EarlyStopping, or a callback derived from it, is among the callbacks."""
+        kinds = [base for callback in self.trainer.callbacks for base in type(callback).__mro__]
+        return any(kind.__name__ == "EarlyStopping" for kind in kinds)
+
+    @property
+    def monitored_metric(self) -> float | None:
+        """The last value of the first metric that a callback monitors."""
+        for callback in self.trainer.callbacks:
+            name = getattr(callback, "monitor", None)
+            if isinstance(name, str) and name in self.trainer.callback_metrics:
+                return float(self.trainer.callback_metrics[name])
+        return None
+
+    @property
+    def batch_size(self) -> int | None:
+        """Of the training loader or loaders."""
+        loader = getattr(self.trainer, "train_dataloader", None)
+        loaders = loader if isinstance(loader, (list, tuple)) else [loader]
+        sizes = {_batch_size(one) for one in loaders}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def loggers(self) -> Sequence[Any]:
+        """The Trainer's."""
+        found: Sequence[Any] = self.trainer.loggers
+        return found
+
+    def broadcast(self, value: Any) -> Any:
+        """Through the Trainer's strategy."""
+        return self.trainer.strategy.broadcast(value)
+
+    def log(self, scalars: Mapping[str, float]) -> None:
+        """To every logger, at the step that the module's own scalars use."""
+        step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=step)
+
+    def monitor(self, scalars: Mapping[str, float], shown: str) -> None:
+        """Log through the module: `trainer.callback_metrics`, EarlyStopping and the progress bar see them.
+
+        At the end of an epoch each is the mean over the epoch's recordings. Allowed at the end of a batch only.
+        """
+        for name, value in scalars.items():
+            # the loggers have them at the step of the recording already (`log`)
+            self.model.log(
+                name,
+                value,
+                on_step=True,
+                on_epoch=True,
+                logger=False,
+                prog_bar=name == shown,
+                batch_size=1,
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """What of the Trainer shapes gradients and steps."""
+        trainer = self.trainer
+        clips = bool(trainer.gradient_clip_val)
+        return {
+            "precision": str(trainer.precision),
+            "accumulate": trainer.accumulate_grad_batches,
+            "clip": trainer.gradient_clip_val,
+            "clip_algorithm": str(trainer.gradient_clip_algorithm) if clips else None,
+            "max_steps": trainer.max_steps,
+            "max_epochs": trainer.max_epochs,
+            "devices": trainer.num_devices,
+            "world_size": trainer.world_size,
+            "strategy": type(trainer.strategy).__name__,
+        }
+
+
+def _batch_size(loader: Any) -> int | None:
+    size = getattr(loader, "batch_size", None)
+    if size is None:
+        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return int(size) if isinstance(size, int) else None
+
+
+def _clips_by_itself(module: Any) -> bool:
+    """Whether the module brings a `configure_gradient_clipping` of its own."""
+    hook = getattr(type(module), "configure_gradient_clipping", None)
+    owner = str(getattr(hook, "__module__", ""))
+    return hook is not None and not owner.startswith(("lightning.", "pytorch_lightning."))

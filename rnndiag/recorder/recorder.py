@@ -1,0 +1,314 @@
+"""Recorder: the callback's work in any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rnndiag.errors import BadArgument
+from rnndiag.recorder.facts.plain_loop import PlainLoop, unwrapped_optimizers
+from rnndiag.recorder.faults import Faults, tell
+from rnndiag.recorder.fit import FitRecorder
+from rnndiag.recorder.measures import chosen_measures
+from rnndiag.recorder.output.directory import RunPlace
+from rnndiag.recorder.output.run_names import default_directory
+from rnndiag.recorder.settings import settings_from
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.starts import free_directory
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from rnndiag.recorder.settings import Options
+
+
+class Recorder:
+    """Records, in any training loop, how far back the gradients of a model's recurrent layers reach.
+
+    It writes a run as `rnndiag.GradientDiagnostics` does: within a budget of the training time, with the history of
+    every step, a black box for accidents, and a report at the end. Training is not touched: the weights are
+    bit-identical to those of the loop without it. A fault of its own is told once, and training goes on.
+
+    Args:
+        model: The module that is trained (a wrapper of Fabric, DistributedDataParallel or torch.compile is looked
+            through).
+        dirpath: Where the run is written; None: `runs/<date and time>`. If a run is there already, this one is
+            written to `<dirpath>-2`; see `run_dir`.
+        optimizer: The torch optimizer, or a list of them. Its steps are counted, and what it is given after a
+            clipping is seen. None: every `recorder.step()` counts as one optimizer step.
+        total_steps: How many `recorder.step()` the whole training has, where that is known: recordings are then
+            spread over all of it.
+        loss_scale: Gives the factor of a scaled loss (of a GradScaler: `scaler.get_scale`). Not needed where
+            `step.backward` runs the backward pass, which sees the factor.
+        **options: Those of `rnndiag.GradientDiagnostics`.
+
+    Example:
+        >>> with rnndiag.Recorder(model, "runs/exp1", optimizer=optimizer) as recorder:
+        ...     for batch in loader:
+        ...         with recorder.step() as step:
+        ...             step.backward(loss_of(model, batch))
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dirpath: str | Path | None = None,
+        optimizer: Any = None,
+        *,
+        total_steps: int | None = None,
+        loss_scale: Callable[[], float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise BadArgument(
+                f"`Recorder` was given a {type(model).__name__}.",
+                "Pass the torch module that is trained.",
+            )
+        if total_steps is not None and total_steps < 1:
+            raise BadArgument(
+                f"total_steps is {total_steps}.", "It must be a number from 1 up, or None."
+            )
+        if loss_scale is not None and not callable(loss_scale):
+            raise BadArgument(
+                f"`loss_scale` is {loss_scale!r}.",
+                "Pass a function that returns the factor, as scaler.get_scale does.",
+            )
+        self._settings = settings_from(dirpath, **options)
+        chosen_measures(self._settings.measures)
+        optimizers = unwrapped_optimizers(optimizer)
+        self._loop = PlainLoop(model, optimizers, total_steps, loss_scale)
+        self._run_dir = default_directory() if dirpath is None else Path(dirpath)
+        self._handles: list[RemovableHandle] = []
+        self._stepped: set[int] = set()
+        """Optimizers that have stepped since the batch began."""
+        self._batch_is_open = False
+        self._loss: Tensor | float | None = None
+        self._fit: FitRecorder | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        word = "closed" if self._closed else "recording" if self._fit is not None else "not started"
+        count = 0 if self._fit is None else self._fit.chronicle.count
+        what = (
+            f"{count} recordings in {str(self._run_dir)!r}" if count else repr(str(self._run_dir))
+        )
+        return f"<rnndiag.Recorder of {type(self._loop.model).__name__}, {word}: {what}>"
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the run."""
+        return self._run_dir
+
+    def __enter__(self) -> Recorder:
+        self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close("finished" if kind is None else kind.__name__)
+
+    def step(self, batch: Any = None) -> RecordedStep:
+        """A context for one pass through the body of the loop: forward passes and their backward passes.
+
+        Whether it is watched is decided here. Optimizer steps may stand inside or behind it, or come after several
+        of them where gradients accumulate.
+
+        Args:
+            batch: The batch, where `labels` or `preflight` shall look at it.
+
+        Returns:
+            A context manager that gives the `RecordedStep`.
+        """
+        self._start()
+        return RecordedStep(self, batch)
+
+    def end_epoch(self) -> None:
+        """Say that an epoch is over: clipping is summed up by epoch. Without it, the whole training is one."""
+        self._handle("epoch_ended")
+        self._loop.end_epoch()
+
+    def add(self, *measurements: Measurement) -> None:
+        """Store measurements of your own with the last recording.
+
+        Args:
+            *measurements: Each of a registered quantity, made by `rnndiag.Measurement.of`.
+        """
+        if self._fit is None:
+            raise BadArgument(
+                "Measurements were added while nothing was being recorded.",
+                "Add them inside of `with Recorder(...)`.",
+            )
+        self._fit.added += measurements
+
+    def close(self, reason: str = "finished") -> None:
+        """Write what is left, close the run and, where the training finished, say what it showed.
+
+        Args:
+            reason: How the training ended, as the run says it.
+        """
+        self._end_batch()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        fit, self._fit, self._closed = self._fit, None, True
+        if fit is None:
+            return
+        if reason == "finished":
+            fit.handle("finish")
+            fit.handle("conclude")
+        fit.close(reason)
+
+    # -- moments ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._closed:
+            raise BadArgument(
+                "This recorder is closed.", "Make a new rnndiag.Recorder for another training."
+            )
+        if self._fit is not None:
+            return
+        faults = Faults(self._settings.strict)
+        place = RunPlace(self._run_dir)
+        with faults.guard("choosing the run directory", "Give another dirpath."):
+            free = free_directory(self._run_dir)
+            if free != self._run_dir:
+                said = (
+                    f"rnndiag: {self._run_dir} holds a run already; this one is written to {free}."
+                )
+                place = RunPlace(free, said=said)
+        place = self._loop.broadcast(place)
+        if place.said and self._loop.rank == 0:
+            tell(place.said)
+        self._run_dir = place.path
+        with faults.guard("the start of the recorder", "This training is not recorded."):
+            self._fit = FitRecorder(self._settings, self._loop, place, faults)
+        for optimizer in self._loop.optimizers if self._loop.shows_steps else ():
+            self._handles += [
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            ]
+
+    def _begin_batch(self, batch: Any) -> None:
+        self._end_batch()
+        self._loop.begin_batch()
+        self._stepped.clear()
+        self._loss, self._batch_is_open = None, True
+        self._handle("batch_started", batch)
+
+    def _backward_done(self) -> None:
+        self._handle("after_backward")
+
+    def _leave_batch(self, failed: bool) -> None:
+        self._loop.inside = False
+        if failed:
+            self._batch_is_open = False
+            self._handle("batch_dropped")
+            return
+        if not self._loop.shows_steps:
+            self._handle("before_optimizer_step", self._loop.optimizers[0])
+            self._loop.count_step()
+        # an optimizer that is not shown steps later: the batch is over when the next one begins
+        if self._stepped:
+            self._end_batch()
+
+    def _before_step(self, optimizer: Any, args: Any, options: Any) -> None:
+        self._handle("before_optimizer_step", optimizer)
+
+    def _after_step(self, optimizer: Any, args: Any, options: Any) -> None:
+        self._loop.count_step()
+        self._stepped.add(id(optimizer))
+        if not self._loop.inside and len(self._stepped) == len(self._loop.optimizers):
+            self._end_batch()
+
+    def _end_batch(self) -> None:
+        if self._batch_is_open:
+            self._batch_is_open = False
+            self._handle("batch_ended", self._loss)
+
+    def _handle(self, moment: str, *facts: Any) -> None:
+        if self._fit is not None:
+            self._fit.handle(moment, *facts)
+
+
+class RecordedStep:
+    """What `recorder.step()` gives: runs the backward pass, and says whether the step is watched."""
+
+    def __init__(self, recorder: Recorder, batch: Any) -> None:
+        self._recorder, self._batch = recorder, batch
+        self._ran_backward = False
+
+    def __repr__(self) -> str:
+        word = "recorded" if self.recorded else "not recorded"
+        return f"<step {self._recorder._loop.step} of {self._recorder!r}, {word}>"
+
+    @property
+    def recorded(self) -> bool:
+        """Whether this step is watched closely."""
+        fit = self._recorder._fit
+        return fit is not None and fit.is_recording
+
+    @property
+    def loss(self) -> Tensor | float | None:
+        """The loss of this step, for the history of the run; `backward` notes it, else set it."""
+        return self._recorder._loss
+
+    @loss.setter
+    def loss(self, value: Tensor | float | None) -> None:
+        self._recorder._loss = value.detach() if isinstance(value, Tensor) else value
+
+    def backward(
+        self, loss: Tensor, backward: Callable[..., Any] | None = None, **options: Any
+    ) -> Any:
+        """Run the backward pass of a loss, as `loss.backward()` does, and read what it left.
+
+        Args:
+            loss: The loss of the batch.
+            backward: What runs the backward pass instead, such as `fabric.backward` or `accelerator.backward`, or
+                `lambda loss: scaler.scale(loss).backward()`. By what it scales the loss is seen and divided out.
+            **options: Passed on to it.
+
+        Returns:
+            What it returned.
+        """
+        loop = self._recorder._loop
+        self.loss = loss
+        handle = None
+        if loss.requires_grad and loss.numel() == 1:
+
+            def note(gradient: Tensor) -> None:
+                loop.factor_of_loss = gradient.detach()
+
+            handle = loss.register_hook(note)
+        try:
+            returned = loss.backward(**options) if backward is None else backward(loss, **options)
+        finally:
+            if handle is not None:
+                handle.remove()
+        self._ran_backward = True
+        self._recorder._backward_done()
+        return returned
+
+    def __enter__(self) -> RecordedStep:
+        self._recorder._begin_batch(self._batch)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and not self._ran_backward and not self._recorder._stepped:
+            self._recorder._backward_done()
+        self._recorder._leave_batch(failed=kind is not None)
