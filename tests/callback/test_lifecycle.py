@@ -276,7 +276,9 @@ def test_a_moment_that_fails_leaves_the_fit_alone(
     def fail(*_: Any) -> Any:
         raise AttributeError("planted")
 
-    monkeypatch.setattr("rnndiag.recorder.fit.batches_so_far", fail)
+    monkeypatch.setattr(
+        "rnndiag.recorder.facts.lightning_loop.LightningLoop.batches", property(fail)
+    )
     with pytest.warns(RnndiagWarning, match="batch_started"):
         ours = fit(Net, [diagnostics(strict=False)])
     assert_same(ours, fit(Net))
