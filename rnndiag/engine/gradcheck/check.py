@@ -30,9 +30,11 @@ from rnndiag.engine.gradcheck.setup import (
 from rnndiag.engine.gradcheck.truths import OtherFunction
 from rnndiag.errors import RnndiagError
 
-LONGEST_LOCATED = 40
+LONGEST_LOCATED = 34
 """Steps up to which paths are measured one by one: their number grows as the square."""
 
+LEAST_LOCATED = 12
+"""Steps that other runs than the whole are cut to at least: two chunks and a rest show what is lost at a seam."""
 REFUSALS = (ValueError, NotImplementedError, AssertionError)
 """A kernel that raises one of these for a length refuses it, which is no silent fault. The result notes it."""
 
@@ -216,6 +218,8 @@ def _places(setup: Setup, wrong: Mapping[str, list[tuple[Run, Case, list[Cell]]]
         parts = [key for key in by_cotangent if key != "both"]
         for cotangent, group in by_cotangent.items():
             known = {t for c, t in in_whole if c == cotangent} if name != "whole" else set()
+            # One composition tells the path that a call loses; the others lose it at their own seams.
+            known |= {t for run, c, t in found if c == cotangent and run != "whole"}
             # The sum of two cotangents is wrong where one of them is.
             known |= {
                 c.target
@@ -256,8 +260,9 @@ def _located(
     """Places of some targets of one run; a run that is too long is cut, its fault may show in a part of it."""
     steps = run.point.inputs[0].shape[setup.layout.time]
     point = run.point
-    if steps > LONGEST_LOCATED:
-        steps = LONGEST_LOCATED
+    longest = min(LONGEST_LOCATED, max(2 * setup.chunk + 2, LEAST_LOCATED))
+    if steps > longest and run.name != "whole":
+        steps = longest
         point = replace(point, inputs=setup.layout.steps(point.inputs, 0, steps))
         outputs = tuple(
             v if v is None else v.narrow(setup.layout.time, 0, steps) for v in cotangent.outputs

@@ -108,14 +108,17 @@ def _rules(paths: Paths, chunk: int, steps: int) -> Iterator[tuple[Place, Bools]
 
 def _lag_rules(lag: Ints, chunk: int) -> Iterator[tuple[Place, Bools]]:
     """Rules of the lag alone. In calls that start `lag` steps before the end, lags from the chunk on cross its seam."""
-    for d in range(int(lag.max()) + 1):
+    longest = int(lag.max())
+    for d in range(chunk, longest + 1, chunk) if chunk else ():
+        place = Place(f"at every lag that crosses the seam at step {d}", lag=d, seam=d)
+        yield place, lag >= d
+    for d in range(longest + 1):
         yield Place(f"at lag {d} alone", lag=d), lag == d
-        if d and chunk and d % chunk == 0:
-            yield Place(f"at every lag that crosses the seam at step {d}", lag=d, seam=d), lag >= d
-        elif d:
-            yield Place(f"at lags of {d} and more", lag=d), lag >= d
-        if d:
-            yield Place(f"at lags below {d}", lag=0), lag < d
+    # Where faint lags leave a choice, the longest lag claims least.
+    for d in range(longest, 0, -1):
+        yield Place(f"at lags of {d} and more", lag=d), lag >= d
+    for d in range(1, longest + 1):
+        yield Place(f"at lags below {d}", lag=0), lag < d
 
 
 def _multiples(chunk: int, steps: int) -> str:
