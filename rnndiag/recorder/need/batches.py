@@ -1,0 +1,92 @@
+"""Which batches `memory_need` looks at, and how their sequences are divided into fit, validation and test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnndiag.errors import BadArgument
+from rnndiag.recorder.need.output_loss import OutputLoss, Sample
+
+BATCHES = 12
+"""Batches that are enough, where they hold enough sequences."""
+MOST_BATCHES = 48
+SEQUENCES, SEQUENCES_ONE_OUTPUT = 384, 512
+"""Sequences that are enough; more where the loss reads one output a sequence."""
+FIT, VALIDATION = 0.4, 0.15
+"""Shares of the sequences that skips are fitted to and chosen by; the rest tests them."""
+WHOLE_BATCHES = 6
+"""With fewer batches each is divided by its sequences."""
+
+Parts = tuple[list[Sample], list[Sample], list[Sample]]
+
+
+def read_samples(loss: OutputLoss, batches: Iterable[Any]) -> list[Sample]:
+    """Record batches until they are enough; batches without any loss at this layer are left out."""
+    samples: list[Sample] = []
+    sequences = 0
+    for number, batch in enumerate(batches):
+        sample = loss.sample(batch, number)
+        if not bool(sample.active.any()):
+            continue
+        samples.append(sample)
+        sequences += sample.batch_size
+        one_output = int(sample.active.sum()) <= 2 * sample.batch_size
+        enough = SEQUENCES_ONE_OUTPUT if one_output else SEQUENCES
+        if len(samples) >= MOST_BATCHES or (len(samples) >= BATCHES and sequences >= enough):
+            break
+    if not samples:
+        raise BadArgument(
+            "No batch gave the layer's outputs a gradient.", "Give at least one batch with a loss."
+        )
+    return samples
+
+
+def divide(samples: list[Sample], seed: int, block: int) -> Parts:
+    """Divide into fit, validation and test: whole batches where there are enough of them, else by sequences.
+
+    Blocks of `block` consecutive sequences stay together.
+    """
+    if len(samples) >= WHOLE_BATCHES:
+        first = max(1, round(FIT * len(samples)))
+        second = first + max(1, round(VALIDATION * len(samples)))
+        return samples[:first], samples[first:second], samples[second:]
+    parts: Parts = ([], [], [])
+    generator = torch.Generator().manual_seed(seed)
+    for sample in samples:
+        n = sample.batch_size
+        blocks = math.ceil(n / block)
+        # Overlapping sequences are divided in their order, so that only two borders are shared.
+        order = torch.arange(blocks) if block > 1 else torch.randperm(blocks, generator=generator)
+        first, second = round(FIT * blocks), round((FIT + VALIDATION) * blocks)
+        for part, chosen in zip(
+            parts, (order[:first], order[first:second], order[second:]), strict=True
+        ):
+            member = torch.isin(torch.arange(n) // block, chosen)
+            if bool(member.any()):
+                divided = sample.of_sequences(member.nonzero().squeeze(1))
+                if bool(divided.active.any()):
+                    part.append(divided)
+    return parts
+
+
+def overlap_of(inputs: Tensor) -> int:
+    """How many consecutive sequences share inputs: 1 where they are no overlapping windows of one series.
+
+    Args:
+        inputs: (B, T, I) of one batch, in the order of the data set.
+    """
+    n, length, _ = inputs.shape
+    if n < 3:
+        return 1
+    for shift in range(1, length):
+        kept = length - shift
+        if kept < 2:
+            break
+        if torch.equal(inputs[:-1, shift:], inputs[1:, :kept]):
+            return math.ceil(length / shift)
+    return 1

@@ -1,0 +1,259 @@
+"""`rnndiag.memory_need`: does the task need more memory than the gradient reaches?"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rnndiag.errors import BadArgument
+from rnndiag.recorder.need.batches import divide, overlap_of, read_samples
+from rnndiag.recorder.need.features import Basis, Rows
+from rnndiag.recorder.need.grid import lag_groups
+from rnndiag.recorder.need.limits import GradientLimits, gradient_limits
+from rnndiag.recorder.need.need_curve import need_curve, smallest_found
+from rnndiag.recorder.need.output_loss import LossFn, OutputLoss, Sample, chosen_layer
+from rnndiag.recorder.need.skips import Part, SkipFitter
+from rnndiag.recorder.need.use import SHARE_OF_PEAK, MemoryUse, burn_in
+from rnndiag.recorder.preflight.untouched import untouched
+from rnndiag.stats.need import Gain, MemoryNeed, TestedGain, Use
+from rnndiag.stats.need.gains import interval
+from rnndiag.stats.need.numbers import Limit
+
+USE_BATCHES = 4
+LEAST_USE = 0.01
+"""A peak of USE below this share of the loss is no use of memory."""
+EVERY_LAG = 64
+"""Up to this length all lags are tested; of longer sequences four windows, and at least half of the length."""
+
+Progress = Callable[[str, float], None]
+
+
+def memory_need(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: LossFn | None = None,
+    layer: str | None = None,
+    beyond: int | None = None,
+    max_lag: int | None = None,
+    seed: int = 0,
+    *,
+    progress: Progress | None = None,
+) -> MemoryNeed:
+    """Test whether the loss asks for inputs further back than the gradient reaches.
+
+    Three curves over lag: USE (how many of the last inputs the net draws on), NEED (how far the loss falls if the
+    outputs of the layer are given a function of past inputs, on sequences which that function was not fitted to) and
+    the reach. The model runs in eval mode and is left as it was.
+
+    Args:
+        model: A trained model with an nn.RNN, nn.LSTM or nn.GRU, or a loop over one of their cells.
+        batches: What the training step takes; validation batches, as memorised ones hide a need. About 12 batches with
+            384 sequences are read (512 where the loss reads one output a sequence).
+        loss_fn: `loss_fn(model, batch)` returns the scalar loss, a sum or mean over sequences. None: the model's
+            own `training_step(batch, 0)`.
+        layer: Name of the recurrent layer whose outputs are tested. Default: the last that runs.
+        beyond: Window, sequence length or reach to look beyond. Default: the window at which loss_fn detaches
+            the state, else the reach of the gradient on the first batch.
+        max_lag: Longest lag. Default: all that the sequences hold, up to 64; of longer ones 4 * beyond and at least
+            half of the sequence.
+        seed: The same call with the same seed gives the same answer.
+        progress: Called with the name of the stage and the share that is done.
+
+    Returns:
+        The verdict (`lead`, `sentence`) and the numbers that it rests on.
+
+    Raises:
+        NotSupported: No layer whose outputs could be replaced, or its calls form no single sequence.
+        BadArgument: An argument has a value that cannot be meant.
+
+    Example:
+        >>> need = rnndiag.memory_need(model, val_loader, loss_fn, beyond=20)
+        >>> print(need.sentence)
+    """
+    for name, value in (("beyond", beyond), ("max_lag", max_lag)):
+        if value is not None and value < 1:
+            raise BadArgument(f"{name} is {value}.", "Give a number of steps of at least 1.")
+    step = _training_step(model) if loss_fn is None else loss_fn
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise BadArgument("memory_need was given no batch.", "Pass an iterable of batches.")
+    with (
+        warnings.catch_warnings(),
+        untouched(model),
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        warnings.simplefilter("ignore")
+        model.eval()
+        _mute_logging(model)
+        torch.manual_seed(seed)
+        target, later = chosen_layer(model, step, first, layer)
+        limits = gradient_limits(model, step, first, target.name)
+        loss = OutputLoss(model, step, target, seed)
+        samples = read_samples(loss, chain([first], batches))
+        return _measured(
+            loss, samples, limits, beyond, max_lag, later, progress or (lambda _stage, _share: None)
+        )
+
+
+def _measured(
+    loss: OutputLoss,
+    samples: list[Sample],
+    limits: GradientLimits,
+    beyond: int | None,
+    max_lag: int | None,
+    later: tuple[str, ...],
+    progress: Progress,
+) -> MemoryNeed:
+    """The three curves of the samples."""
+    longest = max(int(s.active.any(0).nonzero().max()) for s in samples)
+    beyond, limit = _limit(beyond, limits, longest)
+    max_lag = _max_lag(max_lag, samples, longest, beyond)
+    block = max(overlap_of(sample.seen.inputs) for sample in samples[:2])
+    progress("use", 0.0)
+    use, used_memory = _use(loss, samples)
+    known = MemoryNeed(
+        layer=loss.layer.name,
+        loss=_mean_loss(samples),
+        groups=(),
+        present=Gain(0.0, 0.0, 0.0),
+        present_p=1.0,
+        within=(nothing := TestedGain(0.0, 0.0, 0.0, 1.0, 1.0)),
+        further=nothing,
+        use=use,
+        used_memory=used_memory,
+        burn_in=burn_in(loss, samples[:USE_BATCHES]),
+        floor=math.nan,
+        beyond=beyond,
+        limit=limit,
+        max_lag=max_lag,
+        sequences=0,
+        n_sequences=sum(sample.batch_size for sample in samples),
+        rows=0,
+        reach=limits.reach,
+        notes=_notes(loss, later, block),
+    )
+    parts = divide(samples, loss.seed, block)
+    if not all(parts):
+        return replace(known, plain_steps=loss.plain_steps)
+    progress("skips", 0.2)
+    basis = Basis.of(parts[0])
+    fit, validation, test = (Part(part, Rows(basis, part)) for part in parts)
+    fitter = SkipFitter(loss, fit, validation, test, known.scale)
+    groups = _groups(max_lag, beyond, limits)
+    curve = need_curve(fitter, groups, block)
+    further = [group[0] >= beyond for group in groups]
+    present, present_p = curve.gains.of_present()
+    known = replace(
+        known,
+        loss=_mean_loss(parts[2]),
+        present=present,
+        present_p=present_p,
+        within=curve.gains.of_lags([not one for one in further]),
+        further=curve.gains.of_lags(further),
+        sequences=curve.gains.units,
+        rows=len(fit.rows),
+        peak_lag=curve.peak_lag,
+        autocorrelation=_autocorrelation(samples),
+        gap=curve.gap,
+    )
+    passed = [(known.further if one else known.within).passes(known.gate) for one in further]
+    known = replace(known, groups=curve.gains.by_group(groups, passed, known.scale))
+    if known.lead not in ("solved", "needed_beyond"):
+        progress("positive control", 0.8)
+        floor = smallest_found(fitter, curve.base, groups, beyond, known.scale)
+        known = replace(known, floor=floor)
+    progress("done", 1.0)
+    return replace(known, plain_steps=loss.plain_steps)
+
+
+def _limit(beyond: int | None, limits: GradientLimits, longest: int) -> tuple[int, Limit]:
+    if beyond is not None:
+        return beyond, "given"
+    if limits.window is not None:
+        return limits.window, "window"
+    if math.isfinite(limits.reach):
+        return max(1, math.ceil(limits.reach)), "reach"
+    return (
+        longest + 1,
+        "reach",
+    )  # the credit does not fall within the sequence: it reaches all of it
+
+
+def _max_lag(asked: int | None, samples: Sequence[Sample], longest: int, beyond: int) -> int:
+    one_output = all(int(s.active.sum()) <= 2 * s.batch_size for s in samples)
+    default = longest
+    if longest > EVERY_LAG and not one_output:
+        default = max(4 * beyond, (longest + 1) // 2)
+    return min(asked or default, longest)
+
+
+def _groups(max_lag: int, beyond: int, limits: GradientLimits) -> list[range]:
+    cuts = [beyond]
+    if math.isfinite(limits.reach):
+        cuts.append(math.ceil(limits.reach))
+    return lag_groups(max_lag, cuts) if max_lag else []
+
+
+def _mean_loss(samples: Sequence[Sample]) -> float:
+    return float(np.average([s.loss for s in samples], weights=[len(s.sequences) for s in samples]))
+
+
+def _use(loss: OutputLoss, samples: Sequence[Sample]) -> tuple[tuple[Use, ...], int | None]:
+    """USE over the number of inputs and the used memory; None where the rise does not stand out."""
+    measured = MemoryUse(loss, samples[:USE_BATCHES], loss.seed)
+    measured.search()
+    points = [Use(rise.inputs, *interval(rise.per_sequence.numpy())) for rise in measured.curve()]
+    peak = max(points, key=lambda point: point.rise)
+    stands_out = peak.lower > 0 and peak.rise >= LEAST_USE * abs(_mean_loss(samples))
+    if not stands_out:
+        return tuple(points), None
+    return tuple(points), next(p.inputs for p in points if p.rise <= SHARE_OF_PEAK * peak.rise)
+
+
+def _autocorrelation(samples: Sequence[Sample]) -> float:
+    """1 / (1 - rho) of the inputs, rho the correlation of neighbouring steps over all components together."""
+    x = samples[0].seen.inputs.double()
+    x = x - x.mean((0, 1))
+    here, next_ = x[:, :-1], x[:, 1:]
+    size = float((here.square().sum() * next_.square().sum()).sqrt())
+    rho = float((here * next_).sum()) / size if size > 0 else 0.0
+    return 1 / (1 - rho) if rho < 1 else math.inf
+
+
+def _notes(loss: OutputLoss, later: tuple[str, ...], block: int) -> tuple[str, ...]:
+    notes = []
+    if later:
+        notes.append(
+            f"{', '.join(later)} run after {loss.layer.name} and may carry its outputs on: lags are 'at least' so long."
+        )
+    if block > 1:
+        notes.append(
+            f"Consecutive sequences are overlapping windows of one series: {block} of them count as one."
+        )
+    return tuple(notes)
+
+
+def _training_step(model: nn.Module) -> LossFn:
+    step = getattr(model, "training_step", None)
+    if not callable(step):
+        raise BadArgument(
+            f"{type(model).__name__} has no training_step, and no loss_fn was given.",
+            "Pass loss_fn, a function of (model, batch) that returns the scalar loss.",
+        )
+    return lambda own, batch: own.training_step(batch, 0)  # type: ignore[operator]
+
+
+def _mute_logging(model: nn.Module) -> None:
+    """A LightningModule's step may log; outside of a loop that is an error. `untouched` takes this back."""
+    for name in ("log", "log_dict"):
+        if hasattr(model, name):
+            setattr(model, name, lambda *_args, **_kwargs: None)

@@ -1,0 +1,49 @@
+"""The window in use and the reach of the gradient, from one recorded batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rnndiag.engine.truncation.sweep import lag_sweep
+from rnndiag.recorder.need.output_loss import LossFn, scalar_loss
+from rnndiag.recorder.probe import probe
+from rnndiag.run.reach import reach
+
+SEQUENCES = 32
+"""Sequences of the batch that the reach is taken of."""
+
+
+@dataclass(frozen=True)
+class GradientLimits:
+    """How far back the gradient of one batch reaches."""
+
+    window: int | None
+    """Steps between detached states; None: the state is not detached."""
+    reach: float
+    """Steps within which 90 % of the credit lies, in the layer where it lies furthest; NaN: not known."""
+
+
+def gradient_limits(model: nn.Module, loss_fn: LossFn, batch: Any, layer: str) -> GradientLimits:
+    """Record one forward and backward pass of a layer."""
+    with torch.enable_grad(), probe(model) as seen:
+        scalar_loss(loss_fn(model, batch)).backward()
+    runs = [
+        run
+        for run in seen.layer_runs
+        if run.name.split("#")[0] == layer or run.name.startswith(f"{layer}.l")
+    ]
+    detached = any(run.tie.startswith("detached") for run in runs)
+    window = max(run.T for run in runs) if detached else None
+    reaches = []
+    for run in runs:
+        some = run if run.B <= SEQUENCES else run.select(range(SEQUENCES))
+        profile = lag_sweep(some, budget=3.0).credit_profile[:, 0].detach().cpu().numpy()
+        found = reach(profile, steps=run.T)
+        if found.reached:
+            reaches.append(float(found))
+    return GradientLimits(window, max(reaches, default=math.nan))

@@ -1,0 +1,296 @@
+"""Fitted skips N2: how far does the loss fall if the outputs are given a function of past inputs?
+
+Skips are added level by level, each starting from the outputs of the one before: functions of the present first, then
+of the lags of each group, nearest first. A level is two rounds of boosting: the natural-gradient direction is fitted by
+ridge regression on the features of all levels so far, its ridge and its step chosen by the loss of validation
+sequences. What a level gains is measured on test sequences that neither saw. A level that does not lower the validation
+loss is refused: its gain is exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rnndiag.recorder.need.features import Block, Rows
+from rnndiag.recorder.need.loss_split import LEAST_SPLIT, split_loss
+from rnndiag.recorder.need.output_loss import OutputLoss, Sample
+from rnndiag.recorder.need.screen import inverse_root
+
+ROUNDS = 2
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+STEPS = (0.03, 0.1, 0.3, 1.0, 3.0)
+"""Steps tried, in units of sd(outputs) / sd(direction)."""
+REFINEMENTS = (1.7, 0.6)
+PRESENT_SHARE = 0.3
+"""Most columns of the present, as a share of the rows."""
+MOST_ROWS = 16384
+"""Rows that a ridge regression uses; of more, as many are drawn."""
+PORTION = 8192
+"""Rows whose features are held at a time."""
+LEAST_FALL = 3e-4
+"""A round has to lower the validation loss by this share of the scale: a thirtieth of what a verdict needs."""
+
+
+@dataclass
+class Part:
+    """The samples of one purpose (fit, validation or test) and their rows."""
+
+    samples: list[Sample]
+    rows: Rows
+
+    def of_samples(self, values: Tensor) -> list[Tensor]:
+        """Values at all rows, divided by sample."""
+        return list(values.split(self.rows.sizes))
+
+
+@dataclass
+class Outputs:
+    """The outputs of all samples at some level, by part."""
+
+    by_part: tuple[list[Tensor], ...]
+    errors: dict[int, list[Tensor]] = field(default_factory=dict)
+    """Gradients at the active rows by part, once they were needed."""
+    losses: dict[int, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class Design:
+    """Second moments of the features of the levels so far."""
+
+    donor: bool = False
+    blocks: list[Block | None] = field(default_factory=list)
+    """None: the present."""
+    fit: Tensor | None = None
+    validation: Tensor | None = None
+    """Features of the chosen rows, (rows, columns)."""
+    moments: list[Tensor] = field(default_factory=list)
+
+
+class SkipFitter:
+    """Fits levels of skips on `fit`, chooses by `validation`, applies to all three parts.
+
+    Args:
+        loss: The loss as a function of the outputs.
+        fit: Sequences that directions are fitted to.
+        validation: Sequences that ridge and step are chosen by.
+        test: Sequences that gains are measured on.
+        scale: R, the loss without memory.
+    """
+
+    FIT, VALIDATION, TEST = range(3)
+
+    def __init__(
+        self, loss: OutputLoss, fit: Part, validation: Part, test: Part, scale: float
+    ) -> None:
+        self.loss, self.scale = loss, scale
+        self.parts = (fit, validation, test)
+        generator = torch.Generator().manual_seed(loss.seed)
+        device = fit.rows.step.device
+        self._chosen = tuple(
+            torch.randperm(len(part.rows), generator=generator)[:most].sort().values.to(device)
+            for part, most in ((fit, MOST_ROWS), (validation, MOST_ROWS // 2))
+        )
+        self._most_present = max(2, int(PRESENT_SHARE * len(self._chosen[0])))
+
+    def recorded(self) -> Outputs:
+        """The outputs as the net has them."""
+        outputs = Outputs(tuple([s.outputs for s in part.samples] for part in self.parts))
+        for number, part in enumerate(self.parts):
+            outputs.errors[number] = [s.gradient[s.active].double() for s in part.samples]
+            outputs.losses[number] = [s.loss for s in part.samples]
+        return outputs
+
+    def errors(self, outputs: Outputs, part: int) -> Tensor:
+        """e at the rows of a part."""
+        if part not in outputs.errors:
+            outputs.errors[part] = [
+                self.loss.gradient(sample, y)[1][sample.active].double()
+                for sample, y in zip(self.parts[part].samples, outputs.by_part[part], strict=True)
+            ]
+        return torch.cat(outputs.errors[part])
+
+    def losses(self, outputs: Outputs, part: int) -> list[float]:
+        """The loss of every sample of a part."""
+        if part not in outputs.losses:
+            outputs.losses[part] = [
+                self.loss.value(sample, y)
+                for sample, y in zip(self.parts[part].samples, outputs.by_part[part], strict=True)
+            ]
+        return outputs.losses[part]
+
+    def level(self, outputs: Outputs, design: Design, blocks: Sequence[Block | None]) -> Outputs:
+        """Add the features of `blocks` to the design and boost the outputs; the same object where nothing helped."""
+        if not blocks:
+            return outputs
+        self.extend(design, blocks)
+        factors: dict[float, Tensor] = {}
+        for _ in range(ROUNDS):
+            boosted = self._round(outputs, design, factors)
+            if boosted is None:
+                break
+            outputs = boosted
+        return outputs
+
+    def gains(self, before: Outputs, after: Outputs) -> tuple[Tensor, float]:
+        """Fall of the loss on the test sequences, one value a sequence, and the worst gap of the split.
+
+        The mean over sequences is the fall of the loss.
+        """
+        part = self.parts[self.TEST]
+        if before is after:
+            return torch.zeros(part.rows.n_sequences, dtype=torch.float64), 0.0
+        found, worst = [], 0.0
+        ends = zip(self.losses(before, self.TEST), self.losses(after, self.TEST), strict=True)
+        for sample, y0, y1, end in zip(
+            part.samples, before.by_part[self.TEST], after.by_part[self.TEST], ends, strict=True
+        ):
+            split = split_loss(self.loss, sample, y0, y1, end, LEAST_SPLIT * self.scale)
+            found.append(split.shares.sum(1)[sample.sequences] * sample.batch_size)
+            worst = max(worst, split.gap)
+        return torch.cat(found).cpu(), worst
+
+    def features(self, part: int, block: Block | None, rows: Tensor | slice, donor: bool) -> Tensor:
+        """Columns of one block at some rows of a part."""
+        if block is None:
+            return self.parts[part].rows.present(rows)[:, : self._most_present]
+        return self.parts[part].rows.lagged(block, rows, donor)
+
+    def extend(self, design: Design, blocks: Sequence[Block | None]) -> None:
+        """Features of the chosen rows, and their second moments: only the new rows and columns are computed."""
+        moments = []
+        for number, old in ((self.FIT, design.fit), (self.VALIDATION, design.validation)):
+            rows = self._chosen[number]
+            new = torch.cat([self.features(number, b, rows, design.donor) for b in blocks], 1)
+            corner = new.T @ new / len(new)
+            if old is not None:
+                side = old.T @ new / len(new)
+                before = design.moments[number]
+                corner = torch.cat(
+                    [torch.cat([before, side], 1), torch.cat([side.T, corner], 1)], 0
+                )
+                new = torch.cat([old, new], 1)
+            moments.append(corner)
+            if number == self.FIT:
+                design.fit = new
+            else:
+                design.validation = new
+        design.moments = moments
+        design.blocks += blocks
+
+    def _round(
+        self, outputs: Outputs, design: Design, factors: dict[float, Tensor]
+    ) -> Outputs | None:
+        """One boosting round; None where it does not lower the validation loss."""
+        errors = self.errors(outputs, self.FIT)
+        if not bool((errors != 0).any()):
+            return None
+        metric = inverse_root(errors.T @ errors / len(errors), 1e-2)
+        coefficients = self._ridge(outputs, design, factors, metric)
+        if coefficients is None:
+            return None
+        weights = coefficients @ metric.T
+        directions = [self._applied(number, design, weights) for number in range(3)]
+        step = self._step(outputs, directions[self.VALIDATION])
+        if step is None:
+            return None
+        size, losses = step
+        boosted = Outputs(
+            tuple(
+                [
+                    y + size * sample.placed(change)
+                    for sample, y, change in zip(
+                        part.samples, ys, part.of_samples(direction), strict=True
+                    )
+                ]
+                for part, ys, direction in zip(self.parts, outputs.by_part, directions, strict=True)
+            )
+        )
+        boosted.losses[self.VALIDATION] = losses
+        return boosted
+
+    def _ridge(
+        self, outputs: Outputs, design: Design, factors: dict[float, Tensor], metric: Tensor
+    ) -> Tensor | None:
+        """Coefficients of the whitened error on the features: the ridge that explains most of the validation rows."""
+        assert design.fit is not None
+        assert design.validation is not None
+        target, held_out = (
+            -self.errors(outputs, number)[self._chosen[number]] @ metric for number in (0, 1)
+        )
+        moment, moment_held_out = design.moments
+        products = design.fit.T @ target / len(target)
+        products_held_out = design.validation.T @ held_out / len(held_out)
+        total = float(held_out.square().sum()) / len(held_out)
+        best, found = 0.0, None
+        for ridge in RIDGES:
+            if ridge not in factors:
+                shifted = moment + ridge * torch.eye(
+                    len(moment), dtype=moment.dtype, device=moment.device
+                )
+                factors[ridge] = torch.linalg.cholesky(shifted)
+            a = torch.cholesky_solve(products, factors[ridge])
+            fall = 2 * (a * products_held_out).sum() - (a * (moment_held_out @ a)).sum()
+            if total > 0 and float(fall) / total > best:
+                best, found = float(fall) / total, a
+        return found
+
+    def _applied(self, number: int, design: Design, weights: Tensor) -> Tensor:
+        """features @ weights at all rows of a part, (rows, H)."""
+        n = len(self.parts[number].rows)
+        applied = []
+        for rows in torch.arange(n, device=weights.device).split(PORTION):
+            total, begin = (
+                torch.zeros(
+                    len(rows), weights.shape[1], dtype=weights.dtype, device=weights.device
+                ),
+                0,
+            )
+            for block in design.blocks:
+                columns = self.features(number, block, rows, design.donor)
+                total += columns @ weights[begin : begin + columns.shape[1]]
+                begin += columns.shape[1]
+            applied.append(total)
+        return torch.cat(applied)
+
+    def _step(self, outputs: Outputs, direction: Tensor) -> tuple[float, list[float]] | None:
+        """The step that lowers the validation loss most, with the losses there; None where none does."""
+        part = self.parts[self.VALIDATION]
+        ys = outputs.by_part[self.VALIDATION]
+        changes = [
+            sample.placed(rows)
+            for sample, rows in zip(part.samples, part.of_samples(direction), strict=True)
+        ]
+
+        def losses(step: float) -> list[float]:
+            return [
+                self.loss.value(sample, y + step * change)
+                for sample, y, change in zip(part.samples, ys, changes, strict=True)
+            ]
+
+        spread = float(
+            torch.cat([y[s.active] for s, y in zip(part.samples, ys, strict=True)]).double().std()
+        )
+        scale = spread / (float(direction.std()) + 1e-300)
+        now = self.losses(outputs, self.VALIDATION)
+        weights = [len(sample.sequences) / sample.batch_size for sample in part.samples]
+        # Of a divided batch only the sample's own sequences change.
+        least = LEAST_FALL * self.scale * sum(weights)
+        lowest, best, at_best = sum(now), None, []
+        for step in STEPS:
+            tried = losses(step * scale)
+            if sum(tried) < lowest:
+                lowest, best, at_best = sum(tried), step * scale, tried
+            elif best is not None:
+                break
+        if best is None or sum(now) - lowest < least / 2:
+            return None
+        around = best
+        for factor in REFINEMENTS:
+            tried = losses(around * factor)
+            if sum(tried) < lowest:
+                lowest, best, at_best = sum(tried), around * factor, tried
+        return (best, at_best) if sum(now) - lowest >= least else None

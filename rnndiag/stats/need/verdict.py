@@ -1,0 +1,69 @@
+"""From the numbers of `memory_need` to the verdict.
+
+Several statements may hold at once; they are tried in the order below and the first that holds leads. Data that cannot
+resolve anything come first, a solved task second. A state that already holds more than half of the loss leads over a
+need of memory, since skips from the past are provisional then.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from rnndiag.stats.need.numbers import (
+    CONTROL,
+    FEWEST_ROWS,
+    FEWEST_SEQUENCES,
+    GATE,
+    NeedNumbers,
+    P,
+)
+
+Lead = Literal[
+    "needed_beyond",
+    "needed_within",
+    "readout",
+    "reached_not_used",
+    "nothing_found",
+    "solved",
+    "negligible",
+    "unresolved",
+    "not_testable",
+]
+
+
+def lead_of(need: NeedNumbers) -> Lead:
+    """The verdict that leads."""
+    if too_little_data(need):
+        return "unresolved"
+    if 0 <= need.loss < GATE * need.scale:
+        return "solved"
+    readout = need.present_p <= P and need.present.gain > need.gate
+    if readout and need.present.gain > need.loss / 2:
+        return "readout"
+    if need.further.passes(need.gate):
+        return "needed_beyond"
+    if readout:
+        return "readout"
+    if need.within.passes(need.gate):
+        return "needed_within"
+    if need.limit == "given" and need.beyond > need.max_lag:
+        return "not_testable"
+    if need.further.significant:
+        return "negligible" if need.further.gain <= need.gate else "unresolved"
+    if need.floor <= CONTROL:
+        return "nothing_found"
+    if reaches_further_than_used(need):
+        return "reached_not_used"
+    return "unresolved"
+
+
+def too_little_data(need: NeedNumbers) -> bool:
+    """Fewer sequences or outputs than the present alone would overfit."""
+    return need.n_sequences < FEWEST_SEQUENCES or need.rows < FEWEST_ROWS
+
+
+def reaches_further_than_used(need: NeedNumbers) -> bool:
+    """The gradient reaches past the inputs that the net draws on."""
+    used = need.used_memory
+    return used is not None and math.isfinite(need.reach) and need.reach > used
