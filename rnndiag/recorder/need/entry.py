@@ -23,7 +23,7 @@ from rnndiag.recorder.need.output_loss import LossFn, OutputLoss, Sample, chosen
 from rnndiag.recorder.need.skips import Part, SkipFitter
 from rnndiag.recorder.need.use import SHARE_OF_PEAK, MemoryUse, burn_in
 from rnndiag.recorder.preflight.untouched import untouched
-from rnndiag.stats.need import Gain, MemoryNeed, TestedGain, Use
+from rnndiag.stats.need import Gain, LagGain, MemoryNeed, Use
 from rnndiag.stats.need.gains import interval
 from rnndiag.stats.need.numbers import Limit
 
@@ -126,7 +126,7 @@ def _measured(
         groups=(),
         present=Gain(0.0, 0.0, 0.0),
         present_p=1.0,
-        within=(nothing := TestedGain(0.0, 0.0, 0.0, 1.0, 1.0)),
+        within=(nothing := LagGain(0.0, 0.0, 0.0, 1.0, 1.0)),
         further=nothing,
         use=use,
         used_memory=used_memory,

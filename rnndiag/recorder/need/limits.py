@@ -29,7 +29,9 @@ class GradientLimits:
 
 
 def gradient_limits(model: nn.Module, loss_fn: LossFn, batch: Any, layer: str) -> GradientLimits:
-    """Record one forward and backward pass of a layer."""
+    """Record one forward and backward pass of a layer. The gradients of the parameters are replaced."""
+    for parameter in model.parameters():
+        parameter.grad = None  # a gradient that is there would be added to in place
     with torch.enable_grad(), probe(model) as seen:
         scalar_loss(loss_fn(model, batch)).backward()
     runs = [

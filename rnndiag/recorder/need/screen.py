@@ -49,8 +49,8 @@ def inverse_root(second_moment: Tensor, ridge: float, most: int | None = None) -
     w, v = w[kept], v[:, kept]
     if most is not None:
         w, v = w[-most:], v[:, -most:]
-    root: Tensor = (w + ridge * w.mean()).sqrt()
-    return v / root
+    whitened: Tensor = v / (w + ridge * w.mean()).sqrt()
+    return whitened
 
 
 class Screen:

@@ -1,7 +1,7 @@
 """Need of memory: the numbers of `rnndiag.memory_need`, its verdict and its sentences (numpy only)."""
 
 from rnndiag.stats.need.memory_need import MemoryNeed
-from rnndiag.stats.need.numbers import Gain, Group, NeedNumbers, TestedGain, Use
+from rnndiag.stats.need.numbers import Gain, Group, LagGain, NeedNumbers, Use
 from rnndiag.stats.need.verdict import Lead
 
-__all__ = ["Gain", "Group", "Lead", "MemoryNeed", "NeedNumbers", "TestedGain", "Use"]
+__all__ = ["Gain", "Group", "LagGain", "Lead", "MemoryNeed", "NeedNumbers", "Use"]

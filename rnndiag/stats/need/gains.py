@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rnndiag.stats.need.flips import Array, family_wise_p, in_blocks, mean_with_error, p_of_sum
-from rnndiag.stats.need.numbers import GATE, Gain, Group, P, TestedGain
+from rnndiag.stats.need.numbers import GATE, Gain, Group, LagGain, P
 
 FLIPS = 1999
 NORMAL_95 = 1.96
@@ -40,12 +40,12 @@ class HeldOutGains:
         values = self._units(self.present)
         return Gain(*interval(values)), p_of_sum(values, FLIPS, self.seed)
 
-    def of_lags(self, chosen: Sequence[bool]) -> TestedGain:
+    def of_lags(self, chosen: Sequence[bool]) -> LagGain:
         """Summed gain of the chosen groups, its p, and the p of its excess over the control."""
         groups = np.asarray(chosen, dtype=bool)
         values = self._units(self.groups[groups].sum(0))
         excess = values - self._units(self.control[groups].sum(0))
-        return TestedGain(
+        return LagGain(
             *interval(values),
             p_of_sum(values, FLIPS, self.seed),
             p_of_sum(excess, FLIPS, self.seed),

@@ -25,7 +25,7 @@ class Gain(NamedTuple):
     upper: float
 
 
-class TestedGain(NamedTuple):
+class LagGain(NamedTuple):
     """A gain with its tests: above 0, and above the gain of another sequence's past."""
 
     gain: float
@@ -82,9 +82,9 @@ class NeedNumbers:
     present: Gain
     """What the state already holds: the gain of functions of the present input and state."""
     present_p: float
-    within: TestedGain
+    within: LagGain
     """All groups nearer than `beyond`."""
-    further: TestedGain
+    further: LagGain
     """All groups `beyond` or more steps back."""
     use: tuple[Use, ...]
     """USE over the number of inputs, a running minimum."""
