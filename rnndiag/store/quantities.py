@@ -43,12 +43,30 @@ SCORES = (
 )
 """Labels of the dim `score`: how an estimator did. `*_error` is a stated standard error, 0 where the score is exact."""
 
+NEED_GROUP_STATS = (
+    *("low", "high", "gain", "lower", "upper"),
+    *("p", "p_over_control", "significant"),
+)
+NEED_PARTS = ("present", "within", "beyond")
+NEED_PART_STATS = ("gain", "lower", "upper", "p", "p_over_control")
+NEED_USE_STATS = ("inputs", "rise", "lower", "upper")
+NEED_FACTS = (
+    *("loss", "scale", "floor", "used_memory", "burn_in", "beyond", "limit", "max_lag", "reach"),
+    *("sequences", "n_sequences", "rows", "peak_lag", "autocorrelation", "gap", "plain_steps"),
+)
+"""Labels of the dims of what `memory_need` found."""
+
 FIXED_COORDINATES: dict[str, tuple[str, ...]] = {
     "stat": STATS,
     "profile_stat": PROFILE_STATS,
     "score": SCORES,
     "component": ("re", "im"),
     "seam": ("own", "kept"),
+    "need_group_stat": NEED_GROUP_STATS,
+    "need_part": NEED_PARTS,
+    "need_part_stat": NEED_PART_STATS,
+    "need_use_stat": NEED_USE_STATS,
+    "need_fact": NEED_FACTS,
     "part_stat": ("value", "se_sequences", "se_blocks"),
 }
 """Labels of the dims whose meaning never changes. All other labels travel with the recording."""

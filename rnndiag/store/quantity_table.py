@@ -222,6 +222,22 @@ overhead_seconds | - | s | linear
     Time that the diagnostics of this recording took.
 overhead_share | - | share | linear
     Time that all diagnostics so far took, as a share of training time.
+[need, layer]
+need_screen | need_kind lag | share | linear
+    U: debiased share of the error in the layer's outputs that its inputs so many steps back would explain, beyond
+    what the present tells; by kind of feature. Pooled over recordings it points at lags; it decides nothing alone.
+need_screen_error | need_kind lag | share | linear | error
+    Standard deviation of need_screen if the past does not help.
+need_group | need_group need_group_stat | loss | linear | lowest rank
+    memory_need: what the inputs low..high steps back add to all nearer ones and to the state, on sequences that the
+    skips were not fitted to.
+need_part | need_part need_part_stat | loss | linear | lowest rank
+    memory_need: gains of the present state, of the inputs nearer than the limit, and of those beyond it.
+need_use | need_use need_use_stat | loss | linear | lowest rank
+    memory_need: rise of the loss where an output sees the last inputs only.
+need_fact | need_fact | 1 | linear | lowest rank
+    memory_need: loss L, scale R (the loss without memory), smallest share that would have been found, used memory,
+    burn-in, limit and where it comes from (0 given, 1 window, 2 reach), and the size of the data; NaN: not known.
 [memory, layer]
 state_map | token component2 | 1 | linear | lowest rank
     States along held-out text, projected on their first two principal components.

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnndiag.engine.truncation.sweep import lag_sweep
+from rnndiag.engine.truncation.sweep.lag_sweep import lag_sweep
 from rnndiag.recorder.need.output_loss import LossFn, scalar_loss
 from rnndiag.recorder.probe import probe
-from rnndiag.run.reach import reach
+from rnndiag.stats.reach import reach
 
 SEQUENCES = 32
 """Sequences of the batch that the reach is taken of."""

@@ -9,6 +9,7 @@ loss is refused: its gain is exactly 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from rnndiag.recorder.need.screen import inverse_root
 
 ROUNDS = 2
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-STEPS = (0.03, 0.1, 0.3, 1.0, 3.0)
+STEPS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Steps tried, in units of sd(outputs) / sd(direction)."""
 REFINEMENTS = (1.7, 0.6)
 PRESENT_SHARE = 0.3
@@ -31,6 +32,9 @@ MOST_ROWS = 16384
 """Rows that a ridge regression uses; of more, as many are drawn."""
 PORTION = 8192
 """Rows whose features are held at a time."""
+HEAVY, CLIP = 8.0, 5.0
+"""Errors whose norms have a larger fourth moment (over the squared second) are also fitted clipped at this many times
+their median; the validation loss decides."""
 LEAST_FALL = 3e-4
 """A round has to lower the validation loss by this share of the scale: a thirtieth of what a verdict needs."""
 
@@ -188,8 +192,18 @@ class SkipFitter:
         errors = self.errors(outputs, self.FIT)
         if not bool((errors != 0).any()):
             return None
-        metric = inverse_root(errors.T @ errors / len(errors), 1e-2)
-        coefficients = self._ridge(outputs, design, factors, metric)
+        found = [self._boosted(outputs, design, factors, limit) for limit in _clips(errors)]
+        kept = [one for one in found if one is not None]
+        return min(kept, key=lambda one: sum(one.losses[self.VALIDATION]), default=None)
+
+    def _boosted(
+        self, outputs: Outputs, design: Design, factors: dict[float, Tensor], limit: float
+    ) -> Outputs | None:
+        """Outputs after the best step along the direction fitted to errors clipped at a norm."""
+        targets = [_clipped(self.errors(outputs, number), limit) for number in (0, 1)]
+        metric = inverse_root(targets[0].T @ targets[0] / len(targets[0]), 1e-2)
+        targets = [-t[rows] @ metric for t, rows in zip(targets, self._chosen, strict=True)]
+        coefficients = self._ridge(design, factors, *targets)
         if coefficients is None:
             return None
         weights = coefficients @ metric.T
@@ -206,21 +220,20 @@ class SkipFitter:
                         part.samples, ys, part.of_samples(direction), strict=True
                     )
                 ]
-                for part, ys, direction in zip(self.parts, outputs.by_part, directions, strict=True)
+                for part, ys, direction in zip(
+                    self.parts, outputs.by_part, directions, strict=True
+                )
             )
         )
         boosted.losses[self.VALIDATION] = losses
         return boosted
 
     def _ridge(
-        self, outputs: Outputs, design: Design, factors: dict[float, Tensor], metric: Tensor
+        self, design: Design, factors: dict[float, Tensor], target: Tensor, held_out: Tensor
     ) -> Tensor | None:
-        """Coefficients of the whitened error on the features: the ridge that explains most of the validation rows."""
+        """Coefficients of a target on the features: the ridge that explains most of the validation rows."""
         assert design.fit is not None
         assert design.validation is not None
-        target, held_out = (
-            -self.errors(outputs, number)[self._chosen[number]] @ metric for number in (0, 1)
-        )
         moment, moment_held_out = design.moments
         products = design.fit.T @ target / len(target)
         products_held_out = design.validation.T @ held_out / len(held_out)
@@ -294,3 +307,19 @@ class SkipFitter:
             if sum(tried) < lowest:
                 lowest, best, at_best = sum(tried), around * factor, tried
         return (best, at_best) if sum(now) - lowest >= least else None
+
+
+def _clips(errors: Tensor) -> list[float]:
+    """Norms at which errors are clipped for fitting: not at all, and where their tails are heavy, near the median."""
+    norms = errors.norm(dim=1)
+    square = norms.square().mean()
+    heavy = float(norms.pow(4).mean()) > HEAVY * float(square) ** 2
+    median = float(norms.median())
+    return [math.inf, CLIP * median] if heavy and median > 0 else [math.inf]
+
+
+def _clipped(errors: Tensor, limit: float) -> Tensor:
+    """Rows no longer than the limit."""
+    if math.isinf(limit):
+        return errors
+    return errors * (limit / errors.norm(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1.0)

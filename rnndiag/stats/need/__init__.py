@@ -2,6 +2,17 @@
 
 from rnndiag.stats.need.memory_need import MemoryNeed
 from rnndiag.stats.need.numbers import Gain, Group, LagGain, NeedNumbers, Use
+from rnndiag.stats.need.stored import need_measurements, needs_in
 from rnndiag.stats.need.verdict import Lead
 
-__all__ = ["Gain", "Group", "LagGain", "Lead", "MemoryNeed", "NeedNumbers", "Use"]
+__all__ = [
+    "Gain",
+    "Group",
+    "LagGain",
+    "Lead",
+    "MemoryNeed",
+    "NeedNumbers",
+    "Use",
+    "need_measurements",
+    "needs_in",
+]

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 Limit = Literal["given", "window", "reach"]
 """Where `beyond` comes from: the caller, the window in use, or the reach of the gradient."""
+LIMITS: tuple[Limit, ...] = ("given", "window", "reach")
 
 P = 0.05
 GATE = 0.01

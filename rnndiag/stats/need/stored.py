@@ -1,0 +1,81 @@
+"""A `MemoryNeed` as quantities of a run, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from rnndiag.stats.need.memory_need import MemoryNeed
+from rnndiag.stats.need.numbers import LIMITS, Gain, Group, LagGain, Use
+from rnndiag.store.measurement import Measurement
+from rnndiag.store.quantities import NEED_FACTS
+
+GROUP, PART, USE, FACT = "need_group", "need_part", "need_use", "need_fact"
+
+
+class HasMeasurements(Protocol):
+    """A recording."""
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """All that was measured."""
+
+
+def need_measurements(need: MemoryNeed) -> tuple[Measurement, ...]:
+    """The quantities that hold a need. Notes are not among them: they go into the recording's notes."""
+    present = (*need.present, need.present_p, math.nan)
+    facts = {
+        **{name: getattr(need, name) for name in NEED_FACTS if name != "limit"},
+        "used_memory": math.nan if need.used_memory is None else need.used_memory,
+        "limit": LIMITS.index(need.limit),
+    }
+
+    def of(name: str, values: object) -> Measurement:
+        # Float64 as it is: the verdict of the stored numbers is the verdict of the measured ones.
+        return Measurement.of(
+            name, np.asarray(values, dtype=np.float64), need.layer, keep_dtype=True
+        )
+
+    return (
+        of(GROUP, np.asarray(need.groups, dtype=np.float64).reshape(-1, 8)),
+        of(PART, [present, need.within, need.further]),
+        of(USE, np.asarray(need.use, dtype=np.float64).reshape(-1, 4)),
+        of(FACT, [facts[name] for name in NEED_FACTS]),
+    )
+
+
+def needs_in(recordings: Iterable[HasMeasurements]) -> tuple[MemoryNeed, ...]:
+    """All needs that recordings hold, one a layer: the latest."""
+    found: dict[str, dict[str, Measurement]] = {}
+    for recording in recordings:
+        for one in recording.measurements:
+            if one.name in (GROUP, PART, USE, FACT):
+                found.setdefault(one.layer, {})[one.name] = one
+    return tuple(_need(layer, parts) for layer, parts in found.items() if len(parts) == 4)
+
+
+def _need(layer: str, parts: dict[str, Measurement]) -> MemoryNeed:
+    facts = dict(zip(NEED_FACTS, parts[FACT].values.tolist(), strict=True))
+    present, within, further = parts[PART].values.tolist()
+    used = facts["used_memory"]
+    counts = ("burn_in", "beyond", "max_lag", "sequences", "n_sequences", "rows")
+    numbers = ("loss", "floor", "reach", "peak_lag", "autocorrelation", "gap", "plain_steps")
+    return MemoryNeed(
+        layer=layer,
+        groups=tuple(
+            Group(int(low), int(high), *rest, significant=bool(significant))
+            for low, high, *rest, significant in parts[GROUP].values.tolist()
+        ),
+        present=Gain(*present[:3]),
+        present_p=present[3],
+        within=LagGain(*within),
+        further=LagGain(*further),
+        use=tuple(Use(int(inputs), *rest) for inputs, *rest in parts[USE].values.tolist()),
+        used_memory=None if math.isnan(used) else int(used),
+        limit=LIMITS[int(facts["limit"])],
+        **{name: int(facts[name]) for name in counts},
+        **{name: facts[name] for name in numbers},
+    )
