@@ -24,7 +24,9 @@ def test_stored_need_is_read_back_as_it_was(tmp_path: Path) -> None:
         writer.append(Recording(3, measurements=need_measurements(QUIET)))
         writer.append(Recording(5, measurements=need_measurements(need)))
     (found,) = needs_in(StoredRun(tmp_path / "run"))
-    assert found == replace(need, plain_steps=found.plain_steps, autocorrelation=found.autocorrelation)
+    assert found == replace(
+        need, plain_steps=found.plain_steps, autocorrelation=found.autocorrelation
+    )
     assert (found.lead, found.sentence) == (need.lead, need.sentence)
 
 

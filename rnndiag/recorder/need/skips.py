@@ -220,9 +220,7 @@ class SkipFitter:
                         part.samples, ys, part.of_samples(direction), strict=True
                     )
                 ]
-                for part, ys, direction in zip(
-                    self.parts, outputs.by_part, directions, strict=True
-                )
+                for part, ys, direction in zip(self.parts, outputs.by_part, directions, strict=True)
             )
         )
         boosted.losses[self.VALIDATION] = losses
