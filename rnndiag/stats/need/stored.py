@@ -61,13 +61,11 @@ def _need(layer: str, parts: dict[str, Measurement]) -> MemoryNeed:
     facts = dict(zip(NEED_FACTS, parts[FACT].values.tolist(), strict=True))
     present, within, further = parts[PART].values.tolist()
     used = facts["used_memory"]
-    counts = ("burn_in", "beyond", "max_lag", "sequences", "n_sequences", "rows")
-    numbers = ("loss", "floor", "reach", "peak_lag", "autocorrelation", "gap", "plain_steps")
     return MemoryNeed(
         layer=layer,
         groups=tuple(
-            Group(int(low), int(high), *rest, significant=bool(significant))
-            for low, high, *rest, significant in parts[GROUP].values.tolist()
+            Group(int(low), int(high), *numbers, bool(significant))
+            for low, high, *numbers, significant in parts[GROUP].values.tolist()
         ),
         present=Gain(*present[:3]),
         present_p=present[3],
@@ -76,6 +74,17 @@ def _need(layer: str, parts: dict[str, Measurement]) -> MemoryNeed:
         use=tuple(Use(int(inputs), *rest) for inputs, *rest in parts[USE].values.tolist()),
         used_memory=None if math.isnan(used) else int(used),
         limit=LIMITS[int(facts["limit"])],
-        **{name: int(facts[name]) for name in counts},
-        **{name: facts[name] for name in numbers},
+        loss=facts["loss"],
+        floor=facts["floor"],
+        reach=facts["reach"],
+        peak_lag=facts["peak_lag"],
+        autocorrelation=facts["autocorrelation"],
+        gap=facts["gap"],
+        plain_steps=facts["plain_steps"],
+        burn_in=int(facts["burn_in"]),
+        beyond=int(facts["beyond"]),
+        max_lag=int(facts["max_lag"]),
+        sequences=int(facts["sequences"]),
+        n_sequences=int(facts["n_sequences"]),
+        rows=int(facts["rows"]),
     )
