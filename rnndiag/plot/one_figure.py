@@ -15,6 +15,8 @@ from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import FIGURES, ORDER
 from rnndiag.report.write_report import report_context
 from rnndiag.store.reader import StoredRun
+from rnndiag.store.recording import Recording
+from rnndiag.store.single_recording import as_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,12 +29,19 @@ SQUARE = (4.4, 4.2)
 """Inches of one panel."""
 
 
+class HoldsRecording(Protocol):
+    """A probe: it holds the recording of its passes."""
+
+    @property
+    def recording(self) -> Recording: ...
+
+
 class Shown(Protocol):
     """A function that draws one figure of a run."""
 
     def __call__(
         self,
-        run: StoredRun | str | os.PathLike[str],
+        run: StoredRun | Recording | HoldsRecording | str | os.PathLike[str],
         ax: Axes | None = None,
         layer: str = "",
         panel: int = 0,
@@ -43,12 +52,13 @@ def shown(name: str, title: str, about: str) -> Shown:
     """The function that draws the figure of this name."""
 
     def draw(
-        run: StoredRun | str | os.PathLike[str],
+        run: StoredRun | Recording | HoldsRecording | str | os.PathLike[str],
         ax: Axes | None = None,
         layer: str = "",
         panel: int = 0,
     ) -> Axes:
-        data = FIGURES[name].make(report_context(run, layer=layer))
+        opened = run if isinstance(run, (str, os.PathLike)) else as_run(run)
+        data = FIGURES[name].make(report_context(opened, layer=layer))
         if data.absent:
             raise RunUnreadable(f"There is nothing to draw: {data.absent}", "See `rnndiag show`.")
         if not 0 <= panel < len(data.panels):

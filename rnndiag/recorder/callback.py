@@ -14,6 +14,7 @@ from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.namespaces import adopt, callback_base
 from rnndiag.recorder.output.directory import RunPlace, chosen_directory
+from rnndiag.recorder.output.notebook import run_html
 from rnndiag.recorder.output.run_names import default_directory
 from rnndiag.recorder.settings import LogChoice, settings_from
 
@@ -145,6 +146,17 @@ class GradientDiagnostics(_Adopting):
         self._wrote = False
         self._fit: FitRecorder | None = None
         _LIVE.add(self)
+
+    def __repr__(self) -> str:
+        if self._fit is not None:
+            state = f"recording, {self._fit.chronicle.count} recordings"
+        else:
+            state = "recorded" if self._wrote else "nothing recorded yet"
+        return f"<rnndiag.GradientDiagnostics in {str(self._run_dir)!r}: {state}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict and the headline numbers of the run, once there is one."""
+        return run_html(self._run_dir, repr(self))
 
     @property
     def run_dir(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from html import escape
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
@@ -33,6 +34,21 @@ class Probe:
         self._recording: Recording | None = None
         self._recorded = 0
         """Passes in the recording."""
+
+    def __repr__(self) -> str:
+        """What it holds, without looking at passes that nobody has asked for yet."""
+        model = type(self._capture.model).__name__
+        if self._recording is not None:
+            return f"<probe of {model}: {self._recording!r}>"
+        if self._capture.armed:
+            return f"<probe of {model}, step {self.step}: watching>"
+        runs = [run.name for seen in self._passes for run in seen.layer_runs]
+        seen = f"{len(runs)} layer runs ({', '.join(runs)})" if runs else "nothing looked at yet"
+        return f"<probe of {model}, step {self.step}: {seen}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: its recording, where it has been made."""
+        return escape(repr(self)) if self._recording is None else self._recording._repr_html_()
 
     def __enter__(self) -> Probe:
         if self._capture.armed:

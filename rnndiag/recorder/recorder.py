@@ -16,6 +16,7 @@ from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.output.directory import RunPlace
+from rnndiag.recorder.output.notebook import run_html
 from rnndiag.recorder.output.run_names import default_directory
 from rnndiag.recorder.settings import settings_from
 from rnndiag.store.measurement import Measurement
@@ -92,14 +93,23 @@ class Recorder:
         self._loss: Tensor | float | None = None
         self._fit: FitRecorder | None = None
         self._closed = False
+        self._recorded = 0
+        """Recordings in the run, once it is closed."""
+
+    @property
+    def _count(self) -> int:
+        return self._recorded if self._fit is None else self._fit.chronicle.count
 
     def __repr__(self) -> str:
         word = "closed" if self._closed else "recording" if self._fit is not None else "not started"
-        count = 0 if self._fit is None else self._fit.chronicle.count
-        what = (
-            f"{count} recordings in {str(self._run_dir)!r}" if count else repr(str(self._run_dir))
-        )
+        what = repr(str(self._run_dir))
+        if self._count:
+            what = f"{self._count} recordings in {what}"
         return f"<rnndiag.Recorder of {type(self._loop.model).__name__}, {word}: {what}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict and the headline numbers of the run, once there is one."""
+        return run_html(self._run_dir, repr(self))
 
     @property
     def run_dir(self) -> Path:
@@ -161,6 +171,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._recorded = self._count
         fit, self._fit, self._closed = self._fit, None, True
         if fit is None:
             return

@@ -22,6 +22,8 @@ from rnndiag.store.quantities import MODEL
 if TYPE_CHECKING:
     from rnndiag.store.measurement import Series
     from rnndiag.store.reader import StoredRun
+from rnndiag.store.recording import Recording
+from rnndiag.store.single_recording import as_run
 
 SEAM = "seam_"
 _CLEAR = 2.0
@@ -206,11 +208,21 @@ def at_hand(
     return run.find(quantity, layer, [int(whole.steps[-1])])
 
 
-def advice(run: StoredRun, layer: str | None = None, epsilon: float = EPSILON) -> Advice | None:
-    """The advice for a layer: of the stack that it is part of, where its layers were cut together.
+def advice(
+    run: StoredRun | Recording, layer: str | None = None, epsilon: float = EPSILON
+) -> Advice | None:
+    """Which truncation window a layer needs, in one sentence and in numbers.
 
-    Without a layer: for the one that needs the longest window. None where no windows were measured.
+    Args:
+        run: A run, or one recording (of a probe, say).
+        layer: Name of a layer; where its layers were cut together, its stack is advised. None: the layer that needs
+            the longest window.
+        epsilon: How far the windowed gradient may be from that of full BPTT, relative to its norm.
+
+    Returns:
+        The advice; None where no windows were measured.
     """
+    run = as_run(run)
     steps = run.judged()
     if layer is None:
         found = [one for name in run.layers if (one := advice(run, name, epsilon)) is not None]

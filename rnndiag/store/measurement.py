@@ -10,6 +10,7 @@ import numpy as np
 
 from rnndiag.errors import BadArgument
 from rnndiag.store.quantities import FIXED_COORDINATES, MODEL, QUANTITIES, Scale
+from rnndiag.store.text import html_table
 
 STORED_DTYPES = frozenset(
     [np.dtype(bool)]
@@ -163,6 +164,20 @@ class Measurement:
     def __repr__(self) -> str:
         shape = ", ".join(f"{dim} {size}" for dim, size in self.sizes.items()) or "one number"
         return f"<{self.name} of {self.layer}: {shape}; {self.unit}, {self.scale}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the meaning, and the range of the numbers along each dim."""
+        known = QUANTITIES.get(self.name)
+        rows = [] if known is None else [("meaning", known.meaning)]
+        rows += [("dims", ", ".join(f"{dim} {size}" for dim, size in self.sizes.items()) or "none")]
+        finite = self.values[np.isfinite(self.values)] if self.values.dtype.kind in "fiu" else None
+        if finite is not None and finite.size:
+            rows.append(("values", f"{finite.min():.4g} to {finite.max():.4g}"))
+            if finite.size < self.values.size:
+                rows.append(
+                    ("not finite", f"{self.values.size - finite.size} of {self.values.size}")
+                )
+        return html_table(f"{self.name} of {self.layer} ({self.unit}, {self.scale})", (), rows)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,7 +12,7 @@ from rnndiag.errors import BadArgument, RunUnreadable
 from rnndiag.store.layer_names import layers_among
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import MODEL
-from rnndiag.store.text import meant
+from rnndiag.store.text import html_table, meant
 
 Verdict = Literal["exact", "inexact", "unverified"]
 VERDICTS: tuple[Verdict, ...] = ("exact", "unverified", "inexact")
@@ -55,6 +55,16 @@ class Recording:
     def __repr__(self) -> str:
         many = f"{len(self.measurements)} measurements of {len(self.layers)} layers"
         return f"<recording of step {self.step} ({self.phase}), {self.verdict}: {many}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the layers, and how many quantities each has."""
+        rows = [(layer, ", ".join(self._of_layer(layer))) for layer in (*self.layers, MODEL)]
+        return html_table(
+            repr(self)[1:-1], ("layer", "quantities"), [row for row in rows if row[1]]
+        )
+
+    def _of_layer(self, layer: str) -> list[str]:
+        return [m.name for m in self.measurements if m.layer == layer]
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], Measurement]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import PurePath
 from typing import Any
 
@@ -86,3 +87,21 @@ def from_json(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"JSON that is a {type(value).__name__}, not an object")
     return value
+
+
+def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A small table for a notebook, all of its text escaped.
+
+    Args:
+        title: The line above.
+        header: Names of the columns; none: no header.
+        rows: The cells, row by row.
+    """
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        inner = (f'<{tag} style="text-align:left">{escape(cell)}</{tag}>' for cell in cells)
+        return f"<tr>{''.join(inner)}</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    head = row(header, "th") if header else ""
+    return f"<div><small>{escape(title)}</small><table>{head}{body}</table></div>"

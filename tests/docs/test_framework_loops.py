@@ -95,6 +95,7 @@ def test_hugging_face(space: Any, tmp_path: Path) -> None:
     callbacks = [space["Diagnostics"]()]
     transformers.Trainer(space["model"], arguments, train_dataset=data, callbacks=callbacks).train()
     run = rnndiag.open_run(tmp_path / "out" / "rnndiag")
-    assert run.layers == ("rnn.l0", "rnn.l0@2")
+    assert run.layers == ("rnn.l0", "rnn.l0#2")
+    assert not run.outlines[-1].notes["clipping"][-1]["share"]
     assert run.steps_of("train")[0] == 0
     assert {r.verdict for r in run.recordings if r.phase == "train"} == {"exact"}

@@ -97,9 +97,11 @@ class PlainLoop(TrainingLoop):
     def scaling(self) -> Scaling:
         """By `loss_scale` where it was given, else by what `step.backward` saw arrive at the loss."""
         if self._loss_scale is not None:
-            return Scaling(float(self._loss_scale()))
-        factor = 1.0 if self.factor_of_loss is None else float(self.factor_of_loss)
-        # AMP scales up and an average over accumulated batches scales down; who does both gives `loss_scale`
+            factor = float(self._loss_scale())
+        else:
+            factor = 1.0 if self.factor_of_loss is None else float(self.factor_of_loss)
+        # AMP scales up, and its gradients are unscaled before the step; an average over accumulated batches scales
+        # down for good. Of who does both at once the norm before clipping is not known.
         return Scaling(loss_scale=factor) if factor > 1.0 else Scaling(accumulate=1.0 / factor)
 
     def broadcast(self, value: Any) -> Any:
