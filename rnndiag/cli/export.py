@@ -1,4 +1,4 @@
-"""`rnndiag export`: the numbers of a run as csv or json, with nothing but numpy."""
+"""`rnndiag export`: the numbers of a run as csv, json or a LaTeX table, with nothing but numpy."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=("csv", "json"), help="default: by the file's ending")
     parser.add_argument(
+        "--latex",
+        action="store_true",
+        help="the headline numbers with their errors as a LaTeX table, in place of all numbers",
+    )
+    parser.add_argument(
         "-q", "--quantity", action="append", metavar="Q", help="only this quantity; may be repeated"
     )
     parser.add_argument(
@@ -55,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.run.run import open_run
     from rnndiag.store.reader import listed
 
+    if args.latex:
+        return _latex(args)
     ending = args.output.lower().rpartition(".")[2]
     form = (
         args.format
@@ -81,6 +88,20 @@ def run(args: argparse.Namespace) -> int:
     sys.stderr.write(f"{args.output}: {count} numbers of {len(found)} quantities and layers\n")
     for problem in one.problems:
         sys.stderr.write(f"rnndiag: {problem}\n")
+    return 0
+
+
+def _latex(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rnndiag.report.latex_table import latex_table
+    from rnndiag.report.write_report import report_context
+
+    text = latex_table(report_context(args.run))
+    if args.output == "-":
+        sys.stdout.write(text)
+    else:
+        Path(args.output).write_text(text, encoding="utf-8")
     return 0
 
 
