@@ -20,6 +20,7 @@ from rnndiag.train.lightning_mixin import TruncatedBPTT
 from rnndiag.train.look import Look
 from rnndiag.train.plain_updates import PlainUpdates, truncated_bptt
 from rnndiag.train.recurrence import SequenceModule
+from rnndiag.train.remedy import apply_remedy
 from rnndiag.train.splitting import TimeBatch
 from rnndiag.train.unroll import chunks_of, truncated_unroll, unroll
 
@@ -42,6 +43,7 @@ __all__ = [
     "TruncatedBPTT",
     "Uniform",
     "Window",
+    "apply_remedy",
     "artbp",
     "between_steps",
     "cell_only",

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from rnndiag.engine.truncation.estimators import Chunk
 from rnndiag.errors import BadArgument, NotSupported
 from rnndiag.train.auto import Auto
 from rnndiag.train.chunk_loop import ChunkLoop, Update
@@ -184,6 +185,16 @@ class TruncatedBPTT:
     def tbptt_k1(self) -> int | None:
         """Steps of a chunk; None: the whole batch."""
         return self._tbptt_loop.k1
+
+    @property
+    def tbptt_label(self) -> str:
+        """The estimator of the gradient in words, as recordings of rnndiag's callback name it."""
+        loop = self._tbptt_loop
+        if loop.k1 is None:
+            name = "full" if loop.window is None else f"last {loop.window} steps"
+        else:
+            name = Chunk(loop.k1, loop.window).label
+        return name if loop.looks is None and not self._tbptt_auto_later else f"{name}, sets itself"
 
     @property
     def tbptt_auto(self) -> Auto | None:

@@ -19,6 +19,7 @@ from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.contributions import factors
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.errors import NotSupported, RnndiagError
+from rnndiag.recorder.capture.hook import unwatched
 from rnndiag.recorder.probe import probe
 from rnndiag.train.auto import Auto, Change
 from rnndiag.train.look import FEWEST, Look
@@ -57,44 +58,56 @@ def tails_by_sequence(
     own = reach = torch.zeros(())
     for parts in layers.values():
         found = [made(run) for run in parts]
-        for key in parts[0].weights:
-            pairs = [factors(adj, key) for adj in found]
-            if any(pair is None for pair in pairs):
-                raise NotSupported(
-                    f"The weight {key} of {parts[0].name} has no gradient by outer products.",
-                    "A window that sets itself is for RNN, LSTM and GRU layers and cells.",
-                )
-            left = torch.cat([pair.left for pair in pairs if pair is not None])
-            rights = [pair.right for pair in pairs if pair is not None and pair.right is not None]
-            right = torch.cat(rights) if rights else None
+        for left, right in _outer_products(parts[0], found):
             squares, products = _weight_tails(left, right, windows, T)
             own, reach = own + squares, reach + products
     return own, reach
 
 
+def _outer_products(run: LayerRun, found: Sequence[Adjoints]) -> list[tuple[Tensor, Tensor]]:
+    """Left (T, B, m) and right factors (T, B, n) of the gradient; weights with one left factor share an entry."""
+    groups: dict[int, tuple[Tensor, list[Tensor], int]] = {}
+    for key in run.weights:
+        pairs = [pair for adj in found if (pair := factors(adj, key)) is not None]
+        if len(pairs) < len(found):
+            raise NotSupported(
+                f"The weight {key} of {run.name} has no gradient by outer products.",
+                "A window that sets itself is for RNN, LSTM and GRU layers and cells.",
+            )
+        place = id(pairs[0].left)
+        if place in groups:
+            left, rights, biases = groups[place]
+        else:
+            left, rights, biases = torch.cat([pair.left for pair in pairs]), [], 0
+        if pairs[0].right is None:
+            biases += 1
+        else:
+            rights.append(torch.cat([pair.right for pair in pairs if pair.right is not None]))
+        groups[place] = left, rights, biases
+    merged = []
+    for left, rights, biases in groups.values():
+        # A bias is a weight of a constant input; two biases with one gradient count twice.
+        ones = [left.new_full((*left.shape[:2], 1), biases**0.5)] if biases else []
+        merged.append((left, torch.cat([*rights, *ones], -1)))
+    return merged
+
+
 def _weight_tails(
-    left: Tensor, right: Tensor | None, windows: Sequence[int], T: int
+    left: Tensor, right: Tensor, windows: Sequence[int], T: int
 ) -> tuple[Tensor, Tensor]:
-    """|S_b|^2 and <S_b, S> of one weight: left (T, B, m), right (T, B, n) or None for a bias."""
-    tail: Tensor | None = None
+    """|S_b|^2 and <S_b, S> of weights: left (T, B, m), right (T, B, n)."""
+    # One buffer (B, m, n) grows from the earliest steps on: a longer window leaves a shorter tail.
+    tail = left.new_zeros(left.shape[1], left.shape[2], right.shape[2])
+    flat = tail.flatten(1)
     squares, products = [], []
     begin = 0
     for window in reversed(windows):
-        end = max(0, T - window)
+        part = slice(begin, end := max(begin, T - window))
         if end > begin:
-            a = left[begin:end]
-            if right is None:
-                piece = a.sum(0)
-            else:
-                piece = torch.bmm(a.permute(1, 2, 0), right[begin:end].transpose(0, 1)).flatten(1)
-            tail = piece if tail is None else tail + piece
-            begin = end
-        if tail is None:
-            squares.append(left.new_zeros(left.shape[1]).double())
-            products.append(squares[-1])
-        else:
-            squares.append(tail.square().sum(1).double())
-            products.append((tail @ tail.sum(0)).double())
+            tail.baddbmm_(left[part].permute(1, 2, 0), right[part].transpose(0, 1))
+        begin = end
+        squares.append(torch.linalg.vector_norm(flat, dim=1).double().square())
+        products.append((flat @ flat.sum(0)).double())
     return torch.stack(squares[::-1]), torch.stack(products[::-1])
 
 
@@ -132,7 +145,7 @@ class WindowLooks:
         """Take a look: `run()` gives the loss of a chunk with a graph over the horizon."""
         self._waiting, before = False, monotonic()
         try:
-            with _untouched(self.model), probe(self.model) as seen:
+            with _untouched(self.model), unwatched(self.model), probe(self.model) as seen:
                 loss = run()
                 weights = [p for p in self.model.parameters() if p.requires_grad]
                 torch.autograd.grad(loss, weights, allow_unused=True)

@@ -26,6 +26,29 @@ def replaying() -> Iterator[None]:
         _replays.pop()
 
 
+@contextmanager
+def unwatched(model: nn.Module) -> Iterator[None]:
+    """Hooks that are on the model at the start see nothing inside; those that a probe adds inside do."""
+    tables = [
+        table
+        for module in model.modules()
+        for table in (module._forward_pre_hooks, module._forward_hooks)
+    ]
+    hooks = {hook for table in tables for hook in table.values() if isinstance(hook, ModuleHook)}
+    before = {hook: hook._watch for hook in hooks}
+    for hook in hooks:
+        hook._watch = _see_nothing
+    try:
+        yield
+    finally:
+        for hook, watch in before.items():
+            hook._watch = watch
+
+
+def _see_nothing(*call: Any) -> None:
+    """What a hook does inside of `unwatched`."""
+
+
 class ModuleHook:
     """Calls `watch(compiling, module, ...)` for the very module it was registered on, and for no other.
 

@@ -18,6 +18,7 @@ class LightningLoop(TrainingLoop):
 
     def __init__(self, trainer: Any, module: Any) -> None:
         self.trainer, self.model = trainer, module
+        self._shown = ""
         self.rank, self.world_size = int(trainer.global_rank), int(trainer.world_size)
         self.manual = not module.automatic_optimization
         self.clips_by_itself = not self.manual and _clips_by_itself(module)
@@ -131,6 +132,8 @@ class LightningLoop(TrainingLoop):
 
         At the end of an epoch each is the mean over the epoch's recordings. Allowed at the end of a batch only.
         """
+        # Lightning takes a name with the same options only, so the bar keeps the first scalar that it showed.
+        self._shown = self._shown or shown
         for name, value in scalars.items():
             # the loggers have them at the step of the recording already (`log`)
             self.model.log(
@@ -139,7 +142,7 @@ class LightningLoop(TrainingLoop):
                 on_step=True,
                 on_epoch=True,
                 logger=False,
-                prog_bar=name == shown,
+                prog_bar=name == self._shown,
                 batch_size=1,
             )
 
@@ -147,7 +150,7 @@ class LightningLoop(TrainingLoop):
         """What of the Trainer shapes gradients and steps."""
         trainer = self.trainer
         clips = bool(trainer.gradient_clip_val)
-        return {
+        found = {
             "precision": str(trainer.precision),
             "accumulate": trainer.accumulate_grad_batches,
             "clip": trainer.gradient_clip_val,
@@ -158,6 +161,8 @@ class LightningLoop(TrainingLoop):
             "world_size": trainer.world_size,
             "strategy": type(trainer.strategy).__name__,
         }
+        truncation = getattr(self.model, "tbptt_label", None)
+        return found if truncation is None else {**found, "truncation": truncation}
 
 
 def _batch_size(loader: Any) -> int | None:
