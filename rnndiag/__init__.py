@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.health.gate import check as check
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
     from rnndiag.recorder.need import memory_need as memory_need
+    from rnndiag.recorder.carry import carry as carry
     from rnndiag.recorder.preflight import preflight as preflight
     from rnndiag.recorder.probe import probe as probe
     from rnndiag.recorder.recorder import Recorder as Recorder
@@ -101,6 +102,7 @@ _PUBLIC: dict[str, str] = {
     "RunWriter": "rnndiag.store.writer",
     "adjoints": "rnndiag.engine.adjoints",
     "advice": "rnndiag.stats.advice",
+    "carry": "rnndiag.recorder.carry",
     "check": "rnndiag.health.gate",
     "contribution_norms": "rnndiag.engine.contributions",
     "contributions": "rnndiag.engine.contributions",

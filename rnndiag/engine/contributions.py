@@ -262,7 +262,7 @@ def _formed_norms(adj: Adjoints, keys: tuple[str, ...]) -> dict[str, Contributio
     along: dict[str, list[Tensor]] = {key: [] for key in keys}
     for times in stretches:
         for key, each in by_vjp(adj.run, keys, adj.parts, times).items():
-            flat = each.flatten(1)
+            flat = each.reshape(each.shape[0], -1)
             norm[key].append(torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64))
             along[key].append(flat @ _direction(totals[key]).flatten())
     result = {}

@@ -49,6 +49,10 @@ class LayerRun:
     """Where s_0 comes from: zero | given | learnt | run:NAME (end of an earlier call) | detached:NAME."""
     notes: tuple[str, ...] = ()
     """Why the run is not exact, if it is not."""
+    open: str = ""
+    """What leads around its states, so that e_t holds later losses too and no lag can be told; empty: nothing."""
+    loop: str = ""
+    """The loop that an open run is a part of."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
     gates: Mapping[str, Tensor] | None = None

@@ -66,7 +66,13 @@ class FitRecorder:
         self.reader = Reader(settings, loop, self.faults, self.overhead)
         self.black_box = BlackBox(settings, loop, self.groups, self.faults, self.overhead)
         self.own_clipping = OwnClipping(loop)
-        self.watch = Watch(loop.model, lambda: loop.scaling.factor, self.faults, settings.steps)
+        self.watch = Watch(
+            loop.model,
+            lambda: loop.scaling.factor,
+            self.faults,
+            settings.steps,
+            self.overhead.own,
+        )
         self.layers = recurrent_weights(loop.model, settings.steps)
         self.setup: dict[str, Any] = {}
         with self.faults.guard("reading optimizers and loader"):
@@ -271,7 +277,7 @@ class FitRecorder:
             self.black_box.stand()
         elif not self.watch.armed and self._wants_passes(self._pending):
             self.watch.rescan()
-            self.watch.arm()
+            self.watch.arm(lags="lags" in self._pending.groups)
 
     def _decide(self, tick: int) -> Decision:
         """The schedule's decision; rank 0's for all ranks, as a rank that records makes the others wait."""

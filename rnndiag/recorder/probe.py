@@ -82,7 +82,7 @@ class Probe:
         passes = self.backward_passes
         runs = [run for seen in passes for run in seen.layer_runs]
         missed = {name: why for seen in passes for name, why in seen.missed.items()}
-        if missed and not runs:
+        if missed and not runs and not any(seen.loops.tells for seen in passes):
             raise NotSupported(
                 f"None of the recurrent calls could be captured ({'; '.join(_by_reason(missed))}).",
                 "Make the forward pass inside of the probe too, and call the recurrent modules themselves, not their "
@@ -104,7 +104,7 @@ class Probe:
         """The measurements of all backward passes, as the callback would store them."""
         passes = self.backward_passes
         if self._recording is None or self._recorded < len(passes):
-            if not self.layer_runs:
+            if not self.layer_runs and not any(seen.loops.tells for seen in passes):
                 raise CaptureFault(
                     "No backward pass through a recurrent layer was seen inside of the probe.",
                     "Run the forward pass and `loss.backward()` inside of the `with`, and look afterwards.",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.recorder.capture import BackwardPass
+from rnndiag.recorder.capture import BackwardPass, Loops, runs_beside_loops
 from rnndiag.recorder.capture.gathered import gathered
 from rnndiag.recorder.facts.labels import label_notes
 from rnndiag.recorder.facts.provenance import model_facts
@@ -55,20 +55,27 @@ class Reader:
                 pending.facts.setdefault("not_measured", {}).update(told)
             if seen.resets:
                 pending.facts.setdefault("resets", {}).update(seen.resets)
-            together, said = gathered(seen.layer_runs, seen.cut)
+            kept, pieces = runs_beside_loops(seen)
+            together, said = gathered(kept, seen.cut)
+            loops = self._new_loops(pending, seen.loops)
             runs = self._named(pending, together)
-            if not runs:
+            if not runs and not loops.tells:
                 self.seams.read(pending, seen.layer_runs)
                 continue
             self.measured = True
-            pending.window = max(pending.window, *(run.T for run in runs))
-            if not self.parameters:
+            pending.window = max(
+                pending.window, *(run.T for run in runs), *(found.T for found in loops.measured)
+            )
+            if runs and not self.parameters:
                 # facts only: the runs hold tensors of the whole batch
                 self.parameters = {run.name: tuple(run.parameters.values()) for run in runs}
                 self.model = model_facts(self.loop.model, runs)
                 self._glance(pending, runs)
             subject = Subject(
                 runs,
+                loops=loops,
+                scale=seen.scale,
+                for_proof=pieces,
                 made={name: adj for name, adj in seen.adjoints.items() if name not in said},
                 gathered=frozenset(said),
                 sampling=said,
@@ -97,6 +104,13 @@ class Reader:
         if self.settings.labels is not None:
             with self.faults.guard("labels", "Look at what labels= returns for one batch."):
                 pending.facts.update(label_notes(self.settings.labels, self.batch, runs))
+
+    def _new_loops(self, pending: Pending, loops: Loops) -> Loops:
+        """The loops, without those that an earlier recording of this batch has."""
+        names = {found.name for found in loops.measured} | set(loops.open)
+        known = self._layers & names if pending.only_new else set()
+        self._layers |= names
+        return loops.without(known)
 
     def _named(self, pending: Pending, runs: Sequence[LayerRun]) -> tuple[LayerRun, ...]:
         kept = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rnndiag.recorder.capture import BackwardPass
+from rnndiag.recorder.capture import BackwardPass, runs_beside_loops
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.measures import Extent, Subject, chosen_measures, take
 from rnndiag.recorder.output.pending_recording import Pending, renamed
@@ -27,11 +27,18 @@ def record_passes(
         if seen.resets:
             pending.facts.setdefault("resets", {}).update(seen.resets)
         runs = []
-        for run in seen.layer_runs:
+        kept, pieces = runs_beside_loops(seen)
+        for run in kept:
             number = pending.layers[run.name] = pending.layers.get(run.name, 0) + 1
             runs.append(renamed(run, number))
         subject = Subject(
-            tuple(runs), made=seen.adjoints, dtype=seen.dtype, extent=extent or Extent()
+            tuple(runs),
+            loops=seen.loops,
+            scale=seen.scale,
+            for_proof=pieces,
+            made=seen.adjoints,
+            dtype=seen.dtype,
+            extent=extent or Extent(),
         )
         pending.taken.append(take(subject, groups, faults))
     return pending.recording(0, (), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import is_
 from typing import Any
 
@@ -19,7 +20,9 @@ class Watch:
         loss_scale: Callable[[], float],
         faults: Faults,
         steps: Sequence[str] = (),
+        timer: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
+        self._timer = timer
         self._model, self._loss_scale, self._faults = model, loss_scale, faults
         self._steps = tuple(steps)
         self._capture: Capture | None = None
@@ -44,15 +47,20 @@ class Watch:
             self.release()
             self._seen = modules
             self._capture = Capture(
-                self._model, steps=self._steps, loss_scale=self._loss_scale, faults=self._faults
+                self._model,
+                steps=self._steps,
+                loss_scale=self._loss_scale,
+                faults=self._faults,
+                timer=self._timer,
             )
 
-    def arm(self) -> None:
+    def arm(self, lags: bool = True) -> None:
         """Put the hooks on; what was kept of the step before is forgotten."""
         if self._capture is None:
             self.rescan()
         self._passes.clear()
-        if self._capture is not None and self._capture.modules:
+        if self._capture is not None:
+            self._capture.measure_lags = lags
             self._capture.arm()
 
     def new_passes(self) -> list[BackwardPass]:

@@ -14,8 +14,8 @@ from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import MODEL
 from rnndiag.store.text import html_table, meant
 
-Verdict = Literal["exact", "inexact", "unverified"]
-VERDICTS: tuple[Verdict, ...] = ("exact", "unverified", "inexact")
+Verdict = Literal["exact", "inexact", "unverified", "open"]
+VERDICTS: tuple[Verdict, ...] = ("exact", "open", "unverified", "inexact")
 """From best to worst: of several ranks the worst one holds."""
 
 
@@ -23,8 +23,9 @@ VERDICTS: tuple[Verdict, ...] = ("exact", "unverified", "inexact")
 class Recording:
     """All measurements of one step of one phase on one rank.
 
-    `verdict` is what the proofs say of them, `reasons` why per layer where it is not `exact`; `notes` are further facts
-    as JSON. `ranks` names the ranks it was pooled over.
+    `verdict` is what the proofs say of them; open: contributions are exact, but reach and windows are withdrawn, as
+    something leads around a loop's state. `reasons` say why per layer where it is not `exact`; `notes` are further
+    facts as JSON. `ranks` names the ranks it was pooled over.
     """
 
     step: int

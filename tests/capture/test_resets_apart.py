@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import rnndiag
+from rnndiag.errors import NotSupported
 
 B, I, H, T = 3, 2, 4, 5
 pytestmark = pytest.mark.usefixtures("double")
@@ -66,17 +67,54 @@ def loop(step: Any, xs: Tensor, change: Change) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("name", list(CHANGES))
-def test_every_step_is_a_run_of_its_own_and_it_is_said(name: str) -> None:
+def test_every_step_of_a_changed_state_is_a_run_that_tells_no_lags() -> None:
+    cell, xs = nn.GRUCell(I, H), torch.randn(T, B, I)
+    with rnndiag.probe(cell) as probe:
+        loop(cell, xs, CHANGES["scaled"]).backward()
+    assert [run.T for run in probe.layer_runs] == [1] * T
+    assert probe.proofs[0].verdict == "exact"
+    with pytest.raises(NotSupported, match="its state is changed between the steps"):
+        rnndiag.lag_sweep(probe.layer_runs[-1])
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGES if name not in OF_TWO])
+def test_windows_of_a_changed_state_are_those_of_detaching_it(name: str) -> None:
+    cell, xs, change = nn.GRUCell(I, H), torch.randn(T, B, I), CHANGES[name]
+    with rnndiag.probe(cell) as probe:
+        loop(cell, xs, change).backward()
+    recording = probe.recording
+    assert recording.verdict == "exact", recording.reasons
+
+    def gradient(window: int) -> Tensor:
+        total = torch.zeros(())
+        for last in range(T):
+            h = torch.zeros(B, H)
+            for t, x in enumerate(xs[: last + 1]):
+                if t == last - window + 1:
+                    h = h.detach()
+                before, h = h, cell(x, h)
+                if t == last:
+                    total = total + h.square().sum()
+                h = change(h, before)
+        found = torch.autograd.grad(total, list(cell.parameters()))
+        return torch.cat([value.flatten() for value in found])
+
+    full, measured = gradient(T), recording["window_bias", "cell"].values
+    for window in range(1, T):
+        bias = (gradient(window) - full).norm() / full.norm()
+        assert abs(float(measured[window]) - float(bias)) < 1e-9
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_a_state_that_older_ones_are_mixed_into_is_open(name: str) -> None:
     cell, xs = nn.GRUCell(I, H), torch.randn(T, B, I)
     with rnndiag.probe(cell) as probe:
         loop(cell, xs, CHANGES[name]).backward()
-    runs = probe.layer_runs
-    first = 2 if name in OF_TWO else 1
-    assert [run.T for run in runs] == [first, *[1] * (T - first)]
-    (proof,) = probe.proofs
-    assert proof.verdict == "exact"
-    assert any(f"it falls into {len(runs)} runs" in reason for reason in proof.reasons)
+    recording = probe.recording
+    assert recording.verdict == "open"
+    assert "goes through no state in between" in recording.reasons["cell"]
+    assert ("window_bias", "cell") not in recording
+    assert ("contribution_norm", "cell") in recording
 
 
 @pytest.mark.parametrize(
@@ -176,23 +214,25 @@ def test_training_is_the_same_to_the_last_bit(kind: Any, optimizer: Any) -> None
         assert torch.equal(plain, seen)
 
 
-def test_hooks_on_the_way_see_the_backward_pass_alone() -> None:
-    cell, xs, seen = nn.GRUCell(I, H), torch.randn(T, B, I), []
+def test_a_hook_on_a_reset_state_is_part_of_the_measured_gradient() -> None:
+    cell, xs = nn.GRUCell(I, H), torch.randn(T, B, I)
 
-    def change(h: Tensor, before: Tensor) -> Tensor:
-        masked = KEEP * h
-        masked.register_hook(lambda gradient: seen.append(gradient) or 0.9 * gradient)
-        masked.grad_fn.register_prehook(lambda gradients: seen.append(gradients))
-        return masked
+    def biases(factor: float) -> Any:
+        def change(h: Tensor, before: Tensor) -> Tensor:
+            masked = KEEP * h
+            masked.register_hook(lambda gradient: factor * gradient)
+            return masked
+
+        with rnndiag.probe(cell) as probe:
+            loop(cell, xs, change).backward()
+        assert probe.recording.verdict == "exact", probe.recording.reasons
+        return probe.recording["window_bias", "cell"].values
 
     with rnndiag.probe(cell) as probe:
-        total = loop(cell, xs, change)
-        assert seen == []
-        total.backward()
-    (run,) = probe.layer_runs
-    assert run.lengths is not None
-    assert len(seen) == 2 * (T - 1)
-    assert probe.proofs[0].verdict == "exact", probe.proofs[0].reasons
+        loop(cell, xs, lambda h, before: KEEP * h).backward()
+    whole = probe.recording["window_bias", "cell"].values
+    assert abs(biases(1.0) - whole).max() < 1e-9
+    assert (biases(0.5) < whole - 1e-3)[1 : T - 1].all()
 
 
 def test_saved_tensors_are_not_unpacked_before_backward() -> None:

@@ -1,6 +1,7 @@
 """Capture: from hooks on a model to the LayerRuns of its backward passes."""
 
-from rnndiag.recorder.capture.passes import BackwardPass
+from rnndiag.recorder.capture.loops import Loops
+from rnndiag.recorder.capture.passes import BackwardPass, runs_beside_loops
 from rnndiag.recorder.capture.watch import Capture
 
-__all__ = ["BackwardPass", "Capture"]
+__all__ = ["BackwardPass", "Capture", "Loops", "runs_beside_loops"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rnndiag.engine.cells import State
 from rnndiag.recorder.capture.backward_pass import Tasks
+from rnndiag.recorder.capture.engine_entry import measuring
 from rnndiag.recorder.capture.kernels import Plan
 from rnndiag.recorder.capture.weights import Weight, hook_first
 
@@ -128,7 +129,7 @@ def keep_under(tasks: Tasks, store: dict[int, Tensor]) -> Keep:
     """A hook that keeps a copy of a gradient by backward pass: a leaf's `.grad` may take the gradient itself over."""
 
     def keep(gradient: Tensor | None) -> None:
-        if gradient is not None:
+        if gradient is not None and not measuring():
             store[tasks.enter()] = gradient.detach().clone()
 
     return keep
@@ -140,6 +141,8 @@ def keep_slot(
     """A hook that keeps a gradient by backward pass and slot."""
 
     def keep(gradient: Tensor | None) -> None:
+        if measuring():
+            return
         task = tasks.enter()
         slots = store.setdefault(task, {})
         if gradient is not None:

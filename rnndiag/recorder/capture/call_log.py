@@ -18,6 +18,7 @@ from rnndiag.recorder.capture.call import (
     keep_slot,
     watch_output,
 )
+from rnndiag.recorder.capture.engine_entry import measuring
 from rnndiag.recorder.capture.input_gradients import InputGradients
 from rnndiag.recorder.capture.node_tags import mark
 from rnndiag.recorder.capture.state_origin import Ends
@@ -93,6 +94,8 @@ class CallLog:
         """
 
         def arrived(key: int, gradient: Tensor) -> None:
+            if measuring():
+                return
             # a copy: a leaf's .grad may take the gradient itself over
             task, gradient = self.tasks.enter(), gradient.detach().clone()
             if key == _INPUT:

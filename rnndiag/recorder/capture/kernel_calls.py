@@ -39,6 +39,8 @@ class KernelFrame:
     hx: State | None = None
     """As the user gave it, where the module puts it into another order of sequences."""
     last: Call | None = None
+    given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    """Arguments of the module's call."""
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call import Call
 from rnndiag.recorder.capture.chains import Chain, chains
+from rnndiag.recorder.capture.gathered import gathered
 from rnndiag.recorder.capture.layer_runs import Pass, layer_runs, run_name
+from rnndiag.recorder.capture.loops import Loops
 from rnndiag.recorder.capture.resets import told, unless_scattered
 from rnndiag.recorder.capture.weights import Weight
 
@@ -47,6 +49,9 @@ class BackwardPass:
     resets: Mapping[str, str] = field(default_factory=dict)
     """Layer run -> what its sequences are, where states were reset within the batch's."""
 
+    loops: Loops = field(default_factory=Loops)
+    """What was measured on the graph, and what could not be."""
+
     @property
     def cut(self) -> dict[str, str]:
         """Recurrences called step by step whose state is changed on the way, so that every call is a run -> a sentence.
@@ -55,7 +60,8 @@ class BackwardPass:
         """
         starts: dict[str, list[LayerRun]] = defaultdict(list)
         for run in self.layer_runs:
-            starts[run.name.partition("#")[0]].append(run)
+            if not run.open:
+                starts[run.name.partition("#")[0]].append(run)
         return {
             name: _CUT.format(len(runs))
             for name, runs in starts.items()
@@ -103,6 +109,7 @@ def backward_passes(
     weights: Iterable[Weight],
     names: Names,
     refused: Mapping[str, str],
+    loops: Mapping[int, Loops],
 ) -> tuple[BackwardPass, ...]:
     """The passes in order, without those that no watched call took part in."""
     calls, weights = list(calls), list(weights)
@@ -110,9 +117,10 @@ def backward_passes(
     for task, scale in tasks.scales.items():
         taking_part = [call for call in calls if task in call.output_gradients]
         gradients = _by_name(weights, task)
-        if taking_part or gradients:
+        own = loops.get(task, Loops())
+        if taking_part or gradients or own.tells:
             shared = Pass(task, scale, gradients, names.of_end)
-            found.append(_one_pass(shared, taking_part, weights, names, refused))
+            found.append(_one_pass(shared, taking_part, weights, names, refused, own))
         if task in tasks.double:
             for call in taking_part:  # a later pass through these is no plain backward pass
                 if _GRADIENT_OF_GRADIENT not in call.notes:
@@ -138,10 +146,12 @@ def _one_pass(
     weights: list[Weight],
     names: Names,
     refused: Mapping[str, str],
+    loops: Loops,
 ) -> BackwardPass:
     seen = _without_lone_guesses(calls)
     refused = {**refused, **{call.owner: call.refusal for call in seen if call.refusal}}
-    found_chains = chains([call for call in seen if call.owner not in refused])
+    in_loops = {owner: refused.pop(owner) for owner in loops.owners if owner in refused}
+    found_chains = chains([call for call in seen if not call.refusal and call.owner not in refused])
     recurrences = [part for chain in found_chains for part in unless_scattered(chain)]
     suffixes = [names.suffix(chain) for chain in recurrences]
     runs: list[LayerRun] = []
@@ -149,6 +159,8 @@ def _one_pass(
     reset: dict[str, str] = {}
     for chain, suffix in zip(recurrences, suffixes, strict=True):
         found = list(layer_runs(chain, suffix, shared))
+        if (loop := loops.calls.get(chain[0].number)) is not None:
+            found = [(replace(run, open=loops.reasons[loop], loop=loop), adj) for run, adj in found]
         made |= {run.name: adj for run, adj in found if adj is not None}
         by_index = {run.name: run for run, _ in found}
         runs += [by_index[name] for name in _lowest_first(chain, suffix)]
@@ -159,10 +171,12 @@ def _one_pass(
     missed = refused | {
         name: "it received a gradient, but no call that used it was seen"
         for name in shared.gradients
-        if name not in claimed and name in expected and name.rpartition(".")[0] not in refused
+        if name not in claimed
+        and name in expected
+        and not {name.rpartition(".")[0]} & {*refused, *in_loops}
     }
     dtype = min((call.dtype for call in calls), key=_PRECISION.index, default=torch.float32)
-    return BackwardPass(tuple(runs), made, dtype, missed, shared.scale, reset)
+    return BackwardPass(tuple(runs), made, dtype, missed, shared.scale, reset, loops)
 
 
 def _without_lone_guesses(calls: list[Call]) -> list[Call]:
@@ -183,3 +197,27 @@ def _lowest_first(chain: Chain, suffix: str) -> list[str]:
         for layer in range(plan.layers)
         for direction in range(plan.directions)
     ]
+
+
+def runs_beside_loops(seen: BackwardPass) -> tuple[list[LayerRun], tuple[LayerRun, ...]]:
+    """The runs to be measured, and those that are pieces of a loop that was measured on the graph as a whole."""
+    loops = seen.loops
+    whole = {found.name: found.T for found in loops.measured}
+    of_members = {name for members in loops.members.values() for name in members}
+    kept: list[LayerRun] = []
+    pieces: list[LayerRun] = []
+    scattered: dict[str, list[LayerRun]] = defaultdict(list)
+    count = Counter(run.loop for run in seen.layer_runs)
+    for run in seen.layer_runs:
+        alone = count[run.loop] == 1 and run.name == run.loop
+        if not run.loop or (alone and whole.get(run.loop, run.T) == run.T):
+            kept.append(run)
+        elif run.loop in loops.open and run.loop not in of_members and run.T == 1:
+            scattered[run.loop].append(run)
+        else:
+            pieces.append(run)
+    for loop, own in scattered.items():
+        # the steps of an open loop, one run each, as one run over a larger batch: their sums are what they were
+        together, _ = gathered([replace(run, name=loop) for run in own], {loop})
+        (kept if len(together) == 1 else pieces).extend(together)
+    return kept, tuple(pieces)

@@ -152,7 +152,7 @@ def _sent_by(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, ...] |
     kind: str = node.name()
     if isinstance(node, torch._C._FunctionBase):
         return inputs if kind in ONE_BY_ONE else None
-    if not _unpacks_quietly(node):
+    if not unpacks_quietly(node):
         return None
     try:
         sent = node(*inputs)
@@ -175,7 +175,7 @@ _SAVED: dict[str, tuple[str, ...]] = {}
 """Kind of node -> the names of the tensors that it may have saved."""
 
 
-def _unpacks_quietly(node: Any) -> bool:
+def unpacks_quietly(node: Any) -> bool:
     """Whether what the node saved lies there as it is: unpacking it calls no hook (a checkpoint's runs the forward)."""
     kind = node.name()
     if kind not in _SAVED:

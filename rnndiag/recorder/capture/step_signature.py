@@ -16,14 +16,39 @@ from rnndiag.errors import NotSupported
 STATE_NAMES = frozenset(
     (
         *("state", "states", "hidden", "hiddens", "hidden_state", "prev_state", "previous_state"),
-        *("h", "hx", "h_prev", "prev_h", "h_0", "h0", "carry"),
+        *(
+            "h",
+            "hx",
+            "h_prev",
+            "prev_h",
+            "h_0",
+            "h0",
+            "carry",
+            "c",
+            "cx",
+            "cell_state",
+            "prev",
+            "previous",
+        ),
+        *(
+            "mem",
+            "membrane",
+            "syn",
+            "v",
+            "h_t",
+            "s_t",
+            "ht",
+            "last_hidden",
+            "last_state",
+            "recurrent_state",
+        ),
     )
 )
-"""A second argument of one of these names makes a module a step of a recurrence, if its calls form a chain."""
+"""An argument of one of these names makes a module a step of a recurrence, if its calls form a chain."""
 
 
 def may_be_step(module: nn.Module) -> bool:
-    """Whether the second argument's name says that the module may do one step."""
+    """Whether the name of an argument says that the module may do one step."""
     if type(module).__module__.startswith("torch."):
         return False
     try:
@@ -31,7 +56,7 @@ def may_be_step(module: nn.Module) -> bool:
     except (AttributeError, TypeError, ValueError):  # AttributeError: a scripted module
         return False
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(positional) >= 2 and positional[1].name in STATE_NAMES
+    return len(positional) >= 2 and any(p.name in STATE_NAMES for p in positional)
 
 
 @dataclass(frozen=True)

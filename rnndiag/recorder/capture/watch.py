@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rnndiag.engine.cells import Cell
 from rnndiag.errors import CaptureFault, NotSupported
+from rnndiag.recorder.capture import engine_entry
 from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.compiled import compiles_layers, pass_over, refuse_compiled, shielded
@@ -19,10 +21,13 @@ from rnndiag.recorder.capture.hook import ModuleHook
 from rnndiag.recorder.capture.kernel_calls import KernelCalls, KernelFrame
 from rnndiag.recorder.capture.kernel_mode import KernelMode
 from rnndiag.recorder.capture.kernels import KernelCall, kernel_table, read_call
+from rnndiag.recorder.capture.loop_calls import LoopCalls
+from rnndiag.recorder.capture.loops import Loops, find_loops
 from rnndiag.recorder.capture.modules import Watched, recurrent_modules
 from rnndiag.recorder.capture.passes import BackwardPass, Names, backward_passes
 from rnndiag.recorder.capture.step_calls import StepModules
 from rnndiag.recorder.capture.weights import Weights
+from rnndiag.recorder.carry import collect, stop_collecting
 from rnndiag.recorder.faults import Faults
 
 
@@ -34,7 +39,7 @@ class Capture:
     """Hooks on the recurrent modules of one model. Nothing is hooked until `arm` or left after `disarm`.
 
     steps: names or classes of further modules that do one step of a recurrence. loss_scale: read during every backward
-    pass; its value is divided out.
+    pass; its value is divided out. timer: runs around what is measured before a backward pass.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Capture:
         steps: Iterable[str | type] = (),
         loss_scale: Callable[[], float] = _unscaled,
         faults: Faults | None = None,
+        timer: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model = model
         self.faults = Faults(strict=True) if faults is None else faults
@@ -54,8 +60,15 @@ class Capture:
         self._kernels = KernelCalls(self._log, self.faults)
         self._steps = StepModules(self._log)
         self._names = Names()
+        self._timer = timer
+        self._listens = False
         self.refused: dict[str, str] = {}
         """Module -> why it is not watched."""
+        self.measure_lags = True
+        """Whether loops that the replay does not describe are measured on their graph."""
+        self.loop_calls = LoopCalls()
+        self._loops: dict[int, Loops] = {}
+        """Backward pass -> what was found of its loops before it ran."""
         self._frames: list[KernelFrame] = []
         self._mode = KernelMode(self._on_kernel, kernel_table())
         self._handles: list[RemovableHandle] = []
@@ -63,12 +76,15 @@ class Capture:
     @property
     def armed(self) -> bool:
         """Whether the hooks are on."""
-        return bool(self._handles)
+        return self._listens
 
     def arm(self) -> None:
         """Put the hooks on. What was kept before is forgotten."""
         self.disarm()
         self.forget()
+        collect(self.loop_calls)
+        engine_entry.listen(self._before_backward)
+        self._listens = True
         pass_over(ModuleHook.__call__, KernelMode.__torch_function__)
         self._mode = KernelMode(self._on_kernel, kernel_table())
         for name, watched in self.modules.items():
@@ -89,6 +105,9 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        stop_collecting(self.loop_calls)
+        engine_entry.leave(self._before_backward)
+        self._listens = False
         self._weights.unhook()
         self._mode.close()
         self._frames.clear()
@@ -99,8 +118,9 @@ class Capture:
         The calls stay known until `forget` or `arm`: later ones may go on where they ended.
         """
         found = backward_passes(
-            self._tasks, self._log.calls, self._weights, self._names, self.refused
+            self._tasks, self._log.calls, self._weights, self._names, self.refused, self._loops
         )
+        self._loops.clear()
         self._tasks.clear()
         self._weights.forget()
         self._log.forget_gradients()
@@ -109,6 +129,8 @@ class Capture:
     def forget(self) -> None:
         """Drop all that was kept, keep watching."""
         self._log.clear()
+        self.loop_calls.clear()
+        self._loops.clear()
         self._tasks.clear()
         self._weights.forget()
         self._steps.clear()
@@ -124,6 +146,7 @@ class Capture:
             compiling: bool, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) -> None:
             frame = KernelFrame(name, module, torch.is_grad_enabled(), watched.sure)
+            frame.given = args, dict(kwargs)
             self._frames.append(frame)
             if not frame.grad or _inside_a_transform():
                 frame.grad = False
@@ -147,9 +170,8 @@ class Capture:
         with self.faults.guard(f"watching a step of {frame.owner or 'the model'}"):
             try:
                 frame.asked = self._steps.before(frame, args, kwargs)
-            except (NotSupported, CaptureFault):
-                if frame.sure:
-                    raise
+            except (NotSupported, CaptureFault) as limit:
+                self._no_replay(frame, limit)
 
     def _refuse(self, why: NotSupported, owner: str) -> None:
         self.refused[owner] = str(why)
@@ -162,21 +184,66 @@ class Capture:
         frame = self._frames.pop()
         if not any(other.grad for other in self._frames):
             self._mode.close()
-        if frame.asked is not None and output is not None:
-            return self._leave_step(frame, output)
+        if not frame.grad or output is None:
+            return None
+        changed = output
+        if frame.asked is not None:
+            changed = self._leave_step(frame, output)
         if frame.last is not None and frame.last.plan.unsorted is not None:
             with self.faults.guard("watching a forward pass"):
                 self._note_final(frame, output)
-        return None
+        with self.faults.guard("marking the state of a step"):
+            changed = self._mark(frame, changed)
+        return None if changed is output else changed
+
+    def _mark(self, frame: KernelFrame, output: Any) -> Any:
+        """The output, its tensors marked as the state of one step, where the module may be called in a loop."""
+        module = frame.module
+        if isinstance(module, nn.RNNBase):
+            packed = isinstance(output, tuple) and isinstance(output[0], PackedSequence)
+            if packed or module.bidirectional:
+                return output
+        return self.loop_calls.module_called(frame.owner, module, *frame.given, output, frame.last)
+
+    def _no_replay(self, frame: KernelFrame, limit: NotSupported | CaptureFault) -> None:
+        """A step that cannot be replayed; its loop may be measured on the graph."""
+        if frame.sure:
+            self.refused.setdefault(frame.owner, str(limit))
+
+    def _before_backward(
+        self, roots: Sequence[Any], given: Sequence[Tensor | None], keeps_graph: bool
+    ) -> Callable[[], None] | None:
+        """Find and measure the loops of a backward pass while its graph is whole."""
+        if not self.loop_calls.calls:
+            return None
+        found, known = Loops(), set(self._tasks.scales)
+        with self.faults.guard("looking for loops"), self._timer():
+            found, reached = find_loops(
+                self.loop_calls.calls, roots, given, self.model, self.measure_lags
+            )
+            scale = self._tasks.loss_scale()
+            if not keeps_graph:
+                self.loop_calls.drop(reached)
+
+        def done() -> None:
+            new = [task for task in self._tasks.scales if task not in known]
+            if new:
+                self._loops[new[0]] = found
+            elif found.tells:
+                # a pass that nothing watched took part in: of `carry` alone
+                number = min((-2, *(task - 1 for task in self._tasks.scales)))
+                self._tasks.scales[number] = scale
+                self._loops[number] = found
+
+        return done
 
     def _leave_step(self, frame: KernelFrame, output: Any) -> Any:
         with self.faults.guard(f"watching a step of {frame.owner or 'the model'}"):
             try:
                 return self._steps.after(frame, frame.asked, output)
-            except (NotSupported, CaptureFault):
-                if frame.sure:
-                    raise
-        return None
+            except (NotSupported, CaptureFault) as limit:
+                self._no_replay(frame, limit)
+        return output
 
     def _on_kernel(
         self,

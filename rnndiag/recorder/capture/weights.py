@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from rnndiag.recorder.capture.backward_pass import Tasks
+from rnndiag.recorder.capture.engine_entry import measuring
 
 
 def hook_first(tensor: Tensor, hook: Callable[[Tensor | None], None]) -> RemovableHandle:
@@ -75,7 +76,7 @@ class Weights:
         tasks = self._tasks
 
         def keep(gradient: Tensor | None) -> None:
-            if gradient is None:
+            if gradient is None or measuring():
                 return
             weight.gradients[tasks.enter()] = gradient.detach().clone()
             weight.copy = (

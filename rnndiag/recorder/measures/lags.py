@@ -32,7 +32,7 @@ def lags(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     measured = _measured(sweep)
     tails = np.stack([array(sweep.tail_norms[key]) for key in keys])[:, measured]
     taus = {"lag": tuple(map(str, measured))}
-    yield Measurement.of("tail_norm", tails, run.name, {"parameter": keys, **taus})
+    yield Measurement.of("tail_norm", tails, run.name, {"parameter": keys, **taus}, keep_dtype=True)
     norms = np.stack([array(norm) for norm in sweep.lag_gradient_norms.values()])
     known = {"parameter": tuple(sweep.lag_gradient_norms)}
     yield Measurement.of("lag_gradient_norm", norms, run.name, known)
@@ -88,7 +88,8 @@ def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
         "tail_mean_square_error",
     ):
         values: Array = array(getattr(sweep, quantity))[measured]
-        yield Measurement.of(quantity, values, name, taus)
+        # as measured: a bias near zero is compared with others to more digits than float32 holds
+        yield Measurement.of(quantity, values, name, taus, keep_dtype=quantity == "window_bias")
     for quantity in ("gradient_mean_square", "noise", "full_gradient_norm"):
         yield Measurement.of(quantity, np.asarray(getattr(sweep, quantity)), name)
     chunks = sweep.chunks

@@ -15,6 +15,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.proof import Proof, prove
 from rnndiag.engine.truncation.chains.stack import recurrences
 from rnndiag.errors import BadArgument
+from rnndiag.recorder.capture.loops import Loops
 from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.measurement import Measurement
 
@@ -54,6 +55,12 @@ class Subject:
     """What one backward pass left behind, and what the measures share of it."""
 
     runs: tuple[LayerRun, ...]
+    loops: Loops = field(default_factory=Loops)
+    """What was measured on the graph, and what is open."""
+    scale: float = 1.0
+    """The loss scale, which is still in what was measured on the graph."""
+    for_proof: tuple[LayerRun, ...] = ()
+    """Further runs that share parameters: pieces of loops that were measured on the graph."""
     dtype: torch.dtype | None = None
     """The precision that the model ran in; None: that of the runs."""
     made: Mapping[str, Adjoints] = field(default_factory=dict)
@@ -87,9 +94,10 @@ class Subject:
     @cached_property
     def proof(self) -> Proof:
         """The three proofs over all runs."""
+        more = [(adj, contribution_norms(adj)) for adj in map(adjoints, self.for_proof)]
         return prove(
-            self.runs,
-            self.analyses,
+            (*self.runs, *self.for_proof),
+            (*self.analyses, *more),
             dtype=self.dtype,
             outside=self.outside,
             seed=self.extent.seed,

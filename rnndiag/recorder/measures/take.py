@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from rnndiag.errors import NotSupported
+from rnndiag.recorder.capture import Loops
 from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.measures.graph_lags import graph_contributions, graph_lags
 from rnndiag.recorder.measures.measure import MEASURES, Measure, Subject
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import MODEL
-from rnndiag.store.recording import Verdict
+from rnndiag.store.recording import VERDICTS, Verdict
 
 
 @dataclass
@@ -41,15 +43,18 @@ def untouched(device: torch.device) -> Iterator[None]:
 
 def take(
     subject: Subject,
-    groups: Iterable[str],
+    groups: Sequence[str],
     faults: Faults,
     timer: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Taken:
     """Measure the groups; what fails is told once, noted under `not_measured`, and leaves the others alone."""
     taken = Taken()
-    if not subject.runs:
+    loops = subject.loops
+    if not subject.runs and not loops.tells:
         return taken
-    with untouched(subject.runs[0].device):
+    device = subject.runs[0].device if subject.runs else torch.device("cpu")
+    with untouched(device):
+        _take_loops(subject, taken, set(groups))
         for group in groups:
             if faults.gave_up(f"measuring {group}"):
                 subject.not_measured.setdefault(group, "it failed before, see the errors")
@@ -73,6 +78,31 @@ def take(
     return taken
 
 
+def _take_loops(subject: Subject, taken: Taken, groups: set[str]) -> None:
+    """What was measured on the graph before the backward pass, and why the rest was not."""
+    loops, names = subject.loops, {run.name for run in subject.runs}
+    for found in loops.measured:
+        if found.name not in names and "contributions" in groups:
+            taken.measurements += graph_contributions(found, subject.scale)
+        if "lags" in groups:
+            taken.measurements += graph_lags(found, subject.scale)
+    for name, why in loops.open.items():
+        subject.not_measured[f"lags of {name}"] = f"open: {why}"
+    if loops.measured:
+        ways = {found.name: _way_to(found.name, loops) for found in loops.measured}
+        subject.facts["on_graph"] = ways
+
+
+_OF_LAGS = ("lags", "estimators")
+"""Groups that rest on e_t holding what the loss alone sends."""
+
+
+def _way_to(name: str, loops: Loops) -> str:
+    if name in loops.members:
+        return "they feed each other, so their states are cut together"
+    return loops.reasons.get(name, "its state is marked by carry")
+
+
 def _take_group(measure: Measure, subject: Subject, taken: Taken, faults: Faults) -> None:
     what = f"measuring {measure.name}"
     if measure.of_all is not None:
@@ -81,6 +111,11 @@ def _take_group(measure: Measure, subject: Subject, taken: Taken, faults: Faults
     if measure.of_layer is None:
         return
     for run in subject.runs:
+        if run.open and measure.name in _OF_LAGS:
+            why = "open" if run.loop in subject.loops.open else "measured on the graph"
+            if measure.name != "lags" or run.loop in subject.loops.open:
+                subject.not_measured[f"{measure.name} of {run.loop}"] = f"{why}: {run.open}"
+            continue
         if measure.needs_finite and not subject.finite(run):
             subject.not_measured[f"{measure.name} of {run.name}"] = (
                 "its inputs, states or gradients are not finite"
@@ -95,6 +130,11 @@ def _take_group(measure: Measure, subject: Subject, taken: Taken, faults: Faults
 
 def _judge(subject: Subject, taken: Taken) -> None:
     """The proof's verdict, and its reasons by the layer that they speak of."""
+    loops = subject.loops
+    if not subject.runs and not subject.for_proof:
+        taken.verdict = "exact" if loops.measured else "unverified"
+        _judge_loops(subject, taken)
+        return
     proof = subject.proof
     taken.verdict = proof.verdict
     for reason in proof.reasons:
@@ -106,3 +146,12 @@ def _judge(subject: Subject, taken: Taken) -> None:
         ]
         for owner in owners or [MODEL]:
             taken.reasons[owner] = "; ".join(filter(None, (taken.reasons.get(owner), reason)))
+    _judge_loops(subject, taken)
+
+
+def _judge_loops(subject: Subject, taken: Taken) -> None:
+    """Open loops, whose reach is withdrawn."""
+    for name, why in subject.loops.open.items():
+        taken.verdict = max(taken.verdict, "open", key=VERDICTS.index)
+        said = f"open: {why}"
+        taken.reasons[name] = "; ".join(filter(None, (taken.reasons.get(name), said)))

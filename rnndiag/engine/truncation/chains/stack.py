@@ -26,6 +26,12 @@ def chain_of(runs: Runs) -> Chain:
 
     It is to be `prepared` before it is walked.
     """
+    for run in (runs,) if isinstance(runs, LayerRun) else runs:
+        if run.open:
+            raise NotSupported(
+                f"The lags of {run.name} cannot be told from its layer run: {run.open}.",
+                "Its adjoints and contributions hold; probe.recording has what was measured on the graph.",
+            )
     if isinstance(runs, LayerRun):
         return Chain((ChainLink(runs, _masked(runs, runs.direct)),))
     stack = tuple(runs)
@@ -40,7 +46,13 @@ def chain_of(runs: Runs) -> Chain:
 
 def feeds(lower: LayerRun, upper: LayerRun) -> bool:
     """Whether one layer's output is the other one's input, as it is or through dropout, step by step and forwards."""
-    if lower.reverse or upper.reverse or (lower.T, lower.B) != (upper.T, upper.B):
+    if (
+        lower.open
+        or upper.open
+        or lower.reverse
+        or upper.reverse
+        or (lower.T, lower.B) != (upper.T, upper.B)
+    ):
         return False
     h, x = lower.states[0], upper.inputs
     if h.shape != x.shape or not bool(((h != 0) & (x != 0)).any()):

@@ -55,7 +55,7 @@ class Slot:
         part = flat[..., self.stretch]
         if self.block is not None:
             part = part.unflatten(-1, (-1, self.block.rows)).mT
-        return part.reshape(*flat.shape[:-1], *self.shape)
+        return part.reshape((*flat.shape[:-1], *self.shape))
 
     @property
     def stretch(self) -> slice:

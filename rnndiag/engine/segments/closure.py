@@ -1,0 +1,201 @@
+"""The fourth proof, closure: every way from a later loss to an earlier state goes through the states in between.
+
+Where it does not, hops from mark to mark are no time steps: a skip connection over three steps arrives three steps
+earlier after one hop, and no window can be told from what arrives. The proof walks over the graph between the marks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from rnndiag.engine.segments.marks import LEAF, Edge, Mark, sequence_number
+
+
+@dataclass(frozen=True)
+class Closure:
+    """What a walk over the graph between marks found."""
+
+    open: str = ""
+    """What leads around the state; empty: nothing does."""
+    within: bool = False
+    """Whether some marks of a step lead to others of the same step, as in a stack of cells."""
+    takes_from: frozenset[int] = frozenset()
+    """Which of the other loops the marks depend on, by their place in `others`."""
+    leaves: tuple[Tensor, ...] = ()
+    """The leaf tensors that the steps of the loop use directly, each once, in the order in which they were met."""
+    leaves_of_first: frozenset[int] = frozenset()
+    """ids of the leaves that the marks of the first step depend on."""
+    leaves_of_later: frozenset[int] = frozenset()
+    """ids of the leaves that the marks of later steps depend on directly."""
+    leaves_of_loss: frozenset[int] = frozenset()
+    """ids of the leaves that the loss depends on before any mark."""
+
+
+def marks_behind(
+    starts: Iterable[Edge],
+    stops: Mapping[Edge, int],
+    oldest: int,
+    passed: set[Edge] | None = None,
+) -> tuple[set[int], list[Any]]:
+    """The first marks met on every way back from some edges, and the leaf nodes met before any mark.
+
+    stops: edge -> key of the mark there. oldest: nodes made before this sequence number lead to no mark.
+    passed: takes the edges on the way.
+    """
+    marks: set[int] = set()
+    leaves: dict[Any, None] = {}
+    seen: set[Any] = set()
+    waiting = list(starts)
+    while waiting:
+        edge = waiting.pop()
+        node = edge[0]
+        if node is None:
+            continue
+        key = stops.get(edge)
+        if key is not None:
+            marks.add(key)
+            continue
+        if passed is not None:
+            passed.add(edge)
+        if node in seen:
+            continue
+        seen.add(node)
+        number = sequence_number(node)
+        if number >= LEAF:
+            leaves[node] = None
+        elif number >= oldest:
+            waiting.extend(node.next_functions)
+    return marks, list(leaves)
+
+
+def stops_of(marks: Sequence[Mark]) -> dict[Edge, int]:
+    """Edge -> key of the mark there."""
+    return {mark.place: key for key, mark in enumerate(marks)}
+
+
+def closure_of(
+    marks: Sequence[Mark], roots: Sequence[Edge], others: Sequence[AbstractSet[Edge]] = ()
+) -> Closure:
+    """Walk over the graph from every mark, and from the loss, to the next marks.
+
+    Args:
+        marks: The marks of one loop.
+        roots: What the user differentiates.
+        others: The marks of other loops, each. Where this loop takes nothing from one of them, what the loss reads
+            through its states counts as read by a layer above.
+    """
+    if not marks:
+        return Closure()
+    stops = stops_of(marks)
+    oldest = min(mark.number for mark in marks)
+    within = False
+    leaves: dict[int, Tensor] = {}
+    of_first: set[int] = set()
+    of_later: set[int] = set()
+    passed: set[Edge] = set()
+    jump = ""
+    first_time = min(mark.time for mark in marks)
+    keys_of: dict[Any, list[int]] = {}
+    for key, mark in enumerate(marks):
+        keys_of.setdefault(mark.edge.node, []).append(key)
+    for node, keys in keys_of.items():
+        time = marks[keys[0]].time
+        found, met = marks_behind(node.next_functions, stops, oldest, passed)
+        for key in found:
+            hop = time - marks[key].time
+            within |= hop == 0
+            if hop not in (0, 1) and not jump:
+                jump = _JUMP.format(time, marks[key].time, hop)
+        for leaf in met:
+            leaves[id(leaf.variable)] = leaf.variable
+            (of_first if time == first_time else of_later).add(id(leaf.variable))
+    above = {edge for own in others if not own & passed for edge in own}
+    read, of_loss = _readout(marks, roots, stops, above, oldest)
+    return Closure(
+        jump or read,
+        within,
+        frozenset(k for k, own in enumerate(others) if own & passed),
+        tuple(leaves.values()),
+        *(frozenset(of_first), frozenset(of_later), frozenset(of_loss)),
+    )
+
+
+_JUMP = "the state of step {} depends on that of step {} by a way that goes through no state in between ({} steps)"
+_READ = "step {} uses a value of step {} that is no marked state"
+
+
+def _readout(
+    marks: Sequence[Mark],
+    roots: Sequence[Edge],
+    stops: Mapping[Edge, int],
+    others: AbstractSet[Edge],
+    oldest: int,
+) -> tuple[str, set[int]]:
+    """Whether what the loss reads in one step holds values of an earlier one, and the leaves that it reads.
+
+    Running sums of losses do no harm.
+
+    After the last step everything may be read, as the outputs of a layer are: the loss enters where it reads.
+    """
+    begins: list[int] = []
+    last = max(mark.time for mark in marks)
+    for time in range(last + 1):
+        numbers = [mark.number for mark in marks if mark.time == time]
+        begins.append(min(numbers, default=begins[-1] if begins else 0))
+
+    def step_of(node: Any) -> int:
+        return bisect_right(begins, sequence_number(node)) - 1
+
+    seen: set[Any] = set()
+    leaves: set[int] = set()
+    waiting = [
+        root[0]
+        for root in roots
+        if root[0] is not None and root not in stops and root not in others
+    ]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        if sequence_number(node) >= LEAF:
+            leaves.add(id(node.variable))
+        if not oldest <= sequence_number(node) < LEAF:
+            continue
+        seen.add(node)
+        waiting.extend(
+            child
+            for child, number in node.next_functions
+            if child is not None and (child, number) not in stops and (child, number) not in others
+        )
+    leads: dict[Any, bool] = {}
+    for node in sorted(seen, key=sequence_number):
+        step, reads = step_of(node), False
+        for child, number in node.next_functions:
+            if child is None or (child, number) in others:
+                continue
+            key = stops.get((child, number))
+            if key is None and not leads.get(child, False):
+                continue
+            reads = True
+            earlier = step_of(child) if key is None else marks[key].time
+            if earlier < step < last and (
+                key is not None or not _is_running_sum(node, child, number)
+            ):
+                return _READ.format(step, earlier), leaves
+        leads[node] = reads
+    return "", leaves
+
+
+def _is_running_sum(node: Any, child: Any, number: int) -> bool:
+    """Whether an edge adds up losses: numbers, or one number a sample added to others."""
+    if not hasattr(child, "_input_metadata"):
+        return bool(node.name().startswith("Add"))
+    shape = tuple(child._input_metadata[number].shape)
+    return prod(shape) == 1 or (len(shape) == 1 and node.name().startswith("Add"))

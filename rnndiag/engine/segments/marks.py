@@ -1,0 +1,195 @@
+"""Marks: the places of an autograd graph at which the state of a loop is carried from one step to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+Edge = tuple[Any, int]
+"""A node of the graph, and the number of its output."""
+Gradients = list[Tensor | None]
+RunBackward = Callable[..., tuple[Tensor | None, ...]]
+"""The entry of the autograd engine, `torch.autograd._engine_run_backward`."""
+
+LEAF = 2**63
+"""Sequence numbers from here on are those of leaves."""
+
+
+def sequence_number(node: Any) -> int:
+    """A node's place in the order in which the nodes of a thread were made; leaves come last."""
+    return int(node._sequence_nr())
+
+
+def batch_rows(gradient: Tensor) -> Tensor:
+    """(B, ...) -> (B, S). A vector or a number is one sample."""
+    return gradient.flatten(1) if gradient.dim() > 1 else gradient.reshape(1, -1)
+
+
+@dataclass(eq=False)
+class Mark:
+    """One part of the state after one step: an edge of the graph that all later steps go through.
+
+    The edge's node must be used by nothing but what comes after the step, so that what arrives there is the gradient
+    from later steps and from the loss alone. `unused_alias` makes such a node.
+    """
+
+    edge: GradientEdge
+    root: Tensor
+    """A tensor computed from the marked one and used by nobody: a backward pass from it starts at the mark."""
+    part: str = "h"
+    rows: Callable[[Tensor], Tensor] = batch_rows
+    """The gradient as (B, S). Marks of one step with the same `part` are added up."""
+    time: int = 0
+    """The step, 0 .. T-1."""
+
+    @classmethod
+    def on(
+        cls, tensor: Tensor, part: str = "h", rows: Callable[[Tensor], Tensor] = batch_rows
+    ) -> Mark:
+        """Mark a tensor that a step returned and that has users outside of the step only."""
+        with torch.enable_grad():
+            root = alias(tensor)
+        return cls(get_gradient_edge(tensor), root, part, rows)
+
+    @property
+    def place(self) -> Edge:
+        """Node and output number."""
+        return self.edge.node, self.edge.output_nr
+
+    @property
+    def number(self) -> int:
+        """The sequence number of the node."""
+        return sequence_number(self.edge.node)
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """The same values under a graph node of its own.
+
+    No view in the sense of autograd: a write in place would make the graph of a view anew and lose the node.
+    """
+    return torch.ops.aten._unsafe_view(tensor, tensor.shape)  # type: ignore[no-any-return]
+
+
+@dataclass
+class CutGraph:
+    """Backward passes over a graph that can be cut at marks. Nothing is accumulated, the graph stays as it is.
+
+    Within `with cut.hooked():` each mark's node has a pre-hook, which runs after the hooks that users put on the
+    marked tensor.
+    """
+
+    marks: Sequence[Mark]
+    parameters: Sequence[Tensor]
+    run_backward: RunBackward
+    zeros: bool = False
+    """Send zeros on from marks without a seed, for users' hooks; else no gradient, and nothing is computed there."""
+    _before_cut: dict[int, Tensor] = field(default_factory=dict)
+    _seeds: Mapping[int, Tensor | None] | None = None
+    _pass_on: bool = False
+    _slots: dict[Any, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, mark in enumerate(self.marks):
+            node, number = mark.place
+            self._slots.setdefault(node, []).append((number, key))
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """The pre-hooks are on inside."""
+        handles = [
+            node.register_prehook(self._prehook(slots)) for node, slots in self._slots.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _prehook(self, slots: list[tuple[int, int]]) -> Callable[[Any], Any]:
+        def replace(arrived: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+            for number, key in slots:
+                value = arrived[number]
+                if value is not None:
+                    self._before_cut[key] = value.detach()
+            if self._seeds is None:
+                return None
+            sent = list(arrived)
+            for number, key in slots:
+                here = arrived[number]
+                if here is None:  # the engine takes no gradient where none arrived
+                    continue
+                seed = self._seeds.get(key)
+                if seed is None:
+                    sent[number] = torch.zeros_like(here) if self.zeros else None
+                else:
+                    sent[number] = here + seed if self._pass_on else seed
+            return tuple(sent)
+
+        return replace
+
+    def whole(self, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> _Pulled:
+        """The usual backward pass: gradients of the parameters, and what arrives at the marks."""
+        return self._run(roots, given, None)
+
+    def from_loss(self, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> _Pulled:
+        """A backward pass cut at every mark: what the loss sends there by no other mark."""
+        return self._run(roots, given, {})
+
+    def from_marks(self, seeds: Mapping[int, Tensor], pass_on: bool = False) -> _Pulled:
+        """One backward pass from all seeded marks, cut at every mark.
+
+        seeds: what each mark sends on, whatever arrives there. pass_on: seeded marks also send on what arrives from
+            other seeded ones; their own arrivals are then not to be used.
+        """
+        keys = list(seeds)
+        roots = [self.marks[key].root for key in keys]
+        zeros = [root.new_zeros(()).expand(root.shape) for root in roots]
+        return self._run(roots, zeros, seeds, pass_on)
+
+    def _run(
+        self,
+        roots: Sequence[Tensor],
+        given: Sequence[Tensor | None],
+        seeds: Mapping[int, Tensor] | None,
+        pass_on: bool = False,
+    ) -> _Pulled:
+        self._seeds, self._pass_on = seeds, pass_on
+        self._before_cut.clear()
+        inputs = (*self.parameters, *(mark.edge for mark in self.marks))
+        try:
+            found = self.run_backward(
+                tuple(roots),
+                tuple(given),
+                True,
+                False,
+                inputs,
+                allow_unreachable=True,
+                accumulate_grad=False,
+            )
+        finally:
+            self._seeds = None
+        count = len(self.parameters)
+        # the engine hands out what arrived before users' hooks changed it, unless the node itself had no need to run
+        arrived = {
+            key: self._before_cut.get(key, gradient).detach()
+            for key, gradient in enumerate(found[count:])
+            if gradient is not None
+        }
+        gradients = [None if value is None else value.detach() for value in found[:count]]
+        return _Pulled(gradients, arrived)
+
+
+@dataclass(frozen=True)
+class _Pulled:
+    """What one backward pass found."""
+
+    gradients: Gradients
+    """By parameter; None: nothing reached it."""
+    arrived: dict[int, Tensor]
+    """Mark -> the gradient that arrived there, after the user's hooks."""
