@@ -283,7 +283,7 @@ def stated(draws: int = 40, seeds: tuple[int, ...] = (1, 2)) -> None:
             for k in range(draws):
                 found = lag_sweep(run, generator=torch.Generator().manual_seed(k)).profile
                 off[k] = reach(found.log.numpy(), steps=run.T).value - whole
-                errors[k] = reach_error(found.left_out)
+                errors[k] = reach_error(found.log, found.without_one, found.unsampled)
             rms = (np.sqrt(np.mean(values**2)) for values in (off, errors))
             inside = np.mean(np.abs(off) <= 2 * errors)
             print(

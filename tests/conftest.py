@@ -36,7 +36,7 @@ def has_gpu() -> bool:
 
 @pytest.fixture
 def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every problem counts as large: lag sweeps are sampled."""
+    """Make every problem count as large, so that lag sweeps are sampled."""
     monkeypatch.setattr("rnndiag.engine.truncation.sweep.sampling.SMALL_SECONDS", 0.0)
     monkeypatch.setattr("rnndiag.engine.truncation.sweep.sampling.ROW_COST", 20.0)
 

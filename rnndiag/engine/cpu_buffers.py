@@ -1,4 +1,7 @@
-"""Memory for a large result on a CPU: to fill fresh memory costs more in page faults than in arithmetic."""
+"""Large CPU buffers, allocated through numpy and reused: page faults of fresh memory cost more than the arithmetic.
+
+numpy requests huge pages for large arrays, torch by default does not.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ import torch
 from torch import Tensor
 
 LARGE_BYTES = 4 * 2**20
-"""From this size on numpy asks Linux for huge pages: one fault for 2 MiB, not 512. Torch by default asks for none."""
+"""From this size on numpy requests huge pages of Linux: one page fault for 2 MiB in place of 512."""
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`torch.empty`; a large one on the CPU lies in memory that numpy asked for."""
+    """Like `torch.empty`, with large CPU tensors in memory allocated by numpy."""
     small = math.prod(shape) * dtype.itemsize < LARGE_BYTES
     if small or device.type != "cpu" or dtype not in _NUMPY:
         return torch.empty(*shape, dtype=dtype, device=device)
@@ -26,7 +29,23 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 def empty_parts(
     lead: Sequence[int], sizes: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """One empty tensor (*lead, size) for each of `sizes`, side by side in one piece of memory: each keeps all alive."""
+    """One empty tensor (*lead, size) for each of `sizes`, all views of one buffer, which each keeps alive."""
     counts = [math.prod(lead) * size for size in sizes]
     pieces = empty([sum(counts)], dtype, device).split(counts)
     return tuple(piece.view(*lead, size) for piece, size in zip(pieces, sizes, strict=True))
+
+
+class Scratch:
+    """Named buffers that are reused by calls of `step_back`: each is overwritten by the next call that asks for it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[int, str], Tensor] = {}
+        self.turn = 0
+        """0 or 1, switched at every call, for buffers that must outlive one."""
+
+    def buffer(self, key: tuple[int, str], like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The buffer of this name; a new one where the shape grew or changed beyond its first axis."""
+        held = self._buffers.get(key)
+        if held is None or held.shape[0] < shape[0] or held.shape[1:] != shape[1:]:
+            held = self._buffers[key] = empty(shape, like.dtype, like.device)
+        return held[: shape[0]]

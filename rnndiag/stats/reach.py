@@ -8,7 +8,6 @@ padding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -157,20 +156,30 @@ def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Rea
     return Reach(min(lag + (target - before) / credit[lag], within), True, within)
 
 
-def reach_error(left_out: Iterable[tuple[Any, float]], share: float = 0.9) -> float:
-    """Standard error of the reach by the jackknife; 0 where nothing was sampled, NaN where it cannot be told.
+def reach_error(
+    profile_log: Any, without_one: Any = None, unsampled: float = 0.0, share: float = 0.9
+) -> float:
+    """Standard error of the reach of a profile from sampled output steps, by the jackknife.
 
-    left_out: for every way of sampling, the ln profiles (units, D) without one unit each (an output step, a sequence),
-    and the share of all units that was not looked at. It is that of the reach within the lags that were measured.
+    Args:
+        profile_log: ln profile, (D,).
+        without_one: ln profile without each of the K sampled output steps in turn, (K, D); None: nothing was sampled.
+        unsampled: Share of the output steps that was not followed.
+        share: The share of the credit that the reach speaks of.
+
+    Returns:
+        The root of variance plus squared bias, in steps: the reach of a sample is too short on average, because the few
+        losses whose credit reaches far are often not in it. 0 where nothing was sampled, NaN where it is unknown.
     """
-    total = 0.0
-    for profiles, rest in left_out:
-        found = np.array([reach(profile, share).value for profile in np.asarray(profiles)])
-        units = len(found)
-        if units < 2 or not np.isfinite(found).all():
-            return math.nan
-        total += rest * (units - 1) / units * float(((found - found.mean()) ** 2).sum())
-    return math.sqrt(total)
+    if without_one is None:
+        return 0.0
+    found = np.array([reach(profile, share).value for profile in np.asarray(without_one)])
+    units, whole = len(found), reach(profile_log, share).value
+    if units < 2 or not np.isfinite(found).all() or not math.isfinite(whole):
+        return math.nan
+    variance = (units - 1) / units * float(((found - found.mean()) ** 2).sum())
+    bias = (units - 1) * (float(found.mean()) - whole)
+    return math.sqrt(unsampled * variance + (unsampled * bias) ** 2)
 
 
 def _credit_beyond(profile: np.ndarray, steps: int) -> float:

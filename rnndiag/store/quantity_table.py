@@ -48,8 +48,8 @@ credit_matrix | output source | loss/state | log
 credit_profile | lag profile_stat | 1 | log
     ln of the credit at lag d relative to lag 0, and its quantiles over outputs.
 reach_error | - | steps | linear | error
-    Standard error of the reach (of 90 % of the credit) where not all losses of all sequences were
-    followed back; 0 where they were, NaN where it cannot be told.
+    Standard error of the reach (of 90 % of the credit) where not all losses were followed back, the
+    bias of the sample included; 0 where they were, NaN where it is unknown.
 lag_gradient_norm | parameter lag | loss/weight | linear
     |c_d|: the part of the gradient that crosses exactly d steps.
 tail_norm | parameter lag | loss/weight | linear
@@ -57,7 +57,7 @@ tail_norm | parameter lag | loss/weight | linear
     gradient itself.
 window_bias | lag | 1 | linear
     |g_τ − g| / |g| of a sliding window of τ = lag steps, all recurrent parameters together,
-    on this minibatch.
+    of all losses of this minibatch. In a sampled sweep each window is known to within a few steps.
 window_cosine | lag | cosine | linear
     cos(g_τ, g) of a sliding window of τ = lag steps.
 window_progress | lag | 1 | linear

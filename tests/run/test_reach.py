@@ -152,30 +152,33 @@ def test_a_reach_of_a_sample_says_how_closely_it_is_known() -> None:
     assert math.isnan(reach(np.zeros(50)).error)
 
 
-def test_the_error_of_a_reach_is_that_of_what_was_drawn() -> None:
-    """Few of many rows, each with a decay of its own: the stated error against what the reach is off by over draws."""
+def test_the_stated_error_of_a_sampled_reach_matches_its_spread_over_draws() -> None:
+    """Few of many rows, each with a decay of its own."""
     draw = np.random.default_rng(0)
     population = draw.uniform(0.6, 0.9, 60)[:, None] ** np.arange(80)
     exact = slow_reach(population.sum(0).tolist(), 0.9)
     off, stated, count = [], [], 15
     for _ in range(400):
         rows = population[draw.choice(60, count, replace=False)]
-        left_out = np.log(rows.sum(0) - rows)
+        without_one = np.log(rows.sum(0) - rows)
         off.append(reach(np.log(rows.sum(0))) - exact)
-        stated.append(reach_error([(left_out, 1 - count / 60)]))
+        stated.append(reach_error(np.log(rows.sum(0)), without_one, 1 - count / 60))
     rms = [math.sqrt(np.mean(np.square(values))) for values in (off, stated)]
     assert rms[1] == pytest.approx(rms[0], rel=0.15)
 
 
-def test_errors_of_two_ways_of_sampling_add_up() -> None:
-    left_out = np.log(0.5) * np.arange(30) * np.array([[1.0], [0.9], [1.1]])
-    found = [reach(row).value for row in left_out]
-    one = math.sqrt(0.7 * 2 / 3 * sum((value - np.mean(found)) ** 2 for value in found))
-    assert reach_error([(left_out, 0.7)]) == pytest.approx(one)
-    assert reach_error([(left_out, 0.7), (left_out, 0.7)]) == pytest.approx(one * math.sqrt(2))
-    assert reach_error([]) == 0.0
-    assert math.isnan(reach_error([(left_out[:1], 0.7)]))
-    assert math.isnan(reach_error([(np.full((3, 30), np.nan), 0.7)]))
+def test_the_error_of_a_reach_holds_the_bias_of_the_sample() -> None:
+    whole = np.log(0.5) * np.arange(30)
+    without_one = np.log(0.5) * np.arange(30) * np.array([[1.0], [0.9], [1.1]])
+    found = [reach(row).value for row in without_one]
+    variance = 2 / 3 * sum((value - np.mean(found)) ** 2 for value in found)
+    bias = 2 * (np.mean(found) - reach(whole).value)
+    expected = math.sqrt(0.7 * variance + (0.7 * bias) ** 2)
+    assert bias != 0
+    assert reach_error(whole, without_one, 0.7) == pytest.approx(expected)
+    assert reach_error(whole) == 0.0
+    assert math.isnan(reach_error(whole, without_one[:1], 0.7))
+    assert math.isnan(reach_error(whole, np.full((3, 30), np.nan), 0.7))
 
 
 def test_a_share_outside_of_one_is_refused() -> None:

@@ -252,12 +252,12 @@ def test_unbiased_squares_are_u_statistics() -> None:
 
 
 def test_groups_of_sequences_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnndiag.engine.truncation.sweep import groups
+    from rnndiag.engine.truncation.sweep import sequence_statistics
 
     p = problem("lstm", B=6, T=5)
     whole = lag_sweep(p.run)
     params = sum(w.numel() for w in p.weights[0].values())
-    monkeypatch.setattr(groups, "BUFFER_BYTES", 3 * 4 * 8 * params)
+    monkeypatch.setattr(sequence_statistics, "BUFFER_BYTES", 3 * 4 * 8 * params)
     grouped = lag_sweep(p.run)
     assert relative(grouped.tail_norms["all"], whole.tail_norms["all"]) < 1e-12
     assert grouped.noise == pytest.approx(whole.noise, rel=1e-12)
@@ -269,13 +269,14 @@ def test_groups_of_sequences_where_memory_is_short(monkeypatch: pytest.MonkeyPat
 
 def test_transient_coefficients_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from rnndiag.engine.truncation.chains import chain
-    from rnndiag.engine.truncation.sweep import step_back as visit
+    from rnndiag.engine.truncation.sweep import step_back
 
     p = problem("lstm", T=9)
     whole = lag_sweep(p.run)
     monkeypatch.setattr(chain, "DIAGONAL_BYTES", 0)
-    monkeypatch.setattr(visit, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(step_back, "PIECE_BYTES", 10_000)
     bounded = lag_sweep(p.run)
+    assert bounded.sampling == whole.sampling
     assert relative(bounded.credit, whole.credit) < 1e-12
     assert relative(bounded.tail_norms["all"], whole.tail_norms["all"]) < 1e-12
     assert relative(bounded.chunks.bias, whole.chunks.bias) < 1e-12

@@ -1,4 +1,4 @@
-"""What a sampled sweep looks at, what it says about it, and that it is right on average."""
+"""Sampled lag sweeps: what they measure, what they say about it, and how far off the sampled profile is."""
 
 from __future__ import annotations
 
@@ -8,62 +8,123 @@ from dataclasses import replace
 import pytest
 import torch
 from reference import relative
-from truncation.naive import flat, problem
+from truncation.naive import Problem, flat, problem
 
-from rnndiag import lag_sweep
+from rnndiag import credit_matrix, lag_sweep
 from rnndiag.engine.cells import find_cell
+from rnndiag.engine.truncation.chains.stack import chain_of
 from rnndiag.engine.truncation.sweep import sampling
+from rnndiag.engine.truncation.sweep.credit import _log_sums_without, log_matrix, profile_of
 from rnndiag.engine.truncation.sweep.lag_cotangents import Lag, Rows
-from rnndiag.engine.truncation.sweep.sampling import spaced_windows
+from rnndiag.engine.truncation.sweep.lag_sweep import sampled_credit
 from rnndiag.engine.truncation.sweep.stopping import StoppingRule
 from rnndiag.errors import BadArgument
+from rnndiag.stats.reach import reach, reach_error
+
+T, B = 24, 12
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_small_problems_are_looked_at_whole() -> None:
+@pytest.fixture
+def never_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "LEFT_OUT", 1e-300)
+
+
+def with_losses(p: Problem, size: torch.Tensor) -> Problem:
+    """The same problem with direct gradients times `size` (T, B)."""
+    direct = tuple(part * size[..., None] for part in p.run.direct)
+    p.direct, p.runs = [direct], [replace(p.run, direct=direct)]
+    return p
+
+
+def everywhere() -> Problem:
+    return problem("lstm", T=T, B=B, scale=1.5)
+
+
+def packed() -> Problem:
+    return problem("gru", T=T, B=B, lengths=[24, 3, 9, 20, 24, 1, 12, 17, 6, 24, 11, 15])
+
+
+def at_the_ends() -> Problem:
+    p = packed()
+    assert p.run.lengths is not None
+    return with_losses(p, (p.run.lengths[None, :] - 1 == torch.arange(T)[:, None]).double())
+
+
+def here_and_there() -> Problem:
+    return with_losses(everywhere(), (torch.rand(T, B, generator=seeded(5)) < 0.4).double())
+
+
+def late_starters() -> Problem:
+    """Half of the sequences have losses in the second half alone, and larger ones."""
+    size = torch.ones(T, B, dtype=torch.float64)
+    size[: T // 2, ::2] = 0.0
+    size[T // 2 :, ::2] = 10.0
+    return with_losses(everywhere(), size)
+
+
+def test_small_problems_are_exact() -> None:
     sweep = lag_sweep(problem("lstm").run)
     assert sweep.sampling.complete
+    assert not sweep.sampling.sampled
     assert sweep.sampling.sentence == "Nothing was sampled: exact."
     assert sweep.sampling.numbers == (4, 4, 12, 12, 12, 12)
     assert float(sweep.profile.error.sum()) == 0
 
 
-def test_sampled_gradients_are_right_on_average() -> None:
-    p = problem("gru", T=12, B=6)
-    full = p.full()
-    found = [
-        flat(lag_sweep(p.run, 1, samples=3, anchors=5, generator=seeded(s), chunks=()).gradient)
-        for s in range(200)
-    ]
+@pytest.mark.parametrize(
+    "make",
+    [everywhere, packed, at_the_ends, here_and_there, late_starters],
+    ids=lambda f: f.__name__,
+)
+def test_sampled_credit_is_right_on_average(make: object, never_stops: None) -> None:
+    """Σ of C[u, u-d] over outputs, each one drawn standing for its stretch, averaged over draws, is that of all."""
+    p = make()  # type: ignore[operator]
+    exact, lags = credit_matrix(p.run), range(0, T, 3)
+    expected = torch.stack([exact.diagonal(-d).sum() for d in lags])
+    found = []
+    chain = chain_of(p.run).prepared()
+    chosen = sampling.choose(chain, T, None, anchors=7)
+    for seed in range(60):
+        credit, _ = sampled_credit(chain, chosen, seeded(seed))
+        assert credit.weights is not None
+        weighted = log_matrix(credit).exp().nan_to_num() * credit.weights[:, None]
+        found.append(torch.stack([weighted.diagonal(-d).sum() for d in lags]))
     values = torch.stack(found)
-    off = (values.mean(0) - full).norm()
-    error = (values.var(0).sum() / len(found)).sqrt()
-    assert float(off) < 3 * float(error)
-    assert float(error) < 0.2 * float(full.norm())
+    error = values.std(0) / len(found) ** 0.5
+    assert bool(((values.mean(0) - expected).abs() <= 4 * error + 1e-12 * expected[0]).all())
+    assert float(error[0]) < 0.1 * float(expected[0])
 
 
-def test_sampled_profiles_and_their_stated_error() -> None:
-    p = problem("lstm", T=30, B=12, H=3, scale=1.5)
-    exact = lag_sweep(p.run).profile.log.exp()
-    hits = errors = 0
+@pytest.mark.parametrize("losses", [None, range(20, 40)], ids=["all", "late"])
+def test_stated_errors_cover_what_the_sample_is_off_by(
+    losses: range | None, never_stops: None
+) -> None:
+    """Of the profile by lag, and of the reach: the error holds the sample's bias too."""
+    p = problem("lstm", T=40, B=6, H=4, scale=1.5, losses=losses)
+    exact = lag_sweep(p.run, budget=None, chunks=()).profile.log
+    truth = float(reach(exact.numpy(), steps=40))
+    inside = outside = reach_inside = 0
+    chain = chain_of(p.run).prepared()
+    chosen = sampling.choose(chain, 40, None, anchors=10)
     for seed in range(40):
-        sweep = lag_sweep(p.run, samples=6, anchors=12, generator=seeded(seed), chunks=())
-        off = (sweep.profile.log.exp() - exact).abs() / exact
-        stated = sweep.profile.error[1:15]
-        hits += int((off[1:15] < 3 * stated).sum())
-        errors += len(stated)
-        assert float(sweep.profile.error[0]) == 0
-        assert sweep.sampling.numbers == (6, 12, 12, 30, 30, 30)
-        assert sweep.sampling.sentence == "Sampled: 6 of 12 sequences, 12 of 30 output steps."
-        assert sweep.upper_bound
-        assert "upper bounds" in sweep.notes[0]
-    assert hits / errors > 0.93
+        credit, _ = sampled_credit(chain, chosen, seeded(seed))
+        profile = profile_of(credit, 1 - 10 / chosen.of_outputs)
+        off = (profile.log.exp() - exact.exp()).abs() / exact.exp()
+        assert float(profile.error[0]) == 0
+        inside += int((off <= 2 * profile.error)[1:15].sum())
+        outside += int((off > 2 * profile.error)[1:15].sum())
+        assert profile.without_one is not None
+        error = reach_error(profile.log, profile.without_one, profile.unsampled)
+        reach_inside += abs(float(reach(profile.log.numpy(), steps=40)) - truth) <= 2 * error
+    assert inside / (inside + outside) > 0.85
+    assert reach_inside / 40 > 0.85
 
 
-def test_sampled_rows_of_the_credit_matrix_are_exact_and_others_unknown() -> None:
+def test_sampled_rows_of_the_credit_matrix_are_exact_and_others_unknown(never_stops: None) -> None:
     p = problem("gru", T=10, B=3)
     exact = lag_sweep(p.run).credit
     sampled = lag_sweep(p.run, anchors=4, generator=seeded(1)).credit
@@ -74,81 +135,95 @@ def test_sampled_rows_of_the_credit_matrix_are_exact_and_others_unknown() -> Non
     assert float(sampled[upper].abs().sum()) == 0
 
 
-def test_a_given_choice_of_sequences() -> None:
+def test_gradient_windows_and_noise_of_a_sampled_sweep_are_of_the_whole_batch() -> None:
+    p = problem("lstm", T=30, B=4, H=3, scale=1.5)
+    whole, sampled = lag_sweep(p.run), lag_sweep(p.run, anchors=5)
+    assert relative(flat(sampled.gradient), p.full()) < 1e-12
+    assert sampled.noise == pytest.approx(whole.noise, rel=1e-12)
+    assert sampled.full_gradient_norm == pytest.approx(whole.full_gradient_norm, rel=1e-12)
+    assert "5 of 30 output steps for the profile" in sampled.sampling.sentence
+    assert "of all sequences and losses" in sampled.notes[-1]
+
+
+def test_a_sweep_over_some_sequences_is_that_of_those_sequences_alone() -> None:
     p = problem("lstm", T=8, B=5)
     alone = lag_sweep(p.run.select([1, 4]))
     chosen = lag_sweep(p.run, samples=(1, 4))
-    assert chosen.sampling.sequences == (1, 4)
-    assert relative(chosen.window_bias, alone.window_bias) < 1e-12
-    scaled = float(chosen.tail_mean_square[0]) / float(alone.tail_mean_square[0])
-    assert scaled == pytest.approx((5 / 2) ** 2, rel=1e-10)
+    for name in ("window_bias", "tail_mean_square", "log_credit"):
+        assert torch.equal(getattr(chosen, name), getattr(alone, name))
+    assert chosen.noise == alone.noise
+    assert chosen.sampling.sentence == chosen.notes[-1] == "Sampled: 2 of 5 sequences."
+    assert lag_sweep(p.run, samples=3).sampling.numbers[:2] == (3, 5)
+    assert lag_sweep(p.run, samples=100).sampling.complete
 
 
-@pytest.mark.parametrize("cells", [("lstm",), ("gru", "elman_tanh")])
-def test_spaced_windows_are_exact_where_they_were_measured(
-    cells: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    p = problem(*cells, T=40, B=3, H=3, scale=1.3)
-    runs = p.runs if len(cells) > 1 else p.run
-    whole = lag_sweep(runs, budget=None)
-    for name, value in {
-        "SMALL_SECONDS": 0.0,
-        "LEAST_OUTPUTS": 40,
-        "DENSE_WINDOWS": 3,
-        "WINDOW_GROWTH": 1.5,
-        "LEFT_OUT": 1e-30,
-    }.items():
-        monkeypatch.setattr(sampling, name, value)
-    sweep = lag_sweep(runs, budget=1e-3)
-    windows = list(sweep.sampling.windows)
-    assert windows == list(spaced_windows(40))
-    assert len(windows) < 15
-    assert "gradients of" in sweep.sampling.sentence
-    for name, norms in sweep.tail_norms.items():
-        assert (
-            relative(norms[[0, *windows[:-1]]], whole.tail_norms[name][[0, *windows[:-1]]]) < 1e-9
-        )
-        others = [w for w in range(1, 41) if w not in windows]
-        assert bool(torch.isnan(norms[others]).all())
-    measured = ~torch.isnan(sweep.window_cosine)
-    assert torch.allclose(sweep.window_cosine[measured], whole.window_cosine[measured], atol=1e-10)
-    assert relative(sweep.credit, whole.credit) < 1e-12
+def test_profiles_without_one_output_are_those_of_the_others(never_stops: None) -> None:
+    """Against the credit matrix with that row left out."""
+    sweep = lag_sweep(problem("gru", T=T, B=B, scale=1.5).run, anchors=6, generator=seeded(2))
+    profile, weight = sweep.profile, sweep.loss_weights
+    assert weight is not None
+    assert profile.without_one is not None
+    assert profile.unsampled == pytest.approx(1 - 6 / T)
+    steps = weight.nonzero().flatten().tolist()
+    assert profile.without_one.shape == (6, T)
+    for row, without in zip(profile.without_one, steps, strict=True):
+        for d in range(T):
+            counted = [u for u in steps if u != without and u >= d]
+            over = sum(float(weight[u] * sweep.credit[u, u - d]) for u in counted)
+            under = sum(float(weight[u] * sweep.credit[u, u]) for u in counted)
+            if counted:
+                assert float(row[d].exp()) == pytest.approx(over / under, rel=1e-9)
+            else:
+                assert bool(torch.isnan(row[d]))
 
 
-def test_a_sampled_sweep_ends_where_no_credit_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_one_unit_out_is_exact_where_it_outweighs_all_others() -> None:
+    logs = torch.randn(50, 30, dtype=torch.float64) * 5
+    logs[:, 7] += 800
+    logs[3] = -torch.inf
+    found = _log_sums_without(logs)
+    for k in range(30):
+        others = torch.cat([logs[:, :k], logs[:, k + 1 :]], 1).logsumexp(1)
+        assert torch.allclose(found[:, k], others, rtol=1e-12, atol=1e-12)
+
+
+def test_a_sampled_profile_stops_where_no_credit_is_left(sampled: None) -> None:
     p = problem("elman_tanh", T=60, B=3, H=3, scale=0.5)
     whole = lag_sweep(p.run, budget=None)
-    monkeypatch.setattr(sampling, "SMALL_SECONDS", 0.0)
-    monkeypatch.setattr(sampling, "LEAST_OUTPUTS", 60)
     sweep = lag_sweep(p.run, budget=1e-3)
+    assert sweep.sampling.stopped_early
     assert sweep.lags < 40
-    assert "beyond which lies less than 0.5% of the credit" in sweep.sampling.sentence
+    assert "beyond which lies less than 0.2% of the credit" in sweep.sampling.sentence
     credit = whole.profile.log.exp()
-    assert float(credit[sweep.lags :].sum() / credit.sum()) < 1e-3
-    assert len(sweep.window_bias) == sweep.lags + 1
-    last = float(sweep.window_bias[-1])
-    assert last == pytest.approx(float(whole.window_bias[sweep.lags]), rel=1e-9)
+    assert float(credit[sweep.lags :].sum() / credit.sum()) < sampling.LEFT_OUT
+    assert len(sweep.window_bias) == 61
     assert sweep.credit_profile.shape == (sweep.lags, 6)
-    assert relative(sweep.profile.log, whole.profile.log[: sweep.lags]) < 1e-12
-    matrix = sweep.log_credit
     lag = torch.arange(60)[:, None] - torch.arange(60)[None]
-    assert bool(torch.isnan(matrix[lag >= sweep.lags]).all())
+    assert bool(torch.isnan(sweep.log_credit[lag >= sweep.lags]).all())
 
 
-def test_losses_are_sampled_first_and_then_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Down to the least of each, and not below."""
-    monkeypatch.setattr(sampling, "SMALL_SECONDS", 0.0)
-    p = problem("elman_tanh", T=40, B=36, H=2)
-    sizes = []
-    for budget in (1e6, 6.0, 4.0, 1e-3):
-        s = lag_sweep(p.run, budget=budget, chunks=()).sampling
-        sizes.append((len(s.sequences), s.outputs))
-    assert sizes[0] == (36, 40)
+def test_a_smaller_budget_follows_fewer_losses_down_to_a_least_number(sampled: None) -> None:
+    p = problem("elman_tanh", T=40, B=8, H=2)
+    sizes = [
+        lag_sweep(p.run, budget=budget, chunks=()).sampling.outputs
+        for budget in (1e6, 11.0, 10.0, 1e-3)
+    ]
+    assert sizes[0] == 40
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] == (9, sampling.LEAST_OUTPUTS)
+    assert 40 > sizes[1] > sizes[-1] == sampling.LEAST_OUTPUTS
 
 
-def test_mistakes_are_told() -> None:
+def test_losses_are_not_sampled_where_each_sequence_has_few(sampled: None) -> None:
+    p = problem("lstm", T=40, B=16, losses=[20, 39])
+    sweep = lag_sweep(p.run, budget=1e-3)
+    assert sweep.sampling.sampled
+    assert sweep.sampling.outputs == 2
+    assert float(sweep.profile.error.abs().max()) == 0
+    exact = lag_sweep(p.run, budget=None).profile.log[: sweep.lags]
+    assert relative(sweep.profile.log, exact) < 1e-12
+
+
+def test_counts_below_one_are_refused() -> None:
     run = problem("gru", T=4).run
     for name in ("samples", "anchors"):
         with pytest.raises(BadArgument, match=f"{name} is 0"):
@@ -157,14 +232,14 @@ def test_mistakes_are_told() -> None:
 
 
 def ended_after(profile: list[float], rows: int = 3) -> int:
-    """After how many lags a sweep ends whose rows all have this credit, each as far as it reaches back."""
+    """Lags after which a sweep stops whose rows all have this credit, each as far as it reaches back."""
     lags, first = len(profile), 100
     steps = torch.arange(first, first + rows)
-    ending = StoppingRule(Rows(steps, steps), lags)
+    stopping = StoppingRule(Rows(steps, steps), lags)
     for d, size in enumerate(profile):
         alive = int((steps >= d).sum())
         norm = torch.full((alive, 2), size, dtype=torch.float64)
-        if ending.after(Lag(d, rows - alive, slice(0, 0), (), norm, None)):
+        if stopping.should_stop(Lag(d, rows - alive, slice(0, 0), (), norm, None)):
             return d + 1
         if not alive:
             break
@@ -179,10 +254,10 @@ def test_a_sampled_sweep_leaves_out_little_of_the_credit(factor: float) -> None:
     assert sum(profile[end:]) <= sampling.LEFT_OUT * sum(profile[:end])
 
 
-def test_a_sweep_goes_on_while_credit_does_not_fall() -> None:
+def test_a_sweep_does_not_stop_while_credit_does_not_fall() -> None:
     assert ended_after([1.0] * 90) == 90
     assert ended_after([1.0] * 40 + [1 - 2**-53] * 50) == 90
-    assert ended_after([1.0] * 30 + [5e-3] * 60) == 64  # what rests may all be as large as now
+    assert ended_after([1.0] * 30 + [2e-3] * 60) == 64  # every remaining lag may be as large
     assert ended_after([1e-5] * 20 + [1.0] * 70) == 90
     assert ended_after([3.0**d for d in range(90)]) == 90
     assert ended_after([math.inf] * 90) == ended_after([math.nan] * 90) == 90
@@ -190,19 +265,21 @@ def test_a_sweep_goes_on_while_credit_does_not_fall() -> None:
     assert ended_after([1.0] * 30 + [1e-9] * 60) == 32
 
 
-def test_a_sweep_does_not_end_because_outputs_do() -> None:
-    """Rows that began late in the sequence live on: their credit counts against what they had, not against all."""
+def test_a_sweep_does_not_stop_because_rows_end() -> None:
+    """The credit of late rows counts against what the same rows had at lag 0, not against all rows."""
     steps = torch.cat([torch.arange(40), torch.tensor([99])])
-    ending = StoppingRule(Rows(steps, steps), 100)
+    stopping = StoppingRule(Rows(steps, steps), 100)
     for d in range(90):
         alive = int((steps >= d).sum())
         norm = torch.ones(41, 1, dtype=torch.float64)
         norm[-1] = 1e-6
-        assert not ending.after(Lag(d, 41 - alive, slice(0, 0), (), norm[41 - alive :], None))
+        assert not stopping.should_stop(
+            Lag(d, 41 - alive, slice(0, 0), (), norm[41 - alive :], None)
+        )
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_the_default_of_nets_that_do_not_forget(scale: float, sampled: None) -> None:
+def test_sampled_sweeps_of_nets_that_do_not_forget(scale: float, sampled: None) -> None:
     """Credit that stays the same to rounding, and credit that grows beyond what a float holds."""
     p = problem("elman_tanh", T=700, B=16, H=4, losses=[699] if scale == 1 else None)
     weight, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=seeded(1)))
@@ -213,6 +290,6 @@ def test_the_default_of_nets_that_do_not_forget(scale: float, sampled: None) -> 
     )
     for budget in (3.0, 1.0):
         sweep = lag_sweep(run, budget=budget, chunks=())
-        assert not sweep.sampling.ended
+        assert not sweep.sampling.stopped_early
         slope = sweep.profile.log[600] - sweep.profile.log[300]
         assert float(slope) == pytest.approx(300 * math.log(scale), abs=1e-6)

@@ -60,9 +60,17 @@ def _sweep(subject: Subject, runs: Runs, name: str, shared: bool) -> LagSweep:
     price = subject.extent.sweep_steps / (2 if shared else 1)
     adj = subject.made_already(runs) if isinstance(runs, LayerRun) else None
     sweep = lag_sweep(runs, budget=price, generator=draw, adj=adj)
-    if not sweep.sampling.complete or sweep.lags < sweep.sampling.of_lags:
+    if sweep.sampling.sampled:
         subject.say_sampled(name, f"lag sweep: {sweep.sampling.sentence}")
     return sweep
+
+
+def _reach_error(sweep: LagSweep) -> float:
+    """Standard error of the reach, in steps."""
+    profile = sweep.profile
+    if profile.without_one is None:
+        return 0.0
+    return reach_error(array(profile.log), array(profile.without_one), profile.unsampled)
 
 
 def _measured(sweep: LagSweep) -> list[int]:
@@ -76,8 +84,7 @@ def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
         1, sweep.profile.reached
     )  # what no loss lies far enough in for is not there to be measured
     yield Measurement.of("credit_profile", array(sweep.credit_profile)[:reached], name)
-    left_out = [(array(profiles), share) for profiles, share in sweep.profile.left_out]
-    yield Measurement.of("reach_error", np.asarray(reach_error(left_out)), name)
+    yield Measurement.of("reach_error", np.asarray(_reach_error(sweep)), name)
     measured = _measured(sweep)
     taus = {"lag": tuple(map(str, measured))}
     for quantity in (

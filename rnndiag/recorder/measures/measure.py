@@ -41,7 +41,7 @@ class Extent:
 
     samples: int | None = 8
     """Sequences of the batch; None: all."""
-    sweep_steps: float = 3.0
+    sweep_steps: float = 6.0
     """Price of a lag sweep in plain training steps, which its sampling is chosen by."""
     seconds: float = 0.3
     """About how long the Jacobian products of one layer may take; their sampling is chosen by it."""

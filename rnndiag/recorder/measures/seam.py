@@ -13,8 +13,8 @@ from rnndiag.engine.truncation.sweep.seam_sweep import Seam, seam_sweep
 from rnndiag.recorder.measures.pooling import array
 from rnndiag.store.measurement import Measurement
 
-PRICE = 0.5
-"""What the sweep may cost, in plain training steps over all chunks together."""
+BUDGET = 3.0
+"""Cost limit of the sweep, in plain training steps of the sampled sequences over all chunks together."""
 
 
 def seam(
@@ -30,12 +30,12 @@ def seam(
     found = seam_sweep(
         [chunk[0] if one else chunk for chunk in earlier],
         runs[0] if one else runs,
-        budget=PRICE,
+        budget=BUDGET,
         samples=samples if samples is None or samples < runs[0].B else None,
         generator=draw,
     )
     said = [found.sentence, *found.notes]
-    if not found.sweep.sampling.complete:
+    if found.sweep.sampling.sampled or not found.sweep.sampling.complete:
         said.append(found.sweep.sampling.sentence)
     return list(_measurements(found, name)), " ".join(said)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.truncation.chains.chain import Chain
-from rnndiag.engine.truncation.sweep.noise import sequence_norms
 from rnndiag.engine.truncation.sweep.parameter_layout import ParameterLayout
+from rnndiag.engine.truncation.sweep.sequence_statistics import sequence_norms
 from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of, total_adjoint
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -63,9 +64,9 @@ class Roulette:
     def survival(self, task: Task) -> Tensor:
         """P_d = P(N >= d) for d = 0 .. T-1, float64."""
         if self.p == "optimal":
-            tails = exact_tails(task.chain, task.layout).norms[ALL]
-            noise = 0.0 if task.noise != task.noise else task.noise
-            return optimal_survival(tails.square(), lag_costs(task.losses), noise)
+            _, tails, _ = exact_tails(task.chain, task.layout, task.full[None], task.T)
+            noise = 0.0 if math.isnan(task.noise) else task.noise
+            return optimal_survival(tails.norms[ALL].square(), lag_costs(task.losses), noise)
         return self.given_survival(task.T)
 
     def given_survival(self, T: int) -> Tensor:
@@ -106,7 +107,7 @@ class Roulette:
                 return
             if lag is not None:
                 buffer = empty_buffer(task.chain, task.layout, 1)
-                add_gradients(buffer, rights, lag.visits, lag.scale)
+                add_gradients(buffer, rights, lag.steps_back, lag.scale)
                 running = running + buffer[0] / float(survival[d])
             cost += float(costs[d])
             stops = float(survival[d]) - (float(survival[d + 1]) if d + 1 < task.T else 0.0)

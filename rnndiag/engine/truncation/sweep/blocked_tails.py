@@ -1,38 +1,39 @@
-"""Some windows of the whole batch for a few training steps: every loss and sequence, but a cut only every m steps.
+"""Tails of some windows, of all losses and sequences, at the price of a few plain training steps.
 
-The tail of a window is what the total adjoints δ_u send back over more than its length. Carried back from every m-th
-step u alone, through lags a .. a+m-1, they pass every state once, and so give the exact tail of (k1, k2) truncation
-with k1 = m: a window of a .. a+m-1 steps, each state its own. It is written down for the middle one, so a window is
-known to within m steps, where one row would be needed for every step to know it exactly.
+The exact tail of every window needs one row per loss and one pass over all rows per lag. A block is cheaper: the total
+adjoints δ_u at every m-th step u alone are moved back through lags a .. a+m-1. They pass every state once, and so give
+the exact tail of (k1, k2) truncation with k1 = m: a window of a .. a+m-1 steps, depending on the state. It is recorded
+for the window in the middle, which is then known within m steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
-from rnndiag.engine.cpu_buffers import empty_parts
+from rnndiag.engine.cpu_buffers import Scratch, empty_parts
 from rnndiag.engine.truncation.chains.chain import Chain
+from rnndiag.engine.truncation.sweep.parameter_layout import ParameterLayout
 from rnndiag.engine.truncation.sweep.products import add_gradients, right_factors
 from rnndiag.engine.truncation.sweep.row_steps import Where, every
-from rnndiag.engine.truncation.sweep.scratch import Scratch
-from rnndiag.engine.truncation.sweep.sequence_statistics import SequenceStatistics
 from rnndiag.engine.truncation.sweep.step_back import step_back
 from rnndiag.engine.truncation.sweep.tails import Tail, tail_of
 
 FIRST_WIDTH = 8
-"""The first block holds lags 1 .. 8, or a quarter of all, or 1 .. 16; the next ones double where they end."""
-AIM = 0.1
-"""The relative bias around which windows are looked at more closely: that of the recommended window."""
-REACH = 0.9
-"""The share of the credit that lies within the reach."""
-NOTHING = 1e-3
-"""Where a tail is smaller than this share of the gradient, no window further back is measured."""
+"""Width of the first block, lags 1 .. 8, or a quarter of all lags; twice as wide where the credit reaches further."""
+TARGET_BIAS = 0.1
+"""The relative bias near which windows are measured more closely: that of the recommended window."""
+REACH_SHARE = 0.9
+"""The share of the credit within the reach."""
+NEGLIGIBLE_BIAS = 1e-3
+"""Where a tail is smaller than this share of the gradient, no longer window is measured."""
+BLOCK_COST = 0.5
+"""Cost of one block in plain training steps: 0.3 to 0.55, measured on a CPU with benchmarks/truncation.py."""
 
 
 @dataclass(frozen=True)
@@ -53,37 +54,40 @@ class LagBlock:
         return self.start + self.width // 2
 
 
-def first_width(profile_log: Tensor) -> int:
-    """How wide the first block is: where the credit reaches beyond two of them, the two are one."""
-    credit = (profile_log - profile_log[0]).exp().nan_to_num()
+def first_width(log_profile: Tensor) -> int:
+    """Width of the first block: twice as wide where the credit reaches beyond two blocks."""
+    credit = (log_profile - log_profile[0]).exp().nan_to_num()
     near = credit[: 2 * FIRST_WIDTH].sum()
-    return 2 * FIRST_WIDTH if near < REACH * credit.sum() else FIRST_WIDTH
+    return 2 * FIRST_WIDTH if near < REACH_SHARE * credit.sum() else FIRST_WIDTH
 
 
-def doubling(T: int, most: int, first: int | None = None) -> Iterator[LagBlock]:
-    """Blocks that cover all lags 1 .. most-1 of T, each as wide as it lies far back; the last ones as wide as fits."""
-    block = LagBlock(1, min(first or FIRST_WIDTH, max(1, min(T, most) // 4)))
-    while block.start < most:
+def doubling(T: int, lags: int, first: int = FIRST_WIDTH) -> Iterator[LagBlock]:
+    """Blocks that cover the lags 1 .. lags-1 of T steps, each as wide as the lags before it are many."""
+    block = LagBlock(1, min(first, max(1, min(T, lags) // 4)))
+    while block.start < lags:
         yield block
         wider = LagBlock(block.stop, block.stop - 1)
         block = wider if wider.stop <= T else LagBlock(block.stop, block.width)
 
 
 @torch.no_grad()
-def carried(
+def block_cotangents(
     chain: Chain, delta: State, blocks: Iterable[LagBlock]
 ) -> Iterator[tuple[LagBlock, Where, State]]:
-    """Walk δ of every m-th step back: where the rows stand and what they carry, at every lag that a block holds.
+    """Move δ of every m-th step back: the steps that the rows are at and their cotangents, at every lag of a block.
 
-    Blocks follow on one another; widths may grow by whole factors.
+    Args:
+        chain: The chain, prepared.
+        delta: The total adjoints.
+        blocks: Adjacent blocks; each width is a multiple of the one before.
     """
     T, scratch, lag, stride = chain.T, Scratch(), 0, 1
     where, now = slice(1, T, 1), tuple(part[1:] for part in delta)
     for block in blocks:
         if block.width != stride:
-            past = (-(where.start + lag) % block.width) // stride
-            now = tuple(part[past :: block.width // stride] for part in now)
-            where = slice(where.start + past * stride, where.stop, block.width)
+            dropped = (-(where.start + lag) % block.width) // stride
+            now = tuple(part[dropped :: block.width // stride] for part in now)
+            where = slice(where.start + dropped * stride, where.stop, block.width)
             stride = block.width
         while lag < block.stop:
             if not len(now[0]):
@@ -99,97 +103,130 @@ def carried(
 
 
 class BlockedTails:
-    """Tails of blocks, of all sequences and losses, by the windows in their middles."""
+    """Measures tails by blocks and keeps their inner products by window.
 
-    def __init__(
-        self,
-        chain: Chain,
-        population: SequenceStatistics,
-        full: Tensor,
-        delta: State,
-        scratch: Scratch | None = None,
-    ) -> None:
-        """full (M, P): the gradient by group of sequences; delta: the total adjoints."""
-        self.chain, self.population, self.delta = chain, population, delta
-        self.full, self.whole = full, full.sum(0)
-        self.rights = right_factors(chain, population.layout)
-        self.buffer, self.scratch = torch.empty_like(full), scratch or Scratch()
-        self.found: dict[int, Tail] = {0: tail_of(population, full, self.whole, self.whole)}
+    Args:
+        chain: The chain, prepared.
+        layout: Its parameters.
+        full: The gradient by group of sequences, (M, P).
+        delta: The total adjoints.
+    """
+
+    def __init__(self, chain: Chain, layout: ParameterLayout, full: Tensor, delta: State) -> None:
+        self._chain, self._layout, self._delta = chain, layout, delta
+        self._gradient = full.sum(0)
+        self._rights = right_factors(chain, layout)
+        self._buffer, self._scratch = torch.empty_like(full), Scratch()
+        zeros = torch.zeros_like(full)
+        self.tails: dict[int, Tail] = {
+            0: tail_of(layout, full, self._gradient, self._gradient),
+            chain.T: tail_of(layout, zeros, zeros[0], self._gradient),
+        }
         self.widths: dict[int, int] = {}
-        nothing = torch.zeros_like(full)
-        self.found[chain.T] = tail_of(population, nothing, nothing[0], self.whole)
-        self.first, self.first_width = nothing, chain.T
-        """S of the first block of all, (M, P): chunks of its width leave out just this."""
+        """Measured window -> width of its block."""
+        self.first_tail, self.first_width = zeros, chain.T
+        """The tail of the first block, (M, P): what chunks of its width leave out."""
 
-    def walk(self, blocks: Iterable[LagBlock]) -> None:
-        """Measure blocks that follow on one another; each is written down before the next one is asked for."""
-        run = self.chain.links[0].run
-        states = empty_parts((run.T, run.B), self.chain.sizes, run.dtype, run.device)
+    def measure(self, lags: int, first: int, budget: float) -> float:
+        """Measure windows up to `lags`, then more closely near the one to be recommended.
+
+        Windows are measured until the bias has settled below `TARGET_BIAS`, whatever that costs, and further within the
+        budget.
+
+        Args:
+            lags: Longest window.
+            first: Width of the first block.
+            budget: Plain training steps.
+
+        Returns:
+            The cost in plain training steps.
+        """
+        cost = 0.0
+
+        def blocks() -> Iterator[LagBlock]:
+            nonlocal cost
+            for block in doubling(self._chain.T, lags, first):
+                if self.settled and cost + BLOCK_COST > budget:
+                    return
+                cost += BLOCK_COST
+                yield block
+
+        self.add_blocks(blocks())
+        for fineness in (2, 4, 8):
+            block = self._block_at_target(fineness)
+            if block is None:
+                break
+            # The rows pass the lags before the block as well, which costs half as much as a block's own.
+            cost_of_block = BLOCK_COST * (block.stop / block.width + 1) / 2
+            if cost + cost_of_block > budget:
+                break
+            if self.widths.get(block.window, self._chain.T) > block.width:
+                self.add_blocks([block])
+                cost += cost_of_block
+        return cost
+
+    def add_blocks(self, blocks: Iterable[LagBlock]) -> None:
+        """Measure adjacent blocks, each before the next one is taken from the iterable."""
+        run = self._chain.links[0].run
+        states = empty_parts((run.T, run.B), self._chain.sizes, run.dtype, run.device)
         for whole in states:
             whole.zero_()
-        block, seen = None, 0
-        for block, where, now in carried(self.chain, self.delta, blocks):
+        block, lags_seen = None, 0
+        for block, where, now in block_cotangents(self._chain, self._delta, blocks):
             for whole, part in zip(states, now, strict=True):
                 whole[where] = part
-            seen += 1
-            if seen == block.width:
-                if self._write(block, states) < NOTHING:
+            lags_seen += 1
+            if lags_seen == block.width:
+                if self._add(block, states) < NEGLIGIBLE_BIAS:
                     return
                 for whole in states:
                     whole.zero_()
-                seen = 0
-        if block is not None and seen:
-            self._write(block, states)
+                lags_seen = 0
+        if block is not None and lags_seen:
+            self._add(block, states)
 
-    def _write(self, block: LagBlock, states: State) -> float:
-        """Write down the tail of a block from its cotangents at every state; its relative size."""
-        visits, _ = step_back(
-            self.chain, every(self.chain.T), states, carry=False, scratch=self.scratch
+    def _add(self, block: LagBlock, states: State) -> float:
+        """Keep the tail of a block, from its cotangents at every state; returns its relative size."""
+        steps, _ = step_back(
+            self._chain, every(self._chain.T), states, carry=False, scratch=self._scratch
         )
-        tail = self.buffer
-        add_gradients(tail, self.rights, visits, fresh=True)
-        window = min(block.window, self.chain.T - 1)
-        self.found[window] = tail_of(self.population, tail, tail.sum(0), self.whole)
+        tail = self._buffer
+        add_gradients(tail, self._rights, steps, fresh=True)
+        window = min(block.window, self._chain.T - 1)
+        self.tails[window] = tail_of(self._layout, tail, tail.sum(0), self._gradient)
         self.widths[window] = block.width
-        if block.start == 1 and self.first_width == self.chain.T:
-            self.first, self.first_width = tail.clone(), block.width
+        if block.start == 1 and self.first_width == self._chain.T:
+            self.first_tail, self.first_width = tail.clone(), block.width
         return self._bias(window)
 
     @property
     def settled(self) -> bool:
-        """Whether the bias has fallen under `AIM`, as far as the windows measured so far tell: well under it, or twice.
+        """True if the longest measured window has half the target bias at most, or the longest two at most the target.
 
-        It may still rise again further back.
+        The bias may still rise at longer windows.
         """
         last = [self._bias(w) for w in sorted(self.widths)[-2:]]
-        return bool(last) and (last[-1] <= AIM / 2 or (len(last) == 2 and max(last) <= AIM))
+        return bool(last) and (
+            last[-1] <= TARGET_BIAS / 2 or (len(last) == 2 and max(last) <= TARGET_BIAS)
+        )
 
-    def refine(self, may_take: Callable[[float], bool]) -> None:
-        """Look closer, and closer each time, where the bias falls to `AIM` for good.
-
-        may_take: whether walks of so many row-steps, in units of T times the sequences, may still be taken.
-        """
-        for fineness in (2, 4, 8):
-            if not all(map(math.isfinite, map(self._bias, self.found))):
-                return
-            low, high, at = self._crossing()
-            start = max(1, round(at / (1 + 0.5 / fineness)))
-            block = LagBlock(start, max(1, start // fineness))
-            if high - low <= 1 or not may_take(block.stop / block.width):
-                return
-            if self.widths.get(block.window, self.chain.T) > block.width:
-                self.walk([block])
-
-    def _crossing(self) -> tuple[int, int, float]:
-        """The last window above `AIM`, the one measured after it, and where a straight logarithm between them falls."""
-        windows = sorted(self.found)
+    def _block_at_target(self, fineness: int) -> LagBlock | None:
+        """A block of 1/fineness of its start where the bias falls to `TARGET_BIAS` for good; None if that is known."""
+        if not all(math.isfinite(self._bias(w)) for w in self.tails):
+            return None
+        windows = sorted(self.tails)
         bias = {w: self._bias(w) for w in windows}
-        low = max((w for w in windows if bias[w] > AIM), default=0)
+        low = max((w for w in windows if bias[w] > TARGET_BIAS), default=0)
         high = windows[windows.index(low) + 1]
-        floor = max(bias[high], AIM * 1e-2)
-        share = math.log(bias[low] / (0.95 * AIM)) / math.log(bias[low] / floor)
-        return low, high, low + (high - low) * min(max(share, 0.0), 1.0)
+        if high - low <= 1:
+            return None
+        # Straight line through the logarithms of the two biases.
+        floor = max(bias[high], TARGET_BIAS * 1e-2)
+        share = math.log(bias[low] / (0.95 * TARGET_BIAS)) / math.log(bias[low] / floor)
+        at = low + (high - low) * min(max(share, 0.0), 1.0)
+        start = max(1, round(at / (1 + 0.5 / fineness)))
+        return LagBlock(start, max(1, start // fineness))
 
     def _bias(self, window: int) -> float:
-        """Relative to the gradient; NaN where that is zero."""
-        return math.sqrt(float(self.found[window].squares[-1] / self.found[0].squares[-1]))
+        """|S| / |g|; NaN where g is zero."""
+        return math.sqrt(float(self.tails[window].squares[-1] / self.tails[0].squares[-1]))

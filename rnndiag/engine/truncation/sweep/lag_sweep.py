@@ -1,38 +1,54 @@
-"""The lag sweep: every window at once, exactly, from one pass over all lags."""
+"""The lag sweep: the bias of every truncation window, and the credit of every lag, of one recorded step."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from rnndiag.engine.adjoints import Adjoints
 from rnndiag.engine.truncation.chains.chain import Chain
 from rnndiag.engine.truncation.chains.stack import Runs, chain_of
-from rnndiag.engine.truncation.sweep.budgeted_sweep import budgeted_sweep
+from rnndiag.engine.truncation.sweep.blocked_tails import BlockedTails, first_width
 from rnndiag.engine.truncation.sweep.chunk_scores import (
+    ChunkScore,
+    chunk_gradient,
+    chunk_score,
     chunk_scores,
     default_sizes,
-    few_sizes,
 )
 from rnndiag.engine.truncation.sweep.credit import (
+    Credit,
     CreditAccumulator,
     lag_count,
     log_matrix,
     profile_of,
 )
-from rnndiag.engine.truncation.sweep.groups import few_groups, group_count, regrouped
 from rnndiag.engine.truncation.sweep.lag_cotangents import lag_cotangents, rows_of
-from rnndiag.engine.truncation.sweep.lag_sweep_result import LagSweep, unavailable
-from rnndiag.engine.truncation.sweep.noise import sequence_noise
+from rnndiag.engine.truncation.sweep.lag_sweep_result import LagSweep
 from rnndiag.engine.truncation.sweep.parameter_layout import ParameterLayout, layout_of
-from rnndiag.engine.truncation.sweep.sampling import Sampled, Sampling, choose, sample
-from rnndiag.engine.truncation.sweep.sequence_statistics import SequenceStatistics
+from rnndiag.engine.truncation.sweep.sampling import Sampling, choose, sampled_rows
+from rnndiag.engine.truncation.sweep.sequence_statistics import (
+    group_count,
+    sequence_noise,
+    tail_groups,
+)
 from rnndiag.engine.truncation.sweep.stopping import StoppingRule
-from rnndiag.engine.truncation.sweep.tails import TailAccumulator, Tails
+from rnndiag.engine.truncation.sweep.tails import TailAccumulator, Tails, assembled
 from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of, total_adjoint
 from rnndiag.errors import BadArgument
 
+BUDGET = 6.0
+"""Default cost limit of a lag sweep, in plain training steps."""
 SEED = 0
-"""Seed of the sampling where no generator is given: the same call samples the same."""
+"""Seed of the sampling where no generator is given, so that equal calls sample equally."""
+GRADIENT_COST = 1.0
+"""Cost of the adjoints and the full gradient, in plain training steps."""
+SAMPLED_CHUNKS = (64, 16, 32, 128, 4)
+"""Chunk sizes that a sampled sweep scores, in this order, within the budget."""
+CHUNK_COST = 1.0
+"""Cost of the gradient of one chunk size, in plain training steps."""
 
 
 @torch.inference_mode(False)
@@ -41,7 +57,7 @@ def lag_sweep(
     layer_run: Runs,
     max_lag: int | None = None,
     *,
-    budget: float | None = 3.0,
+    budget: float | None = BUDGET,
     samples: int | tuple[int, ...] | None = None,
     anchors: int | None = None,
     lag_gradients: bool = False,
@@ -50,18 +66,37 @@ def lag_sweep(
     generator: torch.Generator | None = None,
     adj: Adjoints | None = None,
 ) -> LagSweep:
-    """All windows τ = 1 .. D of one recorded step, with credit, tails, chunk sizes, systematic part and noise.
+    """Credit by lag and the bias of every truncation window, of one recorded step.
 
-    layer_run: a LayerRun (layer semantics), or the runs of one stack, lowest first (stack semantics).
-    max_lag: D, the number of lags: 0 .. D-1 (None: T).
-    budget: what the sweep aims to cost, in plain training steps of these layers. Sequences and losses of the profile
-        are sampled and windows chosen for it, `sampling.sentence` says which and how much; small problems fit whole.
-        The fewest windows of the whole batch may alone take more. None: nothing is sampled.
-    samples, anchors: how many sequences, and how many of the losses' output steps, to look at, chosen by hand.
-    lag_gradients: keep every c_d (exact sweeps only).
-    chunks: chunk sizes k to score (None: 1, 2, 3, 4, 6, 8, ... up to T).
-    independent: whether the loss is a sum over sequences; if not, noise and systematic part are not available.
-    adj: the adjoints of the layer run, where they have been made already: spares a sampled sweep to make them again.
+    A sweep that fits the budget is exact. A larger one follows the losses at some output steps only, for the credit
+    profile, which then has a standard error, and takes some windows from the gradient of the whole batch, each of them
+    known within `sampling.widths` steps. `sampling.sentence` says what was measured.
+
+    Args:
+        layer_run: A layer run, or the layer runs of a stack, lowest first.
+        max_lag: Number of lags D: lags 0 .. D-1 and windows up to D. Default: T.
+        budget: Cost limit in plain training steps of these layers. Windows are measured until their bias has fallen
+            below 10 %, which may take more. None: exact.
+        samples: Sweep these sequences only, or as many drawn at random. All results are theirs, not the batch's.
+        anchors: Number of output steps whose losses are followed for the credit profile. Default: by budget.
+        lag_gradients: Keep c_d of every lag; makes the sweep exact.
+        chunks: Chunk sizes k to score. Default: 1, 2, 3, 4, 6, 8, ... up to T, fewer where sampled.
+        independent: Whether the loss is a sum over sequences; if not, noise and systematic part are NaN.
+        generator: Source of the random draws. Default: a fixed seed.
+        adj: `adjoints(layer_run)`, where they are known already.
+
+    Returns:
+        `window_bias[τ]` is |g_τ - g| / |g| for a window of τ states, 0 <= τ <= D, `credit_profile` the credit by lag.
+
+    Raises:
+        BadArgument: `max_lag`, `samples` or `anchors` is less than 1, or `adj` belongs to another layer run.
+
+    Example:
+        >>> with rnndiag.probe(model) as probe:
+        ...     loss_of(model, batch).backward()
+        >>> sweep = rnndiag.lag_sweep(probe.layer_runs[0])
+        >>> float(sweep.window_bias[0]), float(sweep.window_bias[12])
+        (1.0, 0.0)
     """
     if adj is not None and adj.run is not layer_run:
         raise BadArgument(
@@ -70,79 +105,135 @@ def lag_sweep(
         )
     chain = chain_of(layer_run)
     draw = generator or torch.Generator().manual_seed(SEED)
-    sampling = choose(
-        chain, lag_count(chain, max_lag), None if lag_gradients else budget, samples, anchors, draw
+    batch = chain.B
+    if samples is not None:
+        chain, adj = chain.select(drawn_sequences(batch, samples, draw)), None
+    lags = lag_count(chain, max_lag)
+    if lag_gradients:
+        budget, anchors = None, None
+    sampling = choose(chain, lags, budget, anchors, batch)
+    return sweep_chain(
+        chain.prepared(),
+        sampling,
+        draw,
+        budget=budget,
+        keep=lag_gradients,
+        chunks=chunks,
+        independent=independent,
+        adj=adj,
     )
-    if sampling.blocked and budget is not None:
-        return budgeted_sweep(chain, sampling, draw, budget, chunks, independent, adj)
-    taken = sample(chain, sampling, draw)
-    return sweep_chain(chain, taken, sampling, lag_gradients, chunks, independent)
+
+
+def drawn_sequences(
+    batch: int, samples: int | tuple[int, ...], draw: torch.Generator
+) -> tuple[int, ...]:
+    """The sequences of a sweep over some of a batch."""
+    if isinstance(samples, tuple):
+        return samples
+    if samples < 1:
+        raise BadArgument(f"samples is {samples}.", "Give a number of 1 or more, or None.")
+    return tuple(sorted(torch.randperm(batch, generator=draw)[:samples].tolist()))
 
 
 def sweep_chain(
     chain: Chain,
-    taken: Sampled,
     sampling: Sampling,
-    keep: bool,
-    chunks: tuple[int, ...] | None,
-    independent: bool,
+    draw: torch.Generator,
+    *,
+    budget: float | None = None,
+    keep: bool = False,
+    chunks: tuple[int, ...] | None = None,
+    independent: bool = True,
+    adj: Adjoints | None = None,
 ) -> LagSweep:
-    """The sweep over a chain as it was sampled."""
-    layout, part = layout_of(chain), taken.chain
-    population = SequenceStatistics(layout, chain.B, len(sampling.sequences))
-    delta = total_adjoint(part)
-    apart = group_count(layout, population.sampled, part.direct[0], population.sampled)
-    by_sequence = gradient_of(part, layout, delta, apart)
-    full = regrouped(by_sequence, few_groups(by_sequence))
-    rows = rows_of(part)
-    ledger = CreditAccumulator(part, rows, sampling.lags, taken.weights, not population.whole)
-    tails = TailAccumulator(part, population, full, sampling, keep)
-    ending = StoppingRule(rows, sampling.lags)
-    for lag in lag_cotangents(part, rows, sampling.lags, tails.wants_visits):
-        ledger.add(lag)
-        tails.add(lag)
-        if sampling.may_stop and ending.after(lag):
-            sampling = sampling.stopped(lag.d + 1)
-            tails.stop(lag)
-            break
-    found, credit = tails.finish(independent), ledger.finish(sampling.lags)
-    if chunks is None:
-        chunks = default_sizes(chain.T) if sampling.complete else few_sizes(chain.T)
-    notes = []
-    if found.faint:
-        notes.append(
-            f"{len(found.faint)} of {sampling.lags} lag gradients, from lag {found.faint[0]} on, are given as upper "
-            "bounds: all of them together are below one rounding of the gradient."
-        )
-    noise = sequence_noise(part, population, delta, by_sequence) if independent else float("nan")
-    notes += unavailable(chain, independent)
-    if not sampling.complete:
-        notes.append(
-            f"{sampling.sentence} The tails and window biases are those of the losses looked at; they hold the noise "
-            "of the sample, so for the whole batch they are upper bounds."
-        )
-    shares = (population.sampled / chain.B, sampling.outputs / max(1, sampling.of_outputs))
+    """The sweep of a prepared chain with this sampling; the other arguments are those of `lag_sweep`."""
+    layout, lags = layout_of(chain), sampling.lags
+    delta = total_adjoint(chain) if adj is None else adj.parts
+    known = None if adj is None or adj.a_ih is None else adj
+    groups = group_count(layout, chain.B, delta[0])
+    by_sequence = gradient_of(chain, layout, delta, groups, adj=known)
+    noise = sequence_noise(chain, layout, delta, by_sequence) if independent else math.nan
+    full = tail_groups(by_sequence)
+    kept: dict[str, Tensor] = {}
+    scores: dict[int, ChunkScore] = {}
+    if sampling.sampled:
+        left = math.inf if budget is None else budget - GRADIENT_COST
+        credit, sampling = sampled_credit(chain, sampling, draw)
+        unsampled = 1 - sampling.outputs / max(1, sampling.of_outputs)
+        profile = profile_of(credit, unsampled)
+        left -= sampling.credit_cost(chain)
+        blocks = BlockedTails(chain, layout, full, delta)
+        left -= blocks.measure(lags, first_width(profile.log), left)
+        tails = assembled(layout, blocks.tails, lags, independent)
+        sampling = sampling.with_windows({w: m for w, m in blocks.widths.items() if w <= lags})
+        if chunks is None:
+            tail = blocks.first_tail
+            scores[blocks.first_width] = chunk_score(layout, full, full - tail)
+            chunks = tuple(k for k in SAMPLED_CHUNKS if k < chain.T and k not in scores)
+            chunks = chunks[: max(0, int(min(left / CHUNK_COST, len(chunks))))]
+    else:
+        credit, tails, kept = exact_tails(chain, layout, full, lags, keep, independent)
+        profile = profile_of(credit)
+        chunks = default_sizes(chain.T) if chunks is None else chunks
+    for k in chunks:
+        cut = chunk_gradient(chain, layout, k, len(full))
+        scores[k] = chunk_score(layout, full, cut)
     return LagSweep(
         name=chain.name,
         lags=sampling.lags,
         log_credit=log_matrix(credit),
-        profile=profile_of(credit, *shares),
-        tails=found,
-        chunks=chunk_scores(part, population, full, chunks),
+        profile=profile,
+        tails=tails,
+        chunks=chunk_scores(scores),
         noise=noise,
-        gradient=layout.split(full.sum(0) * (chain.B / population.sampled)),
+        gradient=layout.split(full.sum(0)),
         sampling=sampling,
-        lag_gradients=tails.lag_gradients(),
-        notes=tuple(notes),
+        loss_weights=credit.weights,
+        lag_gradients=kept,
+        notes=_notes(chain, sampling, independent),
     )
 
 
-def exact_tails(chain: Chain, layout: ParameterLayout) -> Tails:
-    """The tails of a chain as it is, every sequence, loss and lag."""
-    sampling = choose(chain, chain.T, None, None, None, torch.Generator())
-    population = SequenceStatistics(layout, chain.B, chain.B)
-    full = gradient_of(chain, layout, total_adjoint(chain))
-    ledger = TailAccumulator(chain, population, full, sampling, keep=False)
-    for lag in lag_cotangents(chain, rows_of(chain), chain.T, ledger.wants_visits):
-        ledger.add(lag)
-    return ledger.finish(False)
+def exact_tails(
+    chain: Chain,
+    layout: ParameterLayout,
+    full: Tensor,
+    lags: int,
+    keep: bool = False,
+    independent: bool = True,
+) -> tuple[Credit, Tails, dict[str, Tensor]]:
+    """Credit, tails and, on request, lag gradients of every loss and lag."""
+    rows = rows_of(chain)
+    credit = CreditAccumulator(chain, rows, lags)
+    tails = TailAccumulator(chain, layout, full, lags, keep)
+    for lag in lag_cotangents(chain, rows, lags):
+        credit.add(lag)
+        tails.add(lag)
+    return credit.finish(lags), tails.finish(independent), tails.lag_gradients()
+
+
+def sampled_credit(
+    chain: Chain, sampling: Sampling, draw: torch.Generator
+) -> tuple[Credit, Sampling]:
+    """Credit of the sampled losses, and the sampling with the lags at which it stopped."""
+    sampled = sampled_rows(chain, sampling, draw)
+    credit = CreditAccumulator(chain, sampled.rows, sampling.lags, sampled.weights)
+    stopping = StoppingRule(sampled.rows, sampling.lags)
+    for lag in lag_cotangents(chain, sampled.rows, sampling.lags, gradients=False):
+        credit.add(lag)
+        if stopping.should_stop(lag):
+            sampling = sampling.stopped(lag.d + 1)
+            break
+    return credit.finish(sampling.lags), sampling
+
+
+def _notes(chain: Chain, sampling: Sampling, independent: bool) -> tuple[str, ...]:
+    """What is not available and why, and what was sampled."""
+    notes = []
+    if not independent:
+        notes.append("The loss mixes sequences: no noise yardstick and no systematic part.")
+    elif chain.B < 2:
+        notes.append("One sequence only: no noise yardstick and no systematic part.")
+    if sampling.sampled or not sampling.complete:
+        notes.append(sampling.sentence)
+    return tuple(notes)

@@ -1,4 +1,4 @@
-"""What one lag sweep found."""
+"""Result of a lag sweep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.chains.chain import Chain
 from rnndiag.engine.truncation.sweep.chunk_scores import ChunkScores
 from rnndiag.engine.truncation.sweep.credit import Profile
 from rnndiag.engine.truncation.sweep.parameter_layout import ALL
@@ -17,9 +16,9 @@ from rnndiag.engine.truncation.sweep.tails import Tails
 
 @dataclass(frozen=True)
 class LagSweep:
-    """What one sweep found. Lags d = 0 .. D-1, windows τ = 0 .. D; NaN where something was not measured.
+    """Result of a lag sweep, by lag d = 0 .. D-1 and by window τ = 0 .. D; NaN where something was not measured.
 
-    Where a sampled profile ended early, D is less for it than for the windows, which go on to the lags asked for.
+    Where a sampled profile stopped early its D is smaller than that of the windows, which go on to the lags asked for.
     """
 
     name: str
@@ -33,17 +32,14 @@ class LagSweep:
     noise: float
     """σ, the standard deviation of the minibatch gradient; NaN where it is not available."""
     gradient: dict[str, Tensor]
-    """The full gradient by parameter, of the losses and sequences looked at (scaled up to all of them)."""
+    """The full gradient by parameter, of all losses."""
     sampling: Sampling
     lag_gradients: dict[str, Tensor] = field(default_factory=dict)
-    """c_d by parameter, (D, *shape), where they were asked for."""
+    """c_d by parameter, (D, *shape), if they were kept."""
+    loss_weights: Tensor | None = None
+    """(T,): how many output steps each one that was followed stands for, 0 for the others; None: all were followed."""
     notes: tuple[str, ...] = ()
-    """What is not available, and why."""
-
-    @property
-    def upper_bound(self) -> bool:
-        """Whether losses or sequences were sampled, so that tails and window biases are upper bounds."""
-        return not self.sampling.windows_complete
+    """What is not available and why, and what was sampled."""
 
     @property
     def credit(self) -> Tensor:
@@ -57,12 +53,12 @@ class LagSweep:
 
     @property
     def tail_norms(self) -> dict[str, Tensor]:
-        """|S_d| by parameter and for `all` together, (D+1,): what a window of d steps leaves out; d = 0 is |g|."""
+        """|S_d| by parameter and for `all`, (D+1,): what a window of d steps leaves out; d = 0 is |g|."""
         return self.tails.norms
 
     @property
     def lag_gradient_norms(self) -> dict[str, Tensor]:
-        """|c_d| by parameter and for `all` together, (D,)."""
+        """|c_d| by parameter and for `all`, (D,)."""
         return self.tails.lag_norms
 
     @property
@@ -98,7 +94,7 @@ class LagSweep:
     @property
     def sequence_products(self) -> Tensor:
         """<S_d,m, S_d> of every group m of sequences with the whole tail, (D+1, M)."""
-        return self.tails.reach
+        return self.tails.with_total
 
     @property
     def gradient_mean_square(self) -> float:
@@ -109,12 +105,3 @@ class LagSweep:
     def full_gradient_norm(self) -> float:
         """|g| over all parameters."""
         return float(self.tails.norms[ALL][0])
-
-
-def unavailable(chain: Chain, independent: bool) -> list[str]:
-    """What cannot be told of a chain, and why."""
-    if not independent:
-        return ["The loss mixes sequences: no noise yardstick and no systematic part."]
-    if chain.B < 2:
-        return ["One sequence only: no noise yardstick and no systematic part."]
-    return []

@@ -34,6 +34,6 @@ def loss_terms(layer_run: Runs, parameter: str, u: int) -> Tensor:
     rights = right_factors(chain, layout)
     for lag in lag_cotangents(chain, rows, u + 1):
         buffer = empty_buffer(chain, layout, 1)
-        add_gradients(buffer, rights, lag.visits, lag.scale)
+        add_gradients(buffer, rights, lag.steps_back, lag.scale)
         terms[u - lag.d] = slot.of(buffer[0]) / slot.factor
     return terms

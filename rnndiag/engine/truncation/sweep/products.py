@@ -1,4 +1,4 @@
-"""Gradients of a chain's parameters from what visits hold: matrix products, summed into flat buffers in place."""
+"""Parameter gradients from the factors of a step back: matrix products, summed in place into flat buffers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
+from rnndiag.engine.cpu_buffers import Scratch
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.transition import flat_step
 from rnndiag.engine.truncation.chains.chain import Chain, ChainLink
@@ -18,7 +19,6 @@ from rnndiag.engine.truncation.sweep.parameter_layout import (
     ParameterLayout,
 )
 from rnndiag.engine.truncation.sweep.row_steps import take
-from rnndiag.engine.truncation.sweep.scratch import Scratch
 from rnndiag.engine.truncation.sweep.step_back import StepBack
 
 
@@ -28,16 +28,18 @@ def empty_buffer(chain: Chain, layout: ParameterLayout, groups: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rights:
-    """The right factors of every block, (T, N, columns): they do not depend on the lag."""
+class RightFactors:
+    """The right factors of every block, (T, B, columns). They do not depend on the lag."""
 
     layout: ParameterLayout
     by_block: tuple[Tensor | None, ...]
 
 
-def right_factors(chain: Chain, layout: ParameterLayout) -> Rights:
-    """Right factors of all blocks; None where they come with each visit (W_hr)."""
-    return Rights(layout, tuple(_right(chain.links[b.link], layout, b) for b in layout.blocks))
+def right_factors(chain: Chain, layout: ParameterLayout) -> RightFactors:
+    """Right factors of all blocks; None for W_hr, whose factor comes with each step back."""
+    return RightFactors(
+        layout, tuple(_right(chain.links[b.link], layout, b) for b in layout.blocks)
+    )
 
 
 def _right(link: ChainLink, layout: ParameterLayout, block: ParameterBlock) -> Tensor | None:
@@ -58,33 +60,41 @@ def _right(link: ChainLink, layout: ParameterLayout, block: ParameterBlock) -> T
 
 def add_gradients(
     buffer: Tensor,
-    rights: Rights,
-    visits: Sequence[StepBack],
+    rights: RightFactors,
+    steps: Sequence[StepBack],
     scale: Tensor | None = None,
     *,
     fresh: bool = False,
     scratch: Scratch | None = None,
 ) -> None:
-    """buffer (groups, P) += Σ over rows of scale (K, N) * the gradient that the visits hold; fresh: =.
+    """buffer += Σ over rows of scale * gradient.
 
-    The N columns are shared out evenly: column n belongs to group n // (N / groups).
+    Args:
+        buffer: (groups, P). The N columns are divided evenly: column n belongs to group n // (N / groups).
+        rights: Right factors of the chain.
+        steps: Left factors, by layer.
+        scale: (K, N), a weight for every row.
+        fresh: Overwrite the buffer.
+        scratch: Buffers to reuse.
     """
     groups = buffer.shape[0]
     for number, (block, given) in enumerate(
         zip(rights.layout.blocks, rights.by_block, strict=True)
     ):
-        visit = visits[block.link]
-        left = left_factor(visit, block.left)
-        right = visit.projected if given is None else take(given, visit.where)
+        step = steps[block.link]
+        left = left_factor(step, block.left)
+        right = step.projected if given is None else take(given, step.where)
         assert right is not None
         if scale is not None:
             wide = scale.to(right.dtype)[..., None]
-            room = None if scratch is None else scratch.room(number, "right", right, right.shape)
-            right = right * wide if room is None else torch.mul(right, wide, out=room)
+            out = None
+            if scratch is not None:
+                out = scratch.buffer((number, "right"), right, tuple(right.shape))
+            right = torch.mul(right, wide, out=out)
         view = buffer[:, block.start : block.stop].view(groups, block.columns, block.rows)
         _add_products(view, left, right, fresh)
-    for number, visit in enumerate(visits):
-        _add_loose(buffer, rights.layout, number, visit, scale, fresh)
+    for number, step in enumerate(steps):
+        _add_by_vjp(buffer, rights.layout, number, step, scale, fresh)
 
 
 def _add_products(view: Tensor, left: Tensor, right: Tensor, fresh: bool) -> None:
@@ -94,36 +104,36 @@ def _add_products(view: Tensor, left: Tensor, right: Tensor, fresh: bool) -> Non
         view[0].addmm_(right.flatten(0, 1).T, left.flatten(0, 1), beta=beta)
         return
     each = left.shape[1] // groups
-    for k in range(each):  # the k-th sequence of every group at once: nothing is copied
+    for k in range(each):  # the k-th sequence of every group at once, so that nothing is copied
         own_left, own_right = (part[:, k::each].transpose(0, 1) for part in (left, right))
         view.baddbmm_(own_right.mT, own_left, beta=1 if k else beta)
 
 
-def left_factor(visit: StepBack, name: str) -> Tensor:
+def left_factor(step: StepBack, name: str) -> Tensor:
     """The left factor of a block of parameters, (K, N, rows)."""
-    found = {"a_ih": visit.a_ih, "a_hh": visit.a_hh, "h_adjoint": visit.cotangent[0]}[name]
+    found = {"a_ih": step.a_ih, "a_hh": step.a_hh, "h_adjoint": step.cotangent[0]}[name]
     assert found is not None
     return found
 
 
-def _add_loose(
+def _add_by_vjp(
     buffer: Tensor,
     layout: ParameterLayout,
     number: int,
-    visit: StepBack,
+    step: StepBack,
     scale: Tensor | None,
     fresh: bool,
 ) -> None:
-    """Weights that enter in any other way (peepholes, a module's own): one VJP a group."""
+    """Weights that are not factors of a matrix product (peepholes, a module's own): one VJP per group."""
     slots = [s for s in layout.slots if s.link == number and s.block is None]
     if not slots:
         return
-    run, groups = visit.link.run, buffer.shape[0]
-    cotangent = visit.cotangent
+    run, groups = step.link.run, buffer.shape[0]
+    cotangent = step.cotangent
     if scale is not None:
         cotangent = tuple(part * scale.to(part.dtype)[..., None] for part in cotangent)
-    inputs = take(run.inputs, visit.where)
-    before = tuple(take(part, visit.where) for part in visit.link.previous)
+    inputs = take(run.inputs, step.where)
+    before = tuple(take(part, step.where) for part in step.link.previous)
     width = inputs.shape[1] // groups
     for group in range(groups):
         columns = slice(group * width, (group + 1) * width)

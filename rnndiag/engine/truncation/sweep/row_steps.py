@@ -1,11 +1,11 @@
-"""Which steps of which sequences a set of rows stands at."""
+"""Indices of rows: which step of which sequence each row of a set is at."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 Where = slice | Tensor
-"""A slice of time steps, all sequences; steps (K,), all sequences; or flat places t*B + n, (K, N), of any of the B."""
+"""Time steps of all sequences, a slice or (K,); or flat places t * B + n, (K, N), where every column has its own."""
 
 
 def take(values: Tensor, where: Where) -> Tensor:
@@ -18,18 +18,15 @@ def take(values: Tensor, where: Where) -> Tensor:
     return rows.view(*where.shape, *values.shape[2:])
 
 
-def add_at(values: Tensor, where: Where, rows: Tensor) -> None:
-    """values[where] += rows, in place; places may occur twice."""
+def count(where: Where) -> int:
+    """Number of rows, K."""
     if isinstance(where, slice):
-        values[where] += rows
-    elif where.dim() == 1:
-        values.index_add_(0, where, rows)
-    else:
-        values.flatten(0, 1).index_add_(0, where.flatten(), rows.flatten(0, 1))
+        return len(range(where.start, where.stop, where.step or 1))
+    return len(where)
 
 
 def earlier(where: Where, first: int, sequences: int) -> Where:
-    """The places one time step before rows first, first+1, ... of so many sequences; `where` is no strided slice."""
+    """The places one time step before those of the rows first, first+1, ...; `where` must not be a strided slice."""
     if isinstance(where, slice):
         return slice(where.start + first - 1, where.stop - 1)
     if where.dim() == 1:
@@ -37,9 +34,9 @@ def earlier(where: Where, first: int, sequences: int) -> Where:
     return (where[first:] - sequences).clamp(min=0)
 
 
-def every(count: int) -> Where:
-    """All of `count` time steps."""
-    return slice(0, count)
+def every(T: int) -> Where:
+    """All T time steps."""
+    return slice(0, T)
 
 
 def piece(where: Where, start: int, stop: int) -> Where:

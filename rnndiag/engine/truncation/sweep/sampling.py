@@ -1,7 +1,10 @@
-"""What a lag sweep looks at: which sequences, which losses, which lags; chosen to fit a budget, and said in words.
+"""What a lag sweep measures: which losses it follows, how many lags, which windows; chosen to fit a budget.
 
-The cost is counted in row-steps: one loss of one sequence moved back one step. A plain training step makes T * B of
-them. The constants below were measured on a CPU with benchmarks/truncation.py.
+Cost is counted in row-steps: one loss of one sequence moved back by one step. A plain training step (forward and
+backward) makes T * B of them. A sweep that fits its budget, or takes next to no time, is exact: every loss, lag and
+window. A larger one follows the losses at some output steps of every sequence, for the credit profile alone, and takes
+the gradients of some windows from the whole batch. Windows are never taken from a sample: what averages out between
+losses in the batch's gradient does not in a sample's, so that windows of a sample look worse than they are.
 """
 
 from __future__ import annotations
@@ -12,92 +15,80 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.truncation.chains.chain import Chain
+from rnndiag.engine.truncation.sweep.lag_cotangents import Rows, rows_of
 from rnndiag.errors import BadArgument
 
+# Measured on a CPU with benchmarks/truncation.py, in row-steps of a plain training step.
 ROW_COST = 0.6
-"""A row-step of the sweep, gradients included, over a row-step of a plain training step."""
+"""One row-step of an exact sweep, its lag gradient included."""
+CREDIT_ROW_COST = 0.4
+"""One row-step of a credit profile alone."""
 LAG_COST = 60.0
-"""What a lag costs whatever its size, in row-steps of a plain training step."""
+"""The fixed cost of one lag."""
 STEP_COST = 24.0
-"""What a time step of a plain training step costs whatever its size, in row-steps."""
+"""The fixed cost of one time step of a plain training step."""
 WINDOW_COST = 150.0
-"""What writing down one window costs, in row-steps of a plain training step."""
-LEAST_OUTPUTS = 16
-"""Losses are sampled first, down to this number: another sequence tells more than the next loss of the same one."""
-LEAST_SEQUENCES = 8
-"""Sequences are halved next, not below this number."""
-LEAST_BY_TURNS = 16
-"""The same where every output has other sequences: twice as many halve the error, and take little more time."""
-DENSE_WINDOWS = 8
-"""Gradients are measured for every window up to this one, then for windows growing by `WINDOW_GROWTH`."""
-WINDOW_GROWTH = 1.08
-LEFT_OUT = 5e-3
-"""A sampled sweep ends where at most this share of the credit lies further back, were it to fall no more."""
-LEAST_BLOCKED = 2.0
-"""From this budget on windows are measured on the whole batch; below it, on the sampled rows."""
-CREDIT_SHARE = 0.1
-"""The profile's share of the budget where windows are measured apart from it."""
+"""The fixed cost of the gradient statistics of one window."""
+
+LEAST_OUTPUTS = 12
+"""Losses are sampled down to this number of output steps."""
+CREDIT_SHARE = 0.3
+"""Share of the budget of a sampled sweep for the credit profile; the windows get the rest."""
+LEFT_OUT = 2e-3
+"""A sampled profile stops where at most this share of the credit lies at longer lags, if it decays no further."""
 SMALL_SECONDS = 0.15
-"""What takes about this long as a whole is not worth sampling."""
+"""A sweep that takes about this long or less is not worth sampling, whatever the budget."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What was looked at, of how much."""
+    """What a sweep measured, and of how much."""
 
-    sequences: tuple[int, ...]
-    """The sequences looked at; where `blocked`, as many at each output step, but others."""
+    sequences: int
+    """Sequences in the sweep, B."""
     of_sequences: int
+    """Sequences in the batch."""
     outputs: int
-    """Output steps with a loss that were looked at."""
+    """Output steps whose losses were followed for the credit profile."""
     of_outputs: int
-    windows: tuple[int, ...]
-    """The windows τ = 1 .. D whose gradients were measured."""
+    """Output steps that have a loss."""
     lags: int
-    """D: lags 0 .. D-1 were measured."""
+    """D: the credit profile covers lags 0 .. D-1."""
     of_lags: int
-    may_stop: bool = False
-    """Whether the sweep ends where less than `LEFT_OUT` of the credit can lie further back."""
-    ended: bool = False
-    """Whether it did end there."""
+    """T."""
+    windows: tuple[int, ...]
+    """The windows τ whose gradients were measured, ascending."""
     widths: tuple[int, ...] = ()
-    """To within how many steps each of `windows` is known, where they were measured apart from the rows; or empty."""
-
-    blocked: bool = False
-    """Whether windows are measured on the whole batch, apart from the rows of the profile."""
+    """Of a sampled sweep: within how many steps each of `windows` is known."""
+    sampled: bool = False
+    """True where not every loss was followed or not every window was measured."""
+    stopped_early: bool = False
+    """True where the profile stopped before the last lag because at most `LEFT_OUT` of the credit lies beyond."""
 
     def stopped(self, lags: int) -> Sampling:
-        """The same, of a sweep that ended after so many lags."""
-        if self.blocked:
-            return replace(self, lags=lags, ended=True)
-        windows = tuple(w for w in self.windows if w < lags)
-        return replace(self, lags=lags, windows=(*windows, lags), ended=True)
+        """The sampling of a profile that stopped after `lags` lags."""
+        return replace(self, lags=lags, stopped_early=True)
 
     def with_windows(self, widths: dict[int, int]) -> Sampling:
-        """The same, with windows of all sequences and losses, each known to within so many steps."""
+        """The sampling with the measured windows, each known within `widths[window]` steps."""
         windows = tuple(sorted(widths))
         return replace(self, windows=windows, widths=tuple(widths[w] for w in windows))
 
-    @property
-    def with_every_loss(self) -> Sampling:
-        """The same, with every loss of every sequence followed."""
-        return replace(self, sequences=tuple(range(self.of_sequences)), outputs=self.of_outputs)
-
-    @property
-    def windows_complete(self) -> bool:
-        """Whether every sequence and every loss counts in the windows."""
-        return self.complete or self.blocked
+    def credit_cost(self, chain: Chain) -> float:
+        """Cost of the credit profile that was measured, in plain training steps."""
+        share = self.outputs / max(1, self.of_outputs)
+        return credit_cost(chain.outputs(), self.lags, share)
 
     @property
     def complete(self) -> bool:
-        """Whether every sequence and every loss was looked at."""
-        return len(self.sequences) == self.of_sequences and self.outputs == self.of_outputs
+        """True if every loss of every sequence was followed."""
+        return self.outputs == self.of_outputs and self.sequences == self.of_sequences
 
     @property
     def numbers(self) -> tuple[int, int, int, int, int, int]:
-        """Sequences of all, outputs of all, lags of all."""
+        """(sequences, of_sequences, outputs, of_outputs, lags, of_lags), as a run stores them."""
         return (
-            len(self.sequences),
+            self.sequences,
             self.of_sequences,
             self.outputs,
             self.of_outputs,
@@ -107,30 +98,27 @@ class Sampling:
 
     @property
     def sentence(self) -> str:
-        """What was sampled, and how much."""
-        said = []
-        sequences = f"{len(self.sequences)} of {self.of_sequences} sequences"
-        outputs = f"{self.outputs} of {self.of_outputs} output steps"
-        fewer = len(self.sequences) < self.of_sequences, self.outputs < self.of_outputs
-        if self.blocked and any(fewer):
-            said.append(f"{sequences} at each of {outputs}")
-        else:
-            said += [what for what, less in zip((sequences, outputs), fewer, strict=True) if less]
+        """The sampling in one sentence."""
+        parts = []
+        if self.sequences < self.of_sequences:
+            parts.append(f"{self.sequences} of {self.of_sequences} sequences")
+        if self.outputs < self.of_outputs:
+            parts.append(f"{self.outputs} of {self.of_outputs} output steps for the profile")
         if self.lags < self.of_lags:
             beyond = f", beyond which lies less than {LEFT_OUT:.1%} of the credit"
-            said.append(f"lags 0 to {self.lags - 1} of {self.of_lags}{beyond * self.ended}")
-        if self.widths:
-            said.append(
-                f"gradients of {len(self.windows)} windows of {self.of_lags}, of all sequences and losses"
-                f"{self._how_closely}"
+            parts.append(
+                f"lags 0 to {self.lags - 1} of {self.of_lags}{beyond * self.stopped_early}"
             )
-        elif len(self.windows) < self.lags:
-            said.append(f"gradients of {len(self.windows)} windows of {self.lags}")
-        return "Sampled: " + ", ".join(said) + "." if said else "Nothing was sampled: exact."
+        if self.widths:
+            parts.append(
+                f"gradients of {len(self.windows)} windows of {self.of_lags}, of all sequences and losses"
+                f"{self._precision}"
+            )
+        return "Sampled: " + ", ".join(parts) + "." if parts else "Nothing was sampled: exact."
 
     @property
-    def _how_closely(self) -> str:
-        """To within what share of its length each window is known that was measured by a block of lags."""
+    def _precision(self) -> str:
+        """Within what share of its length each window is known."""
         pairs = list(zip(self.widths, self.windows, strict=True))
         first = [width for width, window in pairs if width >= window]
         others = [width / window for width, window in pairs if width < window]
@@ -140,122 +128,99 @@ class Sampling:
         return known + (f", but for the first, of lags 1 to {max(first)}" if first else "")
 
 
-def spaced_windows(lags: int) -> tuple[int, ...]:
-    """Windows 1 .. D, dense at first and then growing by a constant factor; the last is D."""
-    found, window = list(range(1, min(lags, DENSE_WINDOWS) + 1)), float(DENSE_WINDOWS)
-    while found[-1] < lags:
-        window = max(window * WINDOW_GROWTH, found[-1] + 1)
-        found.append(min(int(window), lags))
-    return tuple(found)
-
-
-def sweep_cost(
-    chain: Chain, steps: Tensor, outputs: int, sequences: int, lags: int, windows: int
-) -> float:
-    """A sweep over so many of the output steps `steps` and sequences, in plain training steps of these layers."""
-    share = outputs / max(1, len(steps))
-    rows = float((steps + 1).clamp(max=lags).sum()) * share * sequences
-    total = ROW_COST * rows + LAG_COST * lags + WINDOW_COST * windows
-    total += chain.T * (sequences + STEP_COST)
-    return total / (chain.T * (chain.B + STEP_COST))
-
-
-def seconds(chain: Chain, steps: Tensor, sequences: int, lags: int) -> float:
-    """Roughly how long a sweep over everything takes on one core of a CPU."""
-    rows = float((steps + 1).clamp(max=lags).sum()) * sequences
-    weights = sum(w.numel() for link in chain.links for w in link.run.weights.values())
-    return lags * len(chain.links) * 5e-4 + rows * weights * 4 / 40e9
-
-
 def choose(
     chain: Chain,
     lags: int,
     budget: float | None,
-    samples: int | tuple[int, ...] | None,
-    anchors: int | None,
-    draw: torch.Generator,
+    anchors: int | None = None,
+    of_sequences: int | None = None,
 ) -> Sampling:
-    """The sampling that fits `budget` plain training steps (None: look at everything); what is given by hand stands."""
-    steps = chain.outputs().any(1).nonzero().squeeze(1)
-    given = len(samples) if isinstance(samples, tuple) else samples
-    _check("samples", given)
-    _check("anchors", anchors)
-    sequences = chain.B if given is None else min(given, chain.B)
-    outputs = len(steps) if anchors is None else min(anchors, len(steps))
-    windows = tuple(range(1, lags + 1))
-    limit = float("inf") if budget is None else budget
+    """The sampling that fits a budget.
 
-    def too_much() -> bool:
-        return sweep_cost(chain, steps, outputs, sequences, lags, len(windows)) > limit
-
-    may_stop = too_much() and seconds(chain, steps, sequences, lags) > SMALL_SECONDS
-    blocked = may_stop and given is None and anchors is None and limit >= LEAST_BLOCKED
-    if not may_stop:
-        limit = float("inf")
-    elif blocked:
-        limit, windows = limit * CREDIT_SHARE, ()
-    else:
-        windows = spaced_windows(lags)
-    while too_much() and anchors is None and outputs > LEAST_OUTPUTS:
-        outputs = max(LEAST_OUTPUTS, int(outputs * 0.9))
-    least = LEAST_SEQUENCES
-    if blocked:  # few outputs want the more sequences
-        least = LEAST_BY_TURNS * max(1, LEAST_OUTPUTS // max(1, outputs))
-    while too_much() and given is None and sequences >= 2 * least:
-        sequences //= 2
-    if isinstance(samples, tuple):
-        chosen = samples
-    else:
-        chosen = tuple(sorted(torch.randperm(chain.B, generator=draw)[:sequences].tolist()))
+    Args:
+        chain: The chain to sweep.
+        lags: Number of lags.
+        budget: Cost limit in plain training steps; None: no limit.
+        anchors: Number of output steps to follow, chosen by hand.
+        of_sequences: Sequences in the batch that the chain's were taken from. Default: the chain's.
+    """
+    if anchors is not None and anchors < 1:
+        raise BadArgument(f"anchors is {anchors}.", "Give a number of 1 or more, or None.")
+    losses = chain.outputs()
+    of_outputs = int(losses.any(1).sum())
+    outputs = of_outputs if anchors is None else min(anchors, of_outputs)
+    too_large = (
+        budget is not None
+        and exact_cost(losses, lags) > budget
+        and exact_seconds(chain, losses, lags) > SMALL_SECONDS
+    )
+    most_per_sequence = int(losses.sum(0).max())
+    if budget is not None and too_large and anchors is None and most_per_sequence > LEAST_OUTPUTS:
+        fixed = credit_cost(losses, lags, 0.0)
+        affordable = budget * CREDIT_SHARE - fixed
+        per_output = (credit_cost(losses, lags) - fixed) / of_outputs
+        outputs = min(of_outputs, max(LEAST_OUTPUTS, int(affordable / per_output)))
+    sampled = too_large or outputs < of_outputs
     return Sampling(
-        chosen,
         chain.B,
+        chain.B if of_sequences is None else of_sequences,
         outputs,
-        len(steps),
-        windows,
+        of_outputs,
         lags,
         chain.T,
-        may_stop=may_stop,
-        blocked=blocked,
+        windows=() if sampled else tuple(range(1, lags + 1)),
+        sampled=sampled,
     )
 
 
-def _check(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise BadArgument(f"{name} is {value}.", "Give a number of 1 or more, or None.")
+def _row_steps(losses: Tensor, lags: int) -> float:
+    """Row-steps of a sweep over the losses marked in (T, B)."""
+    depth = torch.arange(1, len(losses) + 1, device=losses.device).clamp(max=lags)
+    return float((losses.sum(1) * depth).sum())
+
+
+def _in_plain_steps(losses: Tensor, row_steps: float) -> float:
+    T, B = losses.shape
+    return row_steps / (T * (B + STEP_COST))
+
+
+def exact_cost(losses: Tensor, lags: int) -> float:
+    """Cost of an exact sweep over the losses marked in (T, B), in plain training steps."""
+    rows = ROW_COST * _row_steps(losses, lags)
+    return 1 + _in_plain_steps(losses, rows + (LAG_COST + WINDOW_COST) * lags)
+
+
+def credit_cost(losses: Tensor, lags: int, share: float = 1.0) -> float:
+    """Cost of the credit profile alone, of a share of the losses marked in (T, B), in plain training steps."""
+    rows = CREDIT_ROW_COST * _row_steps(losses, lags) * share
+    return _in_plain_steps(losses, rows + LAG_COST * lags)
+
+
+def exact_seconds(chain: Chain, losses: Tensor, lags: int) -> float:
+    """Rough duration of an exact sweep on one CPU core, in seconds."""
+    weights = sum(w.numel() for link in chain.links for w in link.run.weights.values())
+    return lags * len(chain.links) * 5e-4 + _row_steps(losses, lags) * weights * 4 / 40e9
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The chain as it was sampled."""
+class SampledRows:
+    """The losses that a sweep follows."""
 
-    chain: Chain
-    weights: Tensor | None
-    """(T,): what every loss was multiplied with, 0 where it was left out; None: losses were not sampled."""
+    rows: Rows
+    weights: Tensor | None = None
+    """(T,): how many output steps each followed one stands for, 0 where none was; None: all are followed."""
 
 
-def sample(chain: Chain, sampling: Sampling, draw: torch.Generator) -> Sampled:
-    """The sampled sequences with the sampled losses: one loss drawn from each of equal stretches of the outputs.
-
-    Each stands for its stretch, so sums over losses are unbiased.
-    """
-    taken = chain
-    if sampling.sequences != tuple(range(chain.B)):
-        taken = chain.select(sampling.sequences)
+def sampled_rows(chain: Chain, sampling: Sampling, draw: torch.Generator) -> SampledRows:
+    """The losses of all sequences at `sampling.outputs` output steps: one drawn per equal stretch of them."""
     if sampling.outputs == sampling.of_outputs:
-        return Sampled(taken.prepared(), None)
-    like, (steps, width) = chain.direct[0], drawn_steps(chain.outputs(), sampling.outputs, draw)
-    weights = torch.zeros(chain.T, dtype=like.dtype)
-    weights[steps] = width.to(like.dtype)
-    weights = weights.to(like.device)
-    direct = tuple(part * weights[:, None, None] for part in taken.direct)
-    return Sampled(taken.with_direct(direct).prepared(), weights)
-
-
-def drawn_steps(hit: Tensor, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One of each of `count` equal stretches of the output steps with a loss, (T, B), and how long its stretch is."""
+        return SampledRows(rows_of(chain))
+    hit = chain.outputs()
     steps = hit.any(1).nonzero().squeeze(1).cpu()
-    bounds = torch.linspace(0, len(steps), count + 1).round().long()
-    width = bounds[1:] - bounds[:-1]
-    offset = (torch.rand(len(width), generator=draw) * width).long()
-    return steps[bounds[:-1] + offset], width
+    edges = torch.linspace(0, len(steps), sampling.outputs + 1).round().long()
+    width = edges[1:] - edges[:-1]
+    place = edges[:-1] + (torch.rand(sampling.outputs, generator=draw) * width).long()
+    weights = torch.zeros(chain.T, dtype=torch.float64)
+    weights[steps[place]] = width.double()
+    drawn = steps[place].to(hit.device)
+    return SampledRows(Rows(drawn, drawn), weights.to(hit.device))

@@ -1,6 +1,6 @@
-"""Across the seam: what chunked training with a carried, detached state throws away.
+"""The seam of chunked training: what a carried, detached state leaves out of the gradient.
 
-The inputs and states of earlier chunks are kept, up to a bound, and the losses of the chunk at hand are followed back
+The inputs and states of earlier chunks are kept, up to a limit, and the losses of the current chunk are followed back
 through them as if nothing had been detached.
 """
 
@@ -17,22 +17,33 @@ from rnndiag.engine.truncation.chains.chain import Chain
 from rnndiag.engine.truncation.chains.joined_chunks import joined_chunks
 from rnndiag.engine.truncation.chains.stack import Runs
 from rnndiag.engine.truncation.sweep.credit import lag_count
-from rnndiag.engine.truncation.sweep.groups import GROUPS, group_count
-from rnndiag.engine.truncation.sweep.lag_sweep import SEED, sweep_chain
+from rnndiag.engine.truncation.sweep.lag_sweep import (
+    SEED,
+    drawn_sequences,
+    sweep_chain,
+)
 from rnndiag.engine.truncation.sweep.lag_sweep_result import LagSweep
-from rnndiag.engine.truncation.sweep.parameter_layout import ALL, layout_of
-from rnndiag.engine.truncation.sweep.sampling import Sampled, Sampling, choose, sample
-from rnndiag.engine.truncation.sweep.sequence_statistics import SequenceStatistics
+from rnndiag.engine.truncation.sweep.parameter_layout import (
+    ALL,
+    ParameterLayout,
+    layout_of,
+)
+from rnndiag.engine.truncation.sweep.sampling import choose
+from rnndiag.engine.truncation.sweep.sequence_statistics import (
+    group_count,
+    inner_products,
+    moments,
+)
 from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of, total_adjoint
 
 
 @dataclass(frozen=True)
 class Seam:
-    """What lies beyond the start of a chunk, for the losses of that chunk."""
+    """What the losses of one chunk lose because the state is detached where the chunk starts."""
 
     name: str
     own_steps: int
-    """Steps of the chunk at hand, through which the training step carries its gradient."""
+    """Steps of the chunk, through which the training step carries its gradient."""
     kept_steps: int
     """Steps of earlier chunks that were kept."""
     sweep: LagSweep
@@ -81,32 +92,41 @@ def seam_sweep(
     independent: bool = True,
     generator: torch.Generator | None = None,
 ) -> Seam:
-    """Follow the losses of one chunk back into the chunks before it, oldest first.
+    """What chunked training with a carried, detached state leaves out: a lag sweep through the chunks before the seam.
 
-    Give layer runs, or for a stack the runs of each chunk, lowest first. Each chunk must start from the state that
-    the one before it ended with.
+    Args:
+        earlier: The layer runs of the chunks before, oldest first; of a stack, the runs of each chunk, lowest first.
+            Each chunk must start from the state that the one before it ended with.
+        layer_run: The layer run, or the runs of a stack, whose losses are followed.
+        max_lag: Number of lags. Default: the steps of all chunks together.
+        budget: Cost limit in plain training steps over all chunks, as for `lag_sweep`. None: exact.
+        samples: Sweep at most this many sequences, drawn at random. All results are theirs.
+        independent: Whether the loss is a sum over sequences; if not, the systematic part is NaN.
+        generator: Source of the random draws. Default: a fixed seed.
 
-    budget: what it may cost, in plain training steps over own and kept steps. Sequences, losses and windows are sampled
-        to keep it, `sweep.sampling.sentence` says how much. None: nothing is sampled.
-    samples: how many sequences to look at, at most.
-    independent: whether the loss is a sum over sequences; if not, the systematic part is not available.
+    Raises:
+        BadArgument: No earlier chunk was given.
+        NotSupported: A chunk does not start from the state that the one before it ended with.
     """
     chain, kept, notes = joined_chunks(earlier, layer_run)
     draw = generator or torch.Generator().manual_seed(SEED)
-    sampling = choose(chain, lag_count(chain, max_lag), budget, samples, None, draw)
-    taken = sample(chain, sampling, draw)
-    sweep = sweep_chain(chain, taken, sampling, False, (), independent)
-    full, cut, population = _with_and_without(chain, sampling, kept)
+    batch = chain.B
+    if samples is not None:
+        chain = chain.select(drawn_sequences(batch, samples, draw))
+    chain = chain.prepared()
+    sampling = choose(chain, lag_count(chain, max_lag), budget, of_sequences=batch)
+    sweep = sweep_chain(chain, sampling, draw, budget=budget, chunks=(), independent=independent)
+    layout, full, cut = _with_and_without(chain, kept)
     whole, inside = full.sum(0), cut.sum(0)
-    beyond = population.square(full - cut, whole - inside)
-    size = population.square(full, whole)
-    inner, own = (population.inner(inside, other)[ALL] for other in (whole, inside))
+    beyond = moments(layout, full - cut, whole - inside)
+    size = moments(layout, full, whole)
+    inner, own = (inner_products(layout, inside, other)[ALL] for other in (whole, inside))
     return Seam(
         name=chain.name,
         own_steps=chain.T - kept,
         kept_steps=kept,
         sweep=sweep,
-        credit_beyond=_credit_beyond(sweep, taken, kept),
+        credit_beyond=_credit_beyond(sweep, kept),
         gradient_beyond=_ratio(beyond.minibatch[ALL], size.minibatch[ALL]) ** 0.5,
         cosine=_ratio(inner, (own * size.minibatch[ALL]) ** 0.5),
         mean_square=beyond.mean if independent else math.nan,
@@ -117,28 +137,20 @@ def seam_sweep(
     )
 
 
-def _with_and_without(
-    chain: Chain, sampling: Sampling, kept: int
-) -> tuple[Tensor, Tensor, SequenceStatistics]:
-    """The gradient of all losses of the sampled sequences (M, P), from all steps and from those after the seam."""
-    part = chain
-    if sampling.sequences != tuple(range(chain.B)):
-        part = chain.select(sampling.sequences)
-    part, layout = part.prepared(), layout_of(chain)
-    delta = total_adjoint(part)
-    most = GROUPS if sampling.may_stop else part.B
-    groups = group_count(layout, part.B, part.direct[0], most)
-    after = (torch.arange(chain.T, device=delta[0].device) >= kept).to(delta[0].dtype)
-    full = gradient_of(part, layout, delta, groups)
-    cut = gradient_of(part, layout, delta, groups, after)
-    return full, cut, SequenceStatistics(layout, chain.B, part.B)
+def _with_and_without(chain: Chain, kept: int) -> tuple[ParameterLayout, Tensor, Tensor]:
+    """The gradient by group of sequences (M, P), of all steps and of the steps after the seam."""
+    layout, delta = layout_of(chain), total_adjoint(chain)
+    groups = group_count(layout, chain.B, delta[0])
+    after_seam = (torch.arange(chain.T, device=delta[0].device) >= kept).to(delta[0].dtype)
+    full = gradient_of(chain, layout, delta, groups)
+    return layout, full, gradient_of(chain, layout, delta, groups, after_seam)
 
 
-def _credit_beyond(sweep: LagSweep, taken: Sampled, kept: int) -> float:
-    """Of the losses looked at, each standing for as many as it was drawn from; lags left out count as nothing."""
+def _credit_beyond(sweep: LagSweep, kept: int) -> float:
+    """Share of the credit before the seam, over the losses that were followed; lags that were not count as zero."""
     credit = sweep.credit.nan_to_num(0.0)
-    if taken.weights is not None:
-        credit = credit * taken.weights[:, None].to(credit)
+    if sweep.loss_weights is not None:
+        credit = credit * sweep.loss_weights[:, None].to(credit)
     return _ratio(float(credit[:, :kept].sum()), float(credit.sum()))
 
 

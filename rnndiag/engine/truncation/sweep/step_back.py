@@ -1,4 +1,4 @@
-"""One step back: how a cotangent of a chain's state at t is carried to t-1, and what it gives on its way."""
+"""One step back: J_t^T a for cotangents a of a chain's state at step t, and the factors of the parameter gradients."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rnndiag.engine.cells import State
-from rnndiag.engine.cpu_buffers import empty
+from rnndiag.engine.cpu_buffers import Scratch, empty
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.transition import (
-    Coefficients,
-    flat_step,
-    preactivations,
-    project_back,
-)
-from rnndiag.engine.truncation.chains.chain import Chain, ChainLink, pick
-from rnndiag.engine.truncation.sweep.row_steps import Where, piece, take
-from rnndiag.engine.truncation.sweep.scratch import Scratch, rows_at_once
+from rnndiag.engine.transition import Coefficients, flat_step, preactivations, project_back
+from rnndiag.engine.truncation.chains.chain import Chain, ChainLink
+from rnndiag.engine.truncation.sweep.row_steps import Where, count, piece, take
+
+PIECE_BYTES = 64 * 2**20
+"""Where the diagonal derivatives are too large to be kept they are computed for pieces of rows of at most this size."""
+CACHED_ROWS = 1024
+"""On a CPU, rows per thread (times sequences) to process at a time, so that the gates' cotangents stay in the cache."""
 
 
 @dataclass(frozen=True)
 class StepBack:
-    """What a cotangent of the states of some rows gives to one layer, rows (K, N)."""
+    """What the cotangents of some rows (K, N) give to one layer."""
 
     link: ChainLink
     where: Where
+    """The steps that the rows are at."""
     cotangent: State
-    """Of the layer's own state, what comes from the layers above at the same step included."""
+    """Of the layer's own state, contributions of the layers above at the same step included, (K, N, S_p)."""
     a_ih: Tensor | None = None
+    """Cotangents of the input pre-activations, (K, N, gates * H)."""
     a_hh: Tensor | None = None
+    """Cotangents of the recurrent pre-activations."""
     projected: Tensor | None = None
-
-
-PIECE_BYTES = 64 * 2**20
-"""Diagonal derivatives that are not kept are made for stretches of rows of at most this size."""
+    """h before its projection, (K, N, H)."""
 
 
 def step_back(
@@ -48,239 +47,215 @@ def step_back(
     carry: bool = True,
     scratch: Scratch | None = None,
 ) -> tuple[tuple[StepBack, ...], State]:
-    """Carry cotangents (K, N, S_p) of the states of rows one step back: visits by layer, and J^T a.
+    """Move cotangents of a chain's state one step back.
 
-    With `gradients` the visits hold what the parameters' gradients need; without, only J^T a is made.
-    Without `carry`, J^T a may be left out (nothing comes back).
+    Args:
+        chain: The chain, prepared.
+        where: The steps t that the rows are at.
+        cotangent: a, (K, N, S_p) a part of the state.
+        gradients: Whether the results hold what the parameters' gradients need.
+        carry: Whether J^T a is computed.
+        scratch: Buffers to reuse; the results of the last call but one are overwritten.
+
+    Returns:
+        The `StepBack` of every layer, lowest first, and J^T a, empty without `carry`.
     """
-    visits: list[StepBack] = []
+    results: list[StepBack] = []
     before: list[State] = []
     if scratch is not None:
         scratch.turn ^= 1
     rest, from_above = list(cotangent), None
     for number, link in reversed(list(enumerate(chain.links))):
-        count = len(link.direct)
-        own = tuple(rest[len(rest) - count :])
-        rest = rest[: len(rest) - count]
+        parts = len(link.direct)
+        own = tuple(rest[len(rest) - parts :])
+        rest = rest[: len(rest) - parts]
         if from_above is not None:
             own = (own[0] + from_above, *own[1:])
-        if link.elementwise:
-            memory = None if scratch is None else (scratch, number)
-            wanted = (gradients, number > 0, carry)
-            if link.diagonal is None:
-                found, back, down = _visit_in_pieces(link, where, own, *wanted)
-            elif memory is not None and not gradients and number == 0 and carry:
-                found, back, down = _only_carry(link, where, own, memory)
-            else:
-                found, back, down = _visit_diagonal(link, where, own, *wanted, memory)
-        else:
-            found, back, down = _visit_by_autograd(link, where, own, number > 0)
+        buffers = _Buffers(scratch, number)
+        through = _through_elementwise if link.elementwise else _through_autograd
+        found, back, down = through(link, where, own, gradients, number > 0, carry, buffers)
         if down is not None and link.gain is not None:
             down = down * take(link.gain, where)
         from_above = down
-        visits.append(found)
+        results.append(found)
         before.append(back)
-    return tuple(reversed(visits)), tuple(part for back in reversed(before) for part in back)
+    return tuple(reversed(results)), tuple(part for back in reversed(before) for part in back)
 
 
-Visited = tuple[StepBack, State, Tensor | None]
+@dataclass(frozen=True)
+class _Buffers:
+    """Buffers of one layer, reused from call to call where there is a scratch."""
+
+    scratch: Scratch | None
+    number: int
+
+    def get(self, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if self.scratch is None:
+            return empty(shape, like.dtype, like.device)
+        return self.scratch.buffer((self.number, name), like, tuple(shape))
+
+    def get_in_turn(self, name: str, like: Tensor) -> Tensor:
+        """One of two buffers by turns, so that a result does not overwrite the argument it is computed from."""
+        turn = 0 if self.scratch is None else self.scratch.turn
+        return self.get(f"{name} {turn}", like, like.shape)
 
 
-def _visit_diagonal(
+_LayerResult = tuple[StepBack, State, Tensor | None]
+"""The factors, J^T a of the layer's own state, and the cotangent of its inputs (None for the lowest layer)."""
+
+
+def _through_elementwise(
     link: ChainLink,
     where: Where,
     own: State,
     gradients: bool,
     has_below: bool,
     carry: bool,
-    memory: tuple[Scratch, int] | None,
-) -> Visited:
-    run, diagonal = link.run, link.at(where)
-    back = _within(diagonal, project_back(run, own), memory)
-    a_hh = _gates(diagonal, diagonal.a_hh, back, memory, "a_hh")
-    a_ih = None
-    if gradients or has_below:
-        a_ih = a_hh if run.cell.additive else _gates(diagonal, diagonal.a_ih, back, memory, "a_ih")
-    down = a_ih @ run.weights["weight_ih"] if has_below and a_ih is not None else None
-    found = StepBack(link, where, own, a_ih, a_hh, diagonal.projected)
-    if not carry:
-        return found, (), down
-    into = tuple(
-        _room(memory, f"carried {q}", like, like.shape, in_turn=True) for q, like in enumerate(own)
+    buffers: _Buffers,
+) -> _LayerResult:
+    """A layer with diagonal derivatives, in pieces of rows where that saves memory or keeps results in the cache."""
+    run, rows = link.run, own[0].shape[0]
+    needs_gates = gradients or has_below
+    size = _piece_size(link, where, own[0], needs_gates)
+    carried: State = ()
+    if carry:
+        carried = tuple(buffers.get_in_turn(f"carried {q}", part) for q, part in enumerate(own))
+    whole, pieces = link.at(where) if size >= rows else None, []
+    for start in range(0, rows, size):
+        part = slice(start, start + size)
+        diagonal = link.at(piece(where, start, start + size)) if whole is None else whole
+        back = _within(diagonal, project_back(run, tuple(p[part] for p in own)), buffers)
+        # What is joined afterwards must not lie in a buffer that the next piece overwrites.
+        out = buffers if size >= rows or not needs_gates else _Buffers(None, 0)
+        a_hh = _gates(diagonal, diagonal.a_hh, back, out, "a_hh")
+        if carry:
+            _carry(run, diagonal, back, a_hh, tuple(p[part] for p in carried))
+        if needs_gates:
+            a_ih = a_hh
+            if not run.cell.additive:
+                a_ih = _gates(diagonal, diagonal.a_ih, back, out, "a_ih")
+            pieces.append((a_ih, a_hh, diagonal.projected))
+    if not needs_gates:
+        return StepBack(link, where, own), carried, None
+    a_ih, a_hh, projected = (
+        parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*pieces, strict=True)
     )
-    _carried(run, diagonal, back, a_hh, into)
-    return found, into, down
+    down = a_ih @ run.weights["weight_ih"] if has_below else None
+    found = StepBack(link, where, own, a_ih, a_hh, projected)
+    return found, carried, down
 
 
-def _only_carry(link: ChainLink, where: Where, own: State, memory: tuple[Scratch, int]) -> Visited:
-    """J^T a of a layer with none below it, a few rows at a time: what its gates get never leaves the cache."""
-    rows, width = own[0].shape[0], own[0].shape[1]
-    size = rows_at_once(link.run.device, width)
-    whole = link.at(where)
-    if rows <= size or whole.projected.shape[0] != rows:
-        size = rows
-    backs = tuple(
-        _room(memory, f"carried {q}", like, like.shape, in_turn=True) for q, like in enumerate(own)
-    )
-    for k in range(0, rows, size):
-        part = _rows(own, k, k + size)
-        diagonal = whole if size == rows else pick(whole, slice(k, k + size))
-        back = _within(diagonal, project_back(link.run, part), memory)
-        a_hh = _gates(diagonal, diagonal.a_hh, back, memory, "a_hh")
-        _carried(link.run, diagonal, back, a_hh, _rows(backs, k, k + size))
-    return StepBack(link, where, own), backs, None
+def _piece_size(link: ChainLink, where: Where, own: Tensor, needs_gates: bool) -> int:
+    """How many rows to process at a time."""
+    rows, width = own.shape[0], own.shape[1]
+    if count(where) != rows:  # many draws of one step: the derivatives are broadcast
+        return rows
+    if link.diagonal is None:
+        run = link.run
+        parts = len(run.cell.parts)
+        numbers = parts * (len(run.cell.blocks) + len(run.cell.gates) + parts)
+        row_bytes = width * run.cell.units(run.weights) * numbers * own.element_size()
+        return max(1, PIECE_BYTES // max(1, row_bytes))
+    if needs_gates or own.device.type != "cpu":
+        return max(1, rows)
+    return max(1, CACHED_ROWS * torch.get_num_threads() // max(1, width))
 
 
-def _visit_in_pieces(
-    link: ChainLink, where: Where, own: State, gradients: bool, has_below: bool, carry: bool
-) -> Visited:
-    """`_visit_diagonal` where the diagonal derivatives of all rows do not fit: made for a few rows at a time."""
-    rows, width = own[0].shape[0], own[0].shape[1]
-    run = link.run
-    parts = len(run.cell.parts)
-    each = width * run.cell.units(run.weights) * run.states[0].element_size()
-    each *= parts * (len(run.cell.blocks) + len(run.cell.gates) + parts)
-    size = max(1, PIECE_BYTES // max(1, each))
-    if rows <= size or len(take(link.previous[0], where)) != rows:
-        return _visit_diagonal(link, where, own, gradients, has_below, carry, None)
-    found = [
-        _visit_diagonal(
-            link,
-            piece(where, k, k + size),
-            _rows(own, k, k + size),
-            gradients,
-            has_below,
-            carry,
-            None,
-        )
-        for k in range(0, rows, size)
-    ]
-    visits, backs, downs = zip(*found, strict=True)
-
-    def joined(name: str) -> Tensor | None:
-        values = [getattr(one, name) for one in visits]
-        return None if values[0] is None else torch.cat(values)
-
-    whole = StepBack(link, where, own, joined("a_ih"), joined("a_hh"), joined("projected"))
-    back = tuple(torch.cat(part) for part in zip(*backs, strict=True))
-    return whole, back, None if downs[0] is None else torch.cat(downs)
-
-
-def _rows(state: State, start: int, stop: int) -> State:
-    return tuple(part[start:stop] for part in state)
-
-
-def _carried(run: LayerRun, diagonal: Coefficients, back: State, a_hh: Tensor, into: State) -> None:
-    """into = J^T a: what goes through the pre-activations, and what goes through the carried parts."""
+def _carry(run: LayerRun, diagonal: Coefficients, back: State, a_hh: Tensor, out: State) -> None:
+    """out = J^T a: through the pre-activations, and through the parts of the state that are carried along."""
     flat, weight_hh = a_hh.flatten(0, -2), run.weights["weight_hh"]
-    for q, value in enumerate(into):
+    for q, value in enumerate(out):
         terms = [(row[q], part) for row, part in zip(diagonal.state, back, strict=True)]
-        empty = not _weighted_into(value, terms)
+        is_empty = not _weighted_sum(value, terms)
         if q == 0:
-            value.view(-1, value.shape[-1]).addmm_(flat, weight_hh, beta=0 if empty else 1)
-        elif empty:
+            value.view(-1, value.shape[-1]).addmm_(flat, weight_hh, beta=0 if is_empty else 1)
+        elif is_empty:
             value.zero_()
 
 
-def _within(diagonal: Coefficients, back: State, memory: tuple[Scratch, int] | None) -> State:
-    """With what the last part gets through h of the same step, where its derivatives are left apart."""
+def _within(diagonal: Coefficients, back: State, buffers: _Buffers) -> State:
+    """Add to the last part what it gets through h of the same step, where the derivatives are nested."""
     if diagonal.within is None:
         return back
     last = back[-1]
-    room = _room(memory, "within", last, last.shape)
-    return (*back[:-1], torch.addcmul(last, diagonal.within, back[0], out=room))
+    total = buffers.get("within", last, last.shape)
+    return (*back[:-1], torch.addcmul(last, diagonal.within, back[0], out=total))
 
 
 def _gates(
     diagonal: Coefficients,
     rows: tuple[Tensor | None, ...],
     back: State,
-    memory: tuple[Scratch, int] | None,
+    buffers: _Buffers,
     name: str,
 ) -> Tensor:
-    """Σ over parts of diagonal derivative (K, N, gates, H) times cotangent (K, N, H), summed in place."""
+    """Cotangents of the pre-activations, (K, N, gates * H): Σ over parts of derivative times cotangent."""
     like = next(c for c in rows if c is not None)
-    count = like.shape[-2]
+    gates = like.shape[-2]
     if diagonal.gates is not None:
-        count = max(gates.stop for gates in diagonal.gates)
-    shape = (*back[0].shape[:-1], count, like.shape[-1])
-    total = _room(memory, name, like, shape)
+        gates = max(of_part.stop for of_part in diagonal.gates)
+    total = buffers.get(name, like, (*back[0].shape[:-1], gates, like.shape[-1]))
     if diagonal.gates is not None:
-        for c, part, gates in zip(rows, back, diagonal.gates, strict=True):
+        for c, part, of_part in zip(rows, back, diagonal.gates, strict=True):
             assert c is not None
-            torch.mul(c, part.unsqueeze(-2), out=total[..., gates, :])
+            torch.mul(c, part.unsqueeze(-2), out=total[..., of_part, :])
     else:
-        _weighted_into(total, [(c, p.unsqueeze(-2)) for c, p in zip(rows, back, strict=True)])
+        _weighted_sum(total, [(c, p.unsqueeze(-2)) for c, p in zip(rows, back, strict=True)])
     return total.flatten(-2)
 
 
-def _room(
-    memory: tuple[Scratch, int] | None,
-    name: str,
-    like: Tensor,
-    shape: tuple[int, ...],
-    in_turn: bool = False,
-) -> Tensor:
-    if memory is None:
-        return empty(shape, like.dtype, like.device)
-    scratch, number = memory
-    return scratch.room(number, f"{name} {scratch.turn}" if in_turn else name, like, tuple(shape))
-
-
-def _weighted_into(total: Tensor, terms: list[tuple[Tensor | None, Tensor]]) -> bool:
-    """total = Σ coefficient * cotangent over the terms whose coefficient is not zero; False where there is none."""
+def _weighted_sum(out: Tensor, terms: list[tuple[Tensor | None, Tensor]]) -> bool:
+    """out = Σ coefficient * cotangent over the terms whose coefficient is not zero; False where there is none."""
     known = [(c, part) for c, part in terms if c is not None]
     for number, (c, part) in enumerate(known):
         if number == 0:
-            torch.mul(c, part, out=total)
+            torch.mul(c, part, out=out)
         else:
-            total.addcmul_(c, part)
+            out.addcmul_(c, part)
     return bool(known)
 
 
-def _visit_by_autograd(link: ChainLink, where: Where, own: State, has_below: bool) -> Visited:
-    run = link.run
-    rows = own[0].shape[0]
-    inputs = _widen(take(run.inputs, where), rows)
-    before = tuple(_widen(take(part, where), rows) for part in link.previous)
-    if run.cell.pointwise is None:
-        return _visit_whole_step(link, where, own, inputs, before, has_below)
-    with torch.no_grad():
-        a_ih, a_hh = preactivations(run.cell, run.weights, inputs, before[0])
+def _through_autograd(
+    link: ChainLink,
+    where: Where,
+    own: State,
+    gradients: bool,
+    has_below: bool,
+    carry: bool,
+    buffers: _Buffers,
+) -> _LayerResult:
+    """Any other layer: one VJP of its step, of the pre-activations too where the cell has them."""
+    run, cell, rows = link.run, link.run.cell, own[0].shape[0]
+    # The inputs too, so that the pre-activations lie in the graph and can be differentiated by.
+    inputs = _widen(take(run.inputs, where), rows).detach().requires_grad_()
+    before = tuple(
+        _widen(take(part, where), rows).detach().requires_grad_() for part in link.previous
+    )
+    leaves = (*before, inputs) if has_below else before
+    gates: tuple[Tensor, ...] = ()
+    projected = None
     with torch.enable_grad():
-        a_ih = a_ih.detach().requires_grad_()
-        a_hh = a_hh.detach().requires_grad_(not run.cell.additive)
-        leaves = tuple(part.detach().requires_grad_() for part in before)
-        out = run.cell.pointwise(a_ih, a_hh, leaves, **run.cell.extra_weights(run.weights))
-        projected = out[0].detach()
-        if "weight_hr" in run.weights:
-            out = (linear(out[0], run.weights["weight_hr"]), *out[1:])
-        wanted = (a_ih, *leaves) if run.cell.additive else (a_ih, a_hh, *leaves)
-        found = _pull(out, wanted, own)
-    to_ih, to_hh = found[0], found[0 if run.cell.additive else 1]
-    carried = list(found[len(wanted) - len(leaves) :])
-    carried[0] = carried[0] + to_hh @ run.weights["weight_hh"]
-    down = to_ih @ run.weights["weight_ih"] if has_below else None
-    return StepBack(link, where, own, to_ih, to_hh, projected), tuple(carried), down
+        if cell.pointwise is None:
+            out = flat_step(cell, run.weights, inputs, before)
+        else:
+            a_ih, a_hh = preactivations(cell, run.weights, inputs, before[0])
+            gates = (a_ih,) if cell.additive else (a_ih, a_hh)
+            out = cell.pointwise(a_ih, a_hh, before, **cell.extra_weights(run.weights))
+            projected = out[0].detach()
+            if "weight_hr" in run.weights:
+                out = (linear(out[0], run.weights["weight_hr"]), *out[1:])
+        found = _pull(out, (*gates, *leaves), own)
+    to_gates = found[: len(gates)]
+    carried = found[len(gates) : len(gates) + len(before)]
+    result = StepBack(link, where, own)
+    if to_gates:
+        result = StepBack(link, where, own, to_gates[0], to_gates[-1], projected)
+    return result, carried, found[-1] if has_below else None
 
 
 def _widen(values: Tensor, rows: int) -> Tensor:
-    """One step for many rows (draws of one step) becomes as many rows."""
+    """(1, ...) -> (rows, ...): one step for many draws of it."""
     return values if values.shape[0] == rows else values.expand(rows, *values.shape[1:])
-
-
-def _visit_whole_step(
-    link: ChainLink, where: Where, own: State, inputs: Tensor, before: State, has_below: bool
-) -> Visited:
-    with torch.enable_grad():
-        leaves = tuple(part.detach().requires_grad_() for part in before)
-        x = inputs.detach()
-        if has_below:
-            x = x.requires_grad_()
-        out = flat_step(link.run.cell, link.run.weights, x, leaves)
-        found = _pull(out, (*leaves, x) if has_below else leaves, own)
-    down = found[-1] if has_below else None
-    return StepBack(link, where, own), tuple(found[: len(leaves)]), down
 
 
 def _pull(out: State, leaves: tuple[Tensor, ...], cotangent: State) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
-"""Adjoints of truncated gradients: which pairs (loss at u, state at s) are kept is decided while walking back.
+"""Summed cotangents of truncated gradients, w_s = Σ_u w(u, s) a^{u-s}_s, and the parameter gradients that they give.
 
-Every estimator that keeps pairs (u, s) by a rule is a sum over s of what its summed cotangents
-w_s = Σ_u w(u,s) a^{u-s}_s give to the parameters; a walk returns these w_s, one tensor (T, B, S_p) a part of the state.
+An estimator of the gradient that weights the pairs (loss at u, state at s) by w(u, s) is Σ_s (∂s_s/∂θ)^T w_s. The
+backward passes of this file compute the w_s, one tensor (T, B, S_p) a part of the state.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from torch import Tensor
 
 from rnndiag.engine.adjoints import Adjoints, state_adjoints
 from rnndiag.engine.cells import State
-from rnndiag.engine.cpu_buffers import empty
+from rnndiag.engine.cpu_buffers import Scratch, empty
 from rnndiag.engine.truncation.chains.chain import Chain
 from rnndiag.engine.truncation.sweep.parameter_layout import ParameterLayout
 from rnndiag.engine.truncation.sweep.products import add_gradients, empty_buffer, right_factors
 from rnndiag.engine.truncation.sweep.row_steps import every
-from rnndiag.engine.truncation.sweep.scratch import Scratch
 from rnndiag.engine.truncation.sweep.step_back import StepBack, step_back
 
 
 @torch.no_grad()
 def total_adjoint(chain: Chain) -> State:
-    """δ_t of every part of the chain's state."""
+    """δ_t of every part of the chain's state, (T, B, S_p)."""
     if chain.is_stack:
         return tuple(part.squeeze(1) for part in scan(chain))
     link = chain.links[0]
@@ -38,8 +37,10 @@ def scan(
 ) -> State:
     """δ_t = e_t + ξ_{t+1} J_{t+1}^T δ_{t+1} for many draws of ξ at once: each part (T, draws, B, S_p).
 
-    factors (T, draws) or (T, draws, B): ξ_t stands at t and scales what crosses from t to t-1; None: 1, one draw.
-    keep: which parts of the state may carry a gradient back in time; None: all.
+    Args:
+        chain: The chain, prepared.
+        factors: ξ, (T, draws) or (T, draws, B): ξ_t scales what crosses from t to t-1. None: 1, one draw.
+        keep: Which parts of the state carry a gradient back in time. None: all.
     """
     direct = chain.direct
     draws = 1 if factors is None else factors.shape[1]
@@ -68,8 +69,8 @@ def scan(
 def segments(chain: Chain, k1: int, k2: int) -> State:
     """Summed cotangents of (k1, k2) truncation: a backward pass every k1 steps through the last k2.
 
-    All passes walk back side by side, one row each. Pass j = 1, 2, ... has the losses of steps (j-1) k1 .. j k1 - 1 and
-    reaches down to step j k1 - k2 (steps counted from 0).
+    All passes are rows of one tensor. Pass j = 1, 2, ... has the losses of steps (j-1) k1 .. j k1 - 1 and ends at step
+    j k1 - k2 (steps from 0).
     """
     T = chain.T
     direct = chain.direct
@@ -103,29 +104,36 @@ def gradient_of(
     adj: Adjoints | None = None,
     scratch: Scratch | None = None,
 ) -> Tensor:
-    """What summed cotangents (T, B, S_p) give to the parameters, (groups, P). scale (T,): a weight a source step.
+    """The parameter gradient of summed cotangents, (groups, P).
 
-    adj: what the cotangents give to the pre-activations, where they are the adjoints of the chain's one layer.
+    Args:
+        chain: The chain, prepared.
+        layout: Its parameters.
+        cotangents: w_s, (T, B, S_p) a part of the state.
+        groups: Number of groups of sequences whose gradients are kept apart.
+        scale: (T,), a weight for every source step.
+        adj: The adjoints of the chain's one layer, if `cotangents` are theirs: spares the pre-activations' cotangents.
+        scratch: Buffers to reuse.
     """
     like = chain.direct[0]
     buffer = empty((groups, layout.P), like.dtype, like.device)
     rows = None if scale is None else scale[:, None].expand(chain.T, chain.B)
     if adj is None:
-        visits, _ = step_back(chain, every(chain.T), cotangents, carry=False, scratch=scratch)
+        steps, _ = step_back(chain, every(chain.T), cotangents, carry=False, scratch=scratch)
     else:
         own = (adj.a_ih, adj.a_hh, adj.projected)
-        visits = (StepBack(chain.links[0], every(chain.T), cotangents, *own),)
-    add_gradients(buffer, right_factors(chain, layout), visits, rows, fresh=True)
+        steps = (StepBack(chain.links[0], every(chain.T), cotangents, *own),)
+    add_gradients(buffer, right_factors(chain, layout), steps, rows, fresh=True)
     return buffer
 
 
 def step_gradients(
     chain: Chain, layout: ParameterLayout, cotangents: State
 ) -> Iterator[tuple[int, Tensor]]:
-    """(t, g_t (P,)) from the last step to the first: each source step's share of the gradient."""
+    """(t, g_t (P,)) from the last step to the first: the gradient's share of each source step."""
     rights = right_factors(chain, layout)
     for t in reversed(range(chain.T)):
         buffer = empty_buffer(chain, layout, 1)
-        visits, _ = step_back(chain, slice(t, t + 1), tuple(part[t : t + 1] for part in cotangents))
-        add_gradients(buffer, rights, visits)
+        steps, _ = step_back(chain, slice(t, t + 1), tuple(part[t : t + 1] for part in cotangents))
+        add_gradients(buffer, rights, steps)
         yield t, buffer[0]
