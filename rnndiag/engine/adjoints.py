@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.cpu_buffers import empty, empty_parts
-from rnndiag.engine.forward_error import ForwardGap
 from rnndiag.engine.layer_run import LayerRun, named_sizes
-from rnndiag.engine.scan_stretch import scan_stretch
 from rnndiag.engine.transition import (
     Coefficients,
     coefficients,
@@ -28,11 +27,119 @@ from rnndiag.engine.transition import (
 )
 from rnndiag.errors import BadArgument
 
+
+def scan_stretch(
+    run: LayerRun,
+    diagonal: Coefficients,
+    direct: State,
+    delta: State,
+    a_hh: Tensor,
+    carry: State,
+    start: int,
+) -> State:
+    """The recursion over one stretch of steps, writing δ and a_hh. Returns J^T δ of its first step."""
+    weight_hh = run.weights["weight_hh"]
+    weight_hr = run.weights.get("weight_hr")
+    lengths = run.lengths
+    steps = slice(start, start + diagonal.projected.shape[0])
+    rows = [
+        (part[steps].unbind(0), own[steps].unbind(0))
+        for part, own in zip(delta, direct, strict=True)
+    ]
+    flat = a_hh[steps].flatten(-2).unbind(0)
+    within = None if diagonal.within is None else diagonal.within.unbind(0)
+    seen = diagonal.gates or (slice(None),) * len(delta)
+    by_gate = [
+        (p, c.unbind(0), a_hh[steps, :, gates].unbind(0))
+        for p, (c, gates) in enumerate(zip(diagonal.a_hh, seen, strict=True))
+        if c is not None
+    ]
+    by_part = [
+        [(p, c.unbind(0)) for p, row in enumerate(diagonal.state) if (c := row[q]) is not None]
+        for q in range(len(delta))
+    ]
+    for k in reversed(range(len(flat))):
+        back = [
+            torch.add(own[k], add, out=part[k])
+            for (part, own), add in zip(rows, carry, strict=True)
+        ]
+        if weight_hr is not None:
+            back[0] = back[0] @ weight_hr
+        if within is not None:
+            back[-1] = torch.addcmul(back[-1], within[k], back[0])
+        if not by_gate:
+            flat[k].zero_()
+        for place, (p, coefficient, gates) in enumerate(by_gate):
+            if place == 0 or within is not None:
+                torch.mul(coefficient[k], back[p].unsqueeze(-2), out=gates[k])
+            else:
+                gates[k].addcmul_(coefficient[k], back[p].unsqueeze(-2))
+        carried = [_sum_of([(c[k], back[p]) for p, c in terms]) for terms in by_part]
+        through_h = carried[0]
+        carried[0] = (
+            flat[k] @ weight_hh if through_h is None else through_h.addmm_(flat[k], weight_hh)
+        )
+        carry = tuple(map(_or_zeros, carried, carry))
+        if lengths is not None:
+            alive = (lengths > start + k).to(delta[0].device)[:, None]
+            carry = tuple(torch.where(alive, part, torch.zeros_like(part)) for part in carry)
+    return carry
+
+
+def _or_zeros(value: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if value is None else value
+
+
+def _sum_of(terms: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """Σ coefficient * cotangent in memory of its own; None if there are no terms."""
+    if not terms:
+        return None
+    total = torch.mul(*terms[0])
+    for coefficient, cotangent in terms[1:]:
+        total.addcmul_(coefficient, cotangent)
+    return total
+
+
 CHUNK_BYTES = 4 * 2**20
 """Diagonal derivatives of at most this many bytes are held at once, a stretch of steps: they stay in the cache."""
 
 GRAPH_BYTES = 64 * 2**20
 """Pre-activations of at most this many bytes are differentiated at once where autograd does it."""
+
+
+class ForwardGap:
+    """Adds up |recomputed − recorded|² over stretches of steps; steps past a sequence's end count for nothing."""
+
+    def __init__(self, run: LayerRun, wide: bool = False) -> None:
+        """wide: square in double precision."""
+        self._run, self._wide = run, wide or run.dtype.itemsize <= 2
+        self._keep = None if run.lengths is None else run.mask()[..., None]
+        self._off = torch.zeros((), dtype=torch.float64, device=run.device)
+
+    def add(self, out: State, start: int, stop: int) -> None:
+        """Steps start..stop-1 as a cell's `pointwise` gave them, h before its projection."""
+        weight_hr = self._run.weights.get("weight_hr")
+        h = out[0] if weight_hr is None else linear(out[0], weight_hr)
+        self.add_states((h, *out[1:]), start, stop)
+
+    def add_states(self, states: State, start: int, stop: int) -> None:
+        """Steps start..stop-1 as whole states."""
+        for value, recorded in zip(states, self._run.states, strict=True):
+            self._off += self._square(value - recorded[start:stop], start, stop)
+
+    def _square(self, values: Tensor, start: int, stop: int) -> Tensor:
+        if self._keep is not None:
+            values = torch.where(self._keep[start:stop], values, torch.zeros_like(values))
+        flat = values.flatten().double() if self._wide else values.flatten()
+        return (flat @ flat).double()
+
+    def relative(self) -> float | None:
+        """|recomputed − recorded| / |recorded| over all steps that were added; None: their squares overflow."""
+        size = sum(self._square(part, 0, self._run.T) for part in self._run.states)
+        off, size = float(self._off) ** 0.5, float(size) ** 0.5
+        if not off + size < float("inf"):
+            return float("nan") if self._wide else None
+        return 0.0 if off == 0.0 else off / size if size > 0.0 else float("inf")
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,19 +6,162 @@ g_t = Σ_b l_{t,b}: `factors` gives l and r. A weight of any other kind takes a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from rnndiag.engine import doubtful_norms
 from rnndiag.engine.adjoints import Adjoints, adjoints
+from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.left_factor import LeftFactor
-from rnndiag.engine.loose_weights import by_vjp
+from rnndiag.engine.transition import pulled_back, step
 from rnndiag.errors import BadArgument
+
+
+class LeftFactor:
+    """What several weights with one left factor share: W_ih and b_ih, and W_hh too where the cell is additive."""
+
+    def __init__(self, values: Tensor, blocks: int) -> None:
+        self.values, self.blocks = values, blocks
+
+    @cached_property
+    def sum(self) -> Tensor:
+        total: Tensor = self.values.sum(1)
+        return total
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """The size of every sample at every step, (T, B)."""
+        size: Tensor
+        if self.values.shape[1] > self.values.shape[2]:
+            size = torch.linalg.vector_norm(self.values, dim=-1)
+        else:
+            size = (
+                torch.stack([gram.diagonal(dim1=-2, dim2=-1) for gram in self.gram]).sum(0).sqrt()
+            )
+        return size
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(blocks, T, B, m / blocks)"""
+        rows: Tensor = self.values.unflatten(-1, (self.blocks, -1)).movedim(2, 0)
+        return rows
+
+    @cached_property
+    def gram(self) -> list[Tensor]:
+        """Inner products of the samples at each step, by block of rows: (T, B, B) a block."""
+        return [block @ block.mT for block in self.rows]
+
+    @cached_property
+    def largest(self) -> Tensor:
+        """The size of the largest sample of each step, (T,)."""
+        size: Tensor = self.norm.amax(1)
+        return size
+
+
+def by_vjp(
+    run: LayerRun, keys: tuple[str, ...], delta: State, times: Tensor | None = None
+) -> dict[str, Tensor]:
+    """g_t of `keys` for all steps, or those of `times`, (T, *shape) a key: all steps in one vmap, or one by one where a
+    user's module cannot be mapped: it branches on a tensor, writes in place, or has an autograd.Function of its own.
+    """
+    previous, inputs = run.previous(), run.inputs.detach()
+    if times is not None:
+        previous, delta = tuple(p[times] for p in previous), tuple(p[times] for p in delta)
+        inputs = inputs[times]
+    chosen = {key: run.weights[key].detach() for key in keys}
+    fixed = {key: value.detach() for key, value in run.weights.items() if key not in chosen}
+
+    def one(x: Tensor, before: State, cotangent: State) -> dict[str, Tensor]:
+        def forward(weights: Mapping[str, Tensor]) -> State:
+            return step(run.cell, {**fixed, **weights}, x, before)
+
+        pull = torch.func.vjp(forward, chosen)[1]
+        (grads,) = pull(cotangent)
+        return dict(grads)
+
+    if run.cell.run_step is None:
+        return dict(torch.vmap(one)(inputs, previous, delta))
+    try:
+        return dict(torch.vmap(one)(inputs, previous, delta))
+    except (RuntimeError, ValueError, NotImplementedError):
+        rows = [
+            _one_by_one(run, {**fixed, **chosen}, keys, *step_of)
+            for step_of in zip(
+                inputs, zip(*previous, strict=True), zip(*delta, strict=True), strict=True
+            )
+        ]
+    return {key: torch.stack(each) for key, each in zip(keys, zip(*rows, strict=True), strict=True)}
+
+
+def _one_by_one(
+    run: LayerRun,
+    weights: Mapping[str, Tensor],
+    keys: tuple[str, ...],
+    x: Tensor,
+    before: State,
+    cotangent: State,
+) -> State:
+    with torch.enable_grad():
+        leaves = {key: weights[key].detach().requires_grad_() for key in keys}
+        out = step(run.cell, {**weights, **leaves}, x, before)
+        return pulled_back(out, cotangent, tuple(leaves.values()))
+
+
+CANCELLED = 1024.0
+"""|g_t|² below this many roundings of (Σ_b |g_{t,b}|)² is taken anew: a Gram's sum has lost it in part."""
+
+MARGIN = 1e4
+"""Sizes this close to where their squares leave the precision's range are taken anew."""
+
+FORMED_BYTES = 64 * 2**20
+"""Contributions formed at once are of at most this size."""
+
+
+def out_of_range(sizes: Tensor) -> Tensor:
+    """Where the squares of `sizes` are not safe in their precision, as (...) bool; so is a NaN."""
+    limits = torch.finfo(sizes.dtype)
+    low, high = limits.tiny**0.5 * MARGIN, limits.max**0.5 / MARGIN
+    return torch.logical_not((sizes >= low) & (sizes <= high))
+
+
+def cancelled(squares: Tensor, bound: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where a sum that may not exceed `bound` is so small that what is left of it is rounding."""
+    rounding = CANCELLED * torch.finfo(dtype).eps
+    return torch.lt(squares, rounding * bound)
+
+
+def worth_it(left: Tensor, right: Tensor | None, doubtful: Tensor) -> Tensor:
+    """The doubtful steps (T,) whose contributions are finite and not all exactly zero, as their numbers."""
+    times = doubtful.nonzero().squeeze(-1)
+    for side in (left, right):
+        if side is not None and len(times):
+            size = side[times].abs().flatten(1).amax(1)
+            times = times[(size > 0) & size.isfinite()]
+    return times
+
+
+def scaled(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(T, B, n) with the largest entry of each step 1, in single precision at least, and that entry's size (T,)."""
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    scale = wide.abs().flatten(1).amax(1)
+    return wide / scale[:, None, None], scale.double()
+
+
+def norms_by_forming(left: Tensor, right: Tensor, blocks: int) -> Tensor:
+    """|g_t| of each block of rows (blocks, T) of g_t = Σ_b left_b right_b^T, from g_t itself, float64.
+
+    left (T, B, m), right (T, B, n). At most FORMED_BYTES are formed at a time.
+    """
+    (a, scale), (b, other) = scaled(left.double()), scaled(right.double())
+    at_once = max(1, FORMED_BYTES // max(1, 8 * a.shape[-1] * b.shape[-1]))
+    pieces = []
+    for x, y in zip(a.split(at_once), b.split(at_once), strict=True):
+        each = (x.mT @ y).unflatten(1, (blocks, -1))
+        pieces.append(torch.linalg.vector_norm(each, dim=(-2, -1)))
+    return torch.cat(pieces).mT * scale * other
 
 
 @dataclass(frozen=True)
@@ -41,30 +184,28 @@ class Factors:
         return self.left.mT @ self.right
 
 
-def _a_ih(adj: Adjoints) -> Tensor:
-    assert adj.a_ih is not None
-    return adj.a_ih
-
-
-def _a_hh(adj: Adjoints) -> Tensor:
-    assert adj.a_hh is not None
-    return adj.a_hh
-
-
-_FACTORS: dict[str, Callable[[Adjoints], Factors]] = {
-    "weight_ih": lambda adj: Factors(_a_ih(adj), adj.run.inputs),
-    "weight_hh": lambda adj: Factors(_a_hh(adj), adj.run.previous_part(0)),
-    "bias_ih": lambda adj: Factors(_a_ih(adj), None),
-    "bias_hh": lambda adj: Factors(_a_hh(adj), None),
-    "weight_hr": lambda adj: Factors(adj.parts[0], adj.projected),
+FACTORS = {
+    "weight_ih": ("a_ih", "inputs"),
+    "weight_hh": ("a_hh", "h"),
+    "bias_ih": ("a_ih", "one"),
+    "bias_hh": ("a_hh", "one"),
+    "weight_hr": ("h_adjoint", "projected"),
 }
+"""Weight key -> names of the left and the right factor of its gradient Σ left right^T. Other weights take a VJP."""
 
 
 def factors(adj: Adjoints, key: str) -> Factors | None:
-    """The rank-one form of one weight's contributions; None for a weight that enters in another way."""
-    if adj.run.cell.pointwise is None or key not in _FACTORS:
+    """The rank-one form of one weight's contributions; None for a weight that is not in `FACTORS`."""
+    if adj.run.cell.pointwise is None or key not in FACTORS:
         return None
-    return _FACTORS[key](adj)
+    left_name, right_name = FACTORS[key]
+    left = {"a_ih": adj.a_ih, "a_hh": adj.a_hh, "h_adjoint": adj.parts[0]}[left_name]
+    assert left is not None
+    if right_name == "h":
+        return Factors(left, adj.run.previous_part(0))
+    return Factors(
+        left, {"inputs": adj.run.inputs, "projected": adj.projected, "one": None}[right_name]
+    )
 
 
 @torch.inference_mode(False)
@@ -180,37 +321,35 @@ def _by_gate(found: Factors, blocks: int) -> Tensor:
 def _sizes(left: LeftFactor, right: Tensor | None) -> tuple[Tensor, Tensor]:
     """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; where that is in doubt, taken anew."""
     by_block, each, vague, lost = _measured(left, right)
-    times = doubtful_norms.worth_it(left.values, right, lost)
+    times = worth_it(left.values, right, lost)
     if len(times):
-        values, scale = doubtful_norms.scaled(left.values[times])
+        values, scale = scaled(left.values[times])
         some = None if right is None else right[times]
         if some is not None:
-            some, other = doubtful_norms.scaled(some)
+            some, other = scaled(some)
             scale = scale * other
         again = _measured(LeftFactor(values, left.blocks), some)
         by_block[:, times], each[times] = again[0] * scale, again[1] * scale[:, None]
         vague[times] = again[2]
     if right is not None:
-        times = doubtful_norms.worth_it(left.values, right, vague)
+        times = worth_it(left.values, right, vague)
         if len(times):
-            by_block[:, times] = doubtful_norms.formed(
-                left.values[times], right[times], left.blocks
-            )
+            by_block[:, times] = norms_by_forming(left.values[times], right[times], left.blocks)
     return by_block, each
 
 
 def _measured(left: LeftFactor, right: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; the steps (T,) at which samples cancel too far
     to tell, and those at which squares leave the precision's range."""
-    lost = doubtful_norms.out_of_range(left.largest)
+    lost = out_of_range(left.largest)
     if right is None:
         by_block = torch.linalg.vector_norm(left.sum, dim=-1).double()[None]
         return by_block, left.norm.double(), torch.zeros_like(lost), lost
     squares, vague = _block_squares(left, right)
     size = right.norm(dim=-1)
     across = size.amax(1)
-    lost = lost | doubtful_norms.out_of_range(across)
-    lost = lost | doubtful_norms.out_of_range(across * left.largest)
+    lost = lost | out_of_range(across)
+    lost = lost | out_of_range(across * left.largest)
     return squares.double().sqrt(), (left.norm * size).double(), vague, lost
 
 
@@ -242,7 +381,7 @@ def _block_squares(left: LeftFactor, right: Tensor) -> tuple[Tensor, Tensor]:
         own = gram.diagonal(dim1=-2, dim2=-1)
         bounds = [(block.diagonal(dim1=-2, dim2=-1) * own).sqrt().sum(1) for block in left.gram]
         bound = torch.stack(bounds).square()
-        return squares, doubtful_norms.cancelled(squares, bound, right.dtype).any(0)
+        return squares, cancelled(squares, bound, right.dtype).any(0)
     size = max(1, LOOSE_BYTES // max(1, m * n * right.element_size()))
     formed = [
         [(a.mT @ b).square().sum((1, 2)) for a, b in zip(*pair, strict=True)]

@@ -201,23 +201,6 @@ def project_back(run: LayerRun, cotangent: State) -> State:
     return (cotangent[0] @ run.weights["weight_hr"], *cotangent[1:])
 
 
-def apply_transposed(run: LayerRun, diagonal: Coefficients, cotangent: State) -> State:
-    """J_t^T a for all steps of `diagonal` at once: a is one tensor (..., T, B, S_p) a part, the result likewise."""
-    back = project_back(run, cotangent)
-    a_hh = weighted([(c, part.unsqueeze(-2)) for c, part in zip(diagonal.a_hh, back, strict=True)])
-    carried = [
-        weighted([(row[q], part) for row, part in zip(diagonal.state, back, strict=True)])
-        for q in range(len(back))
-    ]
-    through_h = None if a_hh is None else a_hh.flatten(-2) @ run.weights["weight_hh"]
-    if through_h is not None:
-        carried[0] = through_h if carried[0] is None else carried[0] + through_h
-    return tuple(
-        torch.zeros_like(part) if value is None else value
-        for value, part in zip(carried, cotangent, strict=True)
-    )
-
-
 def transposed_by_autograd(run: LayerRun, cotangent: State, times: Tensor | None = None) -> State:
     """J_t^T a by torch.autograd with time on the batch axis, for any cell: a is one tensor (T', B, S_p) a part.
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rnndiag.engine.spectra.graded import GradedProduct
+from rnndiag.engine.spectra.products import GradedProduct
 
 
 def by_mpmath(factors: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from rnndiag.engine import cpu_buffers as pages
 from rnndiag.engine.cells import CELLS, Cell, module_cell
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.spectra import jacobians as module
-from rnndiag.engine.spectra.tangents import stretch, tangents
+from rnndiag.engine.spectra.jacobians import stretch, tangents
 from rnndiag.engine.transition import gates
 from rnndiag.engine.unroll import unroll
 from rnndiag.errors import BadArgument

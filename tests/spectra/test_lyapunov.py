@@ -13,9 +13,9 @@ from spectra.hand_made import draw_run, jacobians_by_jacrev, linear_run, orthogo
 
 import rnndiag
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.spectra import tangents
-from rnndiag.engine.spectra.interval import LOG_CONDITION
-from rnndiag.engine.spectra.kaplan_yorke import kaplan_yorke
+from rnndiag.engine.spectra import jacobians as tangents
+from rnndiag.engine.spectra.frame import LOG_CONDITION
+from rnndiag.engine.spectra.lyapunov import kaplan_yorke
 from rnndiag.errors import BadArgument
 
 

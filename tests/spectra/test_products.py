@@ -12,7 +12,7 @@ from spectra.hand_made import draw_run, jacobians_by_jacrev, linear_run, orthogo
 from torch import Tensor
 
 import rnndiag
-from rnndiag.engine.spectra import products, tangents
+from rnndiag.engine.spectra import jacobians, products
 from rnndiag.errors import BadArgument, NotExact
 
 
@@ -163,7 +163,7 @@ def test_chunks_over_samples_anchors_and_time_change_nothing(
     run = draw_run("peephole_lstm", lengths=[7, 5, 3])
     whole = rnndiag.jacobian_products(run, [1, 2, 4])
     monkeypatch.setattr(products, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(tangents, "STRETCH_BYTES", 1)
+    monkeypatch.setattr(jacobians, "STRETCH_BYTES", 1)
     pieces = rnndiag.jacobian_products(run, [1, 2, 4])
     assert whole.anchors == pieces.anchors == (0, 1, 2, 3, 4, 5, 6)
     assert torch.allclose(

@@ -10,7 +10,7 @@ import torch
 from spectra.hand_made import draw_run, jacobians_by_jacrev, linear_run, orthogonal
 
 import rnndiag
-from rnndiag.engine.spectra import eigenvalues, radius
+from rnndiag.engine.spectra import radius
 from rnndiag.errors import BadArgument, NotExact
 
 
@@ -88,7 +88,7 @@ def test_chosen_steps_and_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_matrices_by_arpack_keep_the_stated_tolerance() -> None:
     """Rotations of moduli 0.1 .. 1.1 under a change of basis: the largest is 1.1 by construction."""
-    size = eigenvalues.EXACT_UP_TO + 22
+    size = radius.EXACT_UP_TO + 22
     moduli = torch.linspace(0.1, 1.1, size // 2, dtype=torch.float64)
     angles = torch.linspace(0.2, 3.0, size // 2, dtype=torch.float64)
     matrix = torch.zeros(size, size, dtype=torch.float64)
@@ -97,12 +97,12 @@ def test_large_matrices_by_arpack_keep_the_stated_tolerance() -> None:
         matrix[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = modulus * torch.tensor(turn).double()
     basis = torch.eye(size, dtype=torch.float64) + 0.3 * orthogonal(size)
     matrix = basis @ matrix @ torch.linalg.inv(basis)
-    found = eigenvalues.largest_modulus(matrix[None])
+    found = radius.largest_modulus(matrix[None])
     assert float(found) == pytest.approx(1.1, rel=1e-6)
     assert float(found) == pytest.approx(
-        float(torch.linalg.eigvals(matrix).abs().max()), rel=10 * eigenvalues.TOLERANCE
+        float(torch.linalg.eigvals(matrix).abs().max()), rel=10 * radius.TOLERANCE
     )
-    assert eigenvalues.largest_modulus(torch.zeros_like(matrix)[None]).tolist() == [0.0]
+    assert radius.largest_modulus(torch.zeros_like(matrix)[None]).tolist() == [0.0]
     run = linear_run(matrix, steps=1, batch=1)
     result = rnndiag.spectral_radius(run)
     assert "ARPACK" in result.method
@@ -111,7 +111,7 @@ def test_large_matrices_by_arpack_keep_the_stated_tolerance() -> None:
 
 def test_large_blocks_have_their_six_largest_eigenvalues(monkeypatch: pytest.MonkeyPatch) -> None:
     run = linear_run(torch.diag(torch.linspace(-0.5, 2, 50, dtype=torch.float64)), steps=1)
-    monkeypatch.setattr(eigenvalues, "ALL_UP_TO", 49)
+    monkeypatch.setattr(radius, "ALL_UP_TO", 49)
     found = rnndiag.spectral_radius(run)
     assert found.eigenvalues.shape == (1, 6)
     expected = torch.linspace(-0.5, 2, 50, dtype=torch.float64)[-6:].flip(0)
@@ -127,7 +127,7 @@ def test_what_arpack_does_not_find_is_computed_in_full(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("scipy.sparse.linalg.eigs", gives_up)
     matrix = torch.diag(torch.linspace(-3, 2, 130, dtype=torch.float64))
-    assert eigenvalues.largest_modulus(matrix[None]).tolist() == pytest.approx([3.0])
+    assert radius.largest_modulus(matrix[None]).tolist() == pytest.approx([3.0])
 
 
 def test_a_run_in_single_precision_is_taken_in_double() -> None:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.spectra.finite import require_finite
+from rnndiag.engine.spectra.jacobians import require_finite, stretch
 from rnndiag.engine.spectra.summary import four_numbers
-from rnndiag.engine.spectra.tangents import stretch
 from rnndiag.engine.transition import gates
 
 LOW, HIGH = 0.05, 0.95

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.adjoints import Adjoints
-from rnndiag.engine.doubtful_norms import out_of_range
+from rnndiag.engine.contributions import out_of_range
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.measures.measure import (
     Analysis,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rnndiag.engine.contributions import FACTORS
 from rnndiag.engine.truncation.chains.chain import Chain, ChainLink
 
 ALL = "all"
@@ -94,16 +95,6 @@ class ParameterLayout:
         ]
         own = torch.stack(parts).double()
         return torch.cat([own, own.sum()[None]])
-
-
-FACTORS = {
-    "weight_ih": ("a_ih", "inputs"),
-    "weight_hh": ("a_hh", "h"),
-    "bias_ih": ("a_ih", "one"),
-    "bias_hh": ("a_hh", "one"),
-    "weight_hr": ("h_adjoint", "projected"),
-}
-"""Weight key -> (left factor, right factor) of its gradient Σ left right^T. Any other weight takes a VJP."""
 
 
 def layout_of(chain: Chain) -> ParameterLayout:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
+from rnndiag.engine.contributions import FACTORS
 from rnndiag.engine.cpu_buffers import Scratch
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.transition import flat_step
 from rnndiag.engine.truncation.chains.chain import Chain, ChainLink
 from rnndiag.engine.truncation.sweep.parameter_layout import (
-    FACTORS,
     ParameterBlock,
     ParameterLayout,
 )
