@@ -7,7 +7,11 @@ several panels is drawn on a given `ax`. `layer` is the layer to show, by defaul
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from rnndiag.plot.one_figure import save_figures, shown
+from rnndiag.report.figures import FIGURES
 
 reach = shown("F1", "reach", "Credit over lag: how far back the gradient reaches.")
 over_training = shown(
@@ -37,3 +41,11 @@ __all__ = [
     "stability",
     "truncation",
 ]
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    """Draw any other registered figure, by the name of its file in `report/figures/`."""
+    for number, figure in FIGURES.items():
+        if figure.file == name:
+            return shown(number, name, f"{figure.title}: {figure.question}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 
 WORDS = """reach over_training credit_matrix contributions products truncation estimators stability health layers
 memory"""
-NAMES = dict(zip(ORDER, WORDS.split(), strict=True))
+NAMES = dict(zip(ORDER, WORDS.split(), strict=False))
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -29,7 +29,7 @@ def test_axes_hold_the_page_s_arrays(
     name: str, made: Callable[[str], Path], context_of: Callable[[str], Context]
 ) -> None:
     data = FIGURES[name].make(context_of("full"))
-    ax = getattr(plot, NAMES[name])(rnndiag.open_run(made("full")))
+    ax = getattr(plot, NAMES.get(name, FIGURES[name].file))(rnndiag.open_run(made("full")))
     panels = data.panels
     drawn = [axes for axes in ax.figure.axes if axes.get_label() != "<colorbar>"]
     assert len(drawn) == len(panels)

@@ -1,4 +1,4 @@
-"""The figures of a report: one file a figure, each registered under its name. A new one: a file and a line below."""
+"""The figures of a report, one file each. A new one is a file here and an import below; its number is its place."""
 
 from rnndiag.report.figures import (  # noqa: F401  (each registers its figure)
     contributions,
@@ -15,7 +15,7 @@ from rnndiag.report.figures import (  # noqa: F401  (each registers its figure)
 )
 from rnndiag.report.figures.figure import FIGURES, Figure
 
-ORDER = tuple(f"F{k}" for k in range(1, 12))
-"""The order of the page."""
+ORDER = tuple(sorted(FIGURES, key=lambda name: int(name[1:])))
+"""The names of all figures, F1, F2, ..., in the order of the page."""
 
 __all__ = ["FIGURES", "ORDER", "Figure"]

@@ -22,6 +22,11 @@ class Figure:
     question: str
     make: Callable[[Context], FigureData]
 
+    @property
+    def file(self) -> str:
+        """Name of the file that computes it, and of its function in `rnndiag.plot` if that has no other name for it."""
+        return self.make.__module__.rpartition(".")[2]
+
 
 def figure(
     name: str, title: str, question: str

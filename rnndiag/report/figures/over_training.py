@@ -14,7 +14,10 @@ from rnndiag.store.measurement import Series
 DECADES = 12
 
 
-@figure("F2", "Over training", "Did the reach grow or shrink during training?")
+QUESTION = "Did the reach grow or shrink during training?"
+
+
+@figure("F2", "Over training", QUESTION)
 def make(context: Context) -> FigureData:
     """All profiles of the lead layer as one still picture."""
     layer = context.lead
@@ -57,7 +60,7 @@ def make(context: Context) -> FigureData:
     bad = [int(s) for s, row in zip(steps, profile, strict=True) if np.isposinf(row).any()]
     return FigureData(
         "F2",
-        "Did the reach grow or shrink during training?",
+        QUESTION,
         _finding(steps, reach_now, layer),
         "Each column is one recording, lag 0 at the bottom; bright is much credit. The line is the reach."
         + left_out,

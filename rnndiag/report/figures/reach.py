@@ -18,7 +18,10 @@ FLOOR = 16
 MOST_LAYERS = 3
 
 
-@figure("F1", "Reach", "How far back does the gradient reach?")
+QUESTION = "How far back does the gradient reach?"
+
+
+@figure("F1", "Reach", QUESTION)
 def make(context: Context) -> FigureData:
     """The newest profile of the lead layer, its quantiles, and the profiles of other layers."""
     layer = context.lead
@@ -53,7 +56,7 @@ def make(context: Context) -> FigureData:
     )
     return FigureData(
         "F1",
-        "How far back does the gradient reach?",
+        QUESTION,
         _finding(context, layer, newest.values.shape[0], profile),
         "A straight line on this scale is exponential decay; a flat line is a net that keeps credit; a line that "
         "rises is explosion. Bands: the middle half and the middle 90 % over outputs.",

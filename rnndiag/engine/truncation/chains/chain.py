@@ -95,15 +95,6 @@ class Chain:
         hit = [(part != 0).any(-1) for part in self.direct]
         return torch.stack(hit).any(0) & self.mask()
 
-    def with_direct(self, direct: State) -> Chain:
-        """The same chain with other losses."""
-        links, rest = [], list(direct)
-        for link in self.links:
-            count = len(link.direct)
-            links.append(replace(link, direct=tuple(rest[:count])))
-            rest = rest[count:]
-        return Chain(tuple(links))
-
     def select(self, samples: Sequence[int] | Tensor) -> Chain:
         """Some sequences only; one may be taken more than once."""
         index = self.links[0].run.columns(samples)

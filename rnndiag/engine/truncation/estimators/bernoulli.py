@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.engine.truncation.sweep.truncated_adjoints import scan
 from rnndiag.errors import BadArgument
 
@@ -114,6 +114,18 @@ class Bernoulli:
             factors[t] = torch.where(kept, 1 / pi_t, torch.zeros_like(pi_t))
             since = torch.where(kept, since, torch.zeros_like(since))
         return factors
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores."""
+        if not step.can_be_cut:
+            return []
+        at_seams = [0.5 if t % step.short == 0 else 1.0 for t in range(1, step.T)]
+        return [
+            Bernoulli(1 - 1 / step.long),
+            Bernoulli(at_seams, name=f"Bernoulli, p = 0.5 every {step.short} steps"),
+            Bernoulli(artbp(float(step.long))),
+        ]
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """Draws, many of them walking back side by side."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.engine.truncation.sweep.truncated_adjoints import scan
 from rnndiag.errors import NotSupported
 
@@ -17,6 +17,11 @@ class CellOnly:
     unbiased = False
     drawn = False
     label = "cell only"
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores."""
+        return [CellOnly()] if step.parts > 1 else []
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.engine.truncation.sweep.truncated_adjoints import segments
 from rnndiag.errors import BadArgument
 
@@ -46,6 +46,13 @@ class Chunk:
     def back(self) -> int:
         """k2, how many states a backward pass reaches."""
         return self.k1 if self.k2 is None else self.k2
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores."""
+        if not step.can_be_cut:
+            return []
+        return [Chunk(step.short), Chunk(step.long), Chunk(step.short, step.long)]
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome."""

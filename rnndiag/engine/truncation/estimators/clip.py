@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, Task
+from rnndiag.engine.truncation.estimators.chunk import Chunk
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.engine.truncation.estimators.full import Full
 from rnndiag.errors import BadArgument
 
@@ -32,6 +33,14 @@ class Clip:
     def label(self) -> str:
         """As tables show it."""
         return f"{self.of.label}, clipped at {self.max_norm:g}"
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores."""
+        found: list[Estimator] = [Clip(step.clip_norm, Full())]
+        if step.can_be_cut:
+            found.append(Clip(step.clip_norm, Chunk(step.long)))
+        return found
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The outcomes of the other estimator, each rescaled by its own norm."""

@@ -77,6 +77,33 @@ class Task:
         return gradient_of(self.chain, self.layout, cotangents, 1, scale)[0]
 
 
+@dataclass(frozen=True)
+class RecordedStep:
+    """What an estimator's options are chosen by when training is recorded."""
+
+    T: int
+    """Number of time steps."""
+    parts: int
+    """Number of parts of the state."""
+    clip_norm: float
+    """The norm to clip at."""
+
+    @property
+    def short(self) -> int:
+        """An eighth of the steps."""
+        return max(2, self.T // 8)
+
+    @property
+    def long(self) -> int:
+        """A third of the steps."""
+        return max(3, self.T // 3)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether there are enough steps for `short` and `long` to differ from all of them."""
+        return self.T > 3
+
+
 class Estimator(Protocol):
     """An estimator of the full gradient: data with a name, and what it can come out as."""
 
@@ -93,6 +120,11 @@ class Estimator(Protocol):
     @property
     def drawn(self) -> bool:
         """Whether its outcomes are draws (standard errors are stated), not an enumeration."""
+        ...
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores; empty for none."""
         ...
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,11 @@ class Full:
     unbiased = True
     drawn = False
     label = "full"
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores."""
+        return [Full()]
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome."""

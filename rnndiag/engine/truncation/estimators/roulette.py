@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.engine.truncation.estimators.roulette_variance import lag_costs, optimal_survival
 from rnndiag.engine.truncation.sweep.lag_cotangents import lag_cotangents, rows_of
 from rnndiag.engine.truncation.sweep.lag_sweep import exact_tails
@@ -92,6 +92,15 @@ class Roulette:
         survival = self.given_survival(T)
         luck = float(torch.rand((), generator=draw, dtype=torch.float64))
         return 1 / survival[: max(1, int((survival > luck).sum()))]
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores."""
+        return [
+            Roulette("geometric", float(step.long)),
+            Roulette("optimal"),
+            Roulette([1 / step.T] * step.T, name="roulette, every length alike"),
+        ]
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """All values of N: each adds one lag to the one before."""

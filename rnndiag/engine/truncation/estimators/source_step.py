@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.errors import BadArgument
 
 
@@ -32,6 +32,11 @@ class SourceStep:
     def source_factors(self, T: int, draw: object = None) -> torch.Tensor:
         """(T,): the weight of every source step."""
         return (torch.arange(1, T + 1) >= self.K).double()
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores."""
+        return [SourceStep(step.T - step.long)] if step.can_be_cut else []
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.engine.truncation.sweep.truncated_adjoints import step_gradients
 
 
@@ -25,6 +25,11 @@ class Uniform:
         K = int(torch.randint(1, T + 1, (1,), generator=draw))
         steps = torch.arange(1, T + 1)
         return torch.where(steps >= K, T / steps.double(), torch.zeros(T, dtype=torch.float64))
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores."""
+        return [Uniform()]
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """All T values of K, from T down to 1: each adds one source step to the one before."""

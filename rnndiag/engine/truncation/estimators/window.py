@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.truncation.estimators.chunk import Chunk, pass_cost
-from rnndiag.engine.truncation.estimators.estimator import Estimate, Task
+from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.errors import BadArgument
 
 
@@ -42,6 +42,11 @@ class Window:
     def lag_factors(self, T: int, draw: object = None) -> Tensor:
         """(τ,): every lag that is kept, as it is."""
         return torch.ones(min(self.tau, T), dtype=torch.float64)
+
+    @staticmethod
+    def recorded(step: RecordedStep) -> list[Estimator]:
+        """The estimators of this kind that the callback scores."""
+        return [Window(step.short), Window(step.long)] if step.can_be_cut else []
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """The one outcome. A window of T or more is full BPTT, and costs no more."""
