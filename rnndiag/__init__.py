@@ -51,8 +51,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.health.finding import Finding as Finding
     from rnndiag.health.gate import check as check
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
-    from rnndiag.recorder.need import memory_need as memory_need
     from rnndiag.recorder.carry import carry as carry
+    from rnndiag.recorder.need import memory_need as memory_need
     from rnndiag.recorder.preflight import preflight as preflight
     from rnndiag.recorder.probe import probe as probe
     from rnndiag.recorder.recorder import Recorder as Recorder

@@ -10,8 +10,8 @@ from torch import nn
 import rnndiag
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.truncation.estimators import ESTIMATORS
+from rnndiag.engine.truncation.estimators.estimator import RecordedStep
 from rnndiag.recorder.measures import Extent
-from rnndiag.recorder.measures.estimators import candidates
 from rnndiag.recorder.record_passes import record_passes
 from rnndiag.store.recording import Recording
 
@@ -29,8 +29,11 @@ def recording(
 
 def test_every_kind_of_estimator_is_compared_and_states_its_error() -> None:
     found, (run,) = recording(nn.LSTM(3, 4).double(), ("estimators",))
-    kinds = candidates(run, 1.0)
-    assert {type(one) for one in kinds} == set(ESTIMATORS.values())
+    step = RecordedStep(run.T, 2, clip_norm=1.0)
+    recorded = {kind: kind.recorded(step) for kind in ESTIMATORS.values()}
+    assert all(type(one) is kind for kind, several in recorded.items() for one in several)
+    assert all(recorded.values())
+    kinds = [one for several in recorded.values() for one in several]
     labels = {one.label for one in kinds}
     assert "chunk (2, 4)" in labels
     assert len([label for label in labels if "clipped" in label]) == 2

@@ -19,7 +19,7 @@ def graph_lags(found: LoopMeasurement, scale: float) -> Iterator[Measurement]:
     """Credit and windows of one loop. scale: the loss scale, to be divided out."""
     name = found.name
     credit = _credit(found)
-    profile = profile_of(credit, 1.0, 1.0)
+    profile = profile_of(credit)
     reached = max(1, profile.reached)
     rows = torch.cat([profile.log[None], profile.log_quantiles]).T[:reached]
     yield Measurement.of("credit_profile", array(rows), name)
@@ -63,8 +63,7 @@ def _table(by_parameter: dict[str, torch.Tensor], scale: float) -> Array:
 
 
 def _credit(found: LoopMeasurement) -> Credit:
-    """In the form of a replayed sweep that looked at everything."""
+    """In the form of an exact sweep of a replayed layer run."""
     table = found.log_credit
     with_loss = torch.isfinite(table[:, 0]).nonzero().flatten()
-    nothing = table.new_zeros(table.shape[1], 0)
-    return Credit(table, nothing, nothing, with_loss, None)
+    return Credit(table, with_loss, None)
