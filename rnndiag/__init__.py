@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.run.run import open_run as open_run
     from rnndiag.run.runs import open_runs as open_runs
     from rnndiag.stats.advice import advice as advice
+    from rnndiag.stats.need import MemoryNeed as MemoryNeed
     from rnndiag.stats.reach import reach as reach
     from rnndiag.stats.reach import reach_error as reach_error
     from rnndiag.store.measurement import Measurement as Measurement
@@ -94,6 +95,7 @@ _PUBLIC: dict[str, str] = {
     "Finding": "rnndiag.health.finding",
     "GradientDiagnostics": "rnndiag.recorder.callback",
     "LayerRun": "rnndiag.engine.layer_run",
+    "MemoryNeed": "rnndiag.stats.need",
     "Measurement": "rnndiag.store.measurement",
     "Proof": "rnndiag.engine.proof",
     "Recorder": "rnndiag.recorder.recorder",

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "baseline": ("rnndiag.cli.baseline", "store what runs have as the numbers to compare with"),
     "snapshot": ("rnndiag.cli.snapshot", "freeze a model and a batch, to be checked again later"),
+    "need": ("rnndiag.cli.need", "say whether a frozen model's task needs more memory"),
     "show": ("rnndiag.cli.show", "say what is in a run: overview, quantities, problems"),
     "export": ("rnndiag.cli.export", "write the numbers of a run as csv, json or LaTeX"),
     "verify": ("rnndiag.cli.verify", "read every byte of runs and check every checksum"),

@@ -13,10 +13,12 @@ from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.namespaces import adopt, callback_base
+from rnndiag.recorder.need.at_end import need_of_fit
 from rnndiag.recorder.output.directory import RunPlace, chosen_directory
 from rnndiag.recorder.output.notebook import run_html
 from rnndiag.recorder.output.run_names import default_directory
 from rnndiag.recorder.settings import LogChoice, settings_from
+from rnndiag.stats.need import MemoryNeed, need_measurements
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as _OfLightning
@@ -90,6 +92,9 @@ class GradientDiagnostics(_Adopting):
         chance: The loss of a constant answer, where it is known: a model at that loss ignores its input.
         needs: How many steps back the task needs to see, or a duration such as "6 h" where `time_unit` is given: a
             sequence, a window or a memory that ends before that is then a cause.
+        need: At the end of the fit, test on the validation batches whether the loss asks for inputs further back
+            than the gradient reaches (see `rnndiag.memory_need`). It costs some hundred plain steps, outside of the
+            budget, and is stored in the run.
     """
 
     def __init__(
@@ -114,6 +119,7 @@ class GradientDiagnostics(_Adopting):
         strict: bool = False,
         chance: float | None = None,
         needs: int | str | None = None,
+        need: bool = False,
     ) -> None:
         super().__init__()
         self._settings = settings_from(
@@ -137,6 +143,7 @@ class GradientDiagnostics(_Adopting):
             strict=strict,
             chance=chance,
             needs=needs,
+            need=need,
         )
         chosen_measures(self._settings.measures)
         self._run_dir = default_directory() if dirpath is None else Path(dirpath)
@@ -145,6 +152,8 @@ class GradientDiagnostics(_Adopting):
         self._resumed: dict[str, Any] | None = None
         self._wrote = False
         self._fit: FitRecorder | None = None
+        self.need: MemoryNeed | None = None
+        """What `need=True` found at the end of the last fit."""
         _LIVE.add(self)
 
     def __repr__(self) -> str:
@@ -261,8 +270,19 @@ class GradientDiagnostics(_Adopting):
             self._fit.overhead.resume()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """The last step is made: close the run."""
+        """The last step is made: measure the need where it was asked for, and close the run."""
+        self._measure_need(trainer, pl_module)
         self._pass("finish")
+
+    def _measure_need(self, trainer: Any, pl_module: Any) -> None:
+        """Outside of the budget: a person asked for it, and training is over."""
+        fit = self._fit
+        if fit is None or not self._settings.need or trainer.global_rank != 0:
+            return
+        window = fit.reader.cut_after
+        with fit.faults.guard("measuring the need of memory", "Call rnndiag.memory_need instead."):
+            self.need = need_of_fit(trainer, pl_module, window)
+            fit.added += need_measurements(self.need)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """The fit is over, and its progress bar closed: say what it showed."""

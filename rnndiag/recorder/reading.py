@@ -34,6 +34,8 @@ class Reader:
     """The model as the first recording showed it, for the provenance."""
     parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Layer run of the first recording -> qualified names of its parameters."""
+    cut_after: int | None = None
+    """Steps after which training detaches the state; None: it was not seen to."""
     measured: bool = False
     batch: Any = None
     seams: Seams = field(init=False)
@@ -66,6 +68,8 @@ class Reader:
             pending.window = max(
                 pending.window, *(run.T for run in runs), *(found.T for found in loops.measured)
             )
+            if any(run.tie.startswith("detached:") for run in runs):
+                self.cut_after = max(run.T for run in runs)
             if runs and not self.parameters:
                 # facts only: the runs hold tensors of the whole batch
                 self.parameters = {run.name: tuple(run.parameters.values()) for run in runs}

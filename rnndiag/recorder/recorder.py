@@ -81,6 +81,11 @@ class Recorder:
                 f"`loss_scale` is {loss_scale!r}.",
                 "Pass a function that returns the factor, as scaler.get_scale does.",
             )
+        if "need" in options:
+            raise BadArgument(
+                "Recorder has no validation batches for need.",
+                "Call rnndiag.memory_need(model, batches, loss_fn) after training.",
+            )
         self._settings = settings_from(dirpath, **options)
         chosen_measures(self._settings.measures)
         optimizers = unwrapped_optimizers(optimizer)

@@ -37,6 +37,7 @@ class Settings:
     strict: bool = False
     chance: float | None = None
     needs: int | str | None = None
+    need: bool = False
 
     def __post_init__(self) -> None:
         if self.every_n_steps is not None and self.every_n_steps < 1:

@@ -223,11 +223,6 @@ overhead_seconds | - | s | linear
 overhead_share | - | share | linear
     Time that all diagnostics so far took, as a share of training time.
 [need, layer]
-need_screen | need_kind lag | share | linear
-    U: debiased share of the error in the layer's outputs that its inputs so many steps back would explain, beyond
-    what the present tells; by kind of feature. Pooled over recordings it points at lags; it decides nothing alone.
-need_screen_error | need_kind lag | share | linear | error
-    Standard deviation of need_screen if the past does not help.
 need_group | need_group need_group_stat | loss | linear | lowest rank
     memory_need: what the inputs low..high steps back add to all nearer ones and to the state, on sequences that the
     skips were not fitted to.

@@ -21,6 +21,7 @@ from rnndiag.errors import BadArgument, CannotJudge, RnndiagError, RunUnreadable
 from rnndiag.recorder.frozen.arrays import Arrays, decode, encode, load, save
 from rnndiag.recorder.frozen.factory import build
 from rnndiag.recorder.frozen.numbers import measure
+from rnndiag.recorder.preflight.observe import LossFn
 
 FORMAT, VERSION = "rnndiag snapshot", 1
 
@@ -78,6 +79,11 @@ def _fill(model: nn.Module, state: Any, source: str) -> None:
 
 def remeasure(source: Path) -> dict[str, Any]:
     """Build the model with today's code, fill in the stored weights, and run the stored batch through it."""
+    return measure(*restored(source))
+
+
+def restored(source: Path) -> tuple[nn.Module, LossFn, Any]:
+    """The model of a snapshot with its stored weights, its loss function and its batch."""
     path = source / "snapshot.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -93,7 +99,7 @@ def remeasure(source: Path) -> dict[str, Any]:
     in_file = reference.rpartition(":")[0].endswith(".py")
     model, loss_fn, _ = build(reference, source if in_file else Path.cwd())
     _fill(model, decode(names, load(source / "state.npz")), str(source))
-    return measure(model, loss_fn, decode(structure, load(source / "batch.npz")))
+    return model, loss_fn, decode(structure, load(source / "batch.npz"))
 
 
 def main(argv: list[str] | None = None) -> int:

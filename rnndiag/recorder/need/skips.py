@@ -320,4 +320,5 @@ def _clipped(errors: Tensor, limit: float) -> Tensor:
     """Rows no longer than the limit."""
     if math.isinf(limit):
         return errors
-    return errors * (limit / errors.norm(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1.0)
+    factor: Tensor = limit / errors.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    return errors * factor.clamp(max=1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rnndiag.stats.need.numbers import NeedNumbers
 from rnndiag.stats.need.sentences import further_sentences, sentence_of
@@ -33,6 +33,10 @@ class MemoryNeed(NeedNumbers):
     def further_sentences(self) -> tuple[str, ...]:
         """What else holds, and the limits of the answer."""
         return further_sentences(self, self.lead)
+
+    def with_notes(self, notes: tuple[str, ...]) -> MemoryNeed:
+        """The same with further limits."""
+        return replace(self, notes=(*self.notes, *notes))
 
     def __str__(self) -> str:
         return "\n".join([self.sentence, *self.further_sentences])

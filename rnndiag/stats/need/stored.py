@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -54,26 +54,27 @@ def needs_in(recordings: Iterable[HasMeasurements]) -> tuple[MemoryNeed, ...]:
         for one in recording.measurements:
             if one.name in (GROUP, PART, USE, FACT):
                 found.setdefault(one.layer, {})[one.name] = one
-    return tuple(_need(layer, parts) for layer, parts in found.items() if len(parts) == 4)
+    return tuple(need_of(layer, parts) for layer, parts in found.items() if len(parts) == 4)
 
 
-def _need(layer: str, parts: dict[str, Measurement]) -> MemoryNeed:
+def need_of(layer: str, parts: Mapping[str, Measurement]) -> MemoryNeed:
+    """The need of a layer from its four quantities, by name."""
     facts = dict(zip(NEED_FACTS, parts[FACT].values.tolist(), strict=True))
     present, within, further = parts[PART].values.tolist()
     used = facts["used_memory"]
     return MemoryNeed(
         layer=layer,
         groups=tuple(
-            Group(int(low), int(high), *numbers, bool(significant))
-            for low, high, *numbers, significant in parts[GROUP].values.tolist()
+            Group(_count(low), _count(high), gain, lower, upper, p, over, bool(significant))
+            for low, high, gain, lower, upper, p, over, significant in parts[GROUP].values.tolist()
         ),
         present=Gain(*present[:3]),
         present_p=present[3],
         within=LagGain(*within),
         further=LagGain(*further),
-        use=tuple(Use(int(inputs), *rest) for inputs, *rest in parts[USE].values.tolist()),
-        used_memory=None if math.isnan(used) else int(used),
-        limit=LIMITS[int(facts["limit"])],
+        use=tuple(Use(_count(inputs), *rest) for inputs, *rest in parts[USE].values.tolist()),
+        used_memory=None if math.isnan(used) else _count(used),
+        limit=LIMITS[_count(facts["limit"]) % len(LIMITS)],
         loss=facts["loss"],
         floor=facts["floor"],
         reach=facts["reach"],
@@ -81,10 +82,15 @@ def _need(layer: str, parts: dict[str, Measurement]) -> MemoryNeed:
         autocorrelation=facts["autocorrelation"],
         gap=facts["gap"],
         plain_steps=facts["plain_steps"],
-        burn_in=int(facts["burn_in"]),
-        beyond=int(facts["beyond"]),
-        max_lag=int(facts["max_lag"]),
-        sequences=int(facts["sequences"]),
-        n_sequences=int(facts["n_sequences"]),
-        rows=int(facts["rows"]),
+        burn_in=_count(facts["burn_in"]),
+        beyond=_count(facts["beyond"]),
+        max_lag=_count(facts["max_lag"]),
+        sequences=_count(facts["sequences"]),
+        n_sequences=_count(facts["n_sequences"]),
+        rows=_count(facts["rows"]),
     )
+
+
+def _count(value: float) -> int:
+    """A stored count; 0 for what no run of ours holds (a damaged file)."""
+    return int(value) if math.isfinite(value) else 0

@@ -47,7 +47,7 @@ def lead_of(need: NeedNumbers) -> Lead:
         return "readout"
     if need.within.passes(need.gate):
         return "needed_within"
-    if need.limit == "given" and need.beyond > need.max_lag:
+    if need.limit != "reach" and need.beyond > need.max_lag:
         return "not_testable"
     if need.further.significant:
         return "negligible" if need.further.gain <= need.gate else "unresolved"

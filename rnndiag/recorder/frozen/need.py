@@ -1,0 +1,44 @@
+"""`python -m rnndiag.recorder.frozen.need`: the torch side of `rnndiag need --snapshot`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rnndiag.errors import RnndiagError
+from rnndiag.recorder.frozen.snapshot import restored
+from rnndiag.recorder.need import memory_need
+from rnndiag.stats.need.as_json import need_as_json
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure the need of the snapshot's model on its batch; the answer goes to `--answer FILE` as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m rnndiag.recorder.frozen.need")
+    parser.add_argument("snapshot", type=Path)
+    parser.add_argument("--layer")
+    parser.add_argument("--beyond", type=int)
+    parser.add_argument("--max-lag", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--answer", type=Path, required=True)
+    args = parser.parse_args(argv)
+    answer: dict[str, Any]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, loss_fn, batch = restored(args.snapshot)
+            need = memory_need(
+                model, [batch], loss_fn, args.layer, args.beyond, args.max_lag, args.seed
+            )
+        answer = need_as_json(need)
+    except RnndiagError as error:
+        answer = {"error": type(error).__name__, "what": error.what, "remedy": error.remedy}
+    args.answer.write_text(json.dumps(answer), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

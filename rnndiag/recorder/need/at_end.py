@@ -1,0 +1,68 @@
+"""The need of memory at the end of a fit, on the validation batches: what the callback's `need=True` does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, TextIO
+
+from rnndiag.errors import NotSupported
+from rnndiag.recorder.need.entry import memory_need
+from rnndiag.stats.need import MemoryNeed
+
+WIDTH = 24
+"""Characters of the progress bar."""
+
+
+def need_of_fit(trainer: Any, module: Any, window: int | None) -> MemoryNeed:
+    """Measure on the validation batches, or on training batches where there are none.
+
+    Args:
+        trainer: The Trainer after its last step.
+        module: The LightningModule. Its `training_step` gives the loss, also of validation batches.
+        window: The window that training used; None: the reach of the gradient is the limit.
+    """
+    if not module.automatic_optimization:
+        raise NotSupported(
+            "need=True cannot call a training_step that optimizes by itself.",
+            "Call rnndiag.memory_need(model, batches, loss_fn) with a loss_fn that only returns the loss.",
+        )
+    batches, notes = _batches(trainer)
+    moved = (trainer.strategy.batch_to_device(batch) for batch in batches)
+    found = memory_need(module, moved, beyond=window, progress=ProgressBar(sys.stderr))
+    if window is not None:
+        found = replace(found, limit="window")
+    return found.with_notes(notes)
+
+
+def _batches(trainer: Any) -> tuple[Iterable[Any], tuple[str, ...]]:
+    loaders = trainer.val_dataloaders
+    if loaders is None or (isinstance(loaders, list | tuple) and not loaders):
+        return trainer.train_dataloader, (
+            "There are no validation batches: memorised training batches hide a need.",
+        )
+    several = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+    return _one_after_another(several), ()
+
+
+def _one_after_another(loaders: list[Any]) -> Iterator[Any]:
+    for loader in loaders:
+        yield from loader
+
+
+class ProgressBar:
+    """Draws the share that is done on one line of a terminal; nothing where the stream is none."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, stage: str, share: float) -> None:
+        """Draw the bar."""
+        if not self._stream.isatty():
+            return
+        done = round(share * WIDTH)
+        bar = "#" * done + "." * (WIDTH - done)
+        end = "\n" if share >= 1 else ""
+        self._stream.write(f"\rneed of memory [{bar}] {share:4.0%} {stage:16s}{end}")
+        self._stream.flush()
