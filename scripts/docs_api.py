@@ -90,8 +90,18 @@ def prose(text: str, names: set[str]) -> str:
     """A docstring as Markdown: its paragraphs, and the words on each argument as a list."""
     lines: list[str] = []
     item: int | None = None
+    in_example = False
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
+        if in_example or line.lstrip().startswith(">>> "):
+            lines += [] if in_example else ["", "```python"]
+            lines.append(line.strip() or "```")
+            in_example = bool(line.strip())
+            continue
+        if section := re.fullmatch(r"(Returns|Raises|Yields|Example|Attributes):", line.strip()):
+            lines += ["", f"*{section[1]}*", ""]
+            item = None
+            continue
         found = re.match(r"\s*(\w+(?:, \w+)*): (.*)", line)
         if line.strip() in ("Args:", "Arguments:"):
             continue
@@ -107,7 +117,7 @@ def prose(text: str, names: set[str]) -> str:
                 lines.append("")
             lines.append(plain(line.strip()))
             item = None
-    return "\n".join(lines)
+    return "\n".join([*lines, "```"] if in_example else lines)
 
 
 def about(name: str, value: Any, names: set[str]) -> str:
