@@ -1,47 +1,51 @@
-"""Draws docs/reach.png, the README's picture, from three runs of the gallery: python scripts/readme_picture.py"""
+"""The README's end screen and its picture of the page, from the tutorial's code: python scripts/readme_picture.py
+
+Runs the Python blocks of docs/tutorial.md, prints what they print (the end screens of both fits among it), and draws
+docs/page.png: the first screen of the report of the first fit. Needs Chromium.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
-import matplotlib as mpl
+from PIL import Image
 
-mpl.use("Agg")
+DOCS = Path(__file__).parents[1] / "docs"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SIZE, COLOURS = (1100, 820), 64
 
-import matplotlib.pyplot as plt
-import numpy as np
 
-import rnndiag
+def run_tutorial() -> None:
+    """Run the tutorial in the current folder; its runs are then in `runs/`."""
+    space: dict[str, object] = {"__name__": "tutorial"}
+    for block in BLOCK.findall((DOCS / "tutorial.md").read_text(encoding="utf-8")):
+        exec(compile(block, "tutorial.md", "exec"), space)
 
-ROOT = Path(__file__).parents[1]
-SHOWN = (
-    ("rnn-forgets", "tanh RNN", "#0072b2", "-"),
-    ("lstm", "LSTM", "#d55e00", "--"),
-    ("irnn", "IRNN (relu, identity start)", "#009e73", "-."),
-)
+
+def photograph(page: Path, picture: Path) -> None:
+    """The first screen of a page, in the light theme, as a small PNG."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise SystemExit("There is no Chromium: run scripts/install-browser.")
+    shot = page.with_suffix(".png")
+    size = f"--window-size={SIZE[0]},{SIZE[1]}"
+    options = ["--headless", "--no-sandbox", "--hide-scrollbars", size, f"--screenshot={shot}"]
+    subprocess.run([browser, *options, page.resolve().as_uri()], check=True, capture_output=True)
+    with Image.open(shot) as whole:
+        whole.convert("RGB").quantize(COLOURS).save(picture, optimize=True)
 
 
 def main() -> None:
-    figure, axes = plt.subplots(figsize=(7.2, 3.1), dpi=150, layout="constrained")
-    for name, label, colour, style in SHOWN:
-        run = rnndiag.open_run(ROOT / "reports" / name / name)
-        first = run["credit_profile"].valid(0).sel(profile_stat="profile").values
-        share = rnndiag.reach(first)
-        axes.semilogy(
-            np.exp(first),
-            style,
-            color=colour,
-            lw=2,
-            label=f"{label}: 90 % within {share.text} of {first.size} steps",
-        )
-    axes.axhline(1.0, color="#b5bac2", lw=0.8, zorder=0)
-    axes.set(xlabel="lag: steps back from the loss", ylabel="credit relative to lag 0")
-    axes.set_title(
-        "How far back the gradient reaches before the first step of training", fontsize=10
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5)
-    figure.savefig(ROOT / "docs" / "reach.png", metadata={"Software": None})
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        run_tutorial()
+        photograph(Path("runs/broken/report.html"), DOCS / "page.png")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,15 @@ def runnable(page: Path) -> list[tuple[str, str | None]]:
 WITH_PYTHON = [p for p in PAGES if runnable(p)]
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda p: str(p.relative_to(ROOT)))
+TRAINS = {ROOT / "docs/tutorial.md"}
+"""Pages whose code trains a net twice, which takes some 20 seconds."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] if p in TRAINS else []) for p in WITH_PYTHON],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 @pytest.mark.filterwarnings("ignore::rnndiag.recorder.faults.RnndiagWarning")
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`:UserWarning")
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +68,14 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             exec(compile(body, str(page), "exec"), space)
         if printed is not None:
             assert screen.getvalue() == printed
+
+
+def test_readme_shows_the_end_screen_of_the_tutorial() -> None:
+    def screen(page: str) -> str:
+        (found,) = [b for b in blocks(ROOT / page, "text") if b.startswith("rnndiag: ")]
+        return found
+
+    assert screen("README.md") == screen("docs/tutorial.md")
 
 
 def test_no_block_escapes_these_tests() -> None:
