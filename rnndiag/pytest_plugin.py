@@ -28,7 +28,7 @@ _FIXTURE = pytest.StashKey["RnndiagFixture"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Two options, in a group of their own."""
+    """Add the options of the plugin, in a group of their own."""
     group = parser.getgroup("rnndiag", "gradient diagnostics of recurrent nets")
     group.addoption(
         "--rnndiag-dir", metavar="DIR", help="keep the runs of failed tests in this folder"
@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, Any]:
-    """A failed test says where its runs are."""
+    """Add the paths of its runs to the report of a failed test."""
     report: Any = yield
     used = item.stash.get(_FIXTURE, None)
     if used is not None and report.failed and call.when in ("setup", "call"):
@@ -67,7 +67,7 @@ def rnndiag(
 
 
 def _free(parent: Path, name: str) -> Path:
-    """A folder that is not there yet: `name`, `name-2`, ..."""
+    """The first of `name`, `name-2`, ... that does not exist."""
     taken = name
     number = 1
     while (parent / taken).exists():
@@ -77,7 +77,7 @@ def _free(parent: Path, name: str) -> Path:
 
 
 class RnndiagFixture:
-    """What the fixture `rnndiag` gives a test."""
+    """The value of the fixture `rnndiag`."""
 
     def __init__(self, folder: Path, config: pytest.Config) -> None:
         self.folder = folder

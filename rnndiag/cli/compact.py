@@ -1,4 +1,4 @@
-"""`rnndiag compact`: make a finished run smaller."""
+"""`rnndiag compact`: reduces a finished run to a given size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 <
 
 
 def size(text: str) -> int:
-    """Bytes of `500000000`, `500M` or `1GiB`."""
+    """Number of bytes that a text such as `500000000`, `500M` or `1GiB` names."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?)b?", text.strip().lower())
     if found is None or found[2] not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 500000000, 500M or 1GiB")
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compact the run and say what was dropped."""
+    """Compact the run and print what was removed; the exit code."""
     from rnndiag.cli.show import size_text
     from rnndiag.store.compact import compact
     from rnndiag.store.text import printable

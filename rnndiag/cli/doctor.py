@@ -1,4 +1,4 @@
-"""`rnndiag doctor`: versions, what is installed, whether recording works here; exit code 1 where something is not."""
+"""`rnndiag doctor`: prints versions and optional packages, and tries a small recording; exit code 1 if that fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was found; 0 where all is well or absent, 1 where something installed does not work."""
+    """Print what was found; the exit code is 1 if something that is installed does not work, else 0."""
     rows = [*_here(), *_torch_side()]
     if args.json:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Every quantity that rnndiag knows, in words for a terminal and as a table for the docs."""
+"""The list of all registered quantities, as text for a terminal and as a Markdown table for the docs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rnndiag.store.quantities import QUANTITIES
 
 
 def registry_text() -> str:
-    """Every registered quantity in words."""
+    """All registered quantities as text."""
     lines = []
     group = ""
     for q in QUANTITIES.values():
@@ -19,7 +19,7 @@ def registry_text() -> str:
 
 
 def registry_markdown() -> str:
-    """Every registered quantity as a Markdown table."""
+    """All registered quantities as a Markdown table."""
     rows = ["| quantity | dims | unit | scale | of | meaning |", "|---|---|---|---|---|---|"]
     for q in QUANTITIES.values():
         meaning = q.meaning.replace("|", "\\|")

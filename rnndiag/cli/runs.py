@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 HEAD = ("run", "status", "reach", "loss", "step", "written", "headline")
 NARROWEST_HEADLINE = 30
-"""Characters that a headline is given at least, however narrow the terminal."""
+"""Smallest number of characters for a headline, however narrow the terminal."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line per run."""
+    """Print one line per run; the exit code."""
     from rnndiag.report.run_list import run_row, sorted_rows, write_index
     from rnndiag.run.runs import open_runs
     from rnndiag.store.text import printable

@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Freeze, measure, and store the numbers; print old -> new where there were some."""
+    """Store weights, batch and their numbers; print old -> new numbers where a snapshot is replaced. The exit code."""
     from rnndiag.health.frozen import NUMBERS, store_numbers
     from rnndiag.health.torch_side import ask
 

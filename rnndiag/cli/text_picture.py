@@ -1,4 +1,4 @@
-"""A curve in one line of text: eight heights of block, a dot for exact zero, a question mark for what is no number."""
+"""A curve as one line of text: blocks of eight heights, a dot for exactly zero, a question mark for nan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH = 60
 
 
 def text_picture(values: np.ndarray, width: int = WIDTH) -> str:
-    """The values (n,) from left to right; of more than `width` each sign is the largest of a stretch."""
+    """The values (n,) as characters. Of more than `width` values, each character is the largest of several."""
     import numpy as np
 
     flat = np.asarray(values, float).ravel()
@@ -37,7 +37,7 @@ def _sign(value: float, low: float, high: float) -> str:
 
 
 def pictures(series: Series) -> Iterator[str]:
-    """The newest recording along its longest dim: one line of blocks for each of at most eight labels beside it."""
+    """The newest recording along its longest dimension, as a line of blocks for each of at most eight other labels."""
     import numpy as np
 
     newest = series.valid(series.steps.size - 1)

@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify each run and print what was found."""
+    """Verify each run and print what was found; the exit code."""
     from rnndiag.cli.show import limited
     from rnndiag.errors import RunUnreadable
     from rnndiag.run.run import open_run

@@ -1,8 +1,9 @@
 """The report's figures as matplotlib axes: `rnndiag.plot.reach(run)` in a notebook, one line each.
 
-Every function takes a run (or its directory) and draws on `ax` where one is given, else on a new figure; it returns
-the axes, of a figure with several panels the first one's (`ax.figure` holds them all). `panel` chooses which of
-several panels is drawn on a given `ax`. `layer` is the layer to show, by default the one that the report leads with.
+Every function takes a run, its directory, a recording or a probe. It draws on `ax` if one is given, else on a new
+figure, and returns the axes. Of a figure with several panels these are the axes of the first one; `ax.figure` holds
+all. `panel` chooses the panel that is drawn on a given `ax`. `layer` is the layer to show; by default the one that the
+report shows first.
 """
 
 from __future__ import annotations

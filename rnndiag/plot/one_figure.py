@@ -1,4 +1,4 @@
-"""From a run to matplotlib: one figure of the report on axes, or all of them as files."""
+"""Figures of the report in matplotlib: one figure on axes, or all of them as files."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def shown(name: str, title: str, about: str) -> Shown:
 
 
 def whole_figure(data: FigureData, pyplot: bool = True) -> Figure:
-    """A new figure with all panels; `pyplot` says whether it is one that notebooks and windows show by themselves."""
+    """A new figure with all panels. With `pyplot` it is registered there, so that notebooks and windows show it."""
     try:
         from matplotlib import pyplot as plt
         from matplotlib.figure import Figure
@@ -104,7 +104,20 @@ def whole_figure(data: FigureData, pyplot: bool = True) -> Figure:
 def save_figures(
     context: Context, folder: str | os.PathLike[str], form: str = "pdf"
 ) -> tuple[list[Path], list[str]]:
-    """Write every figure that has something to show; the files, and a sentence for each figure that is missing."""
+    """Write every figure that the run has data for.
+
+    Args:
+        context: The run with its findings.
+        folder: The folder to write to; made if it is not there.
+        form: "pdf", "svg" or "png".
+
+    Returns:
+        The files, and one sentence for each figure that could not be drawn.
+
+    Raises:
+        BadArgument: `form` is no such format.
+        NotInstalled: matplotlib is not installed.
+    """
     if form not in FORMATS:
         raise BadArgument(
             f"{form!r} is no format for figures.", f"It is one of {', '.join(FORMATS)}."
@@ -127,7 +140,7 @@ def save_figures(
 
 
 def drawn_figures(context: Context) -> Iterator[tuple[str, Figure]]:
-    """Every figure that has something to show, with its title; none of them is known to pyplot."""
+    """Title and figure of every figure that the run has data for. None of them is registered in pyplot."""
     for name in ORDER:
         data = FIGURES[name].make(context)
         if not data.absent and all(drawable(panel) for panel in data.panels):
@@ -135,7 +148,7 @@ def drawn_figures(context: Context) -> Iterator[tuple[str, Figure]]:
 
 
 def save(figure: Figure, file: Path, form: str) -> None:
-    """The same bytes for the same figure: no date, no random names."""
+    """Write a figure without date and random names, so that equal figures give equal bytes."""
     import matplotlib as mpl
 
     no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}

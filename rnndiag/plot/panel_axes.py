@@ -1,4 +1,4 @@
-"""One panel on matplotlib axes: the same arrays, limits, labels and colours as in the page's SVG."""
+"""Draws one panel on matplotlib axes, with the arrays, limits, labels and colours of the page's SVG."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _bubble_labels(panel: Panel, ax: Axes) -> None:
 
 
 def drawable(panel: Panel) -> bool:
-    """Whether matplotlib can take the numbers of a panel's axes."""
+    """Whether matplotlib can draw axes with the limits of this panel; it fails on very large numbers."""
     limits = (panel.x.low, panel.x.high, panel.y.low, panel.y.high)
     logarithms = panel.matrices[-1].high if panel.matrices else 0.0
     return all(abs(limit) < LARGEST for limit in (*limits, logarithms))
@@ -99,7 +99,7 @@ def _stroke(tone: str) -> dict[str, Any]:
 
 
 def _inside(values: np.ndarray, axis: Axis) -> np.ndarray:
-    """Values beyond the axis as gaps: a line is cut there."""
+    """The values with nan for those beyond the axis, so that a line has a gap there."""
     with np.errstate(invalid="ignore"):
         return np.where((values >= axis.low) & (values <= axis.high), values, np.nan)
 
@@ -123,18 +123,18 @@ def _axes(panel: Panel, ax: Axes) -> None:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """Limits that differ by more than rounding, which matplotlib insists on."""
+    """Limits that differ by more than rounding; matplotlib warns of equal ones."""
     size = max(abs(low), abs(high))
     return (low, high) if high - low > 1e-9 * size else (low - 0.1 * size, high + 0.1 * size)
 
 
 def _plain(words: str) -> str:
-    """Text as text: a dollar sign would begin a formula, which a name from a run must not."""
+    """Text with dollar signs escaped: matplotlib would read them as the start of a formula."""
     return words.replace("$", r"\$")
 
 
 def _matrix(panel: Panel, ax: Axes) -> None:
-    """The last of the matrices, in the page's own palette."""
+    """Draw the last of the panel's matrices in the palette of the page."""
     matrix = panel.matrices[-1]
     picture = colours(matrix.diverging)[indices(matrix)]
     extent = (panel.x.low, panel.x.high, panel.y.low, panel.y.high)

@@ -1,4 +1,4 @@
-"""An SVG canvas with two axes: where a value lies, words, lines, grid and ticks."""
+"""An SVG canvas with two axes: maps values to pixels and draws text, lines, grid and ticks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHARACTER = 6.7
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the drawing lies on the canvas, in units of the SVG (a pixel at full width)."""
+    """Size and margins of the plotting area, in units of the SVG (one pixel at full width)."""
 
     width: float = 620.0
     height: float = 280.0
@@ -70,7 +70,7 @@ def frame_of(panel: Panel, size: Size = "wide") -> Frame:
 
 
 def shortened(name: str, most: int = 24) -> str:
-    """A name that fits beside an axis, its end kept: layers differ there."""
+    """A name cut to fit beside an axis. Its end is kept, because layer names differ there."""
     return name if len(name) <= most else f"…{name[-most + 1 :]}"
 
 
@@ -101,7 +101,7 @@ class Canvas:
         halo: bool = False,
         more: str = "",
     ) -> None:
-        """Words at a place, if there is one; `halo` keeps them readable on top of curves."""
+        """Text at a point; nothing if the point is not finite. `halo` draws an outline, for text on top of curves."""
         if not np.isfinite(x + y):
             return
         fill = TEXT[0] if kind == "text" else QUIET[0] if kind == "quiet" else TONES[kind][0]
@@ -116,7 +116,7 @@ class Canvas:
     def line(
         self, x1: float, y1: float, x2: float, y2: float, kind: str = "grid", dashed: bool = False
     ) -> None:
-        """A straight line, if its ends have places."""
+        """A straight line; nothing if one of its ends is not finite."""
         if not np.isfinite(x1 + y1 + x2 + y2):
             return
         colour = {"grid": GRID, "frame": FRAME}.get(kind) or TONES[kind]
@@ -127,7 +127,7 @@ class Canvas:
         )
 
     def axes(self) -> None:
-        """Grid, ticks and words of both axes."""
+        """Draw grid, ticks and labels of both axes."""
         frame, panel = self.frame, self.panel
         floor, wall = frame.height - frame.bottom, frame.left
         end, roof = frame.width - frame.right, frame.top
@@ -159,12 +159,12 @@ class Canvas:
 
     @staticmethod
     def _letters(room: float) -> int:
-        """How many letters find room beside the y axis, at most those of a wide drawing."""
+        """Number of letters that fit beside the y axis, at most those of a wide drawing."""
         return max(4, min(24, int((room - 26) / CHARACTER)))
 
     @staticmethod
     def _most(axis: Axis, length: float, apart: float, apart_names: float) -> int:
-        """How many ticks find room."""
+        """Number of ticks that fit."""
         return max(3, int(length / (apart_names if axis.names else apart)))
 
 

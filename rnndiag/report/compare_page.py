@@ -22,7 +22,7 @@ OVERLAID = ("F1", "F6", "F9")
 
 
 def comparable(contexts: Sequence[Context], layer: str = "") -> list[Context]:
-    """The same runs, all showing one layer that each of them has, under names of their own."""
+    """The same runs with distinct names, all showing one layer that every run has."""
     if not 2 <= len(contexts) <= len(TONES):
         raise BadArgument(
             f"{len(contexts)} runs cannot be compared on one page.", f"Name 2 to {len(TONES)} runs."
@@ -46,7 +46,7 @@ def comparable(contexts: Sequence[Context], layer: str = "") -> list[Context]:
 
 
 def run_names(contexts: Sequence[Context]) -> list[str]:
-    """The runs' names, with their folder where two are called the same, and numbered where that does not help."""
+    """Distinct names of runs: the folder is added where two names are equal, and a number where that is not enough."""
     names = [context.run.name for context in contexts]
     if len(set(names)) < len(names):
         names = ["/".join(Path(str(context.run.path)).parts[-2:]) for context in contexts]
@@ -67,7 +67,7 @@ def compared_figures(contexts: Sequence[Context]) -> list[FigureData]:
 
 
 def heading(changes: Sequence[Delta]) -> tuple[str, str, str]:
-    """Kind (fault, unsure, well), word and sentence: the worst change there is."""
+    """Kind (fault, unsure, well), word and sentence of the worst change."""
     if not changes:
         return "unsure", "NOTHING TO COMPARE", "No judged number was recorded in all of the runs."
     worst = changes[0]
@@ -117,5 +117,5 @@ def compare_page(contexts: Sequence[Context]) -> str:
 
 
 def write_comparison(contexts: Sequence[Context], path: str | os.PathLike[str]) -> Path:
-    """Write the page, whole or not at all."""
+    """Write the page through a temporary file, so that no half-written page is left."""
     return write_text(compare_page(contexts), path)

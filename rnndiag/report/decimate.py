@@ -1,4 +1,7 @@
-"""Fewer points and cells without losing an extreme: what 10,000 steps look like on 600 pixels."""
+"""Reduces curves and matrices to the resolution of a picture and keeps their extremes.
+
+A run may have 10,000 recorded steps and a figure 600 pixels.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,16 @@ import numpy as np
 
 
 def thin_line(x: np.ndarray, y: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
-    """At most about four points a pixel: first, lowest, highest and last of each pixel. Gaps (NaN) stay gaps."""
+    """Reduce a curve to about four points per pixel: the first, lowest, highest and last one. Gaps (NaN) are kept.
+
+    Args:
+        x: Positions (n,).
+        y: Values (n,); NaN is a gap.
+        width: Pixels of the plotting area.
+
+    Returns:
+        The positions and values that are kept.
+    """
     x, y = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
     size = max(1, int(np.ceil(len(x) / max(1.0, width))))
     if len(x) <= 4 * width or size < 4:
@@ -25,12 +37,12 @@ def thin_line(x: np.ndarray, y: np.ndarray, width: float) -> tuple[np.ndarray, n
 
 
 def shown_lags(count: int, last: int) -> int:
-    """How many of `count` lags a picture shows if nothing can be seen beyond lag `last`: all, unless most are blank."""
+    """Number of lags to draw of `count` if values beyond lag `last` are invisible: all, unless most are blank."""
     return count if count <= 64 or last >= 0.4 * count else min(count, max(16, int(1.2 * last) + 2))
 
 
 def extent(count: int, block: int, first: float = 0.0, every: float = 1.0) -> tuple[float, float]:
-    """Limits of an axis along which `count` cells, merged by `block`, are drawn: half a cell beyond the centres."""
+    """Limits of an axis with `count` cells, merged by `block`: half a cell beyond the first and last centre."""
     drawn = -(-count // block) * block
     return first - every / 2, first + (drawn - 0.5) * every
 
@@ -40,7 +52,11 @@ MOST = 256
 
 
 def thin_matrix(values: np.ndarray, most: int = MOST) -> tuple[np.ndarray, tuple[int, int]]:
-    """At most `most` rows and columns, each cell the largest of a block; and the block's shape."""
+    """Reduce a matrix to at most `most` rows and columns; each cell is the largest of a block.
+
+    Returns:
+        The reduced matrix, and the rows and columns of a block.
+    """
     blocks = tuple(max(1, int(np.ceil(n / most))) for n in values.shape)
     if blocks == (1, 1):
         return values, (1, 1)

@@ -1,4 +1,4 @@
-"""log10(B/A) of two runs' credit over step and lag: where B gives more credit, and where less."""
+"""The map of log10(B/A) of the credit of two runs, over training step and lag."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARES = 40
 
 
 def difference_map(everyone: Sequence[Context], names: Sequence[str]) -> FigureData:
-    """One picture for each other run, on one scale and on common steps; a slider chooses."""
+    """One matrix for each other run against the first, on one scale and on common steps; a slider chooses one."""
     layer = everyone[0].lead
     without = [n for n, c in zip(names, everyone, strict=True) if c.profiles(layer) is None]
     if without:
@@ -61,7 +61,7 @@ def _profile(context: Context, layer: str) -> np.ndarray:
 
 
 def _columns(everyone: Sequence[Context], layer: str) -> tuple[list[np.ndarray], Axis, str]:
-    """Which recordings of each run stand in one column."""
+    """The recordings of each run that share a column."""
     found = [c.profiles(layer) for c in everyone]
     steps = [series.steps for series in found if series is not None]
     common = steps[0]
@@ -96,7 +96,7 @@ def _ratio(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def _thin(ratio: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Block by block the difference that is largest in size, with its sign."""
+    """For each block of cells, the difference of largest size, with its sign."""
     bounded = np.clip(ratio, -99.0, 99.0)
     high, block = thin_matrix(bounded)
     low = -thin_matrix(-bounded)[0]

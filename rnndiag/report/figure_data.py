@@ -1,7 +1,7 @@
-"""What a figure shows, before anyone draws it: the page's SVG and matplotlib's axes are drawn from the same values.
+"""The data of a figure, independent of how it is drawn: the page's SVG and matplotlib use the same values.
 
-A figure is one or several panels. All numbers on an axis of scale `log10` or `log2` are given as they are, not as
-logarithms, but for `Matrix.values`, which are log10 where the matrix is logarithmic.
+A figure has one or more panels. Numbers on an axis of scale `log10` or `log2` are plain numbers, not logarithms, with
+one exception: `Matrix.values` are log10 where the matrix is logarithmic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tone = Literal["main", "second", "third", "baseline", "bound", "limit", "bad"]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its words, scale and limits. `names` stand in place of numbers where they are given."""
+    """One axis: label, scale and limits. If `names` are given, they replace the numbers at the ticks."""
 
     label: str
     low: float
@@ -56,7 +56,7 @@ class Band:
 
     @property
     def visible(self) -> bool:
-        """Whether the area is anywhere wider than a line: only then does it belong into a key."""
+        """Whether the area is anywhere wider than a line. A band that is not visible gets no entry in the key."""
         apart = np.asarray(self.high, float) - np.asarray(self.low, float)
         size = np.maximum(np.abs(self.high), np.abs(self.low))
         with np.errstate(invalid="ignore"):
@@ -65,7 +65,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Mark:
-    """A straight line at one value of an axis, with a word beside it."""
+    """A straight line at one value of an axis, with a label."""
 
     axis: Literal["x", "y"]
     at: float
@@ -75,7 +75,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Bubble:
-    """A dot whose area says a third number, with its name beside it."""
+    """A labelled dot whose area is proportional to a third number."""
 
     x: float
     y: float
@@ -86,7 +86,7 @@ class Bubble:
 
 @dataclass(frozen=True)
 class Dots:
-    """A cloud of points; each tone has a shape of its own."""
+    """A cloud of points. The shape of a point is given by its tone."""
 
     x: np.ndarray
     y: np.ndarray
@@ -115,7 +115,7 @@ class Matrix:
 
     @property
     def cell(self) -> str:
-        """What one cell stands for where cells were merged."""
+        """What one drawn cell covers, if cells were merged."""
         rows, columns = self.block
         return "" if self.block == (1, 1) else f"each cell is the largest of {rows} x {columns}"
 

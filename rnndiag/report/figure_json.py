@@ -1,4 +1,4 @@
-"""A figure's data as JSON: what golden tests and the gallery hold on to, rounded to a stated precision."""
+"""The data of a figure as JSON, rounded to a stated precision, for golden tests and the gallery."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIGITS = 4
 
 
 def figure_json(data: FigureData, digits: int = DIGITS) -> dict[str, Any]:
-    """Everything of a figure, in plain types; what is not finite becomes its name."""
+    """All data of a figure in plain types; numbers that are not finite become "nan", "inf" or "-inf"."""
     plain: dict[str, Any] = _plain(data, digits)
     return plain
 
@@ -36,7 +36,7 @@ def _plain(value: Any, digits: int) -> Any:
 
 
 def rounded(value: float, digits: int = DIGITS) -> float | str:
-    """The number with so many significant digits; `nan`, `inf` or `-inf` as text."""
+    """The number rounded to `digits` significant digits; "nan", "inf" or "-inf" if it is not finite."""
     if not math.isfinite(value):
         return str(value)
     return 0.0 if value == 0 else float(f"{value:.{digits - 1}e}")

@@ -1,4 +1,4 @@
-"""What lines, areas, points and colours mean: the key under a picture."""
+"""The key under a picture: what its lines, areas, points and colours mean."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = {ZERO: "exactly zero", NOT_FINITE: "not finite"}
 
 
 def key(panel: Panel) -> list[tuple[str, str]]:
-    """Pairs of a small SVG and its words; one line alone needs no key."""
+    """Pairs of a small SVG and its label. Empty if the panel has one line and nothing else."""
     found = [
         (_swatch(_stroke(line.tone) + _dot(line.tone, line.dots)), line.label)
         for line in panel.lines
@@ -47,7 +47,7 @@ def key(panel: Panel) -> list[tuple[str, str]]:
 
 
 def _special(matrices: tuple[Matrix, ...]) -> list[tuple[str, str]]:
-    """The colours beside the scale that are in the picture."""
+    """The special colours (not finite, zero, no path) that occur in the picture."""
     seen = {int(index) for matrix in matrices for index in np.unique(indices(matrix))}
     return [
         (_swatch(f'<rect width="22" height="10" fill="{SPECIAL[index]}"/>'), words)
@@ -80,7 +80,7 @@ def _area(tone: str, strength: float) -> str:
 
 
 def colour_bar(matrix: Matrix) -> str:
-    """A horizontal scale of a matrix's colours, with its words."""
+    """The colour scale of a matrix as a horizontal bar with labels."""
     ramp = np.arange(FIRST, 256, dtype=np.uint8)[None]
     data = base64.b64encode(png(ramp, colours(matrix.diverging))).decode()
     words = power_of_ten if matrix.log else number

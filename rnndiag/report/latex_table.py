@@ -17,7 +17,7 @@ _SPECIAL = {
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX sets it, every special character taken literally; what no font has becomes a question mark."""
+    """Text with all special characters of LaTeX escaped; characters outside the usual fonts become a question mark."""
     return "".join(_SPECIAL.get(one, one if one.isprintable() else "?") for one in text)
 
 

@@ -1,4 +1,4 @@
-"""One row a layer, the shortest reach first."""
+"""The table of layers: one row per layer, the shortest reach first."""
 
 from __future__ import annotations
 

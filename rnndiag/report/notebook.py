@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: the verdict and the strip of headline numbers, in a few lines of HTML."""
+"""The notebook view of a run: verdict and headline numbers as a few lines of HTML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ _TONES = {"fault": "limit", "unsure": "baseline", "well": "third"}
 
 @np.errstate(all="ignore")
 def verdict_strip(run: StoredRun) -> str:
-    """The run's verdict and headline numbers as HTML that takes its colours from the notebook's own theme."""
+    """Verdict and headline numbers of a run as HTML for a notebook.
+
+    Args:
+        run: The run.
+
+    Returns:
+        One `<div>`. Text and background have the colours of the notebook's own theme.
+    """
     context = report_context(run)
     found = context.verdict
     colour = TONES[_TONES[found.kind]][0]

@@ -1,4 +1,4 @@
-"""The page's numbers as JSON: what `--json` writes and what the page embeds."""
+"""The numbers of the page as JSON, as `--json` writes them and the page embeds them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run_numbers(context: Context) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The same with numbers that JSON lacks as their names."""
+    """The same value with nan and infinities as text, which JSON cannot hold as numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The same figure of several runs as one: the leading curve of each, panel by panel, on common axes."""
+"""One figure from the same figure of several runs: the first curve of each, panel by panel, on common axes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit", "bad")
 
 
 def overlay(figures: Sequence[FigureData], names: Sequence[str]) -> FigureData:
-    """The figures of these runs laid over each other; runs in which it is absent are named."""
+    """Draw the figures of several runs into one. Runs that do not have the figure are named in its notes."""
     told = list(zip(names, figures, strict=True))
     first = next((data for _, data in told if not data.absent), figures[0])
     if first.absent:
@@ -57,7 +57,7 @@ def _panel(title: str, told: Sequence[tuple[str, FigureData]]) -> Panel:
 
 
 def _joined(axes: Sequence[Axis]) -> Axis:
-    """One axis for all; logarithmic only where all are."""
+    """One axis for all runs; logarithmic only if it is for each of them."""
     scale = axes[0].scale if len({axis.scale for axis in axes}) == 1 else "linear"
     low, high = min(axis.low for axis in axes), max(axis.high for axis in axes)
     return Axis(axes[0].label, low, high, scale)

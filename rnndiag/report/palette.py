@@ -1,7 +1,8 @@
-"""Colours: of lines by tone, of matrices by palette, in the light and in the dark theme; and the PNG that is the data.
+"""Colours of lines and matrices in the light and dark theme, and matrices as palette PNGs.
 
-Index 0 of a palette picture says 'no path', 1 'exactly zero', 2 'not finite', 3 'below the range', 4..255 the value on
-one fixed range. A page's script reads these indices back; there is no second copy of the numbers.
+The palette indices of such a PNG are the data: 0 is 'no path', 1 'exactly zero', 2 'not finite', 3 'below the range',
+and 4 to 255 are values on one fixed range. The script of the page reads values back from the indices, so the page holds
+no second copy of the numbers.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _VIK = (
 
 
 def _ramp(stops: str, count: int) -> np.ndarray:
-    """(count, 3) colours between the stops, evenly spaced."""
+    """(count, 3) RGB colours interpolated between the stops."""
     known = np.array([[int(s[i : i + 2], 16) for i in (0, 2, 4)] for s in stops.split()], float)
     at = np.linspace(0, len(known) - 1, count)
     columns = [np.interp(at, np.arange(len(known)), known[:, k]) for k in range(3)]
@@ -69,7 +70,7 @@ def _ramp(stops: str, count: int) -> np.ndarray:
 
 
 def colours(diverging: bool = False) -> np.ndarray:
-    """(256, 3): the whole palette."""
+    """The whole palette, (256, 3) RGB."""
     table = np.zeros((256, 3), np.uint8)
     for index, colour in SPECIAL.items():
         table[index] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
@@ -91,12 +92,12 @@ def indices(matrix: Matrix) -> np.ndarray:
 
 
 def value_of(matrix: Matrix, index: int) -> float:
-    """The middle of the values that a palette index stands for."""
+    """The value at the middle of the range that a palette index covers."""
     return matrix.low + (index - FIRST) / (255 - FIRST) * (matrix.high - matrix.low)
 
 
 def png(picture: np.ndarray, table: np.ndarray) -> bytes:
-    """An 8-bit palette PNG of (rows, columns) indices, first row on top. The same bytes for the same picture."""
+    """An 8-bit palette PNG of (rows, columns) indices, first row on top. Equal input gives equal bytes."""
     height, width = picture.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), picture], 1)
     return b"\x89PNG\r\n\x1a\n" + b"".join(

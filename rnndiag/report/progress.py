@@ -1,4 +1,4 @@
-"""A word on stderr where work takes long."""
+"""A message on stderr while work takes long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATIENCE = 2.0
 
 
 class Progress:
-    """Says what is being done once it has taken PATIENCE seconds, and then how long it took."""
+    """Prints what is being done once it has taken PATIENCE seconds, and at the end how long it took."""
 
     def __init__(self, what: str) -> None:
         self._what = what

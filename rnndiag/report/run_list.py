@@ -1,4 +1,4 @@
-"""Many runs at a glance: one row per run, and an index page that links their reports."""
+"""The list of runs: one row per run, and an index page that links their reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class RunRow:
-    """What one line of `rnndiag runs` says.
+    """One line of `rnndiag runs`.
 
     `reach` is in time steps (NaN: not measured, inf: not reached), `loss` the last recorded one, `step` the last
     recorded training step, `written` the time of the last write in unix seconds.
@@ -111,7 +111,7 @@ def sorted_rows(rows: Sequence[RunRow], by: str, reverse: bool = False) -> list[
 
 
 def number(value: float) -> str:
-    """Three significant digits; a dash where there is nothing."""
+    """A number with three significant digits; a dash if there is none."""
     return "–" if math.isnan(value) else f"{value:.3g}"
 
 

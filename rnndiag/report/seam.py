@@ -1,4 +1,4 @@
-"""What a run says of the seam of chunked training: the credit across it, and what the cut throws away, in words."""
+"""The seam of chunked training as a run recorded it: credit across the seam and the share that the cut removes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SeamFound:
 
     @property
     def sentence(self) -> str:
-        """What the cut throws away, in words."""
+        """What the cut at the seam removes, in one sentence."""
         return (
             f"Training cuts the state every {self.own:.0f} steps: that throws away {percent(self.share)} of the credit "
             f"of a chunk's losses and changes their gradient by {percent(self.bias)} (cosine {self.cosine:.3f}), as "

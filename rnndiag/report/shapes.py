@@ -1,4 +1,4 @@
-"""Shapes of points: one for each tone, so that no point is told by its colour alone."""
+"""Shapes of points: one for each tone, so that points can be told apart without colour."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Tile:
 
 
 def tiles(context: Context) -> list[Tile]:
-    """Reach, decay, window, not finite, proof: of the lead layer, or of the run."""
+    """The tiles reach, decay and window of the lead layer, and not finite and proof of the whole run."""
     layer = context.lead
     return [
         _reach(context, layer),

@@ -1,4 +1,7 @@
-"""A panel as inline SVG: presentation attributes for the light page, classes by which the dark page recolours them."""
+"""A panel as inline SVG.
+
+Presentation attributes hold the light colours; the stylesheet recolours classes in the dark theme.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from rnndiag.report.shapes import shape
 
 
 class Drawing(Canvas):
-    """Draws what a panel holds onto its canvas."""
+    """Draws the elements of a panel on its canvas."""
 
     def __init__(self, panel: Panel, frame: Frame) -> None:
         super().__init__(panel, frame)
         self._labels: list[tuple[float, float, float]] = []
 
     def allowed(self) -> None:
-        """The range that a check allows, shaded."""
+        """Shade the range that a check allows."""
         if self.panel.allowed is None:
             return
         low, high = self.panel.allowed
@@ -52,13 +55,13 @@ class Drawing(Canvas):
             )
 
     def _kept(self, values: np.ndarray) -> np.ndarray:
-        """Values beyond the axis, brought to its edge: an area may be cut there, a line may not."""
+        """Values clipped to the axis. Only for areas: a clipped line would show a plateau that is not there."""
         axis = self.panel.y
         with np.errstate(invalid="ignore"):
             return np.where(np.isnan(values), np.nan, np.clip(values, axis.low, axis.high))
 
     def curve(self, line: Line) -> None:
-        """A curve; beyond the axis it is cut, not clipped, so that no plateau is drawn. One point is a dot."""
+        """A curve. Values beyond the axis are left out, not clipped: no plateau is drawn. One point is a dot."""
         x, y = thin_line(self.x(line.x), self.y(line.y), self.frame.inner[0])
         floor, roof = self.frame.height - self.frame.bottom, self.frame.top
         seen = np.isfinite(x) & np.isfinite(y) & (y <= floor + 0.5) & (y >= roof - 0.5)
@@ -76,7 +79,7 @@ class Drawing(Canvas):
                 self.parts += [shape("main", a, b, 3.0, line.tone) for a, b in points]
 
     def bubble(self, bubble: Bubble) -> None:
-        """A dot whose area is the third number."""
+        """A dot whose area is proportional to the third number."""
         x, y = float(self.x(bubble.x)), float(self.y(bubble.y))
         if not (np.isfinite(x) and np.isfinite(y)):
             return
@@ -96,7 +99,7 @@ class Drawing(Canvas):
         )
 
     def _free(self, left: float, right: float, y: float) -> float:
-        """A height for a word at which no other one stands: further in, away from the nearer edge."""
+        """A height for a label that no other label uses, searched away from the nearer edge."""
         way = 13 if y < self.frame.height / 2 else -13
         while any(abs(y - at) < 13 and left < b and right > a for a, b, at in self._labels):
             y += way
@@ -113,7 +116,7 @@ class Drawing(Canvas):
         ]
 
     def mark(self, mark: Mark, level: int) -> None:
-        """A dashed line with its word; several words stand one below the other."""
+        """A dashed line with its label; labels of several marks are placed below each other."""
         frame = self.frame
         if mark.axis == "x":
             x = float(self.x(mark.at))
@@ -138,7 +141,7 @@ class Drawing(Canvas):
             self.text(end - 4, beside, mark.label, anchor="end", kind=mark.tone, halo=True)
 
     def matrix(self, matrix: Matrix, shown: bool) -> None:
-        """The palette picture, stretched over the plotting area; row 0 lies at the bottom."""
+        """The palette PNG, stretched over the plotting area; row 0 is at the bottom."""
         frame = self.frame
         data = base64.b64encode(png(indices(matrix)[::-1], colours(matrix.diverging))).decode()
         width, height = frame.inner
@@ -152,7 +155,7 @@ class Drawing(Canvas):
         )
 
     def notes(self) -> None:
-        """Words inside the picture, at its lower right."""
+        """The panel's notes, inside the picture at its lower right."""
         frame = self.frame
         end, floor = frame.width - frame.right - 6, frame.height - frame.bottom - 8
         for k, words in enumerate(reversed(self.panel.notes)):
@@ -207,7 +210,7 @@ def draw(panel: Panel, label: str, size: Size = "wide") -> str:
 
 
 def _cells(name: str, axis: Axis) -> str:
-    """What a script needs to say which row or column is under the pointer."""
+    """Data attributes from which the page's script names the row and column under the pointer."""
     facts = {
         "label": axis.label,
         "first": axis.first,

@@ -1,4 +1,4 @@
-"""Where an axis has its ticks, and how a number is written beside one."""
+"""Positions and labels of the ticks of an axis, and numbers as text."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def power_of_ten(exponent: float) -> str:
 
 
 def ten_to(exponent: float) -> float:
-    """10 ** exponent, kept within what a float holds: a run may claim any number."""
+    """10 ** exponent, with the exponent limited to ±300: a run may claim any number, and floats end at 1e308."""
     return float(10.0 ** min(300.0, max(-300.0, float(exponent))))
 
 
 def number(value: float) -> str:
-    """A number as people write it: 3 digits, no exponent between 1e-3 and 1e5."""
+    """A number with 3 significant digits, without an exponent between 1e-3 and 1e5."""
     if value != value:
         return "not a number"
     if math.isinf(value):
@@ -37,7 +37,7 @@ def number(value: float) -> str:
 
 
 def place(axis: Axis, values: np.ndarray | float) -> np.ndarray:
-    """Values -> 0..1 along the axis; NaN where they cannot lie on it."""
+    """Map values to 0..1 along the axis; NaN for values that are not on it (0 on a logarithmic axis, not finite)."""
     with np.errstate(all="ignore"):
         raw = np.asarray(values, float)
         if axis.scale == "linear":
@@ -50,7 +50,7 @@ def place(axis: Axis, values: np.ndarray | float) -> np.ndarray:
 
 
 def ticks(axis: Axis, most: int = 7) -> list[tuple[float, str]]:
-    """At most about `most` values with their words."""
+    """At most about `most` tick values with their labels."""
     if axis.names:
         every = max(1, math.ceil(len(axis.names) / most))
         return [(float(i), name) for i, name in enumerate(axis.names) if i % every == 0]
@@ -85,7 +85,7 @@ def _within_decades(axis: Axis, most: int) -> list[tuple[float, str]]:
 
 
 def _worded(values: list[float]) -> list[tuple[float, str]]:
-    """Values with their words; of those that are written alike the first."""
+    """Values with their labels; of values with equal labels only the first."""
     words: dict[str, float] = {}
     for value in values:
         words.setdefault(number(value), value)
@@ -93,7 +93,7 @@ def _worded(values: list[float]) -> list[tuple[float, str]]:
 
 
 def _few(low: float, high: float, most: int) -> list[float]:
-    """Round values between low and high, as many as there may be at most."""
+    """Round values between low and high, at most `most` of them."""
     span = high - low
     if not span > 1e-5 * max(abs(low), abs(high)) or not math.isfinite(span):
         return [low]  # all would be written as the same number
@@ -107,5 +107,5 @@ def _few(low: float, high: float, most: int) -> list[float]:
 
 
 def _clean(value: float) -> float:
-    """Without the dust of binary fractions: 0.30000000000000004 is 0.3."""
+    """The number without binary rounding error: 0.30000000000000004 becomes 0.3."""
     return float(f"{value:.12g}")

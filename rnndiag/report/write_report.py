@@ -1,4 +1,4 @@
-"""`rnndiag.write_report`: from a run to its page."""
+"""`rnndiag.write_report`: writes the HTML page of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnndiag.report.page import write_page
 from rnndiag.store.reader import StoredRun
 
 MOST_LAYERS = 2_000
-"""A page about more layers would help nobody, and a damaged or hostile run may claim any number of them."""
+"""A run with more layers is refused: a damaged or hostile run may claim any number of them."""
 
 
 @np.errstate(all="ignore")  # numbers that are not finite are what a report is there to show
@@ -26,7 +26,21 @@ def report_context(
     config: Config | str | Path | Mapping[str, Any] | None = None,
     layer: str = "",
 ) -> Context:
-    """A run with its findings, however short it is, and the baseline run where the baseline is one."""
+    """A run with its findings: all that figures and the page need.
+
+    Args:
+        run: The run or its directory.
+        baseline: A baseline file or a run to compare with. None: the one of the configuration, if any.
+        config: Configuration, or the pyproject.toml that holds it. None: the nearest one.
+        layer: The layer that single-layer figures show. Empty: the one of the verdict.
+
+    Returns:
+        The context. Its findings are empty if the run has no recording.
+
+    Raises:
+        RunUnreadable: The run claims more than MOST_LAYERS layers.
+        BadArgument: The run has no such layer.
+    """
     opened = run if isinstance(run, StoredRun) else StoredRun(run)
     if len(opened.layers) > MOST_LAYERS:
         raise RunUnreadable(
@@ -55,5 +69,14 @@ def write_report(
     path: str | os.PathLike[str] = "report.html",
     baseline: StoredRun | str | Path | None = None,
 ) -> Path:
-    """Write one HTML page about a run, judged against `baseline` if one is given; the page's path."""
+    """Write one self-contained HTML page about a run.
+
+    Args:
+        run: The run or its directory.
+        path: The file to write. It is replaced as a whole.
+        baseline: A baseline file or a run to compare with. None: the one of the configuration, if any.
+
+    Returns:
+        The path of the page.
+    """
     return write_page(report_context(run, baseline), path)

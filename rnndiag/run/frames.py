@@ -1,4 +1,4 @@
-"""Runs as pandas tables and xarray datasets; both are imported only here."""
+"""Runs as pandas tables and xarray datasets. pandas and xarray are imported only here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many runs at once, side by side."""
+"""`Runs`: several runs opened together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Runs(Sequence[Run]):
-    """Runs in the order of their paths. `unreadable` holds a sentence for each that could not be opened."""
+    """Several runs in the order of their paths. `unreadable` holds one sentence for each that could not be opened."""
 
     def __init__(self, runs: Sequence[Run], unreadable: Sequence[str] = ()) -> None:
         self._runs = tuple(runs)
@@ -43,7 +43,7 @@ class Runs(Sequence[Run]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What tells the runs apart: their paths below the folder that they share."""
+        """Distinct names of the runs: their paths below the folder that they share."""
         paths = [str(run.path) for run in self]
         if len(set(paths)) < 2:
             return tuple(run.name for run in self)
@@ -51,16 +51,32 @@ class Runs(Sequence[Run]):
         return tuple(os.path.relpath(path, shared) for path in paths)
 
     def to_frame(self, quantity: str | None = None, layer: str | None = None) -> pandas.DataFrame:
-        """The long tables of all runs under each other, with a first column `run`."""
+        """The numbers of all runs as one long pandas table.
+
+        Args:
+            quantity: Name of one quantity. None: all.
+            layer: Name of one layer. None: all.
+
+        Returns:
+            The tables of `Run.to_frame` below each other, with a first column `run`.
+        """
         from rnndiag.run.frames import joined
 
         return joined(dict(zip(self.names, self, strict=True)), quantity, layer)
 
 
 def open_runs(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Runs:
-    """All runs at paths that match a pattern (`logs/**`), or at the given paths.
+    """Open several runs.
 
-    A run that cannot be read is named in `.unreadable`, not raised.
+    Args:
+        pattern: A path, a pattern such as `logs/**`, or several of them. Of a folder without a run, the runs directly
+            in it are opened.
+
+    Returns:
+        The runs. One that cannot be read is named in `.unreadable`.
+
+    Raises:
+        RunUnreadable: Nothing that was found is a run.
     """
     if isinstance(pattern, (str, os.PathLike)):
         pattern = [pattern]
