@@ -21,6 +21,7 @@ import pytest
 
 if TYPE_CHECKING:
     from rnndiag.engine.gradcheck.result import GradcheckResult
+    from rnndiag.health.diagnosis import Diagnosis
     from rnndiag.health.finding import Finding
     from rnndiag.run.run import Run
 
@@ -115,6 +116,14 @@ class RnndiagFixture:
                 "This test has recorded no run.", "Train with callbacks=[rnndiag.callback()] first."
             )
         return open_run(self.run_dirs[-1])
+
+    def diagnose(
+        self, run: Run | None = None, chance: float | None = None, needs: int | str | None = None
+    ) -> Diagnosis:
+        """The diagnosis of a run (None: the last): `.state`, `.headline`, `.causes`."""
+        from rnndiag.health.diagnosis import diagnose
+
+        return diagnose(self.run() if run is None else run, chance=chance, needs=needs)
 
     def check(
         self,

@@ -149,9 +149,16 @@ def facts(one: Run) -> dict[str, Any]:
         "layers": list(one.layers),
         "quantities": {name: list(one.layers_of(name)) for name in one.quantities},
         "verdicts": _verdicts(one),
+        "diagnosis": _diagnosis(one),
         "provenance": one.provenance,
         "problems": [str(problem) for problem in one.problems],
     }
+
+
+def _diagnosis(one: Run) -> dict[str, Any]:
+    from rnndiag.health.diagnosis import diagnose
+
+    return diagnose(one).as_json() if len(one.steps) else {}
 
 
 def _verdicts(one: Run) -> dict[str, int]:
@@ -167,6 +174,7 @@ def overview(one: Run) -> Iterator[str]:
     phases = ", ".join(f"{len(one.steps_of(phase))} {phase}" for phase in one.phases)
     reason = f" ({one.status.reason})" if one.status.reason not in ("", "finished") else ""
     yield f"{one.path}: {one.status}{reason}"
+    yield from _diagnosis_lines(one)
     yield f"  {len(one)} recordings{f' ({phases})' if len(one.phases) > 1 else ''}, {span}, {size_text(one.size)}"
     if len(one.ranks) > 1:
         yield f"  {len(one.ranks)} ranks ({', '.join(map(str, one.ranks))}): pooled, unless one is named"
@@ -228,6 +236,19 @@ def _seam_lines(one: Run) -> Iterator[str]:
     if told:
         yield "  across the seam"
         yield from (f"    {layer}   {sentence}" for layer, sentence in told[-1].items())
+
+
+def _diagnosis_lines(one: Run) -> Iterator[str]:
+    """Heading, statement and the other causes."""
+    import textwrap
+
+    from rnndiag.health.diagnosis import diagnose
+    from rnndiag.health.diagnosis.finding import paragraphs
+
+    if not len(one.steps):
+        return
+    for text in paragraphs(diagnose(one)):
+        yield from textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="  ")
 
 
 def _quantity_line(one: Run, name: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from rnndiag.errors import BadConfig
 from rnndiag.health.bounds import Bounds, parse_percent
+from rnndiag.health.diagnosis.diagnosis import STATES
+from rnndiag.health.diagnosis.finding import FAIL_STATES
 from rnndiag.health.rule import all_rules
 from rnndiag.store.judged import judged_steps
 
@@ -21,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_SETTINGS = ("window", "min_recordings", "false_alarm", "min_baseline_runs")
+_SETTINGS = ("window", "min_recordings", "false_alarm", "min_baseline_runs", "fail_states")
 _BOUNDS = ("min", "max", "window", "change", "shift", "level", "layers")
 _LEVELS = ("fail", "warn", "off")
 _MOST_BYTES = 1 << 20
@@ -45,6 +47,12 @@ class Config:
     """A baseline of fewer runs has no noise of its own: a change is then judged by `shift` alone."""
     comparable_across: tuple[str, ...] = ()
     """Fields of the fingerprint that may differ between run and baseline."""
+    fail_states: tuple[str, ...] = FAIL_STATES
+    """States of the diagnosis that fail the gate."""
+    chance: float | None = None
+    """The loss of a constant answer; None: as the run was given."""
+    needs: int | str | None = None
+    """Steps back that the task needs; None: as the run was given."""
     source: str = "the defaults"
 
     def bounds(self, name: str) -> Bounds:
@@ -86,7 +94,8 @@ def read_config(source: Config | str | Path | Mapping[str, Any] | None) -> Confi
 
 
 def _from_table(table: Mapping[str, Any], source: str, folder: Path) -> Config:
-    _known(table, ("baseline", "comparable_across", "checks"), "tool.rnndiag", source)
+    known = ("baseline", "comparable_across", "chance", "needs", "checks")
+    _known(table, known, "tool.rnndiag", source)
     checks = _table(table.get("checks", {}), "tool.rnndiag.checks", source)
     _known(checks, (*_SETTINGS, *all_rules()), "tool.rnndiag.checks", source)
     values: dict[str, Any] = {}
@@ -96,6 +105,9 @@ def _from_table(table: Mapping[str, Any], source: str, folder: Path) -> Config:
         values["comparable_across"] = _texts(
             table["comparable_across"], "comparable_across", source
         )
+    values |= _about_the_task(table, source)
+    if "fail_states" in checks:
+        values["fail_states"] = _states(checks["fail_states"], "checks.fail_states", source)
     if "window" in checks:
         values["window"] = _window(checks["window"], "checks.window", source)
     for name in ("min_recordings", "min_baseline_runs"):
@@ -107,6 +119,26 @@ def _from_table(table: Mapping[str, Any], source: str, folder: Path) -> Config:
             raise _wrong("checks.false_alarm", checks["false_alarm"], "a share below 0.5", source)
     rules = {name: _bounds(name, checks[name], source) for name in all_rules() if name in checks}
     return Config(checks=rules, source=source, **values)
+
+
+def _about_the_task(table: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What a project says of its task: chance, a loss, and needs, in steps or in the run's time unit."""
+    found: dict[str, Any] = {}
+    if "chance" in table:
+        found["chance"] = _number(table["chance"], "chance", source)
+    if "needs" in table:
+        needs = table["needs"]
+        of_text = isinstance(needs, str)
+        found["needs"] = (_text if of_text else _count)(needs, "needs", source)
+    return found
+
+
+def _states(value: Any, where: str, source: str) -> tuple[str, ...]:
+    named = _texts(value, where, source) if value != [] else ()
+    for state in named:
+        if state not in STATES:
+            raise _wrong(where, value, f"states among {', '.join(STATES)}", source)
+    return named
 
 
 def _bounds(name: str, value: Any, source: str) -> Bounds:

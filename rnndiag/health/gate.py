@@ -12,6 +12,7 @@ from rnndiag.errors import CannotJudge
 from rnndiag.health.baseline import Baseline, measure, read_baseline
 from rnndiag.health.change import compare
 from rnndiag.health.config import Config, read_config
+from rnndiag.health.diagnosis.finding import diagnosis_finding
 from rnndiag.health.finding import STATUSES, UNTRUSTED, Finding
 from rnndiag.health.fingerprint import differences, fingerprint
 from rnndiag.health.judge import Judge
@@ -69,6 +70,7 @@ def findings(judges: Sequence[Judge]) -> list[Finding]:
     """What every rule says, the worst of the runs for each check and layer, then what the recorder itself found."""
     each = [
         [
+            *diagnosis_findings(judge.run, judge.config),
             *proof_findings(judge),
             *(f for rule in all_rules().values() for f in judge.findings(rule)),
             *recorded_findings(judge.run),
@@ -76,6 +78,12 @@ def findings(judges: Sequence[Judge]) -> list[Finding]:
         for judge in judges
     ]
     return each[0] if len(each) == 1 else worst_of_runs(each)
+
+
+def diagnosis_findings(run: StoredRun, config: Config) -> list[Finding]:
+    """The diagnosis of a run as a statement; it fails where its state is among those that do."""
+    found = diagnosis_finding(run, config.fail_states, config.chance, config.needs)
+    return [] if found is None else [found]
 
 
 def worst_of_runs(each: Sequence[Sequence[Finding]]) -> list[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rnndiag.health.diagnosis.finding import CHECK
 from rnndiag.health.finding import UNTRUSTED, Finding
 from rnndiag.health.outcome import exit_code
 from rnndiag.store.reader import StoredRun
@@ -34,7 +35,10 @@ class Verdict:
 def verdict(findings: Sequence[Finding], run: StoredRun | None = None) -> Verdict:
     """The heading of these findings: distrust first, then failures, warnings, and what is out of the ordinary."""
     code = exit_code(findings)
-    found = _leading(findings)
+    found = leading(findings)
+    stated = next((one for one in findings if one.check == CHECK), None)
+    if stated is not None and (found is None or found is stated or found.status not in _STRONGER):
+        return _of_diagnosis(stated, code)
     if found is None and run is not None and len(run.steps) == 0:
         return Verdict(
             "NOTHING RECORDED", "The run holds no recording.", "", SHAPES["unsure"], code
@@ -46,13 +50,29 @@ def verdict(findings: Sequence[Finding], run: StoredRun | None = None) -> Verdic
     return Verdict(word, _sentence(found.message), found.remedy, SHAPES[shape], code, found)
 
 
+_STRONGER = ("fail", "warn", "not_judged")
+"""A finding of such a status heads the page before the diagnosis of a healthy model; statements do not."""
+
+
+def _of_diagnosis(stated: Finding, code: int) -> Verdict:
+    """The heading that the diagnosis gives."""
+    shape = "well" if stated.status == "note" else "fault"
+    if stated.word.startswith("CANNOT TELL") or stated.word.startswith("LEARN"):
+        shape = "unsure"
+    return Verdict(stated.word, stated.message, stated.remedy, SHAPES[shape], code, stated)
+
+
 _TITLES = {"fail": "FAILED", "warn": "WARNING", "not_judged": "NOT JUDGED", "note": "", "pass": ""}
 
 
-def _leading(findings: Sequence[Finding]) -> Finding | None:
+def leading(findings: Sequence[Finding]) -> Finding | None:
+    """The finding that heads a page: distrust first, then what failed, what warns, and what is out of the ordinary."""
+
     def order(one: Finding) -> int | None:
         if one.check == UNTRUSTED and one.status == "not_judged":
             return 0
+        if one.check == CHECK:
+            return 1 if one.status == "fail" else 2 if one.status == "warn" else None
         if one.status in ("fail", "warn"):
             return 1 if one.status == "fail" else 2
         if one.notable and one.word:

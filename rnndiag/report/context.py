@@ -11,8 +11,9 @@ import numpy as np
 
 from rnndiag.errors import RunUnreadable
 from rnndiag.health.config import Config
+from rnndiag.health.diagnosis.finding import CHECK
 from rnndiag.health.finding import Finding
-from rnndiag.health.verdict import Verdict, verdict
+from rnndiag.health.verdict import Verdict, leading, verdict
 from rnndiag.stats.advice import Advice, advice
 from rnndiag.stats.headline import lengths_of, run_reach
 from rnndiag.stats.reach import Decay, Reach, decay, reach
@@ -86,6 +87,12 @@ class Context:
         """The newest readable recording of one quantity, without padding; one with a number in it if there is any."""
         return self.newest(quantity, layer)[0]
 
+    def step_of_last(self, quantity: str, layer: str) -> int | None:
+        """The training step that `last` is from."""
+        found, passed = self.newest(quantity, layer)
+        steps = [step for step in self.steps_of(quantity, layer) if step not in passed]
+        return int(steps[-1]) if found is not None and len(steps) else None
+
     def newest(self, quantity: str, layer: str) -> tuple[Measurement | None, list[int]]:
         """The same, and the later steps that were passed over because nothing in them was a number."""
         passed: list[int] = []
@@ -119,9 +126,10 @@ class Context:
         """The layer that the single-layer figures show: that of the verdict, else the one of the shortest reach."""
         if self.chosen:
             return self.chosen
-        found = self.verdict.finding
-        if found is not None and found.layer in self.run.layers:
-            return found.layer
+        beside = leading([one for one in self.findings if one.check != CHECK])
+        for found in (self.verdict.finding, beside):  # a diagnosis may be of the whole model
+            if found is not None and found.layer in self.run.layers:
+                return found.layer
         return self.layers[0] if self.layers else ""
 
     def reach(self, layer: str) -> Reach | None:

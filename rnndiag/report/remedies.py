@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rnndiag.health.diagnosis.finding import CHECK
 from rnndiag.health.finding import STATUSES, Finding
 
 
@@ -19,10 +20,13 @@ class Remedy:
 
 def remedies(findings: Sequence[Finding]) -> list[Remedy]:
     """Failures first. Passes and plain statements ask for nothing."""
+    # Where the run is diagnosed, a number out of the ordinary asks for nothing by itself.
+    diagnosed = any(f.check == CHECK for f in findings)
     wanted = [
         f
         for f in findings
-        if f.remedy and (f.status in ("fail", "warn", "not_judged") or f.notable)
+        if f.remedy
+        and (f.status in ("fail", "warn", "not_judged") or (f.notable and not diagnosed))
     ]
     wanted.sort(key=lambda f: (STATUSES.index(f.status), not f.notable))
     grouped: dict[str, list[Finding]] = {}

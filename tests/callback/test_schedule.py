@@ -100,7 +100,7 @@ def test_a_fit_of_known_length_is_recorded_at_every_quarter(total: int, budget: 
 
 def test_groups_for_the_ends_are_left_out_once_the_floor_is_spent() -> None:
     ledger = FakeLedger()
-    ledger.prices["dear"] = 1.5
+    ledger.prices["dear"] = 1.5  # beyond the second that each end has
     schedule = WithinBudget(1e-6, ledger, GROUPS, 1000)
     decisions = []
     for tick in range(1000):

@@ -43,9 +43,8 @@ def test_every_kind_of_estimator_is_compared_and_states_its_error() -> None:
     names = score.coordinates["estimator"]
     assert len(names) == len(kinds)
     table = {name: score.sel(score=name).values for name in score.coordinates["score"]}
-    ranking = np.sqrt(
-        (table["rmse"] ** 2 + table["ranking"][names.index("full")] ** 2) * table["cost"]
-    )
+    noise = table["ranking"][names.index("full")]
+    ranking = np.sqrt(table["bias"] ** 2 + (table["sd"] ** 2 + noise**2) * table["cost"])
     assert table["ranking"] == pytest.approx(ranking, rel=1e-5)  # full BPTT's ranking is σ
     assert (np.diff(table["ranking"]) >= 0).all()
     drawn = np.array([name.startswith(("Bernoulli", "ARTBP")) for name in names])

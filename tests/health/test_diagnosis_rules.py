@@ -280,6 +280,18 @@ def test_a_loss_that_rose_is_diverged_and_one_that_lost_what_it_had_too(tmp_path
     assert "its best was" in again.headline
 
 
+def test_a_model_that_lost_what_it_had_at_spikes_of_its_gradient_is_told_to_clip(
+    tmp_path: Path,
+) -> None:
+    lost = np.concatenate([falling_losses(1.386, 0.1, 0.3, 200), stuck_losses(1.0, 200)])
+    note = {"kind": "jump", "norm": 40.0, "usual_norm": 0.5, "layer": "rnn.l0"}
+    notes = {step: {"black_box": {**note, "step": step}} for step in (200, 300)}
+    found = diagnosed(tmp_path, layer(), losses=lost, notes=notes)
+    assert (found.state, found.causes[0].name) == ("diverged", "exploding")
+    assert found.causes[0].remedy is not None
+    assert (found.causes[0].remedy.knob, found.causes[0].remedy.value) == ("gradient_clip_val", 1.0)
+
+
 def test_a_loss_at_rest_above_zero_is_told_so_and_no_alarm(tmp_path: Path) -> None:
     found = diagnosed(tmp_path, layer(swing=0.3), losses=falling_losses(3.0, 2.0))
     assert (found.state, found.at_rest, found.causes) == ("learned", True, ())

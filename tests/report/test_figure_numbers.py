@@ -132,8 +132,8 @@ def test_estimators_are_sorted_by_their_ranking(context_of: Callable[[str], Cont
         "chunk(4)",
         "bernoulli(0.9)",
     ]
-    assert "window(4) gives the least error for its cost" in data.finding
-    assert "1.25 times" in data.finding  # 0.5 / 0.4
+    # the first of the table has a bias above 10 %, so the next one is recommended
+    assert "full gives the least error for its cost" in data.finding
 
 
 def test_stability_shows_exponents_with_errors_and_eigenvalues(

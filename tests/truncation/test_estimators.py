@@ -345,7 +345,7 @@ def test_ranking_needs_the_noise_yardstick() -> None:
     noise = lag_sweep(p.run).noise / float(p.full().norm())
     for score in scores:
         assert score.noise == pytest.approx(noise, rel=1e-10)
-        expected = math.sqrt((score.rmse**2 + noise**2) * score.cost)
+        expected = math.sqrt(score.bias**2 + (score.sd**2 + noise**2) * score.cost)
         assert score.ranking == pytest.approx(expected, rel=1e-10)
     assert [s.ranking for s in scores] == sorted(s.ranking for s in scores)
 

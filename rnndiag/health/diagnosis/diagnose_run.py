@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from rnndiag.health.diagnosis.diagnosis import Cause, Diagnosis, State
 from rnndiag.health.diagnosis.features import LATE, Features, features_of
 from rnndiag.health.diagnosis.recorded import Recorded
@@ -36,8 +38,9 @@ def diagnose(
         >>> rnndiag.diagnose(rnndiag.open_run("runs/exp1")).causes[0].remedy
         Remedy(knob='forget_bias', value=3.4, sentence='Start the forget bias at ln(30 - 1) = 3.4 ...')
     """
-    features = features_of(Recorded(run), chance, needs)
-    return diagnosis_of(features)
+    # Numbers that are not finite are what a diagnosis is there to tell.
+    with np.errstate(all="ignore"):
+        return diagnosis_of(features_of(Recorded(run), chance, needs))
 
 
 def diagnosis_of(features: Features) -> Diagnosis:

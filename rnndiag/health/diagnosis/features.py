@@ -16,9 +16,11 @@ from rnndiag.health.diagnosis.loss_curve import LossCurve, loss_curve
 from rnndiag.health.diagnosis.recorded import Recorded
 from rnndiag.health.diagnosis.training_facts import (
     FirstFault,
+    Jump,
     Setup,
     StepSizes,
     first_fault,
+    jumps,
     setup_of,
     step_sizes,
     structural_findings,
@@ -44,6 +46,7 @@ class Features:
     stack_credit: Mapping[str, LayerEvidence]
     """Stack -> what was measured of all its layers together."""
     fault: FirstFault | None
+    jumps: tuple[Jump, ...]
     structure: Mapping[str, tuple[str, str]]
     untrusted: tuple[int, ...]
     recordings: tuple[int, ...]
@@ -153,6 +156,7 @@ def features_of(
             if name in recorded.names
         },
         fault=first_fault(recorded, curve.first_nonfinite, setup),
+        jumps=jumps(recorded),
         structure=structural_findings(recorded),
         untrusted=trust(recorded),
         recordings=tuple(one.step for one in recorded.outlines),

@@ -13,6 +13,8 @@ from rnndiag.health.diagnosis.recorded import Recorded, Row
 
 CARRY_GATES = ("f", "z")
 """Gates that say how much of the state is kept: f of an LSTM, z of a GRU as torch writes it."""
+LARGEST_LOG = 700.0
+"""exp of more than this is no float any more."""
 NEGLIGIBLE = math.log(1e-6)
 """Credit below this share of lag 0 does not say how fast it falls."""
 
@@ -66,7 +68,8 @@ class Credit:
         known = known[np.isfinite(known)]
         if len(self.log) < 3 or len(known) < 2:
             return NOTHING
-        return Dated(math.exp((known[-1] - known[0]) / (len(known) - 1)), self.step)
+        slope = (known[-1] - known[0]) / (len(known) - 1)
+        return Dated(math.exp(min(slope, LARGEST_LOG)), self.step)
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ def _credit(rows: tuple[Row, ...], which: int) -> Credit | None:
     if not found:
         return None
     longest = max(found, key=lambda row: row.values.shape[0])
-    column = longest.labels.get("profile_stat", ("profile",)).index("profile")
+    labels = longest.labels.get("profile_stat", ())
+    column = labels.index("profile") if "profile" in labels else 0
     return Credit(longest.values[:, column], longest.step)
 
 
@@ -172,26 +176,31 @@ def _ends(rows: tuple[Row, ...], number: Any) -> tuple[Dated, Dated]:
 
 
 def _mean(row: Row) -> float:
-    return float(np.nanmean(row.values)) if np.isfinite(row.values).any() else math.nan
+    return _known_mean(row.values)
+
+
+def _known_mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.mean(known)) if known.size else math.nan
 
 
 def _mean_stat(row: Row) -> float:
     """Mean over time of the statistic `mean`, of dims (time, stat)."""
     labels = row.labels.get("stat", ())
     values = row.values[..., labels.index("mean")] if "mean" in labels else row.values
-    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+    return _known_mean(values)
 
 
 def _carry(row: Row) -> float:
     labels = row.labels.get("gate", ())
     at = next((labels.index(gate) for gate in CARRY_GATES if gate in labels), None)
-    return math.nan if at is None else float(np.nanmean(row.values[at]))
+    return math.nan if at is None else _known_mean(row.values[at])
 
 
 def _others(row: Row) -> float:
     labels = row.labels.get("gate", ())
     kept = [i for i, gate in enumerate(labels) if gate not in CARRY_GATES]
-    return float(np.nanmean(row.values[kept])) if kept else math.nan
+    return _known_mean(row.values[kept])
 
 
 def _gates_at_ends(recorded: Recorded, name: str) -> tuple[Dated, Dated]:

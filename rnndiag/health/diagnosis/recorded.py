@@ -11,7 +11,7 @@ import numpy as np
 
 from rnndiag.store.layer_names import is_stack, recurrence
 from rnndiag.store.measurement import Measurement
-from rnndiag.store.quantities import MODEL
+from rnndiag.store.quantities import MODEL, QUANTITIES
 from rnndiag.store.reader import StoredRun
 from rnndiag.store.recording import Recording
 
@@ -84,9 +84,11 @@ class Recorded:
         return tuple(sorted(found, key=lambda row: row.step))
 
     def _of(self, quantity: str, name: str) -> Iterator[Row]:
+        dims = QUANTITIES[quantity].dims
         for step, one in self._measured(quantity, name):
-            values = np.asarray(one.values, np.float64)
-            yield Row(step, name, values, one.coordinates)
+            if one.dims == dims and all(one.sizes.values()):  # a damaged run may hold anything
+                values = np.asarray(np.real(one.values), np.float64)
+                yield Row(step, name, values, one.coordinates)
 
     def _measured(self, quantity: str, name: str) -> Iterator[tuple[int, Measurement]]:
         if isinstance(self.source, Recording):

@@ -15,6 +15,7 @@ from rnndiag.health.diagnosis import window_rules as window
 from rnndiag.health.diagnosis.rule import ALWAYS, BAD, UNLEARNED, Rule, Situation
 
 _STUCK: frozenset[Situation] = frozenset({"stuck"})
+_LOST: frozenset[Situation] = frozenset({"diverged"})
 
 RULES = (
     Rule("time_and_batch_swapped", "structure", ALWAYS, structure.time_and_batch_swapped),
@@ -41,6 +42,7 @@ RULES = (
     Rule("dead_units", "later", BAD, start.units_died),
     Rule("forget_gates_shut", "later", _STUCK, later.forgets_too_soon),
     Rule("contracting_recurrence", "later", _STUCK, later.contracts),
+    Rule("exploding", "last resort", _LOST, structure.spikes, alone=True),
     Rule("learning_rate_too_high", "last resort", BAD, step.perhaps_too_high, alone=True),
     Rule("learning_rate_too_low", "last resort", BAD, step.perhaps_too_low, alone=True),
 )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rnndiag.health.diagnosis.diagnosis import Confidence, Evidence, Remedy
 from rnndiag.health.diagnosis.features import Features
-from rnndiag.health.diagnosis.layer_evidence import Dated
+from rnndiag.health.diagnosis.layer_evidence import LARGEST_LOG, Dated
 
 Group = Literal["structure", "data", "step", "start", "window", "later", "last resort"]
 """When a cause acts. Causes of one group act at one time; those of a later group may follow from an earlier one."""
@@ -86,7 +86,11 @@ def power(log: float) -> str:
     """10^-8.2 of ln c; in words where it is nothing."""
     if math.isinf(log) and log < 0:
         return "nothing"
-    return f"10^{log / math.log(10):.1f}" if log < math.log(0.1) else f"{math.exp(log):.2g}"
+    return (
+        f"10^{log / math.log(10):.1f}"
+        if log < math.log(0.1)
+        else f"{math.exp(min(log, LARGEST_LOG)):.2g}"
+    )
 
 
 def percent(share: float) -> str:

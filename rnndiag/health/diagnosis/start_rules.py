@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rnndiag.health.diagnosis.diagnosis import Remedy
 from rnndiag.health.diagnosis.features import Features
-from rnndiag.health.diagnosis.layer_evidence import LayerEvidence
+from rnndiag.health.diagnosis.layer_evidence import LARGEST_LOG, LayerEvidence
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number, percent, power
 
 GATES_AT_ENDS = 0.5
@@ -130,7 +130,7 @@ def explosion(view: View, layer: LayerEvidence) -> Found | None:
     )
     return Found(
         f"At step {credit.step} the credit in {layer.name} grows "
-        f"{number(math.exp(min(credit.far.value, 700)))}-fold over "
+        f"{number(math.exp(min(credit.far.value, LARGEST_LOG)))}-fold over "
         f"{credit.last_lag} lags ({number(credit.per_step.value)} a step){also}.",
         evidence(far_credit=credit.far, credit_per_step=credit.per_step),
         layer.name,

@@ -11,6 +11,7 @@ from rnndiag.health.diagnosis.rule import Found, View, evidence, number
 from rnndiag.health.diagnosis.start_rules import GROWS, explosion, start_of_recurrence
 from rnndiag.health.diagnosis.step_rules import lower_rate, wild
 
+FEWEST_SPIKES = 2
 DEAD = 0.5
 """Share of dead relu units above which a layer passes no gradient at all."""
 
@@ -148,6 +149,27 @@ def nonfinite_by_growth(view: View) -> Found | None:
                     sentence, found.evidence, found.layer, remedy=start_of_recurrence(layer)
                 )
     return None
+
+
+def spikes(view: View) -> Found | None:
+    """Single gradients many times the usual size, in a model that had learned and lost it."""
+    jumps = view.features.jumps
+    if len(jumps) < FEWEST_SPIKES:
+        return None
+    largest = max(jumps, key=lambda one: one.ratio)
+    value = float(f"{2 * largest.usual:.2g}")
+    return Found(
+        f"The gradient norm jumped {len(jumps)} times, the furthest at step {largest.step}: "
+        f"{number(largest.ratio)} times its usual {number(largest.usual)}, and what was learned was lost.",
+        evidence(gradient_jump=Dated(largest.ratio, largest.step)),
+        largest.layer,
+        "medium",
+        Remedy(
+            "gradient_clip_val",
+            value,
+            f"Clip the gradient norm at {number(value)}, twice its usual size.",
+        ),
+    )
 
 
 def nonfinite(view: View) -> Found | None:

@@ -38,7 +38,8 @@ def setup_of(recorded: Recorded) -> Setup:
     """Read from the provenance; a run of an earlier version has none, and nothing is frozen there."""
     training = _mapping(recorded.provenance.get("training"))
     trainer = _mapping(recorded.provenance.get("trainer"))
-    optimizers = [_mapping(one) for one in training.get("optimizers") or ()]
+    held = training.get("optimizers")
+    optimizers = [_mapping(one) for one in held] if isinstance(held, list | tuple) else []
     recurrent = {str(k): _mapping(v) for k, v in _mapping(training.get("recurrent")).items()}
     frozen = {}
     for layer, facts in recurrent.items():
@@ -50,13 +51,13 @@ def setup_of(recorded: Recorded) -> Setup:
     used = first.get("optimizer", 0)
     own = optimizers[used] if isinstance(used, int) and used < len(optimizers) else {}
     kind = str(own.get("kind", ""))
-    clip = trainer.get("clip")
+    clip = _number(trainer.get("clip"))
     return Setup(
         optimizer=kind,
         scale_free=any(word in kind.lower() for word in SCALE_FREE),
         rate=_number(first.get("lr", own.get("lr"))),
         weight_decay=max((_number(f.get("weight_decay")) for f in recurrent.values()), default=0.0),
-        clip=float(clip) if isinstance(clip, int | float) and clip else None,
+        clip=clip if clip > 0 else None,
         frozen=frozen,
         layers=tuple(recurrent),
         scaled_gradients=str(trainer.get("precision", "")).startswith("16"),
@@ -140,6 +141,28 @@ def step_sizes(recorded: Recorded, layers: Mapping[str, tuple[Dated, ...]]) -> S
 
 
 @dataclass(frozen=True)
+class Jump:
+    """A step whose gradient norm was many times its running median."""
+
+    step: int
+    ratio: float
+    usual: float
+    layer: str
+
+
+def jumps(recorded: Recorded) -> tuple[Jump, ...]:
+    """The jumps that were recorded."""
+    found = []
+    for outline in recorded.outlines:
+        note = _mapping(outline.notes.get("black_box"))
+        norm, usual = _number(note.get("norm")), _number(note.get("usual_norm"))
+        if note.get("kind") == "jump" and usual > 0 and math.isfinite(norm):
+            layer = str(note.get("layer", ""))
+            found.append(Jump(outline.step, norm / usual, usual, layer))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
 class FirstFault:
     """The first step whose loss or gradient is not finite."""
 
@@ -159,9 +182,10 @@ def first_fault(recorded: Recorded, loss_step: int | None, setup: Setup) -> Firs
     ]
     if setup.scaled_gradients:
         told = [note for note in told if note.get("kind") == "loss"]
-    first = min(told, key=lambda note: int(note.get("step", 0)), default={})
+    told = [note for note in told if math.isfinite(_number(note.get("step")))]
+    first = min(told, key=lambda note: _number(note["step"]), default={})
     steps = [loss_step] if loss_step is not None else []
-    steps += [int(first["step"])] if "step" in first else []
+    steps += [int(first["step"])] if first else []
     if not steps:
         return None
     if not first or int(first["step"]) > min(steps) + 1:  # the first fault itself was not looked at
@@ -175,7 +199,8 @@ def structural_findings(recorded: Recorded) -> dict[str, tuple[str, str]]:
     """Check of the preflight -> (message, layer), of those that did not pass."""
     found: dict[str, tuple[str, str]] = {}
     for outline in recorded.outlines:
-        for note in outline.notes.get("preflight") or ():
+        noted = outline.notes.get("preflight")
+        for note in noted if isinstance(noted, list | tuple) else ():
             plain = _mapping(note)
             if plain.get("status") in ("fail", "warn"):
                 check = str(plain.get("check", "")).removeprefix("preflight: ")
@@ -207,4 +232,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # a whole number of more digits than a float has
+        return math.nan

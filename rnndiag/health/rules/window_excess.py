@@ -1,6 +1,12 @@
-"""How much longer the window in use is than the gradient needs: steps that cost time and memory and change little."""
+"""How much longer the window in use is than the memory that the model uses: steps that cost time and memory.
+
+It rests on what `memory_need` measured, never on the credit profile: a net that had solved a recall over 25 steps ended
+with a reach of 1.6, and would not have learned with a window of that length.
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -8,16 +14,17 @@ from rnndiag.health.numbers import LayerNumbers, NotRecorded
 from rnndiag.health.rule import RuleSeries, rule
 from rnndiag.health.rules.truncation_error import windows_in_use
 from rnndiag.stats.advice import seam_name
-from rnndiag.stats.window import recommended
+
+USED = "used_memory"
 
 
 @rule(
     "window_excess",
-    meaning="the window in use as a multiple of the window for 10 %",
-    statement="the window in use is {value} times the one that keeps the bias within 10 %",
+    meaning="the window in use as a multiple of the memory that the model uses",
+    statement="the window in use is {value} times the memory that the model uses",
     excuse="fine where time and memory allow it",
     too_low="",
-    too_high="A shorter window would do and cost less: the report shows the smallest one for 10 %.",
+    too_high="A shorter window would do and cost less.",
     family="profile",
     rank=60,
     unit="x",
@@ -33,11 +40,11 @@ def window_excess(numbers: LayerNumbers) -> RuleSeries:
         )
     if seam_name(numbers.whole.run, numbers.layer) is not None:
         raise NotRecorded("training cuts the state: truncation_error says what that costs")
-    bias = numbers.get("window_bias")
-    window = windows_in_use(numbers)
-    in_use = [window[step] for step in bias.steps.tolist() if step in window]
-    found = recommended(numbers.whole.run, numbers.layer, bias.steps, 0.1)
-    if not in_use or not found.reached or found.steps <= 0:
-        raise NotRecorded(f"no window is recommended for {numbers.layer}")
-    excess = float(np.median(in_use)) / found.steps
-    return RuleSeries(bias.steps[-1:], np.array([excess]), found.text)
+    facts = numbers.ever("need_fact")
+    labels = facts.coordinates.get("need_fact", ())
+    used = facts.values[-1, labels.index(USED)] if USED in labels else math.nan
+    in_use = list(windows_in_use(numbers).values())
+    if not used >= 1 or not in_use:  # NaN where it could not be told
+        raise NotRecorded(f"how much memory {numbers.layer} uses is not known")
+    excess = float(np.median(in_use)) / float(used)
+    return RuleSeries(facts.steps[-1:], np.array([excess]), f"it uses {used:.0f} steps")

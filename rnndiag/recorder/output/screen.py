@@ -7,21 +7,20 @@ import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rnndiag.health.diagnosis import Diagnosis, diagnose
+from rnndiag.health.diagnosis.finding import paragraphs
 from rnndiag.stats.advice import advice
 from rnndiag.stats.headline import run_reach, run_window
 from rnndiag.stats.reach import decay
 from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.reader import StoredRun
 
-if TYPE_CHECKING:
-    pass
-
 HEADERS = ("layer", "reach", "gain/step", "window (10 %)", "rho(W)", "not finite", "proof")
 
+_MAY_BE_CUT = ("learning", "learned", "cannot_tell")
 WIDTH = 108
 """Long sentences are wrapped at so many characters."""
 
@@ -58,15 +57,19 @@ def screen(
     """The text of the screen. page: seconds that the report took."""
     steps = run.steps_of("train")
     length = max((_length(run, layer) for layer in run.layers), default=0)
-    layers = [_line(run, layer, words) for layer in run.layers]
-    stacks = [_line(run, name, words) for name in run.stacks if ("credit_profile", name) in run]
-    count = len(steps)
+    layers = [_line(run, layer) for layer in run.layers]
+    stacks = [_line(run, name) for name in run.stacks if ("credit_profile", name) in run]
+    count, found = len(steps), diagnose(run)
     lines = [
         f"rnndiag: {count} recording{'s' * (count != 1)}, steps {steps[0]}-{steps[-1]}, "
-        f"{len(layers)} layer{'s' * (len(layers) != 1)}, T = {length}"
+        f"{len(layers)} layer{'s' * (len(layers) != 1)}, T = {length}",
+        *diagnosis_lines(found),
     ]
-    lines += _table(layers + stacks)
-    lines += _sentences(run, length, words)
+    if layers:
+        judged = run.judged(phase="train")
+        lines.append(f"  steps {judged[0]} to {judged[-1]}:")
+        lines += _table(layers + stacks)
+    lines += _sentences(run, words, found)
     where = shown(Path(run.path))
     lines.append(
         f"  cost {100 * share:.1f} % of training time{f' and {page:.1f} s for the page' if page else ''}, "
@@ -78,23 +81,35 @@ def screen(
     return "\n".join(lines)
 
 
+def diagnosis_lines(found: Diagnosis) -> list[str]:
+    """Heading, statement and the other causes, wrapped."""
+    lines = []
+    for text in paragraphs(found):
+        lines += textwrap.wrap(
+            text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+        )
+    return lines
+
+
 def shown(path: Path) -> str:
     """A path as a person would type it from here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
-def _line(run: StoredRun, layer: str, words: TimeWords) -> LayerLine:
+def _line(run: StoredRun, layer: str) -> LayerLine:
     steps = run.judged(phase="train")
     judged = set(steps.tolist())
 
-    def middle(quantity: str) -> float:
+    def middle(quantity: str, spec: str) -> str:
+        """The median over the judged recordings; where none of them has it, the last one's, marked with its step."""
         if (quantity, layer) not in run:
-            return math.nan
+            return "-"
         series = run[quantity, layer]
-        rows = [i for i, step in enumerate(series.steps.tolist()) if step in judged] or [-1]
-        values = series.values[rows].reshape(len(rows), -1)
-        return float(np.median(values.max(axis=1)))
+        rows = [i for i, step in enumerate(series.steps.tolist()) if step in judged]
+        values = series.values[rows or [-1]].reshape(len(rows) or 1, -1)
+        old = "" if rows else f" (step {series.steps[-1]})"
+        return _number(float(np.median(values.max(axis=1))), spec).replace("e-0", "e-") + old
 
     gain = math.nan
     if ("credit_profile", layer) in run:
@@ -102,16 +117,16 @@ def _line(run: StoredRun, layer: str, words: TimeWords) -> LayerLine:
         gain = float(decay(profile))
     return LayerLine(
         layer,
-        _reach_text(run, layer, words),
+        _reach_text(run, layer),
         _number(gain, ".3f"),
-        _window_text(run, layer, words),
-        _number(middle("spectral_radius"), ".3f"),
+        _window_text(run, layer),
+        middle("spectral_radius", ".3f"),
         _not_finite(run, layer),
-        _number(middle("residual"), ".0e").replace("e-0", "e-"),
+        middle("residual", ".0e"),
     )
 
 
-def _reach_text(run: StoredRun, layer: str, words: TimeWords) -> str:
+def _reach_text(run: StoredRun, layer: str) -> str:
     if ("credit_profile", layer) not in run:
         return "-"
     answer = run_reach(run, 0.9, layer)
@@ -120,7 +135,7 @@ def _reach_text(run: StoredRun, layer: str, words: TimeWords) -> str:
     return f"> {answer.within}" if math.isinf(answer) else answer.reason
 
 
-def _window_text(run: StoredRun, layer: str, words: TimeWords) -> str:
+def _window_text(run: StoredRun, layer: str) -> str:
     if ("window_bias", layer) not in run:
         return "-"
     found = run_window(run, 0.1, layer)
@@ -166,19 +181,11 @@ def _table(layers: list[LayerLine]) -> list[str]:
     ]
 
 
-def _sentences(run: StoredRun, length: int, words: TimeWords) -> list[str]:
-    """What is to be said beside the table: the shortest reach, accidents, clipping, failed proofs."""
-    said = []
-    measured = run.layers_of("credit_profile")
-    if measured:
-        worst = min(measured, key=lambda layer: _or_inf(run_reach(run, 0.9, layer)))
-        answer = run_reach(run, 0.9, worst)
-        if answer.reached:
-            said.append(
-                f"  Gradient of {worst} covers {answer.value:.0f} of {_length(run, worst)} steps"
-                f"{words.in_brackets(answer.value)}. Fine if the task needs no more."
-            )
-    said += [f"  {sentence}" for sentence in _advice(run)]
+def _sentences(run: StoredRun, words: TimeWords, diagnosis: Diagnosis) -> list[str]:
+    """What is to be said beside the table: the reach, the window, accidents, clipping, failed proofs."""
+    said = _reach_sentence(run, words)
+    if diagnosis.state in _MAY_BE_CUT:  # of a model that does not learn, no window is recommended
+        said += [f"  {sentence}" for sentence in _advice(run)]
     accidents = [r.notes["black_box"] for r in run.outlines if "black_box" in r.notes]
     if accidents:
         more = f" ({len(accidents) - 1} more in the report)" if len(accidents) > 1 else ""
@@ -199,6 +206,23 @@ def _sentences(run: StoredRun, length: int, words: TimeWords) -> list[str]:
     if errors:
         said.append(f"  {len(errors)} faults of the recorder itself: the report lists them.")
     return said
+
+
+def _reach_sentence(run: StoredRun, words: TimeWords) -> list[str]:
+    """The reach of a stack where there is one, else of the layer with the shortest one."""
+    measured = run.layers_of("credit_profile")
+    stacks = [name for name in run.stacks if name in measured]
+    if not measured:
+        return []
+    worst = min(stacks or measured, key=lambda layer: _or_inf(run_reach(run, 0.9, layer)))
+    answer = run_reach(run, 0.9, worst)
+    if not answer.reached:
+        return []
+    length = _length(run, run.stacks.get(worst, (worst,))[0])
+    return [
+        f"  90 % of the credit of {worst} lies within {answer.value:.0f} of {length} steps"
+        f"{words.in_brackets(answer.value)}."
+    ]
 
 
 def _advice(run: StoredRun) -> list[str]:

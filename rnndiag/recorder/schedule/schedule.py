@@ -162,7 +162,9 @@ class WithinBudget:
         left = dict.fromkeys(self._ends, _AT_ENDS)
         if not self.plan.is_end(tick):
             return self._always, left
-        room = FLOOR - self._planned_spent
+        room = FLOOR / 2  # for each end, of which a fit of unknown length has several
+        if self.plan.total is None:
+            room = min(room, FLOOR - self._planned_spent)
         if seconds is not None:
             room = max(room, self._allowed(tick, seconds) - self._charged)
         for name in self._ends:

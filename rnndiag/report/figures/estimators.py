@@ -12,6 +12,8 @@ from rnndiag.report.ticks import number, ten_to
 QUESTION = "Which estimator is best here?"
 LEAST = 1e-3
 """Biases and spreads below this are drawn at the edge: such an estimator has none to speak of."""
+MOST_BIAS = 0.1
+"""An estimator with more relative bias than this is not recommended, however cheap it is."""
 COLUMNS = {
     "bias": "bias",
     "sd": "sd",
@@ -39,6 +41,7 @@ def make(context: Context) -> FigureData:
     order = np.argsort(
         np.where(np.isnan(score["ranking"]), np.inf, score["ranking"]), kind="stable"
     )
+    best = next((int(k) for k in order if score["bias"][k] <= MOST_BIAS), None)
     bias, sd = np.maximum(score["bias"], LEAST), np.maximum(score["sd"], LEAST)
     known = np.isfinite(bias) & np.isfinite(sd)
     if not known.any():
@@ -54,7 +57,7 @@ def make(context: Context) -> FigureData:
                 float(sd[k]),
                 max(0.0, float(np.nan_to_num(score["cost"][k]) / biggest)) if biggest > 0 else 0.0,
                 names[k],
-                "second" if k == order[0] else "main",
+                "second" if k == best else "main",
             )
             for k in order
             if known[k]
@@ -70,10 +73,11 @@ def make(context: Context) -> FigureData:
     return FigureData(
         "F7",
         QUESTION,
-        _finding(layer, names, score, order),
+        _finding(layer, names, score, best, context.step_of_last("estimator_score", layer)),
         f"Left: little bias. Low: little spread; {LEAST:g} stands for that or less. Area: cost in steps of "
         "backpropagation relative to the full gradient. "
-        "The table is sorted by sqrt((rmse² + σ²) · cost), σ the noise of the minibatch: error for the same effort.",
+        "The table is sorted by sqrt(bias² + (sd² + σ²) · cost), σ the noise of the minibatch: error for the same "
+        "effort, as more steps average out spread and no bias. None with a bias above 10 % is recommended.",
         (panel,),
         Table(
             ("estimator", *(name for key, name in COLUMNS.items() if key in score)),
@@ -94,14 +98,22 @@ def _cell(score: dict[str, np.ndarray], key: str, k: int) -> str:
 
 
 def _finding(
-    layer: str, names: tuple[str, ...], score: dict[str, np.ndarray], order: np.ndarray
+    layer: str,
+    names: tuple[str, ...],
+    score: dict[str, np.ndarray],
+    best: int | None,
+    step: int | None,
 ) -> str:
-    best = int(order[0])
+    if best is None:
+        return (
+            f"No estimator of {layer} has a bias of at most {MOST_BIAS:.0%}: none is recommended."
+        )
     if not np.isfinite(score["ranking"][best]):
         return (
             f"The estimators of {layer} cannot be ranked: the noise of the minibatch is not known."
         )
-    words = f"For {layer}, {names[best]} gives the least error for its cost"
+    at = "" if step is None else f" at step {step}"
+    words = f"For {layer}{at}, {names[best]} gives the least error for its cost"
     words += f": bias {_cell(score, 'bias', best)}, sd {_cell(score, 'sd', best)}, cost {_cell(score, 'cost', best)}."
     full = next((k for k, name in enumerate(names) if name.lower().startswith("full")), None)
     if full is not None and full != best:

@@ -1,0 +1,92 @@
+"""The diagnosis as one finding, which the page, the gate and every writer of findings show."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rnndiag.health.diagnosis.diagnose_run import diagnose
+from rnndiag.health.diagnosis.diagnosis import Diagnosis, State
+from rnndiag.health.finding import Finding, Status
+from rnndiag.store.reader import StoredRun
+
+CHECK = "diagnosis"
+FAIL_STATES: tuple[State, ...] = ("broken", "diverged", "not_trusted")
+"""States that fail the gate unless a project names others."""
+_WORDS: dict[State, str] = {
+    "broken": "BROKEN",
+    "not_trusted": "NOT TO BE TRUSTED",
+    "diverged": "DIVERGED",
+    "stuck": "STUCK",
+    "learning": "LEARNING",
+    "learned": "LEARNED",
+    "cannot_tell": "CANNOT TELL",
+}
+
+
+def diagnosis_finding(
+    run: StoredRun,
+    fail_states: Collection[str] = FAIL_STATES,
+    chance: float | None = None,
+    needs: int | str | None = None,
+) -> Finding | None:
+    """What `diagnose` says of a run; None of a run that holds neither losses nor a cause."""
+    found = diagnose(run, chance=chance, needs=needs)
+    if found.state == "cannot_tell" and not found.causes:
+        return None
+    first = found.causes[0] if found.causes else None
+    return Finding(
+        CHECK,
+        _status(found, fail_states),
+        layer=first.layer if first else "",
+        text_value=found.state.replace("_", " "),
+        message=statement(found),
+        remedy=first.remedy.sentence if first and first.remedy else "",
+        details=tuple(f"also {line}" for line in also(found)),
+        word=heading(found),
+        run=run.name,
+    )
+
+
+def statement(found: Diagnosis) -> str:
+    """The headline without its first word, which the heading says, and without the remedy, which stands apart."""
+    told = found.headline.partition(": ")[2] or found.headline
+    first = found.causes[0].remedy if found.causes else None
+    told = told if first is None else told.removesuffix(first.sentence).rstrip()
+    return told[:1].upper() + told[1:]
+
+
+def heading(found: Diagnosis) -> str:
+    """`STUCK: FORGET GATES SHUT`, `HEALTHY, LEARNED`."""
+    if found.healthy:
+        return "AT REST" if found.at_rest else f"HEALTHY, {_WORDS[found.state]}"
+    word = _WORDS[found.state]
+    names = [cause.name for cause in found.causes if cause.name not in (found.state, "cannot_tell")]
+    return f"{word}: {names[0].replace('_', ' ').upper()}" if names else word
+
+
+def paragraphs(found: Diagnosis) -> list[str]:
+    """Heading, statement with the first remedy, and a paragraph for every further cause: what consoles print."""
+    first = found.causes[0].remedy if found.causes else None
+    told = f"{statement(found)} {first.sentence}" if first else statement(found)
+    return [heading(found), told, *(f"Also {line}" for line in also(found)[:-1])]
+
+
+def also(found: Diagnosis) -> list[str]:
+    """A sentence for every cause after the first: a fault of its own time with its remedy, a later one as what goes
+    with the first."""
+    lines = []
+    for cause in found.causes[1:]:
+        name = cause.name.replace("_", " ")
+        if cause.remedy is None:
+            lines.append(f"{name}, which may go with it: {cause.sentence}")
+        else:
+            lines.append(f"{name}: {cause.sentence} {cause.remedy.sentence}")
+    if len(found.causes) > 1:
+        lines.append("repair the first, then look again.")
+    return lines
+
+
+def _status(found: Diagnosis, fail_states: Collection[str]) -> Status:
+    if found.state in fail_states:
+        return "fail"
+    return "note" if found.healthy or found.state == "cannot_tell" else "warn"
