@@ -116,6 +116,14 @@ def test_every_page_is_in_the_site_and_has_a_way_to_it() -> None:
         assert str(page.relative_to(ROOT / "docs")) in nav, page
 
 
+def test_the_site_needs_no_network_to_search() -> None:
+    """The offline plugin loads its shim from the network unless the site brings one."""
+    nav = (ROOT / "mkdocs.yml").read_text()
+    assert "- offline" in nav
+    (shim,) = re.findall(r"polyfills: \[([^\]]+iframe-worker[^\]]+)\]", nav)
+    assert "location.protocol" in (ROOT / "docs" / shim).read_text()
+
+
 def test_links_to_a_heading_lead_to_one(pages: ModuleType) -> None:
     """Anchors within the docs, as the site makes them of headings (mkdocs --strict checks the built ones)."""
 
