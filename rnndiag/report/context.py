@@ -1,4 +1,4 @@
-"""What every figure is given: the run, what was found in it, the layers worst first, and a baseline run."""
+"""`Context`: what every figure reads, namely the run, its findings, its layers in order, and a baseline run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from rnndiag.store.stored import entry_name
 
 LN10 = math.log(10.0)
 PATIENCE = 50
-"""How many recordings without any number are passed over in search of one with some."""
+"""Stop looking for a recording with numbers after this many that hold only nan."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """One run as the figures see it."""
+    """One run with its findings, and the reductions that several figures need; each is computed once."""
 
     run: StoredRun
     findings: Sequence[Finding] = ()
@@ -66,7 +66,7 @@ class Context:
         return found if found is not None and found.steps.size else None
 
     def steps_of(self, quantity: str, layer: str) -> list[int]:
-        """The steps at which a quantity was stored, unread: of the main phase, or of the next one that has it."""
+        """The steps at which a quantity was stored, in the first phase that has it. Reads no arrays."""
         name = entry_name(quantity, layer)
         for phase in self.run.phases:
             steps = [
@@ -80,11 +80,11 @@ class Context:
         return []
 
     def at(self, quantity: str, layer: str, steps: Sequence[int]) -> Series | None:
-        """One quantity at chosen steps: what is large is not read as a whole."""
+        """One quantity at chosen steps only, for quantities that are too large to read as a whole."""
         return self._read(quantity, layer, steps)
 
     def last(self, quantity: str, layer: str) -> Measurement | None:
-        """The newest readable recording of one quantity, without padding; one with a number in it if there is any."""
+        """The newest readable recording of one quantity, without padding; if possible one that is not all nan."""
         return self.newest(quantity, layer)[0]
 
     def step_of_last(self, quantity: str, layer: str) -> int | None:
@@ -94,7 +94,7 @@ class Context:
         return int(steps[-1]) if found is not None and len(steps) else None
 
     def newest(self, quantity: str, layer: str) -> tuple[Measurement | None, list[int]]:
-        """The same, and the later steps that were passed over because nothing in them was a number."""
+        """As `last`, with the later steps that were skipped because all their values are nan."""
         passed: list[int] = []
         first: Measurement | None = None
         for step in reversed(self.steps_of(quantity, layer)):
@@ -112,7 +112,7 @@ class Context:
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
-        """Layers with the shortest reach first; those without one after them."""
+        """All layers, the shortest reach first; layers without a reach come last."""
         reaches = {layer: self.reach(layer) for layer in self.run.layers}
 
         def order(layer: str) -> tuple[bool, float]:
@@ -143,7 +143,7 @@ class Context:
 
     @cached_property
     def stacks(self) -> dict[str, tuple[str, ...]]:
-        """Stacks whose layers were cut together, with their layers."""
+        """Name and layers of each stack whose layers were truncated together."""
         return {
             name: layers
             for name, layers in self.run.stacks.items()
@@ -151,7 +151,7 @@ class Context:
         }
 
     def advice(self, layer: str) -> Advice | None:
-        """The recommendation for a layer, of its stack where there is one; None where no windows were measured."""
+        """The recommended window of a layer, or of the stack that it is part of; None if no windows were measured."""
         if layer not in self._advices:
             try:
                 self._advices[layer] = advice(self.run, layer)
@@ -167,11 +167,11 @@ class Context:
         return max(known, default=None)
 
     def profiles(self, layer: str) -> Series | None:
-        """The credit profile over recordings, ln, by lag and profile_stat."""
+        """The credit profile of all recordings: natural logarithm, over lag and profile_stat."""
         return self.series("credit_profile", layer)
 
     def reaches(self, layer: str) -> tuple[np.ndarray, list[Reach], list[Decay]]:
-        """Steps, and reach and decay at each of them."""
+        """The recorded steps, and reach and decay at each of them."""
         if layer not in self._reaches:
             self._reaches[layer] = self._all_reaches(layer)
         return self._reaches[layer]
@@ -198,7 +198,7 @@ class Context:
         return found
 
     def not_measured(self, *keys: str) -> str:
-        """Why something was not measured, as the newest recording that says so tells it; empty if none does."""
+        """Why something was not measured, from the newest recording that gives a reason; empty if none does."""
         for outline in reversed(self.run.outlines):
             told = outline.notes.get("not_measured")
             if isinstance(told, dict):
@@ -220,6 +220,6 @@ class Context:
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """The finite entries, flat."""
+    """The finite entries as a flat array."""
     known: np.ndarray = values[np.isfinite(values)]
     return known

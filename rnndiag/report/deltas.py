@@ -1,4 +1,8 @@
-"""The table of a comparison: every judged number of the runs, and in four words what became of it."""
+"""The table of a comparison.
+
+It has the judged numbers of the runs, and how each changed: identical, within noise,
+shifted or out of bounds.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ class Delta:
 
 
 def deltas(contexts: Sequence[Context], names: Sequence[str]) -> list[Delta]:
-    """Every number that the first run shares with another one, the largest changes first."""
+    """All numbers that the first run and another one have, the largest changes first."""
     config = contexts[0].config
     old = run_values(contexts[0].run, config)
     found: list[tuple[int, float, Delta]] = []

@@ -63,7 +63,7 @@ def _proofs(context: Context) -> list[str]:
 
 
 def _notes(context: Context, key: str) -> list[str]:
-    """What the newest recording says under one key, one line an entry; equal sentences once."""
+    """The notes of the newest recording under one key, one line per entry, without repetitions."""
     for outline in reversed(context.run.outlines):
         told = outline.notes.get(key)
         if isinstance(told, Mapping) and told:

@@ -1,4 +1,4 @@
-"""The one HTML page: the verdict, the strip of headline numbers, checks, layers, figures, what to do, how measured."""
+"""The HTML page of a run: verdict, headline numbers, checks, layers, figures, remedies, and how it was measured."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _UNSHOWABLE = re.compile(
 
 @dataclass(frozen=True)
 class Picture:
-    """One panel, drawn, with its key and the notes that did not fit into it."""
+    """One drawn panel, with its key and the notes that did not fit into it."""
 
     svg: str
     narrow: str
@@ -101,23 +101,23 @@ def render(template: str, **values: Any) -> str:
 
 
 def needs_eyes(finding: Finding) -> bool:
-    """Whether a finding stands open on the page; passes and plain statements are folded."""
+    """Whether the page shows a finding open. Passes and plain statements are folded."""
     return finding.status in ("fail", "warn", "not_judged") or finding.notable
 
 
 def asset(name: str) -> str:
-    """A file that ships beside the report's code."""
+    """The text of a file in the folder `assets`."""
     return files("rnndiag.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def embedded(value: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can end that element."""
+    """JSON for a script element. `<`, `>` and `&` are escaped, so that no text in it can end the element."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def ordered(findings: Sequence[Finding]) -> list[Finding]:
-    """Failures first, then doubts, notes, passes."""
+    """The findings in the order of STATUSES, worst first; notable ones first within a status."""
     return sorted(findings, key=lambda f: (STATUSES.index(f.status), not f.notable, f.check))
 
 
@@ -145,7 +145,7 @@ def section(data: FigureData, title: str) -> Section:
 
 
 def sections_of(context: Context) -> list[Section]:
-    """Every figure of the page, computed and drawn."""
+    """All figures of the page, computed and drawn."""
     return [section(FIGURES[name].make(context), FIGURES[name].title) for name in ORDER]
 
 

@@ -1,4 +1,4 @@
-"""What to do, in order: the remedies of the findings, each said once with the layers it is for."""
+"""The list of remedies: one entry per distinct remedy of the findings, with the layers that it applies to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rnndiag.health.finding import STATUSES, Finding
 
 @dataclass(frozen=True)
 class Remedy:
-    """One thing to do, and why."""
+    """One change to make, and the finding that asks for it."""
 
     what: str
     why: str
