@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ from diagnosed_runs import (
 
 import rnndiag
 from rnndiag.health.diagnosis import CAUSES, KNOBS, STATES, Diagnosis
+from rnndiag.health.diagnosis.diagnose_run import diagnosis_of
+from rnndiag.health.diagnosis.features import features_of
+from rnndiag.health.diagnosis.recorded import Recorded
 from rnndiag.health.diagnosis.registry import RULES
 
 SHUT = np.stack([np.full(T, 0.5), np.full(T, 0.02), np.full(T, 0.5)])
@@ -385,6 +390,26 @@ def test_a_warm_up_is_judged_by_its_largest_step(tmp_path: Path) -> None:
     found = diagnosed(tmp_path, layer(update_ratio=[1e-4, 0.5]), losses=falling_losses(1.386, 3.0))
     assert (found.state, found.causes[0].name) == ("diverged", "learning_rate_too_high")
     assert found.causes[0].evidence[0].step == 100
+
+
+@pytest.mark.parametrize(
+    ("lead", "cause", "value"),
+    [("needed_beyond", "needs_more_memory", 32), ("nothing_found", "loss_asks_for_no_more", None)],
+)
+def test_a_measured_need_of_memory_is_a_cause_of_a_model_that_does_not_learn(
+    tmp_path: Path, lead: str, cause: str, value: int | None
+) -> None:
+    groups = (
+        SimpleNamespace(high=31, significant=True),
+        SimpleNamespace(high=63, significant=False),
+    )
+    need: Any = SimpleNamespace(
+        lead=lead, groups=groups, beyond=20, sentence="So it is.", layer="rnn.l0", loss=1.0
+    )
+    features = features_of(Recorded(write(tmp_path / "run", {"rnn.l0": layer()})))
+    first = diagnosis_of(replace(features, needs_measured=(need,))).causes[0]
+    assert (first.name, first.sentence, first.layer) == (cause, "So it is.", "rnn.l0")
+    assert (first.remedy and first.remedy.value) == value
 
 
 def test_a_recording_alone_tells_faults_of_structure_only(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from rnndiag.health.diagnosis.training_facts import (
     structural_findings,
     trust,
 )
+from rnndiag.stats.need.memory_need import MemoryNeed
 from rnndiag.stats.time_words import TimeWords
 
 LATE = 0.6
@@ -53,6 +54,7 @@ class Features:
     """Steps of the recordings of training."""
     chance: float | None
     needs: int | None
+    needs_measured: tuple[MemoryNeed, ...]
     window_in_use: Dated
     metric: tuple[Dated, ...]
 
@@ -165,6 +167,7 @@ def features_of(
             config.get("needs") if needs is None else needs,
             TimeWords.of_provenance(recorded.provenance),
         ),
+        needs_measured=recorded.needs,
         window_in_use=_last(recorded),
         metric=tuple(Dated(r.number, r.step) for r in recorded.rows("monitored_metric")),
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from rnndiag.stats.need.memory_need import MemoryNeed
+from rnndiag.stats.need.stored import FACT, GROUP, PART, USE, need_of, needs_in
 from rnndiag.store.layer_names import is_stack, recurrence
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import MODEL, QUANTITIES
@@ -100,6 +102,23 @@ class Recorded:
         if series is not None:
             for position, step in enumerate(series.steps.tolist()):
                 yield int(step), series.valid(position)
+
+    @cached_property
+    def needs(self) -> tuple[MemoryNeed, ...]:
+        """What `memory_need` measured, one a layer; empty where it was not asked for."""
+        if isinstance(self.source, Recording):
+            return needs_in([self.source])
+        found = []
+        for layer in self.source.layers_of(FACT):
+            series = {name: self.source.find(name, layer) for name in (GROUP, PART, USE, FACT)}
+            parts = {
+                name: one.valid(one.steps.size - 1)
+                for name, one in series.items()
+                if one is not None and one.steps.size
+            }
+            if len(parts) == len(series):
+                found.append(need_of(layer, parts))
+        return tuple(found)
 
     def history(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) of a ring of per-step scalars over all recordings, rising, each step once."""

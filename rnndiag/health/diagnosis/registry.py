@@ -8,6 +8,7 @@ learning rate of 1 all of them are there, so it is named only where nothing earl
 from __future__ import annotations
 
 from rnndiag.health.diagnosis import later_rules as later
+from rnndiag.health.diagnosis import need_rules as need
 from rnndiag.health.diagnosis import start_rules as start
 from rnndiag.health.diagnosis import step_rules as step
 from rnndiag.health.diagnosis import structure_rules as structure
@@ -38,10 +39,12 @@ RULES = (
     Rule("window_too_short", "window", UNLEARNED, window.detached_every_step),
     Rule("window_too_short", "window", UNLEARNED, window.window_too_short),
     Rule("contracting_recurrence", "start", UNLEARNED, start.contracting_recurrence),
+    Rule("needs_more_memory", "window", UNLEARNED, need.needs_more_memory),
     Rule("weights_decayed", "later", UNLEARNED, later.weights_decayed),
     Rule("dead_units", "later", BAD, start.units_died),
     Rule("forget_gates_shut", "later", _STUCK, later.forgets_too_soon),
     Rule("contracting_recurrence", "later", _STUCK, later.contracts),
+    Rule("loss_asks_for_no_more", "later", _STUCK, need.loss_asks_for_no_more, alone=True),
     Rule("exploding", "last resort", _LOST, structure.spikes, alone=True),
     Rule("learning_rate_too_high", "last resort", BAD, step.perhaps_too_high, alone=True),
     Rule("learning_rate_too_low", "last resort", BAD, step.perhaps_too_low, alone=True),
