@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rnndiag.stats.need import Gain, Group, LagGain, MemoryNeed, Use, need_measurements
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.recording import Recording
 from rnndiag.store.writer import RunWriter
@@ -93,7 +94,38 @@ def long_layer_content(layer: str, step: int, T: int) -> list[Measurement]:
             layer,
             {"token": tuple("ab"[k % 2] for k in range(T))},
         ),
+        *need_measurements(need_of_layer(layer)),
     ]
+
+
+def need_of_layer(layer: str) -> MemoryNeed:
+    """A need of inputs 4 to 7 steps back, beyond a window of 4."""
+    found = LagGain(0.3, 0.2, 0.4, 0.001, 0.001)
+    groups = (
+        Group(1, 3, 0.001, -0.001, 0.003, 0.4, 0.4, False),
+        Group(4, 7, *found, True),
+    )
+    return MemoryNeed(
+        layer=layer,
+        loss=0.6,
+        groups=groups,
+        present=Gain(0.05, 0.02, 0.08),
+        present_p=0.01,
+        within=LagGain(0.001, -0.001, 0.003, 0.4, 0.4),
+        further=found,
+        use=(Use(1, 0.1, 0.05, 0.15), Use(2, 0.08, 0.04, 0.12), Use(3, 0.0, 0.0, 0.0)),
+        used_memory=3,
+        burn_in=5,
+        floor=float("nan"),
+        beyond=4,
+        limit="window",
+        max_lag=7,
+        sequences=160,
+        n_sequences=384,
+        rows=4000,
+        reach=3.5,
+        peak_lag=6.0,
+    )
 
 
 def model_content(step: int) -> list[Measurement]:

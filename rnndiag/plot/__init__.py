@@ -27,6 +27,7 @@ stability = shown("F8", "stability", "Lyapunov spectrum, eigenvalues of W_hh, an
 health = shown("F9", "health", "The headline numbers over training.")
 layers = shown("F10", "layers", "The credit profiles of all layers, the shortest reach first.")
 memory = shown("F11", "memory", "States along held-out text, by their last token.")
+need = shown("F12", "need", "Reach, use and need of memory over lag.")
 
 __all__ = [
     "contributions",
@@ -35,6 +36,7 @@ __all__ = [
     "health",
     "layers",
     "memory",
+    "need",
     "over_training",
     "products",
     "reach",

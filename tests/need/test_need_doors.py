@@ -1,8 +1,9 @@
-"""The ways to a need of memory besides the function: the callback and the command."""
+"""The ways to a need of memory besides the function: the callback, the command, the figure."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from need.shift_register import ShiftRegister, copy_batches, cross_entropy
+from need.test_need_verdict import FAR, QUIET
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import rnndiag
 from rnndiag.cli import main
-from rnndiag.stats.need import needs_in
+from rnndiag.report.context import Context
+from rnndiag.report.figures import FIGURES
+from rnndiag.stats.need import Group, needs_in
+from rnndiag.stats.need.stored import need_measurements
 from rnndiag.store.reader import StoredRun
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 
 class Copying(LightningModule):
@@ -100,3 +107,30 @@ def test_command_tells_the_need_of_a_snapshot(
 
 def test_command_says_what_is_wrong_with_a_snapshot(tmp_path: Path) -> None:
     assert main(["need", "--snapshot", str(tmp_path / "absent")]) == 3
+
+
+def test_figure_shows_use_and_need_on_one_scale(tmp_path: Path) -> None:
+    groups = (
+        Group(1, 7, 0.002, 0.001, 0.003, 0.01, 0.2, False),
+        Group(8, 30, 0.1, 0.05, 0.15, 0.01, 0.02, True),
+    )
+    need = replace(QUIET, further=FAR, groups=groups, reach=11.0, peak_lag=9.0)
+    with RunWriter(tmp_path / "run") as writer:
+        writer.append(Recording(5, measurements=need_measurements(need)))
+    data = FIGURES["F12"].make(Context(StoredRun(tmp_path / "run")))
+    assert data.finding == need.sentence
+    use, bars = data.panels
+    assert (use.title, bars.title) == ("USE", "NEED")
+    assert (use.y.low, use.y.high) == (bars.y.low, bars.y.high)
+    assert use.y.high >= need.scale
+    strong, faint = (band.strength for band in (bars.bands[2], bars.bands[1]))
+    assert strong > faint
+    assert data.table is not None
+    assert [row[0] for row in data.table.rows] == ["present", "1-7", "8-30"]
+
+
+def test_run_without_a_need_says_so(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run") as writer:
+        writer.append(Recording(5))
+    data = FIGURES["F12"].make(Context(StoredRun(tmp_path / "run")))
+    assert "Not recorded" in data.absent

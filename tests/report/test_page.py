@@ -122,7 +122,7 @@ def test_the_numbers_are_embedded_as_json(context_of: Callable[[str], Context]) 
     )
     told = json.loads(text)
     assert told["verdict"]["word"] == context.verdict.word
-    assert len(told["figures"]) == 11
+    assert len(told["figures"]) == 12
     assert len(told["checks"]) == len(context.findings)
 
 

@@ -19,7 +19,7 @@ from rnndiag.report.figures import FIGURES, ORDER
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-WORDS = """reach over_training credit_matrix contributions products truncation estimators stability health layers
+WORDS = """reach need over_training credit_matrix contributions products truncation estimators stability health layers
 memory"""
 NAMES = dict(zip(ORDER, WORDS.split(), strict=False))
 
@@ -78,7 +78,7 @@ def test_every_figure_that_has_something_to_show_is_a_file(
     context_of: Callable[[str], Context], tmp_path: Path
 ) -> None:
     written, missing = plot.save_figures(context_of("one_recording"), tmp_path / "a", "svg")
-    assert len(written) == 10
+    assert len(written) == 11
     assert written[0].name == "F1-reach.svg"
     assert all(file.read_bytes().startswith(b"<?xml") for file in written)
     assert missing == [

@@ -12,8 +12,10 @@ from torch import Tensor
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.need.output_loss import OutputLoss, Sample
 
-BATCHES = 12
-"""Batches that are enough, where they hold enough sequences."""
+BATCHES, ROWS = 12, 30_000
+"""Batches that are enough, where they hold enough sequences and so many outputs with a loss; ..."""
+BATCHES_OF_FEW_ROWS = 24
+"""... of fewer outputs more batches are read: small needs show in more data, and it is cheap."""
 MOST_BATCHES = 48
 SEQUENCES, SEQUENCES_ONE_OUTPUT = 384, 512
 """Sequences that are enough; more where the loss reads one output a sequence."""
@@ -28,7 +30,7 @@ Parts = tuple[list[Sample], list[Sample], list[Sample]]
 def read_samples(loss: OutputLoss, batches: Iterable[Any]) -> list[Sample]:
     """Record batches until they are enough; batches without any loss at this layer are left out."""
     samples: list[Sample] = []
-    sequences = 0
+    sequences = rows = 0
     for number, batch in enumerate(batches):
         sample = loss.sample(batch, number)
         if not bool(sample.active.any()):
@@ -37,7 +39,9 @@ def read_samples(loss: OutputLoss, batches: Iterable[Any]) -> list[Sample]:
         sequences += sample.batch_size
         one_output = int(sample.active.sum()) <= 2 * sample.batch_size
         enough = SEQUENCES_ONE_OUTPUT if one_output else SEQUENCES
-        if len(samples) >= MOST_BATCHES or (len(samples) >= BATCHES and sequences >= enough):
+        rows += int(sample.active.sum())
+        fewest = BATCHES if rows >= ROWS else BATCHES_OF_FEW_ROWS
+        if len(samples) >= MOST_BATCHES or (len(samples) >= fewest and sequences >= enough):
             break
     if not samples:
         raise BadArgument(

@@ -55,7 +55,7 @@ def memory_need(
 
     Args:
         model: A trained model with an nn.RNN, nn.LSTM or nn.GRU, or a loop over one of their cells.
-        batches: What the training step takes; validation batches, as memorised ones hide a need. About 12 batches with
+        batches: What the training step takes; validation batches, as memorised ones hide a need. 12 to 24 batches with
             384 sequences are read (512 where the loss reads one output a sequence).
         loss_fn: `loss_fn(model, batch)` returns the scalar loss, a sum or mean over sequences. None: the model's
             own `training_step(batch, 0)`.

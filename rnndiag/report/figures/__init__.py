@@ -1,4 +1,7 @@
-"""The figures of a report, one file each. A new one is a file here and an import below; its number is its place."""
+"""The figures of a report, one file each: a new one is a file here and an import below.
+
+A figure stands where its number says, unless it names another place.
+"""
 
 from rnndiag.report.figures import (  # noqa: F401  (each registers its figure)
     contributions,
@@ -6,6 +9,7 @@ from rnndiag.report.figures import (  # noqa: F401  (each registers its figure)
     estimators,
     health,
     memory,
+    need,
     over_training,
     products,
     reach,
@@ -15,7 +19,7 @@ from rnndiag.report.figures import (  # noqa: F401  (each registers its figure)
 )
 from rnndiag.report.figures.figure import FIGURES, Figure
 
-ORDER = tuple(sorted(FIGURES, key=lambda name: int(name[1:])))
-"""The names of all figures, F1, F2, ..., in the order of the page."""
+ORDER = tuple(sorted(FIGURES, key=lambda name: FIGURES[name].place))
+"""The names of all figures, F1, F12, F2, ..., in the order of the page."""
 
 __all__ = ["FIGURES", "ORDER", "Figure"]

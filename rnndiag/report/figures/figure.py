@@ -21,6 +21,8 @@ class Figure:
     title: str
     question: str
     make: Callable[[Context], FigureData]
+    place: float
+    """Where it stands on the page."""
 
     @property
     def file(self) -> str:
@@ -29,13 +31,15 @@ class Figure:
 
 
 def figure(
-    name: str, title: str, question: str
+    name: str, title: str, question: str, place: float | None = None
 ) -> Callable[[Callable[[Context], FigureData]], Callable[[Context], FigureData]]:
-    """Register a function that computes a figure."""
+    """Register a function that computes a figure; its place on the page is its number where none is given."""
 
     def keep(make: Callable[[Context], FigureData]) -> Callable[[Context], FigureData]:
         quiet = np.errstate(all="ignore")(make)
-        FIGURES[name] = Figure(name, title, question, quiet)
+        FIGURES[name] = Figure(
+            name, title, question, quiet, float(name[1:]) if place is None else place
+        )
         return quiet
 
     return keep
