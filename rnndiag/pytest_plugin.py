@@ -133,12 +133,12 @@ class RnndiagFixture:
     ) -> list[Finding]:
         """Judge a run (None: the last) by the project's pyproject.toml; AssertionError names what failed."""
         from rnndiag.health.config import find_config
-        from rnndiag.health.judgement import judge
+        from rnndiag.health.result import evaluate_runs
         from rnndiag.health.writers.console import console_text
 
         chosen = self.run() if run is None else run
         settings = find_config(self._config.rootpath) if config is None else config
-        judgement = judge(chosen, baseline, settings)
+        judgement = evaluate_runs(chosen, baseline, settings)
         if judgement.outcome.code:
             raise AssertionError("\n" + console_text(judgement))
         return list(judgement.findings)

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
+from rnndiag.cli.safe_stream import SafeStream, safe_streams
 from rnndiag.errors import (
     BadArgument,
     BadConfig,
@@ -76,8 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a screen that lacks a letter still gets the rest
             stream.reconfigure(errors="backslashreplace")
+    with safe_streams():
+        return _run(words)
+
+
+def _run(words: list[str]) -> int:
     try:
-        return _command(words)
+        code = _command(words)
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except RnndiagError as fault:
@@ -89,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _tell("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # whoever read our output has enough; keep Python from complaining about it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stream = sys.stdout.raw if isinstance(sys.stdout, SafeStream) else sys.stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 0
     except OSError as fault:
         _trace()
@@ -133,7 +142,7 @@ def overview() -> str:
 
 
 def _tell(sentence: str, code: int) -> int:
-    from rnndiag.store.text import printable
+    from rnndiag.store.safe_text import printable
 
     sys.stdout.flush()
     sys.stderr.write(f"rnndiag: {printable(sentence)}\n")

@@ -22,6 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--snapshot", metavar="DIR", help="accept what a frozen snapshot gives now (needs torch)"
     )
     parser.add_argument(
+        "--trust", action="store_true", help="also run a factory that lies inside of the snapshot"
+    )
+    parser.add_argument(
         "--config", metavar="FILE", help="pyproject.toml to read (default: the nearest one)"
     )
     parser.add_argument(
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.runs) == bool(args.snapshot):
         return _usage("Name either runs or --snapshot DIR.")
     if args.snapshot:
-        return _accept_snapshot(Path(args.snapshot), args.output)
+        return _accept_snapshot(Path(args.snapshot), args.output, args.trust)
     if not args.output:
         return _usage("Name the file to write with -o FILE.")
     return _accept_runs(args)
@@ -45,10 +48,12 @@ def _usage(text: str) -> int:
     return 2
 
 
-def _accept_snapshot(folder: Path, output: str | None) -> int:
-    from rnndiag.health.frozen import NUMBERS, store_numbers
+def _accept_snapshot(folder: Path, output: str | None, trust: bool) -> int:
+    from rnndiag.health.frozen import NUMBERS, factory_of, store_numbers
     from rnndiag.health.torch_side import ask
 
+    factory = factory_of(folder, trust)
+    sys.stderr.write(f"rnndiag: running the code that the snapshot names: {factory}\n")
     path = Path(output) if output else folder / NUMBERS
     for line in store_numbers(path, ask("frozen.snapshot", ["measure", str(folder)])):
         sys.stdout.write(f"  {line}\n")

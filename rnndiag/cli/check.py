@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rnndiag.health.config import Config
-    from rnndiag.health.judgement import Judgement
+    from rnndiag.health.result import CheckResult
 
 EPILOG = """\
 exit codes: 0 pass; 1 a check failed; 2 usage or configuration error; 3 cannot judge (unreadable run, too few
@@ -37,7 +37,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--min-recordings", type=int, metavar="N", help="judge runs of at least N recordings"
     )
     parser.add_argument(
-        "--snapshot", metavar="DIR", help="check a frozen snapshot in place of runs (needs torch)"
+        "--unfinished",
+        action="store_true",
+        help="judge a run that was cut short, or goes on, for what it holds",
+    )
+    parser.add_argument(
+        "--snapshot",
+        metavar="DIR",
+        help="check a frozen snapshot in place of runs (needs torch); this runs the factory that its snapshot.json "
+        "names",
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="also run a factory that lies inside of the snapshot"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the findings as JSON")
     parser.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
@@ -52,10 +63,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Judge, print, write what was asked for, and give the exit code."""
     from rnndiag.errors import CannotJudge, RunUnreadable
-    from rnndiag.health.judgement import cannot_judge
+    from rnndiag.health.outcome import CANNOT_JUDGE
+    from rnndiag.health.result import cannot_judge
     from rnndiag.health.writers.console import console_text
 
     config = configuration(args.config, args.min_recordings)
+    if args.unfinished:
+        config = config.with_unfinished()
     if bool(args.runs) == bool(args.snapshot):
         return _usage("Name either runs or --snapshot DIR to check.")
     try:
@@ -65,18 +79,23 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(_told(reason))
     else:
         sys.stdout.write(console_text(judgement))
+        if judgement.outcome.code == CANNOT_JUDGE:
+            sys.stderr.write(_why_not(judgement))
     _write(args, judgement)
     return judgement.outcome.code
 
 
-def _judged(args: argparse.Namespace, config: Config) -> Judgement:
+def _judged(args: argparse.Namespace, config: Config) -> CheckResult:
     if args.snapshot:
-        from rnndiag.health.frozen import judge_snapshot
+        from rnndiag.health.frozen import factory_of, judge_snapshot
 
-        return judge_snapshot(Path(args.snapshot), args.baseline)
-    from rnndiag.health.judgement import judge
+        folder = Path(args.snapshot)
+        factory = factory_of(folder, args.trust)
+        sys.stderr.write(f"rnndiag: running the code that the snapshot names: {factory}\n")
+        return judge_snapshot(folder, args.baseline, args.trust)
+    from rnndiag.health.result import evaluate_runs
 
-    return judge(args.runs, args.baseline, config)
+    return evaluate_runs(args.runs, args.baseline, config)
 
 
 def configuration(path: str | None, min_recordings: int | None = None) -> Config:
@@ -96,6 +115,15 @@ def configuration(path: str | None, min_recordings: int | None = None) -> Config
     return replace(config, min_recordings=min_recordings)
 
 
+def _why_not(judgement: CheckResult) -> str:
+    """One line on the first thing that was not judged, for a log that shows only the errors."""
+    first = next((one for one in judgement.findings if one.status == "not_judged"), None)
+    if first is None:
+        return f"rnndiag: nothing was judged in {', '.join(judgement.paths)}\n"
+    place = f" of {first.layer}" if first.layer else ""
+    return f"rnndiag: not judged: {first.check}{place}: {first.message}\n"
+
+
 def _told(reason: Exception) -> str:
     """The reason on the console, the exit code at the end of its first paragraph."""
     what, remedy = getattr(reason, "what", str(reason)), getattr(reason, "remedy", "")
@@ -112,13 +140,14 @@ def _usage(text: str) -> int:
     return 2
 
 
-def _write(args: argparse.Namespace, judgement: Judgement) -> None:
+def _write(args: argparse.Namespace, judgement: CheckResult) -> None:
+    from rnndiag.cli.safe_stream import write_as_is
     from rnndiag.health.writers.github import MOST_BYTES, annotation_lines, summary
     from rnndiag.health.writers.json_file import json_text
     from rnndiag.health.writers.junit import junit_text
     from rnndiag.health.writers.markdown import markdown_text
 
-    writers: tuple[tuple[str | None, Callable[[Judgement], str]], ...] = (
+    writers: tuple[tuple[str | None, Callable[[CheckResult], str]], ...] = (
         (args.json, json_text),
         (args.junit, junit_text),
         (args.markdown, markdown_text),
@@ -128,7 +157,7 @@ def _write(args: argparse.Namespace, judgement: Judgement) -> None:
             _write_file(Path(path), writer(judgement))
     if not args.github:
         return
-    sys.stdout.write(annotation_lines(judgement))
+    write_as_is(annotation_lines(judgement))
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if target:
         there = Path(target).stat().st_size if Path(target).is_file() else 0
@@ -137,11 +166,13 @@ def _write(args: argparse.Namespace, judgement: Judgement) -> None:
 
 def _write_file(path: Path, text: str, append: bool = False) -> None:
     from rnndiag.errors import BadArgument
+    from rnndiag.store.whole_files import append_text, write_whole
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if append else "w", encoding="utf-8") as file:
-            file.write(text)
+        if append:
+            append_text(path, text)
+        else:
+            write_whole(path, text, durable=False)
     except OSError as error:
         raise BadArgument(
             f"{path} cannot be written: {error.strerror or error}.", "Name another file."

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Compact the run and print what was removed; the exit code."""
     from rnndiag.cli.show import size_text
     from rnndiag.store.compact import compact
-    from rnndiag.store.text import printable
+    from rnndiag.store.safe_text import printable
 
     done = compact(args.run, args.max_bytes, args.dry_run)
     verb = "would take" if args.dry_run else "takes"

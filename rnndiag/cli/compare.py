@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.report.deltas import deltas
     from rnndiag.report.progress import Progress
     from rnndiag.report.write_report import report_context
+    from rnndiag.store.whole_files import write_whole
 
     with Progress(f"reading {1 + len(args.others)} runs"):
         read = [report_context(path, None, args.config) for path in (args.run, *args.others)]
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     _, word, sentence = heading(changes)
     if args.json:
         text = json.dumps([vars(delta) for delta in changes], indent=1)
-        Path(args.json).write_text(f"{text}\n", encoding="utf-8")
+        write_whole(args.json, f"{text}\n", durable=False)
     sys.stdout.write(f"{word}  {sentence}\n{page}\n")
     warn_of_size(page)
     if args.open:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.errors import BadConfig, RunUnreadable
     from rnndiag.run.run import open_run
     from rnndiag.store.reader import listed
+    from rnndiag.store.whole_files import whole_file
 
     if args.latex:
         return _latex(args)
@@ -83,8 +85,10 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "-":
         write(one, found, sys.stdout)
         return 0
-    with open(args.output, "w", encoding="utf-8", newline="") as file:
+    with whole_file(args.output, durable=False) as raw:
+        file = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
         count = write(one, found, file)
+        file.detach()
     sys.stderr.write(f"{args.output}: {count} numbers of {len(found)} quantities and layers\n")
     for problem in one.problems:
         sys.stderr.write(f"rnndiag: {problem}\n")
@@ -170,11 +174,12 @@ def _cell(value: Any) -> Any:
     """Text that a spreadsheet would take for a formula gets an apostrophe, and control characters are escaped: a run
     is data, never code.
     """
-    from rnndiag.store.text import printable
+    from rnndiag.store.safe_text import printable
 
     if not isinstance(value, str):
         return value
-    return printable("'" + value if value.startswith(_FORMULA_MARKS) else value)
+    is_formula = value.lstrip().startswith(_FORMULA_MARKS) or value.startswith(_FORMULA_MARKS)
+    return printable("'" + value if is_formula else value)
 
 
 def write_json(one: Run, found: list[Series], file: IO[str]) -> int:

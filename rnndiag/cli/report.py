@@ -51,15 +51,16 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.report.page import write_page
     from rnndiag.report.progress import Progress
     from rnndiag.report.write_report import report_context
+    from rnndiag.store.whole_files import write_whole
 
     if args.watch:
         return _watch(args)
     with Progress(f"reading {args.run}"):
         context = report_context(args.run, args.baseline, args.config, args.layer)
-        page = write_page(context, args.output or Path(args.run) / "report.html")
+        page = write_page(context, _target(args))
         if args.json:
             text = json.dumps(run_numbers(context), indent=1)
-            Path(args.json).write_text(f"{text}\n", encoding="utf-8")
+            write_whole(args.json, f"{text}\n", durable=False)
     found = context.verdict
     sys.stdout.write(f"{found.shape} {found.word}  {found.sentence}\n{page}\n")
     warn_of_size(page)
@@ -68,6 +69,15 @@ def run(args: argparse.Namespace) -> int:
     if args.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _target(args: argparse.Namespace) -> Path:
+    """Where the page goes: into the run, unless another place is named."""
+    from rnndiag.errors import BadArgument
+
+    if not args.output and "://" in args.run:
+        raise BadArgument("A page is not written behind a URL.", "Name a file with -o FILE.")
+    return Path(args.output or Path(args.run) / "report.html")
 
 
 def _watch(args: argparse.Namespace) -> int:
@@ -85,7 +95,7 @@ def _watch(args: argparse.Namespace) -> int:
         state = (len(context.run), context.run.status.word)
         if state != shown:
             reload = max(2, round(args.every)) if running else 0
-            page = write_page(context, args.output or Path(args.run) / "report.html", reload)
+            page = write_page(context, _target(args), reload)
             sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {state[0]} recordings  {page}\n")
             sys.stdout.flush()
             if args.open and shown is None:

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Print one line per run; the exit code."""
     from rnndiag.report.run_list import run_row, sorted_rows, write_index
     from rnndiag.run.runs import open_runs
-    from rnndiag.store.text import printable
+    from rnndiag.store.safe_text import printable
 
     found = open_runs(args.where)
     rows = [run_row(one, name) for one, name in zip(found, found.names, strict=True)]

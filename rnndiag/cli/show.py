@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.errors import BadConfig
     from rnndiag.run.run import open_run
     from rnndiag.run.runs import open_runs
-    from rnndiag.store.text import printable, to_json
+    from rnndiag.store.safe_text import printable
+    from rnndiag.store.text import to_json
 
     if args.registry:
         from rnndiag.cli.registry_listing import registry_markdown, registry_text

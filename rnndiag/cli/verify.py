@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.cli.show import limited
     from rnndiag.errors import RunUnreadable
     from rnndiag.run.run import open_run
-    from rnndiag.store.text import printable
+    from rnndiag.store.safe_text import printable
 
     worst = 0
     for path in args.runs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 
 from rnndiag.errors import CannotJudge
 from rnndiag.health.config import Config
+from rnndiag.health.evaluate import RunEvaluator
 from rnndiag.health.fingerprint import differences, fingerprint
-from rnndiag.health.judge import Judge
 from rnndiag.health.numbers import NotRecorded
 from rnndiag.health.rule import Rule, all_rules
 from rnndiag.store.reader import StoredRun
+from rnndiag.store.whole_files import read_regular, write_whole
 
 FORMAT = "rnndiag baseline"
 VERSION = 1
@@ -84,6 +84,12 @@ def measure(runs: Sequence[StoredRun], config: Config) -> Baseline:
             numbers = tuple(one[check][layer] for one in each if layer in one.get(check, {}))
             if len(numbers) == len(runs):
                 values.setdefault(check, {})[layer] = numbers
+    if not values:
+        raise CannotJudge(
+            f"{', '.join(run.name for run in runs)}: no comparable check has {config.min_recordings} values in its "
+            "window, so there is nothing to store.",
+            "Record the groups that the checks need (measures=), or more often.",
+        )
     provenance = runs[0].provenance
     git = provenance.get("git") or {}
     versions = provenance.get("versions") or {}
@@ -99,14 +105,20 @@ def measure(runs: Sequence[StoredRun], config: Config) -> Baseline:
     )
 
 
-def run_values(run: StoredRun, config: Config) -> dict[str, dict[str, float]]:
-    """check -> layer -> the number that is judged, for all comparable checks that have one."""
-    judge = Judge(run, config)
+def run_values(run: StoredRun, config: Config, judged: bool = True) -> dict[str, dict[str, float]]:
+    """check -> layer -> the number of every comparable check that has one.
+
+    Args:
+        run: The run.
+        config: Windows, and how many values a number must rest on.
+        judged: Only numbers that a check may judge. False: also of few or of earlier recordings, to be shown.
+    """
+    of = RunEvaluator(run, config)
     found: dict[str, dict[str, float]] = {}
     for rule in all_rules().values():
-        for layer in judge.owners(rule) if rule.comparable else ():
+        for layer in of.owners(rule) if rule.comparable else ():
             try:
-                value = judge.value(rule, layer)[0]
+                value = (of.value if judged else of.stated)(rule, layer)[0]
             except NotRecorded:
                 continue
             if math.isfinite(value):
@@ -136,19 +148,14 @@ def _mean(rule: Rule, values: tuple[float, ...] | None) -> str:
 
 def write_baseline(baseline: Baseline, path: Path) -> None:
     """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(baseline.as_json(), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, baseline.as_json())
 
 
 def read_baseline(path: Path) -> Baseline:
     """The baseline in a file; raises CannotJudge where there is none that can be used."""
     remedy = "Make it with: rnndiag baseline RUN... -o FILE"
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CannotJudge(f"The baseline {path} is larger than 4 MiB.", remedy)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, _MOST_BYTES))
     except OSError as error:
         raise CannotJudge(
             f"The baseline {path} cannot be read: {error.strerror or error}.", remedy

@@ -32,6 +32,8 @@ class Bounds:
     """`fail`, `warn` (prints, does not fail) or `off`."""
     layers: tuple[str, ...] = EVERY_LAYER
     """Names of the layers that the check is meant for, with `*` for any part of a name."""
+    min_recordings: int | None = None
+    """How many values the check must rest on, where not as many as the other checks."""
     configured: bool = False
     """Whether a person asked for this check by name."""
 

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rnndiag.health.diagnosis.diagnosis import STATES
 from rnndiag.health.diagnosis.finding import FAIL_STATES
 from rnndiag.health.rule import all_rules
 from rnndiag.store.judged import judged_steps
+from rnndiag.store.whole_files import read_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +25,7 @@ else:
     import tomli as tomllib
 
 _SETTINGS = ("window", "min_recordings", "false_alarm", "min_baseline_runs", "fail_states")
-_BOUNDS = ("min", "max", "window", "change", "shift", "level", "layers")
+_BOUNDS = ("min", "max", "window", "change", "shift", "level", "layers", "min_recordings")
 _LEVELS = ("fail", "warn", "off")
 _MOST_BYTES = 1 << 20
 
@@ -40,7 +41,7 @@ class Config:
     window: str = "last 20%"
     """The recordings that are judged: `last 20%`, `last 10` or `all`; at least the last `min_recordings`."""
     min_recordings: int = 5
-    """With fewer to judge, nothing is judged: exit code 3."""
+    """How many values a check must rest on; with fewer it is not judged (exit code 3 where it was asked for)."""
     false_alarm: float = 0.01
     """The rate at which a healthy run may be called changed by one check, all its layers together."""
     min_baseline_runs: int = 5
@@ -58,6 +59,11 @@ class Config:
     def bounds(self, name: str) -> Bounds:
         """The bounds of one check."""
         return self.checks.get(name) or all_rules()[name].defaults
+
+    def with_unfinished(self) -> Config:
+        """The same, but a run that was cut short is judged for what it holds: `unfinished` only warns."""
+        warned = self.bounds("unfinished").but(level="warn")
+        return replace(self, checks={**self.checks, "unfinished": warned})
 
 
 def find_config(start: Path) -> Path | None:
@@ -78,9 +84,7 @@ def read_config(source: Config | str | Path | Mapping[str, Any] | None) -> Confi
         return _from_table(source, "the configuration", Path())
     path = Path(source)
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise BadConfig(f"{path} is larger than 1 MiB.", "Name a pyproject.toml with --config.")
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_regular(path, _MOST_BYTES).decode())
     except OSError as error:
         why = error.strerror or error
         raise BadConfig(
@@ -159,6 +163,8 @@ def _bounds(name: str, value: Any, source: str) -> Bounds:
         read["level"] = _text(table["level"], f"{where}.level", source)
         if read["level"] not in _LEVELS:
             raise _wrong(f"{where}.level", table["level"], " or ".join(map(repr, _LEVELS)), source)
+    if "min_recordings" in table:
+        read["min_recordings"] = _count(table["min_recordings"], f"{where}.min_recordings", source)
     if "layers" in table:
         read["layers"] = _texts(table["layers"], f"{where}.layers", source)
     bounds = all_rules()[name].defaults.but(**read)

@@ -31,6 +31,9 @@ _TEXTS = (
 UNTRUSTED = "residual"
 """The check whose failure says that the recording itself is not to be trusted."""
 
+OF_THE_RUN = frozenset({"damage", "unfinished", "overhead"})
+"""Checks of the stored run itself: that they pass says nothing of the training, so nothing was judged by them."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -64,6 +67,16 @@ class Finding:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"a finding cannot have the status {self.status!r}")
+
+    @property
+    def judged(self) -> bool:
+        """Whether a number of the training was held against a limit.
+
+        Checks of the stored run itself say nothing of the training, nor does a diagnosis that is only stated.
+        """
+        if self.check in OF_THE_RUN or (self.check == "diagnosis" and self.status != "fail"):
+            return False
+        return self.status in ("pass", "fail", "warn")
 
     def but(self, **changes: Any) -> Finding:
         """The same finding with some fields replaced."""

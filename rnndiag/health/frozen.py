@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rnndiag.errors import CannotJudge
+from rnndiag.errors import CannotJudge, RunUnreadable
 from rnndiag.health.finding import UNTRUSTED, Change, Finding
-from rnndiag.health.judgement import Judgement
+from rnndiag.health.result import CheckResult
 from rnndiag.health.torch_side import ask
+from rnndiag.store.whole_files import read_regular, write_whole
 
 EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 FACTOR = 2000.0
 """A number may move by so many roundings of its dtype: one rounding a step adds up over a sequence."""
 MOST = 0.25
-NUMBERS = "numbers.json"
+NUMBERS, SNAPSHOT = "numbers.json", "snapshot.json"
+_MOST_BYTES = 256 << 20
 
 
 def tolerance(dtype: str) -> float:
@@ -32,14 +35,62 @@ def tolerance(dtype: str) -> float:
     return min(FACTOR * EPSILONS[dtype], MOST)
 
 
-def judge_snapshot(folder: Path, baseline: str | None = None) -> Judgement:
-    """Run the snapshot and compare it with its own numbers, or with those in the file `baseline`."""
+def factory_of(folder: Path, trust: bool = False) -> str:
+    """The factory that snapshot.json names, as `file.py:function` or `package.module:function`.
+
+    To check a snapshot is to run that code. A snapshot is data that others may have made, so a factory that lies
+    inside of it is refused unless `trust` says otherwise.
+
+    Raises:
+        RunUnreadable: There is no snapshot.
+        CannotJudge: The factory lies inside of the snapshot.
+    """
+    try:
+        content = json.loads(read_regular(folder / SNAPSHOT, _MOST_BYTES))
+        reference = str(content["factory"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunUnreadable(
+            f"There is no snapshot that can be read in {folder}.",
+            "Make one: rnndiag snapshot FACTORY -o DIR",
+        ) from error
+    place = reference.rpartition(":")[0]
+    inside = [folder / place] if place.endswith(".py") else _module_files(place)
+    if not trust and any(_lies_in(file, folder) for file in inside):
+        raise CannotJudge(
+            f"The factory {reference} lies inside of the snapshot {folder}, and is not run.",
+            "A snapshot from somebody else would run their code. If it is yours: --trust.",
+        )
+    return reference
+
+
+def _module_files(module: str) -> list[Path]:
+    """Where the working directory has the module, which is the first place that it is looked for."""
+    path = Path.cwd().joinpath(*module.split("."))
+    return [path.with_suffix(".py"), path / "__init__.py"]
+
+
+def _lies_in(file: Path, folder: Path) -> bool:
+    """Whether a file, or what a link in its place leads to, lies in a folder."""
+    paths = (Path(os.path.abspath(file)), file.resolve())
+    folders = (Path(os.path.abspath(folder)), folder.resolve())
+    return any(path.is_relative_to(one) for path in paths for one in folders)
+
+
+def judge_snapshot(folder: Path, baseline: str | None = None, trust: bool = False) -> CheckResult:
+    """Run the snapshot and compare it with its own numbers, or with those in the file `baseline`.
+
+    Args:
+        folder: The snapshot.
+        baseline: Numbers to compare with in place of the snapshot's own.
+        trust: Run a factory that lies inside of the snapshot.
+    """
+    factory_of(folder, trust)
     path = Path(baseline) if baseline else folder / NUMBERS
     old = read_numbers(path)
     new = ask("frozen.snapshot", ["measure", str(folder)])
     findings = compare(old, new, folder.name)
     layers = len(new["layers"])
-    return Judgement(
+    return CheckResult(
         paths=(str(folder),),
         against=str(path),
         scope=f"one forward and backward pass in {new['dtype']}, {layers} layer run{'s' if layers != 1 else ''}",
@@ -54,7 +105,7 @@ def read_numbers(path: Path) -> dict[str, Any]:
     """The stored numbers; raises CannotJudge where they cannot be used."""
     remedy = "Make them: rnndiag snapshot FACTORY -o DIR, or rnndiag baseline --snapshot DIR"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, _MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise CannotJudge(
             f"The numbers of the snapshot in {path} cannot be read.", remedy
@@ -86,7 +137,7 @@ def store_numbers(path: Path, new: Mapping[str, Any]) -> list[str]:
     ]
     head = {key: new[key] for key in ("layers", "dtype")}
     text = json.dumps(head, indent=1)[:-2] + ',\n "numbers": {\n' + ",\n".join(rows) + "\n }\n}\n"
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     if old is None or old["dtype"] != new["dtype"]:
         return []
     moved = [one for one in compare(old, new) if one.status != "pass"]

@@ -1,29 +1,42 @@
-"""The gate: every rule on one or several runs, and their comparison with a baseline, as a list of findings."""
+"""The gate: every rule on one or several runs, and their comparison with a baseline, as a list of findings.
+
+Absolute limits and structural findings are judged first, and whatever the baseline says. What could not be judged is a
+finding of its own and never a pass.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rnndiag.errors import CannotJudge
+from rnndiag.errors import CannotJudge, RunUnreadable
 from rnndiag.health.baseline import Baseline, measure, read_baseline
 from rnndiag.health.change import compare
 from rnndiag.health.config import Config, read_config
 from rnndiag.health.diagnosis.finding import diagnosis_finding
-from rnndiag.health.finding import STATUSES, UNTRUSTED, Finding
+from rnndiag.health.evaluate import UNFIT, RunEvaluator
+from rnndiag.health.finding import OF_THE_RUN, STATUSES, UNTRUSTED, Finding
 from rnndiag.health.fingerprint import differences, fingerprint
-from rnndiag.health.judge import Judge
 from rnndiag.health.numbers import NotRecorded
-from rnndiag.health.proof import proof_findings
-from rnndiag.health.recorded import recorded_findings
+from rnndiag.health.recorder_findings import (
+    COVERAGE,
+    PROOF,
+    coverage_findings,
+    preflight_findings,
+    proof_findings,
+)
 from rnndiag.health.rule import Rule, all_rules
 from rnndiag.store.reader import StoredRun
 
 AGAINST = " vs base"
 """What follows the name of a check where it is compared with the baseline."""
+
+BASELINE, SEEDS = "baseline", "seeds"
+"""Findings on whether runs can be compared: with the baseline, and with each other."""
 
 RunLike = StoredRun | str | Path
 
@@ -35,23 +48,43 @@ def check(
 ) -> list[Finding]:
     """Judge a run, or several runs (seeds) of one program together.
 
-    `baseline` is a file that `rnndiag baseline` wrote, or another run. `config` is a pyproject.toml, the content of its
-    table [tool.rnndiag] as a dict, or None for the defaults: only what is wrong for everyone fails.
+    Args:
+        run: A run or its directory, or several.
+        baseline: A file that `rnndiag baseline` wrote, or another run.
+        config: A pyproject.toml, the content of its table [tool.rnndiag] as a dict, or None for the defaults: only
+            what is wrong for everyone fails.
 
-    Raises CannotJudge where the run is too short, nothing could be checked, or the baseline is not comparable.
+    Returns:
+        Findings of every check. One with the status `not_judged` says what could not be judged and why; the list as a
+        whole passes only where `rnndiag.health.exit_code` gives 0.
+
+    Raises:
+        CannotJudge: The run is too short, nothing could be checked, or the baseline cannot be read; not where a check
+            failed already, which is the more important answer.
+
+    Example:
+        >>> failed = [one for one in rnndiag.check("runs/exp1") if one.status == "fail"]
     """
     settings = read_config(config)
     runs = open_all(run)
-    for one in runs:
-        require_enough(one, settings)
-    judges = [Judge(one, settings) for one in runs]
-    against = baseline_of(settings.baseline if baseline is None else baseline, settings)
-    if against is not None:
-        require_comparable(runs, against, settings)
-    found = findings(judges)
-    if against is not None:
-        found += against_baseline(judges, against)
-    if not any(one.status in ("pass", "fail", "warn") for one in found):
+    evaluators = [RunEvaluator(one, settings) for one in runs]
+    found = findings([of for of in evaluators if len(of.run.steps)])
+    failed = any(one.status == "fail" for one in found)
+    try:
+        for one in runs:
+            require_enough(one, settings)
+        against = baseline_of(settings.baseline if baseline is None else baseline, settings)
+    except (CannotJudge, RunUnreadable) as reason:
+        if not failed:
+            raise
+        return [*found, _cannot(reason)]
+    apart = [*_different_programs(evaluators), *_not_comparable(evaluators, against)]
+    found += apart
+    if against is not None and not apart:
+        found += against_baseline(evaluators, against)
+    asked = [one for one in found if one.check not in {*OF_THE_RUN, COVERAGE}]
+    nothing = not any(one.judged or one.status == "not_judged" for one in asked)
+    if nothing and any(of.layers for of in evaluators):
         raise CannotJudge(
             f"Nothing was checked in {', '.join(one.name for one in runs)}: none of the checks has its numbers.",
             "Record the groups that the checks need (measures=), or configure other checks.",
@@ -63,26 +96,86 @@ def look(
     run: RunLike, config: Config | str | Path | Mapping[str, Any] | None = None
 ) -> list[Finding]:
     """The findings of one run however short it is: what a report shows. Never a verdict for a gate."""
-    return findings([Judge(open_all(run)[0], read_config(config))])
+    return findings([RunEvaluator(open_all(run)[0], read_config(config))])
 
 
-def findings(judges: Sequence[Judge]) -> list[Finding]:
-    """What every rule says, the worst of the runs for each check and layer, then what the recorder itself found."""
-    each = [
-        [
-            *diagnosis_findings(judge.run, judge.config),
-            *proof_findings(judge),
-            *(f for rule in all_rules().values() for f in judge.findings(rule)),
-            *recorded_findings(judge.run),
-        ]
-        for judge in judges
-    ]
-    return each[0] if len(each) == 1 else worst_of_runs(each)
+def findings(evaluators: Sequence[RunEvaluator]) -> list[Finding]:
+    """What every rule and the recorder itself say; of several runs the worst for each check and layer."""
+    each = [_of_one(of) for of in evaluators]
+    return (each[0] if len(each) == 1 else worst_of_runs(each)) if each else []
+
+
+def _of_one(of: RunEvaluator) -> list[Finding]:
+    found = [*proof_findings(of), *(f for rule in all_rules().values() for f in of.findings(rule))]
+    found = [*diagnosis_findings(of.run, of.config), *found]
+    return [*found, *coverage_findings(of, found), *preflight_findings(of.run)]
+
+
+def _cannot(reason: CannotJudge | RunUnreadable) -> Finding:
+    """What kept the rest from being judged, beside checks that failed."""
+    text = " ".join(line.strip() for line in reason.what.splitlines())
+    return Finding("gate", "not_judged", message=text, remedy=reason.remedy, word="CANNOT JUDGE")
+
+
+def _different_programs(evaluators: Sequence[RunEvaluator]) -> Iterator[Finding]:
+    """Seeds are runs of one program: a finding for each run that differs from the first."""
+    first = evaluators[0]
+    for other in evaluators[1:]:
+        apart = differences(fingerprint(first.run), fingerprint(other.run))
+        for name, old, new in apart[:1]:
+            yield Finding(
+                SEEDS,
+                "not_judged",
+                message=f"{first.run.name} and {other.run.name} are not seeds of one program: "
+                f"{name} is {old!r} and {new!r}",
+                remedy="Check runs of different programs one by one.",
+                run=other.run.name,
+            )
+
+
+def _not_comparable(
+    evaluators: Sequence[RunEvaluator], baseline: Baseline | None
+) -> Iterator[Finding]:
+    """A finding for each run whose fingerprint differs from the baseline's, naming the field."""
+    for of in evaluators if baseline is not None else ():
+        assert baseline is not None
+        apart = differences(baseline.fingerprint, fingerprint(of.run), of.config.comparable_across)
+        if not apart:
+            continue
+        name, old, new = apart[0]
+        more = f"; {len(apart) - 1} more fields differ" if len(apart) > 1 else ""
+        yield Finding(
+            BASELINE,
+            "not_judged",
+            message=f"cannot compare {of.run.path} with {baseline.source}: {name} is {new!r}, "
+            f"the baseline has {old!r}{more}",
+            remedy=_what_changed(name)
+            + f' If the change was meant: comparable_across = ["{name}"] in [tool.rnndiag] allows it, and '
+            "`rnndiag baseline` stores the new numbers.",
+            word="NOT COMPARABLE",
+            run=of.run.name,
+        )
+
+
+def _what_changed(name: str) -> str:
+    """Where to look first when a field of the fingerprint differs."""
+    field = name.partition(".")[0]
+    return {
+        "T": "Look for what made the sequences, or the stretch between two detached states, shorter or longer.",
+        "window": "Look for a detach() or a state that is no longer passed on: the gradient covers another window.",
+        "layers": "Look for what changed in the model's recurrent layers, or split them into other calls.",
+        "dtype": "Look for another `precision` of the Trainer.",
+        "versions": "Look at what the other version changed.",
+    }.get(field, "Look for what changed in the program.")
 
 
 def diagnosis_findings(run: StoredRun, config: Config) -> list[Finding]:
     """The diagnosis of a run as a statement; it fails where its state is among those that do."""
-    found = diagnosis_finding(run, config.fail_states, config.chance, config.needs)
+    try:
+        found = diagnosis_finding(run, config.fail_states, config.chance, config.needs)
+    except UNFIT as fault:
+        why = f"the arrays that the diagnosis needs do not fit together ({fault})"
+        return [Finding("diagnosis", "not_judged", message=why, run=run.name)]
     return [] if found is None else [found]
 
 
@@ -104,31 +197,44 @@ def worst_of_runs(each: Sequence[Sequence[Finding]]) -> list[Finding]:
     return merged
 
 
-def against_baseline(judges: Sequence[Judge], baseline: Baseline) -> list[Finding]:
-    """One finding for each comparable check and layer that is to be compared."""
+def against_baseline(evaluators: Sequence[RunEvaluator], baseline: Baseline) -> list[Finding]:
+    """One finding for each comparable check and layer of the run or the baseline; one where they share none."""
+    config = evaluators[0].config
     found = []
     for rule in all_rules().values():
-        bounds = judges[0].config.bounds(rule.name)
+        bounds = config.bounds(rule.name)
         if not rule.comparable or bounds.change == "off" or bounds.level == "off":
             continue
-        layers = [layer for layer in judges[0].owners(rule) if bounds.covers(layer)]
+        own = evaluators[0].owners(rule)
+        layers = [one for one in (*own, *baseline.values.get(rule.name, {})) if bounds.covers(one)]
+        layers = list(dict.fromkeys(layers))
         found += [
             one
             for layer in layers
-            if (one := _compared(rule, layer, judges, baseline, len(layers)))
+            if (one := _compared(rule, layer, evaluators, baseline, len(layers)))
         ]
+    if not any(one.status in ("pass", "fail", "warn") for one in found):
+        found.append(
+            Finding(
+                BASELINE,
+                "not_judged",
+                message=f"the baseline {baseline.source} and the run share no check that both have numbers for",
+                remedy="Record the same groups as the baseline's runs (measures=), or name the right baseline.",
+                word="NOT COMPARABLE",
+            )
+        )
     return found
 
 
 def _compared(
-    rule: Rule, layer: str, judges: Sequence[Judge], baseline: Baseline, family: int
+    rule: Rule, layer: str, evaluators: Sequence[RunEvaluator], baseline: Baseline, family: int
 ) -> Finding | None:
-    config = judges[0].config
+    config = evaluators[0].config
     bounds = config.bounds(rule.name)
     name = rule.name + AGAINST
     old = baseline.values.get(rule.name, {}).get(layer)
     try:
-        new = [judge.value(rule, layer)[0] for judge in judges]
+        new = [of.value(rule, layer)[0] for of in evaluators]
     except NotRecorded as reason:
         if old is None:
             return None
@@ -147,7 +253,15 @@ def _compared(
             "not_judged",
             layer,
             message=f"the baseline has no {rule.name} of {layer}",
-            remedy="Make the baseline again: rnndiag baseline RUN... -o FILE",
+            remedy="Name a baseline whose runs recorded it.",
+        )
+    if any(math.isnan(value) for value in new):
+        return Finding(
+            name,
+            "not_judged",
+            layer,
+            message=f"{rule.name} is not a number in most of the judged recordings",
+            remedy="The check `nonfinite` and the report name the steps.",
         )
     result = compare(
         old, new, bounds, config.false_alarm / family, config.min_baseline_runs, rule.floor
@@ -170,7 +284,7 @@ def _compared(
         change=result.word,
         baseline=rule.format(sum(old) / len(old)),
         word="CHANGED" if failed else "",
-        run=judges[0].run.name,
+        run=evaluators[0].run.name,
     )
 
 
@@ -193,7 +307,8 @@ def open_all(run: RunLike | Sequence[RunLike]) -> list[StoredRun]:
 
 def require_enough(run: StoredRun, config: Config) -> None:
     """Raise where a run has fewer recordings than the checks need: what was not checked is not a pass."""
-    outlines = run.outlines
+    main = run.phases[0] if run.phases else ""
+    outlines = [outline for outline in run.outlines if outline.phase == main]
     count = sum(math.isfinite(outline.time) for outline in outlines)
     if count >= config.min_recordings:
         return
@@ -224,38 +339,25 @@ def _ended(run: StoredRun) -> str:
 
 
 def require_proof(run: StoredRun, config: Config) -> None:
-    """Raise where a proof failed: numbers that are not to be trusted are no baseline."""
-    judge = Judge(run, config)
-    failed = [*proof_findings(judge), *judge.findings(all_rules()[UNTRUSTED])]
-    for one in failed:
-        if one.check == UNTRUSTED and one.status == "not_judged":
-            raise CannotJudge(
-                f"{run.path} cannot be a baseline: {one.layer}: {one.message}.", one.remedy
-            )
-
-
-def require_comparable(runs: Sequence[StoredRun], baseline: Baseline, config: Config) -> None:
-    """Raise where a run's fingerprint differs from the baseline's, naming the field."""
-    for run in runs:
-        for name, old, new in differences(
-            baseline.fingerprint, fingerprint(run), config.comparable_across
-        )[:1]:
-            raise CannotJudge(
-                f"cannot compare {run.path} with {baseline.source}: {name} is {new!r}, the baseline has {old!r}.",
-                "Make a new baseline (rnndiag baseline RUN... -o FILE), or allow the difference: "
-                f'comparable_across = ["{name}"] in [tool.rnndiag].',
-            )
+    """Raise where a proof failed or was never made: numbers that are not to be trusted are no baseline."""
+    of = RunEvaluator(run, config)
+    for one in [*proof_findings(of), *of.findings(all_rules()[UNTRUSTED])]:
+        if one.check in (UNTRUSTED, PROOF) and one.status == "not_judged":
+            place = f"{one.layer}: " if one.layer else ""
+            raise CannotJudge(f"{run.path} cannot be a baseline: {place}{one.message}.", one.remedy)
 
 
 def baseline_of(source: Baseline | RunLike | None, config: Config) -> Baseline | None:
-    """What to compare with: a baseline, the one in a file, or the one that a single run makes."""
+    """What to compare with: a baseline, the one in a file, or the one that a single run makes.
+
+    Raises:
+        CannotJudge: The file cannot be read, or the run is too short or not proved.
+    """
     if source is None or isinstance(source, Baseline):
         return source
-    if isinstance(source, StoredRun):
-        return measure([source], config)
-    path = Path(source)
-    if path.is_dir():
-        run = StoredRun(path)
-        require_enough(run, config)
-        return measure([run], config)
-    return read_baseline(path)
+    if isinstance(source, str | os.PathLike) and not Path(source).is_dir():
+        return read_baseline(Path(source))
+    run = source if isinstance(source, StoredRun) else StoredRun(source)
+    require_enough(run, config)
+    require_proof(run, config)
+    return measure([run], config)

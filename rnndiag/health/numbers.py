@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
-from rnndiag.store.quantities import MODEL
+from rnndiag.store.quantities import MODEL, fits_registry
 from rnndiag.store.reader import StoredRun
 
 TIMED = ("valid_samples", "adjoint_norm", "contribution_norm", "nonfinite_states")
@@ -19,7 +19,11 @@ TIMED = ("valid_samples", "adjoint_norm", "contribution_norm", "nonfinite_states
 
 
 class NotRecorded(Exception):
-    """The numbers that a rule needs are not in the run; the text says which."""
+    """The numbers that a rule needs are not in the judged recordings; the text says which."""
+
+
+class DoesNotApply(NotRecorded):
+    """The rule's number has no meaning for this layer: one gate has no largest gate, no credit has no reach."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class RunNumbers:
             found = self.run.select(quantity, layer=layer, steps=steps)
         except (KeyError, RunUnreadable):
             return None
+        if not fits_registry(quantity, found.dims[1:], found.coordinates):
+            return None  # ill-shaped, or of a version of rnndiag that stored it in another form
         return StackNumbers(
             np.asarray(found.steps, dtype=np.int64),
             np.asarray(found.values, dtype=np.float64),
@@ -163,6 +169,31 @@ class LayerNumbers:
             return int(np.max(lengths))
         stated = self.facts.get("T")
         return stated if isinstance(stated, int) else None
+
+    @cached_property
+    def silent_steps(self) -> frozenset[int]:
+        """Steps at which no gradient of the loss reached the layer: all adjoints were recorded, and are zero."""
+        try:
+            found = self.get("adjoint_norm")
+        except NotRecorded:
+            return frozenset()
+        flat = found.values.reshape(len(found.steps), -1)
+        zero = np.all((flat == 0) | np.isnan(flat), axis=1) & np.any(flat == 0, axis=1)
+        return frozenset(found.steps[zero].tolist())
+
+    def profiles(self) -> StackNumbers:
+        """The credit profile (ln, by lag) at the steps where a gradient reached the layer.
+
+        The stored profile of a step without any gradient is NaN, as is one that could not be computed. Only the first
+        is left out here: the other stays, as NaN, and cannot be judged.
+        """
+        found = self.get("credit_profile").pick("profile_stat", "profile")
+        heard = np.array([int(step) not in self.silent_steps for step in found.steps], dtype=bool)
+        if not heard.any():
+            raise DoesNotApply(f"no gradient of the loss reaches {self.layer}")
+        return StackNumbers(
+            found.steps[heard], found.values[heard], found.dims, found.coordinates, {}
+        )
 
     @cached_property
     def cause(self) -> str:

@@ -12,11 +12,14 @@ PASS, FAILED, USAGE, CANNOT_JUDGE, INTERNAL = range(5)
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """3 where the proof failed or nothing was judged, then 1, then 3 where some check was not judged, then 0."""
+    """The exit code: 3 where a proof failed or nothing was judged, then 1, then 3 where a check was not judged, then 0.
+
+    Checks of the stored run itself do not count as something that was judged.
+    """
     found = list(findings)
     if any(one.check == UNTRUSTED and one.status == "not_judged" for one in found):
         return CANNOT_JUDGE
-    if not any(one.status in ("pass", "fail", "warn") for one in found):
+    if not any(one.judged for one in found):
         return CANNOT_JUDGE
     if any(one.status == "fail" for one in found):
         return FAILED

@@ -32,6 +32,13 @@ class RuleSeries:
     """How the number was found, where that needs saying."""
     advice: str = ""
     """A sentence of what would do instead."""
+    rests_on: int | None = None
+    """How many recordings one pooled value rests on; None: every value is of one recording."""
+
+    @property
+    def count(self) -> int:
+        """How many values of recordings the number rests on."""
+        return int(np.sum(~np.isnan(self.values))) if self.rests_on is None else self.rests_on
 
     def upto(self, last_step: int) -> RuleSeries:
         """Only the recordings up to and with this step."""
@@ -83,6 +90,11 @@ class Rule:
     """A change against a baseline is a share of the baseline's number, but at least of this size."""
     family: str = ""
     """Rules of one family read the same numbers: one of them moving says nothing about the cause of another."""
+    of_the_run: bool = False
+    """Whether the rule looks at the stored run itself (damage, a cut-off end) and not at numbers of the training.
+
+    Such a rule needs no recordings to rest on, and its pass says nothing of the training.
+    """
     violation: Status = "fail"
     """The status of a number outside of its bounds: `not_judged` where it means that nothing is to be trusted."""
 

@@ -1,4 +1,4 @@
-"""Asks the torch wing something in a process of its own: this wing never imports torch."""
+"""Ask the torch side of rnndiag something in a process of its own: this side never imports torch."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from rnndiag.errors import CannotJudge, NotInstalled, RnndiagError
 
 PATIENCE_SECONDS = 600
 
+# `python -m` and `python -c` put the working directory first on the search path, where a file called torch.py or
+# json.py would be imported in place of the package. `-P` leaves it out, but only from Python 3.11 on.
+_START = (
+    "import sys; sys.path[:] = sys.path[1:]; "
+    "import runpy; sys.argv[:] = sys.argv[1:]; runpy.run_module(sys.argv[0], None, '__main__', True)"
+)
+
 
 def ask(module: str, words: Sequence[str]) -> dict[str, Any]:
-    """Run `python -m rnndiag.recorder.<module> WORDS --answer FILE` and return what it wrote; its errors are raised."""
+    """Run the module `rnndiag.recorder.<module>` with these words and return what it answers; its errors are raised.
+
+    The working directory is not on its search path, so that nothing in it is imported by accident.
+    """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [
-            sys.executable,
-            "-m",
-            f"rnndiag.recorder.{module}",
-            *words,
-            "--answer",
-            str(answer),
-        ]
+        name = f"rnndiag.recorder.{module}"
+        command = [sys.executable, "-c", _START, name, *words, "--answer", str(answer)]
         try:
             done = subprocess.run(
                 command,
@@ -63,6 +67,7 @@ def ask(module: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _search_path() -> str:
-    """PYTHONPATH of the other process: where this package is comes first, installed or not."""
+    """PYTHONPATH of the other process: this package first; an empty entry would be the working directory."""
     here = str(Path(errors.__file__).parents[1])
-    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([here, *(entry for entry in given if entry)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from rnndiag.report.write_report import report_context
 from rnndiag.store.reader import StoredRun
 from rnndiag.store.recording import Recording
 from rnndiag.store.single_recording import as_run
+from rnndiag.store.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,4 +159,6 @@ def save(figure: Figure, file: Path, form: str) -> None:
         # names without end leave the axes no room, and fonts lack signs, and 1e308 overflows: no reason not to draw
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
-        figure.savefig(file, format=form, dpi=200, metadata=no_date[form])
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=form, dpi=200, metadata=no_date[form])
+    write_whole(file, drawn.getvalue(), durable=False)

@@ -33,7 +33,7 @@ def draw_panel(panel: Panel, ax: Axes) -> None:
     for band in panel.bands:
         colour = TONES[band.tone][0]
         edges = [np.clip(edge, panel.y.low, panel.y.high) for edge in (band.low, band.high)]
-        label = band.label if band.visible else ""
+        label = _plain(band.label) if band.visible else ""
         ax.fill_between(band.x, *edges, color=colour, alpha=band.strength, lw=0, label=label)
     if panel.circle:
         angle = np.linspace(0, 2 * np.pi, 181)
@@ -45,7 +45,7 @@ def draw_panel(panel: Panel, ax: Axes) -> None:
         ax.plot(
             line.x,
             _inside(np.asarray(line.y, float), panel.y),
-            label=line.label,
+            label=_plain(line.label),
             marker=marker,
             markersize=4,
             lw=1.6,
@@ -53,7 +53,9 @@ def draw_panel(panel: Panel, ax: Axes) -> None:
         )
     for dots in panel.dots:
         marker = MARKERS.get(dots.tone, "o")
-        ax.scatter(dots.x, dots.y, s=14, marker=marker, color=TONES[dots.tone][0], label=dots.label)
+        ax.scatter(
+            dots.x, dots.y, s=14, marker=marker, color=TONES[dots.tone][0], label=_plain(dots.label)
+        )
     for bubble in panel.bubbles:
         ax.scatter(
             bubble.x, bubble.y, s=40 + 260 * bubble.area, color=TONES[bubble.tone][0], alpha=0.55

@@ -19,6 +19,7 @@ from rnndiag.recorder.output.notebook import run_html
 from rnndiag.recorder.output.run_names import default_directory
 from rnndiag.recorder.settings import LogChoice, settings_from
 from rnndiag.stats.need import MemoryNeed, need_measurements
+from rnndiag.store.limits import BUDGET_BYTES
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as _OfLightning
@@ -95,6 +96,8 @@ class GradientDiagnostics(_Adopting):
         need: At the end of the fit, test on the validation batches whether the loss asks for inputs further back
             than the gradient reaches (see `rnndiag.memory_need`). It costs some hundred plain steps, outside of the
             budget, and is stored in the run.
+        max_bytes: Size limit of the run on disk, all ranks together. Recordings become rarer as it fills up; when it is
+            reached, recording stops, and `rnndiag check` says that the end of the training was not recorded.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class GradientDiagnostics(_Adopting):
         chance: float | None = None,
         needs: int | str | None = None,
         need: bool = False,
+        max_bytes: float = BUDGET_BYTES,
     ) -> None:
         super().__init__()
         self._settings = settings_from(
@@ -144,6 +148,7 @@ class GradientDiagnostics(_Adopting):
             chance=chance,
             needs=needs,
             need=need,
+            max_bytes=max_bytes,
         )
         chosen_measures(self._settings.measures)
         self._run_dir = default_directory() if dirpath is None else Path(dirpath)
@@ -296,7 +301,7 @@ class GradientDiagnostics(_Adopting):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The fit ends with an exception, which stays as it is."""
-        self._close(f"{type(exception).__name__}")
+        self._close(ending_of(exception))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Whatever happened, nothing stays attached to the model."""
@@ -308,6 +313,12 @@ class GradientDiagnostics(_Adopting):
         if fit is not None:
             fit.close(reason)
             self._wrote = self._wrote or fit.chronicle.opened
+
+
+def ending_of(exception: BaseException) -> str:
+    """What the run says of an exception that ended the fit: `interrupted`, `SIGTERM`, or the exception's name."""
+    name = type(exception).__name__
+    return {"KeyboardInterrupt": "interrupted", "SIGTERMException": "SIGTERM"}.get(name, name)
 
 
 def _first_free_ordinal(dirpath: str | None) -> int:

@@ -39,6 +39,7 @@ class Faults:
     """The latest fault, whether it was new or not."""
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _new: list[str] = field(default_factory=list)
+    _last_of: dict[str, str] = field(default_factory=dict)
 
     def guard(self, part: str, remedy: str = "") -> Guard:
         """`with faults.guard("part"):` an error inside is told once and kept; with `strict` it is raised."""
@@ -58,7 +59,7 @@ class Faults:
         if count == LIMIT:
             message += f" It failed {LIMIT} times in a row and is left out from here on."
         self.caught += 1
-        self.last = message
+        self.last = self._last_of[part] = message
         if message not in self.messages:
             self.messages.append(message)
             self._new.append(message)
@@ -67,6 +68,11 @@ class Faults:
     def gave_up(self, part: str) -> bool:
         """Whether the part has failed too often in a row to be tried again."""
         return self._in_a_row.get(part, 0) >= LIMIT
+
+    @property
+    def given_up(self) -> dict[str, str]:
+        """Parts that are not tried again -> their last fault."""
+        return {part: self._last_of[part] for part in self._in_a_row if self.gave_up(part)}
 
     def drain(self) -> list[str]:
         """The messages since the last call: they go into the next recording."""

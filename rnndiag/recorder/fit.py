@@ -32,6 +32,7 @@ from rnndiag.recorder.schedule.overhead import Overhead
 from rnndiag.recorder.schedule.schedule import Decision, WithinBudget, schedule_for
 from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.watch import Watch
+from rnndiag.store.ending import FINISHED
 from rnndiag.store.layer_names import recurrence
 from rnndiag.store.measurement import Measurement
 
@@ -85,6 +86,7 @@ class FitRecorder:
             rank=loop.rank,
             world_size=loop.world_size,
             resumed_from_step=place.resumed_from_step,
+            max_bytes=settings.max_bytes,
         )
         self.added: tuple[Measurement, ...] = ()
         self._pending: Pending | None = None
@@ -213,7 +215,7 @@ class FitRecorder:
     def finish(self) -> None:
         """The fit ended as it should: store what is left and close the run."""
         self._store_rest()
-        self.chronicle.close("finished")
+        self.chronicle.close(FINISHED, self._batch_step)
 
     def conclude(self) -> None:
         """After everything else of the fit: say what it showed."""
@@ -231,7 +233,7 @@ class FitRecorder:
 
     def close(self, reason: str) -> None:
         """However the fit ended: let go of the model, keep what was measured."""
-        if reason != "finished":
+        if reason != FINISHED:
             # the person's own exception is on its way, and stays what it is
             self.faults.strict = False
         with self.faults.guard("letting go of the model"):
@@ -241,7 +243,7 @@ class FitRecorder:
         if not self.chronicle.closed:
             with self.overhead.own():
                 self._store_rest()
-                self.chronicle.close(reason)
+                self.chronicle.close(reason, self._batch_step)
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
@@ -267,7 +269,9 @@ class FitRecorder:
         self, step: int, groups: tuple[str, ...], left_out: Mapping[str, str] | None = None
     ) -> Pending:
         epoch = self.loop.epoch
-        return Pending(step, groups, epoch, self._batch_number, left_out=left_out or {})
+        pending = Pending(step, groups, epoch, self._batch_number, left_out=left_out or {})
+        pending.faults_before = self.faults.caught
+        return pending
 
     def _watch_next(self) -> None:
         """Watch the forward passes until the next optimizer step: closely if it is recorded, else for the black box."""
@@ -319,6 +323,8 @@ class FitRecorder:
         for pending, facts in done:
             if pending.empty and not self._silent_recurrence(facts):
                 self._say_if_none()
+                if self.faults.caught > pending.faults_before:
+                    self.chronicle.drop(pending.step, self.faults.last)
                 continue
             more = (
                 training_measurements(facts, loss, self.overhead.spent, self.overhead.share)

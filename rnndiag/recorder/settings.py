@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rnndiag.errors import BadArgument
+from rnndiag.store.limits import BUDGET_BYTES
 
 LogChoice = Literal["worst", "all", "none"]
 
@@ -38,6 +39,7 @@ class Settings:
     chance: float | None = None
     needs: int | str | None = None
     need: bool = False
+    max_bytes: float = BUDGET_BYTES
 
     def __post_init__(self) -> None:
         if self.every_n_steps is not None and self.every_n_steps < 1:
@@ -52,6 +54,10 @@ class Settings:
             _refuse("budget", self.budget, "a share of training time, such as 0.03 for 3 %")
         if self.samples is not None and self.samples < 1:
             _refuse("samples", self.samples, "a number of sequences from 1 up, or None for all")
+        if not self.max_bytes > 0:
+            _refuse(
+                "max_bytes", self.max_bytes, "a number of bytes above 0, such as 2 << 30 for 2 GiB"
+            )
         if self.seam < 0:
             _refuse("seam", self.seam, "a number of chunks from 0 up")
         if not self.jump > 1:
@@ -102,6 +108,7 @@ class Options(TypedDict, total=False):
     strict: bool
     chance: float | None
     needs: int | str | None
+    max_bytes: float
 
 
 def name_of(function: Callable[..., Any] | None) -> str | None:

@@ -18,7 +18,7 @@ from rnndiag.stats.advice import Advice, advice
 from rnndiag.stats.headline import lengths_of, run_reach
 from rnndiag.stats.reach import Decay, Reach, decay, reach
 from rnndiag.store.measurement import Measurement, Series
-from rnndiag.store.quantities import QUANTITIES
+from rnndiag.store.quantities import QUANTITIES, fits_registry
 from rnndiag.store.reader import StoredRun
 from rnndiag.store.stored import entry_name
 
@@ -63,7 +63,9 @@ class Context:
             found = self.run.find(quantity, layer, steps)
         except RunUnreadable:
             return None
-        return found if found is not None and found.steps.size else None
+        if found is None or not found.steps.size:
+            return None
+        return found if fits_registry(quantity, found.dims[1:], found.coordinates) else None
 
     def steps_of(self, quantity: str, layer: str) -> list[int]:
         """The steps at which a quantity was stored, in the first phase that has it. Reads no arrays."""

@@ -34,10 +34,10 @@ class Delta:
 def deltas(contexts: Sequence[Context], names: Sequence[str]) -> list[Delta]:
     """All numbers that the first run and another one have, the largest changes first."""
     config = contexts[0].config
-    old = run_values(contexts[0].run, config)
+    old = run_values(contexts[0].run, config, judged=False)
     found: list[tuple[int, float, Delta]] = []
     for run_name, other in zip(names[1:], contexts[1:], strict=True):
-        new = run_values(other.run, config)
+        new = run_values(other.run, config, judged=False)
         for name, rule in all_rules().items():
             for layer in old.get(name, {}):
                 if layer not in new.get(name, {}):

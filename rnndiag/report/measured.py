@@ -11,6 +11,9 @@ import numpy as np
 from rnndiag.report.context import Context
 from rnndiag.store.quantities import MODEL
 
+LISTED = 50
+"""Accidents, and faults of the recorder, that the page lists."""
+
 
 def measured(context: Context) -> list[tuple[str, list[str]]]:
     """Rows of a heading and its lines. Everything is text from the run, to be escaped."""
@@ -29,6 +32,8 @@ def measured(context: Context) -> list[tuple[str, list[str]]]:
         ("Across the seam", _notes(context, "seam")),
         ("Cost", _cost(context)),
         ("Not measured", _notes(context, "not_measured")),
+        ("Accidents", _accidents(context)),
+        ("Faults of the recorder", _faults(context)),
         ("Problems", [str(problem) for problem in run.problems]),
     ]
     return [(name, [line for line in lines if line]) for name, lines in rows if any(lines)]
@@ -72,6 +77,32 @@ def _notes(context: Context, key: str) -> list[str]:
                 by_sentence.setdefault(str(sentence), []).append(str(name))
             return [f"{', '.join(names)}: {sentence}" for sentence, names in by_sentence.items()]
     return []
+
+
+def _accidents(context: Context) -> list[str]:
+    """Every step that the black box recorded, with what it saw there."""
+    said = []
+    for outline in context.run.outlines:
+        told = outline.notes.get("black_box")
+        if isinstance(told, Mapping):
+            said.append(f"step {outline.step}: {told.get('sentence') or 'no reason was stored'}")
+    return _first(said)
+
+
+def _faults(context: Context) -> list[str]:
+    """Faults of the recorder itself, each once, with the step at which it was stored."""
+    said: dict[str, int] = {}
+    for outline in context.run.outlines:
+        told = outline.notes.get("errors")
+        for fault in told if isinstance(told, list | tuple) else ():
+            said.setdefault(str(fault), outline.step)
+    return _first([f"{fault} (stored at step {step})" for fault, step in said.items()])
+
+
+def _first(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = len(lines) - LISTED
+    return lines[:LISTED] + ([f"and {more} more"] if more > 0 else [])
 
 
 def _cost(context: Context) -> list[str]:

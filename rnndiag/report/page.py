@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rnndiag.errors import RunUnreadable
 from rnndiag.health.finding import STATUSES, Finding
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData, Panel
@@ -25,6 +28,7 @@ from rnndiag.report.remedies import remedies
 from rnndiag.report.strip import tiles
 from rnndiag.report.svg import draw
 from rnndiag.report.theme import stylesheet
+from rnndiag.store.whole_files import write_whole
 
 _UNSHOWABLE = re.compile(
     "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufdd0-\\ufdef\\ufffe\\uffff]"
@@ -94,10 +98,20 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         loader=FunctionLoader(asset),
     )
+    script = asset("page.js")
     text = environment.get_template(template).render(
-        style=stylesheet(asset("page.css")), script=asset("page.js"), **values
+        style=stylesheet(asset("page.css")), script=script, policy=policy(script), **values
     )
     return _UNSHOWABLE.sub("\ufffd", text).lstrip("\n")
+
+
+def policy(script: str) -> str:
+    """The content security policy of a page: it loads nothing, sends nothing, and runs one script, its own."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def needs_eyes(finding: Finding) -> bool:
@@ -146,7 +160,16 @@ def section(data: FigureData, title: str) -> Section:
 
 def sections_of(context: Context) -> list[Section]:
     """All figures of the page, computed and drawn."""
-    return [section(FIGURES[name].make(context), FIGURES[name].title) for name in ORDER]
+    return [section(figure_data(name, context), FIGURES[name].title) for name in ORDER]
+
+
+def figure_data(name: str, context: Context) -> FigureData:
+    """One figure of the page; where its arrays do not fit together, a sentence in its place."""
+    try:
+        return FIGURES[name].make(context)
+    except (ValueError, IndexError, KeyError, TypeError, ArithmeticError, RunUnreadable) as fault:
+        why = f"Its arrays do not fit together ({fault}): see `rnndiag verify`."
+        return FigureData(name, FIGURES[name].title, "", "", absent=why)
 
 
 def write_page(context: Context, path: str | os.PathLike[str], reload_seconds: int = 0) -> Path:
@@ -156,9 +179,4 @@ def write_page(context: Context, path: str | os.PathLike[str], reload_seconds: i
 
 def write_text(text: str, path: str | os.PathLike[str]) -> Path:
     """Write a page, whole or not at all."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8", newline="\n")
-    beside.replace(target)
-    return target
+    return write_whole(path, text, durable=False)

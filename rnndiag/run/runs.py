@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 
 from rnndiag.errors import RunUnreadable
 from rnndiag.run.run import Run, open_run
+from rnndiag.store.redact import redact_addresses
 from rnndiag.store.starts import holds_run
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def open_runs(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 def _unmatched(patterns: Sequence[str]) -> RunUnreadable:
     return RunUnreadable(
-        f"No rnndiag run matches {', '.join(patterns)}.",
+        f"No rnndiag run matches {redact_addresses(', '.join(patterns))}.",
         "A run is a directory with recordings/r*.tar; '**' in a pattern goes into subdirectories.",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from rnndiag.store import npz, problem, stored
 from rnndiag.store.align import align
 from rnndiag.store.measurement import Measurement, Series
 from rnndiag.store.problem import Problem
+from rnndiag.store.quantities import fits_registry
 from rnndiag.store.ranks import POOLING, pool_of, pooled
 from rnndiag.store.recording import Recording
 from rnndiag.store.segment import Place
@@ -151,9 +153,7 @@ class Collector:
         """One quantity of one layer over the recordings that have it; None where none has."""
         name = stored.entry_name(quantity, layer)
         wanted = _step_filter(steps)
-        measured: list[Measurement] = []
-        at: list[int] = []
-        over: list[int] = []
+        read: list[tuple[Sequence[Place], list[Measurement]]] = []
         for group in self._groups:
             if group[0].phase != phase or not wanted(group[0].step):
                 continue
@@ -164,11 +164,10 @@ class Collector:
                 if (m := self._measurement(place, name)) is not None
             ]
             if found:
-                measured.append(pooled(found))
-                at.append(group[0].step)
-                over.append(len(found))
-        if not measured:
+                read.append((group, found))
+        if not read:
             return None
+        measured, at, over = self._alike(name, read)
         aligned = align(measured)
         first = measured[0]
         how = POOLING[pool_of(quantity)] if max(over) > 1 else ""
@@ -186,6 +185,28 @@ class Collector:
             phase=phase,
             pooling=how,
         )
+
+    def _alike(
+        self, name: str, read: Sequence[tuple[Sequence[Place], list[Measurement]]]
+    ) -> tuple[list[Measurement], list[int], list[int]]:
+        """Pooled measurements, their steps and how many ranks each has.
+
+        Arrays of another form than the registry's, or than most of the series, are left out and named: side by side
+        with the others they would leave none of them with labels.
+        """
+        forms = Counter(_form(m) for _, found in read for m in found)
+        usual = max(forms, key=lambda form: (form[1], forms[form]))
+        measured, at, over = [], [], []
+        for group, found in read:
+            kept = [m for m in found if _form(m) == usual]
+            if len(kept) < len(found):
+                shape = found[0].values.shape
+                self._warn(group[0])(name, f"its shape {shape} has not the dims {usual[0]}")
+            if kept:
+                measured.append(pooled(kept))
+                at.append(group[0].step)
+                over.append(len(kept))
+        return measured, at, over
 
     def _measurement(self, place: Place, name: str) -> Measurement | None:
         entry = self.directory(place).get(name)
@@ -236,6 +257,11 @@ class Collector:
             lengths={dim: np.stack([s.lengths[dim] for s in spread]) for dim in spread[0].lengths},
             ranks=np.stack([s.ranks for s in spread]),
         )
+
+
+def _form(m: Measurement) -> tuple[tuple[str, ...], bool]:
+    """Dims, and whether that is what the registry says of the quantity."""
+    return m.dims, fits_registry(m.name, m.dims, m.coordinates)
 
 
 def _on_steps(series: Series, steps: np.ndarray) -> Series:

@@ -56,8 +56,22 @@ class KeptRecording:
 
 
 def compact(path: str | os.PathLike[str], max_bytes: int, dry_run: bool = False) -> Compaction:
-    """Rewrite a run so that it takes at most `max_bytes`; a kill at any moment leaves it readable."""
+    """Rewrite a run so that it takes at most `max_bytes`; a kill at any moment leaves it readable.
+
+    Only regular files in directories of the run itself are moved or deleted: where one of its folders is a link,
+    nothing is done.
+
+    Args:
+        path: The run directory.
+        max_bytes: The size to reach.
+        dry_run: Only say what would be done.
+
+    Raises:
+        RunUnreadable: The run is being written, holds something that would be lost, or has a link for a folder.
+        RunNotWritten: The disk is full, or another process compacts the run.
+    """
     root = Path(path)
+    _refuse_links(root)
     if dry_run:
         return _compacted(root, max_bytes, dry_run)
     try:
@@ -108,11 +122,6 @@ def _compacted(root: Path, max_bytes: int, dry_run: bool) -> Compaction:
 
 def _refuse_to_lose(root: Path, run: StoredRun) -> None:
     """What this rnndiag cannot read would be gone."""
-    if (root / FOLDER).is_symlink():
-        raise RunUnreadable(
-            f"{root / FOLDER} is a link, and compacting would move the recordings out of the folder behind it.",
-            "Put that folder in the place of the link first.",
-        )
     unread = [segment.label for segment in run.scan.segments if not segment.readable]
     read = {segment.name.file for segment in run.scan.segments}
     unread += [f"{run.scan.folder}/{name}" for name in _files(root) if name not in read]
@@ -121,6 +130,16 @@ def _refuse_to_lose(root: Path, run: StoredRun) -> None:
             f"{unread[0]} cannot be read, and compacting would drop it.",
             "Move it away first, or mend it.",
         )
+
+
+def _refuse_links(root: Path) -> None:
+    """A link in the place of a folder leads to recordings of another run: they are never moved or deleted."""
+    for name in (FOLDER, SET_ASIDE, NEW):
+        if (root / name).is_symlink():
+            raise RunUnreadable(
+                f"{root / name} is a link, and compacting would move the recordings out of the folder behind it.",
+                "Put that folder in the place of the link first, or remove the link.",
+            )
 
 
 def _files(root: Path) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -96,6 +96,59 @@ def _writers(segments: Sequence[Segment]) -> list[Problem]:
                 problems.append(problem.missing_segments(group[-1].label, first, gone))
             problems += _unkept(group)
     return problems
+
+
+def rank_problems(
+    segments: Sequence[Segment],
+    groups: Sequence[Sequence[Place]],
+    skip_start: int | None,
+    is_extra: Callable[[Place], bool],
+) -> list[Problem]:
+    """Ranks that left no file, or whose recordings end before those of the other ranks.
+
+    Args:
+        segments: All segments of the run.
+        groups: Per step and phase, the places of the ranks that recorded it.
+        skip_start: A start that is still being written, where a rank may be behind for a moment.
+        is_extra: Whether a recording was made by one rank on its own account (an accident seen by the black box).
+    """
+    found: list[Problem] = []
+    for start in sorted({segment.name.start for segment in segments} - {skip_start}):
+        of_start = [s for s in segments if s.name.start == start and s.readable and s.facts]
+        sizes = [s.facts.get("world_size") for s in of_start]
+        world = max((n for n in sizes if isinstance(n, int) and not isinstance(n, bool)), default=1)
+        ranks = {segment.name.rank for segment in of_start}
+        if world > 1 and ranks:
+            absent = islice((rank for rank in range(world) if rank not in ranks), _NAMED + 1)
+            found += [problem.rank_absent(rank, world, start) for rank in absent]
+        # Killed all at once, ranks stop a recording apart: the status says that none of them was closed.
+        if min(world, len(ranks)) > 1 and any(segment.end is not None for segment in of_start):
+            found += _behind(start, ranks, groups, is_extra)
+    return found
+
+
+def _behind(
+    start: int,
+    ranks: set[int],
+    groups: Sequence[Sequence[Place]],
+    is_extra: Callable[[Place], bool],
+) -> list[Problem]:
+    own = [[p for p in group if p.segment.name.start == start] for group in groups]
+    own = [group for group in own if group and group[0].phase in _PHASES_FIRST]
+    found = []
+    for rank in sorted(ranks):
+        later: list[Place] = []
+        for group in reversed(own):
+            if any(place.segment.name.rank == rank for place in group):
+                break
+            later.append(group[0])
+        later = [place for place in later if not is_extra(place)]
+        if later:
+            label = later[-1].segment.label
+            found.append(
+                problem.rank_behind(label, rank, len(later), later[-1].step, later[0].step)
+            )
+    return found
 
 
 def _unkept(group: Sequence[Segment]) -> list[Problem]:

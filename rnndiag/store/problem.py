@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rnndiag.store.text import printable
+from rnndiag.store.safe_text import printable
 
 
 @dataclass(frozen=True)
@@ -135,3 +135,37 @@ def stopped(file: str, failures: int) -> Problem:
     """The writer gave up."""
     text = f"recording stopped after {failures} recordings in a row could not be written; training goes on."
     return Problem("stopped", text, file)
+
+
+def dropped(file: str, count: int, first: int | None, last: int | None, why: str) -> Problem:
+    """Recordings that were due and are not in the run, as its writer counted them."""
+    many = "1 recording was" if count == 1 else f"{count} recordings were"
+    span = (
+        ""
+        if first is None
+        else f" (step {first})"
+        if first == last
+        else f" (steps {first} to {last})"
+    )
+    text = f"{many} dropped{span}: {why or 'no reason was stored'}."
+    return Problem("dropped", text, file, first, lost=False)
+
+
+def gave_up(file: str, part: str, fault: str) -> Problem:
+    """A part of the recorder that failed so often that it was left out for the rest of the fit."""
+    return Problem(
+        "gave up", f"{part} was left out after repeated faults: {fault}", file, lost=False
+    )
+
+
+def rank_absent(rank: int, world_size: int, start: int) -> Problem:
+    """A rank of a start that left no readable file."""
+    text = f"rank {rank} of {world_size} has no readable file of start {start}: the numbers are of the other ranks."
+    return Problem("ranks", text)
+
+
+def rank_behind(file: str, rank: int, missing: int, first: int, last: int) -> Problem:
+    """A rank without recordings of steps that other ranks of the same start recorded."""
+    span = f"step {first}" if first == last else f"steps {first} to {last}"
+    text = f"rank {rank} lacks {missing} recording{'s' * (missing != 1)} that other ranks have ({span})."
+    return Problem("ranks", text, file, first)

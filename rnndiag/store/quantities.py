@@ -7,6 +7,7 @@ exact zero is -inf. The rows stand in rnndiag/store/quantity_table.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -89,6 +90,17 @@ class Quantity:
     def as_json(self) -> dict[str, Any]:
         """The entry as every segment of a run carries it."""
         return {**asdict(self), "dims": list(self.dims)}
+
+
+def fits_registry(name: str, dims: tuple[str, ...], coordinates: Mapping[str, object]) -> bool:
+    """Whether an array has the dims that this version knows of its quantity, with all labels that are fixed.
+
+    A quantity that is not registered fits in any form.
+    """
+    known = QUANTITIES.get(name)
+    if known is None:
+        return True
+    return dims == known.dims and all(d in coordinates for d in dims if d in FIXED_COORDINATES)
 
 
 QUANTITIES: dict[str, Quantity] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,14 +14,16 @@ import numpy as np
 from rnndiag.errors import BadArgument, RunUnreadable
 from rnndiag.store import problem
 from rnndiag.store.collect import Collector
+from rnndiag.store.ending import Ending, ending_of
 from rnndiag.store.judged import AT_LEAST, DEFAULT_WINDOW, judged_steps
 from rnndiag.store.layer_names import layers_among
-from rnndiag.store.live_recordings import live_recordings
+from rnndiag.store.live_recordings import live_recordings, rank_problems
 from rnndiag.store.measurement import Series
 from rnndiag.store.problem import Problem
 from rnndiag.store.ranks import pooled_recording
 from rnndiag.store.recording import Recording
 from rnndiag.store.recordings import Recordings
+from rnndiag.store.redact import redact_addresses
 from rnndiag.store.scan import Scan
 from rnndiag.store.segment import Place
 from rnndiag.store.status import Status, status_of
@@ -59,7 +63,8 @@ class StoredRun:
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return str(self.path).rstrip("/").rpartition("/")[2] or str(self.path)
+        path = redact_addresses(str(self.path))
+        return path.rstrip("/").rpartition("/")[2] or path
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -79,7 +84,7 @@ class StoredRun:
 
     @property
     def status(self) -> Status:
-        """`finished`, `running`, or `not closed, last recording 3 h ago`."""
+        """`finished`, `ended early, SIGTERM`, `running`, or `not closed, last recording 3 h ago`."""
         count = len(self.recordings)
         return status_of(self.scan.segments, count, self._interval())
 
@@ -93,12 +98,42 @@ class StoredRun:
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with the run, one sentence each: what opening it showed, and what reading showed since."""
         found = [*self.scan.problems, *self._live.problems, *self.collector.problems]
-        cut = [segment for segment in self.scan.segments if segment.missing]
-        if cut and self.status.word == "running":
-            newest = max(segment.name.start for segment in self.scan.segments)
-            cut = [segment for segment in cut if segment.name.start < newest]
+        running = None
+        if self.status.word == "running":
+            running = max(segment.name.start for segment in self.scan.segments)
+        cut = [s for s in self.scan.segments if s.missing and s.name.start != running]
+        for end in self.endings:
+            if end.dropped:
+                found.append(
+                    problem.dropped(
+                        end.file, end.dropped, end.first_dropped, end.last_dropped, end.why_dropped
+                    )
+                )
+            found += [problem.gave_up(end.file, part, why) for part, why in end.gave_up.items()]
+        found += rank_problems(self.scan.segments, self._live.groups, running, self._is_extra)
         found += [problem.cut_off(s.label, s.missing, len(s.places), s.missing_step) for s in cut]
         return tuple(dict.fromkeys(found))
+
+    @property
+    def endings(self) -> tuple[Ending, ...]:
+        """What each writer said when it closed; a writer that was killed said nothing."""
+        resumed = {
+            segment.name.start: segment.facts["resumed_from_step"]
+            for segment in self.scan.segments
+            if "resumed_from_step" in segment.facts
+        }
+        found = []
+        for end in filter(None, map(ending_of, self.scan.segments)):
+            later = [step for start, step in resumed.items() if start > end.start]
+            if later and end.first_dropped is not None and end.first_dropped > min(later):
+                end = replace(end, dropped=0)  # those steps were trained, and recorded, again
+            found.append(end)
+        return tuple(found)
+
+    def _is_extra(self, place: Place) -> bool:
+        """Whether a rank made this recording on its own account: the black box saw an accident on that rank."""
+        notes = self.collector.facts(place).get("notes")
+        return isinstance(notes, Mapping) and "black_box" in notes
 
     @property
     def superseded(self) -> int:
@@ -108,7 +143,11 @@ class StoredRun:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(segment.file.size() for segment in self.scan.segments)
+        total = 0
+        for segment in self.scan.segments:
+            with suppress(OSError):  # gone, or replaced since it was opened
+                total += segment.file.size()
+        return total
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -310,11 +349,14 @@ class StoredRun:
         return judged_steps(self.steps if phase is None else self.steps_of(phase), window, at_least)
 
     def verify(self) -> tuple[Problem, ...]:
-        """Read every byte and check every CRC, superseded recordings too; all problems found."""
+        """Read every byte and check every CRC, superseded recordings too; all problems of what is stored.
+
+        What the writer dropped or gave up was never stored: `problems` names it.
+        """
         everything = [place for segment in self.scan.segments for place in segment]
         for place in everything:
             self.collector.recordings((place,), None, lenient=True)
-        return self.problems
+        return tuple(p for p in self.problems if p.kind not in ("dropped", "gave up"))
 
 
 def chosen_steps(steps: Steps) -> list[int] | slice | None:

@@ -24,7 +24,18 @@ _SECRET_VALUES = re.compile(
     r"|eyJ[\w-]{10,4000}\.[\w-]{10,4000}\.[\w-]{5,})"
     r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*"
 )
-_ADDRESS = re.compile(r"(?<![\w+.-])(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^/\s@]{1,500}@")
+_ADDRESS = re.compile(
+    r"(?<![\w+.-])(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,20}:/{1,2})(?:[^/\s:@]{1,200}:[^\s]{1,500}|[^/\s]{1,500})@"
+)
+"""User and password of an address; a password may hold `@` and `/`, and a path has made one slash of two."""
+
+_SIGNED = re.compile(
+    r"(?P<name>[?&](?:[\w-]{0,40}(?:signature|token|credential|secret|password)|sig|key|apikey|api_key|access_key"
+    r"|awsaccesskeyid|googleaccessid))=[^&\s#'\"]{1,2000}",
+    re.IGNORECASE,
+)
+"""Query parameters by which an address gives access: of signed URLs of S3, GCS and Azure, and tokens."""
+
 # lengths are bounded and words begin at their beginning, so that no text takes long
 _ASSIGNED = re.compile(
     r"(?<![\w.-])(?P<name>-{0,2}[A-Za-z_][\w.-]{0,80})(?P<link>=|:\s|\s+)"
@@ -42,8 +53,15 @@ def is_secret_name(name: str) -> bool:
     )
 
 
+def redact_addresses(text: str) -> str:
+    """The text with the credentials taken out of every address in it: `s3://key:secret@host` and signed queries."""
+    if ":/" not in text:
+        return text
+    return _SIGNED.sub(rf"\g<name>={REDACTED}", _ADDRESS.sub(rf"\g<scheme>{REDACTED}@", text))
+
+
 def _text(text: str) -> str:
-    text = _ADDRESS.sub(rf"\g<scheme>{REDACTED}@", _SECRET_VALUES.sub(REDACTED, text))
+    text = redact_addresses(_SECRET_VALUES.sub(REDACTED, text))
 
     def assigned(found: re.Match[str]) -> str:
         option = found["link"].isspace() and not found["name"].startswith("-")

@@ -55,7 +55,10 @@ class Scan:
         return [name for name in found if name.startswith("r") and name.endswith(".tar")]
 
     def _has_segments(self, folder: str) -> bool:
-        return any(SegmentName.parse(name) for name in self._directory.names(folder))
+        try:
+            return any(SegmentName.parse(name) for name in self._directory.names(folder))
+        except NotRegular:
+            return False
 
     def _advice_without(self) -> str:
         if os.path.isfile(self._directory.name):

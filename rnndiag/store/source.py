@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 from rnndiag.errors import NotInstalled, RunUnreadable
+from rnndiag.store.redact import redact_addresses
 
 
 class NotRegular(OSError):
@@ -46,6 +48,12 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def refuse_to_leave(root: Path, folder: Path) -> None:
+    """Raise NotRegular where `folder`, inside of the run directory `root`, is a link that leads out of it."""
+    if folder.is_symlink() and not folder.resolve().is_relative_to(root.resolve()):
+        raise NotRegular(errno.ELOOP, f"{folder.name} is a link that leads out of the run")
 
 
 class File(Protocol):
@@ -135,6 +143,8 @@ class LocalDirectory:
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder of the directory, sorted; empty where there is none."""
+        if folder:
+            refuse_to_leave(self.path, self.path / folder)
         try:
             return sorted(os.listdir(self.path / folder))
         except (FileNotFoundError, NotADirectoryError):
@@ -145,28 +155,48 @@ class LocalDirectory:
         return LocalFile(self.path / name)
 
 
+class RemoteUnreadable(OSError):
+    """A store behind a URL did not answer as it should: refused, unknown host, no credentials, gone."""
+
+
+@contextmanager
+def _asking(what: str) -> Iterator[None]:
+    """Raise RemoteUnreadable for whatever a store's client raises; what says that nothing is there stays as it is."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, NotRegular):
+        raise
+    except Exception as fault:
+        # every client has errors of its own, and most of them are no OSError
+        told = redact_addresses(str(fault).strip().partition("\n")[0]) or "no reason"
+        raise RemoteUnreadable(f"{what} failed: {type(fault).__name__}: {told}") from fault
+
+
 class RemoteFile:
     """A file behind fsspec, fetched once and then only where it grew."""
 
     def __init__(self, filesystem: Any, path: str) -> None:
         self._filesystem, self._path = filesystem, path
-        if filesystem.info(path).get("type") != "file":
-            raise NotRegular("not a regular file")
+        with _asking("looking for a file"):
+            if filesystem.info(path).get("type") != "file":
+                raise NotRegular("not a regular file")
         self._data = b""
 
     def size(self) -> int:
         """Bytes there now."""
-        self._filesystem.invalidate_cache()
-        size = int(self._filesystem.info(self._path)["size"])
-        if size > len(self._data):
-            self._data += self._filesystem.cat_file(self._path, start=len(self._data), end=size)
+        with _asking("reading a file"):
+            self._filesystem.invalidate_cache()
+            size = int(self._filesystem.info(self._path)["size"])
+            if size > len(self._data):
+                self._data += self._filesystem.cat_file(self._path, start=len(self._data), end=size)
         return min(size, len(self._data))
 
     def modified(self) -> float:
         """When it was last written, unix seconds; 0 where the store does not say."""
         try:
-            return float(self._filesystem.modified(self._path).timestamp())
-        except (NotImplementedError, AttributeError):
+            with _asking("reading a file"):
+                return float(self._filesystem.modified(self._path).timestamp())
+        except OSError:
             return 0.0
 
     def read(self, start: int, size: int) -> bytes:
@@ -179,34 +209,39 @@ class RemoteFile:
 
 
 class RemoteDirectory:
-    """A directory behind fsspec, by its URL."""
+    """A directory behind fsspec, by its URL. `name` is the URL without credentials."""
 
     def __init__(self, url: str) -> None:
+        self.name = redact_addresses(url)
         try:
             import fsspec  # type: ignore[import-untyped,unused-ignore]
         except ImportError:
             raise NotInstalled(
-                f"Reading {url} needs fsspec, which is not installed.", "Run: pip install fsspec"
+                f"Reading {self.name} needs fsspec, which is not installed.",
+                "Run: pip install fsspec",
             ) from None
         try:
-            self._filesystem, self._root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as fault:
+            with _asking("opening it"):
+                self._filesystem, self._root = fsspec.core.url_to_fs(url)
+        except OSError as fault:
             raise RunUnreadable(
-                f"{url} cannot be opened: {fault}.",
-                "Install what fsspec needs for it, or copy the run here.",
+                f"{self.name} cannot be opened: {fault}.",
+                "Check the address, the network and your credentials, install what fsspec needs for it, or copy the "
+                "run here.",
             ) from None
-        self.name = url
 
     def exists(self) -> bool:
         """Whether it is there."""
-        return bool(self._filesystem.isdir(self._root))
+        with _asking("looking for the directory"):
+            return bool(self._filesystem.isdir(self._root))
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder of the directory, sorted; empty where there is none."""
         try:
-            found = self._filesystem.ls(
-                f"{self._root}/{folder}".rstrip("/"), detail=False, refresh=True
-            )
+            with _asking("listing a directory"):
+                found = self._filesystem.ls(
+                    f"{self._root}/{folder}".rstrip("/"), detail=False, refresh=True
+                )
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)

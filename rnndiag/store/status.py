@@ -1,13 +1,14 @@
-"""How a run stands: finished, running, or left open."""
+"""How a run stands: finished, ended early, running, or left open."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
+from rnndiag.store.ending import ending_of
 from rnndiag.store.process import is_alive
+from rnndiag.store.safe_text import printable
 from rnndiag.store.segment import Segment
-from rnndiag.store.text import printable
 
 _PATIENCE_SECONDS = 120.0
 _PATIENCE_INTERVALS = 5
@@ -16,7 +17,9 @@ _ALIVE_FACTOR = 30
 
 
 class Status(str):
-    """`finished`, `running`, or `not closed, last recording 3 h ago`; `word` is the part before the comma.
+    """`finished`, `ended early, SIGTERM`, `running`, or `not closed, last recording 3 h ago`.
+
+    `word` is the part before the comma.
 
     `last` is when the run was last written (unix seconds), `reason` what the writer said on closing.
     """
@@ -51,11 +54,14 @@ def status_of(segments: Sequence[Segment], recordings: int, interval: float) -> 
         if segment.name.start == start:
             key = (segment.name.rank, segment.name.token)
             newest[key] = max(newest.get(key, segment), segment, key=lambda s: s.name.number)
-    last = max((segment.file.modified() for segment in segments), default=0.0)
-    ends = [segment.end for segment in newest.values()]
-    if ends and all(end is not None for end in ends):
-        reason = str((ends[0] or {}).get("reason", ""))
-        return Status("finished", last, printable(reason))
+    last = max(map(_modified, segments), default=0.0)
+    ends = [end for segment in newest.values() if (end := ending_of(segment)) is not None]
+    if ends and len(ends) == len(newest):
+        told = next((end for end in ends if end.cut_short), ends[0])
+        reason = printable(told.reason)
+        if told.cut_short:
+            return Status("ended early", last, reason, reason or "no reason was stored")
+        return Status("finished", last, reason)
     silence = time.time() - last
     patience = max(_PATIENCE_SECONDS, _PATIENCE_INTERVALS * interval)
     for segment in newest.values():
@@ -65,3 +71,11 @@ def status_of(segments: Sequence[Segment], recordings: int, interval: float) -> 
             return Status("running", last)
     when = f"last recording {ago(silence)} ago" if recordings else "nothing recorded"
     return Status("not closed", last, "", when)
+
+
+def _modified(segment: Segment) -> float:
+    """When a segment was last written, unix seconds; 0 where its file is gone or was replaced."""
+    try:
+        return segment.file.modified()
+    except OSError:
+        return 0.0

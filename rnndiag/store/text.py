@@ -17,14 +17,6 @@ _LONGEST_REPR = 1000
 _DEEPEST = 32
 
 
-def printable(text: object) -> str:
-    """Text with every character escaped that could move a terminal's cursor or hide what is there."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for c in str(text)
-    )
-
-
 def meant(word: object, known: Iterable[str]) -> str:
     """`Did you mean 'x'? ` where a known name is near, else nothing."""
     from difflib import get_close_matches

@@ -7,12 +7,14 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rnndiag.errors import RnndiagError, RunNotWritten
 from rnndiag.store import limits, problem, stored, tar
+from rnndiag.store.ending import FINISHED
 from rnndiag.store.problem import Problem
 from rnndiag.store.process import host_name, process_started
 from rnndiag.store.provenance import prepared
@@ -20,15 +22,35 @@ from rnndiag.store.quantities import FIXED_COORDINATES, QUANTITIES
 from rnndiag.store.recording import Recording
 from rnndiag.store.segment import SegmentName
 from rnndiag.store.size_budget import SizeBudget
-from rnndiag.store.source import sync_directory, write_at
+from rnndiag.store.source import refuse_to_leave, sync_directory, write_at
 from rnndiag.store.starts import free_directory, next_start, refuse_used
 from rnndiag.store.text import to_json
+from rnndiag.store.whole_files import write_whole
 
 log = logging.getLogger("rnndiag.run")
 FAILURES_THAT_STOP = 3
 _DROPPED_FOR = (OSError, ValueError, TypeError, ArithmeticError, MemoryError, RnndiagError)
 
 __all__ = ["RunWriter", "free_directory"]
+
+
+@dataclass
+class Dropped:
+    """Recordings that were due and are not in the run, so that a reader does not take the rest for all of it."""
+
+    count: int = 0
+    first_step: int | None = None
+    last_step: int | None = None
+    why: str = ""
+
+    def add(self, step: int, why: str) -> None:
+        """Count one more; a step that is asked for and then refused counts once."""
+        if step == self.last_step:
+            return
+        self.count += 1
+        self.first_step = step if self.first_step is None else self.first_step
+        self.last_step = step
+        self.why = self.why or why
 
 
 class RunWriter:
@@ -66,9 +88,11 @@ class RunWriter:
         self._closed = False
         self._descriptor = -1
         self._full = False
+        self._dropped = Dropped()
         folder = self.path / "recordings"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            refuse_to_leave(self.path, folder)
             if resumed_from_step is None:
                 refuse_used(self.path, self.rank)
             self.start = (
@@ -119,8 +143,22 @@ class RunWriter:
         return self._stopped or self._closed or self._full
 
     def wants(self, step: int) -> bool:
-        """Whether a recording of this step would be stored: by the stretched interval, and if nothing stopped."""
-        return not self.stopped and self.budget.wants(step)
+        """Whether a recording of this step would be stored: by the stretched interval, and if nothing stopped.
+
+        Ask once for each recording that is due: after the writer has stopped, each such step counts as dropped.
+        """
+        wanted = self.budget.wants(step)
+        if wanted and self.stopped and not self._closed:
+            self._dropped.add(step, self._why_stopped)
+        return wanted and not self.stopped
+
+    def drop(self, step: int, why: str) -> None:
+        """Count a recording that was due at `step` and could not be made."""
+        self._dropped.add(step, why)
+
+    @property
+    def _why_stopped(self) -> str:
+        return "the size limit was reached" if self._full else "recording had stopped"
 
     def append(self, recording: Recording) -> bool:
         """Store a recording; True: it is on disk. False: dropped, and `problems` or the log say why."""
@@ -132,7 +170,10 @@ class RunWriter:
         if self._closed:
             raise RunNotWritten(f"The run {self.path} is closed.", "Open a new RunWriter to go on.")
         told_apart = recording.phase == "end" or "black_box" in recording.notes
-        if self.stopped or not (told_apart or self.budget.wants(recording.step)):
+        if not (told_apart or self.budget.wants(recording.step)):
+            return False
+        if self.stopped:
+            self._dropped.add(recording.step, self._why_stopped)
             return False
         try:
             return self._store(self.budget.thinned(recording))
@@ -148,9 +189,10 @@ class RunWriter:
         data = tar.member(tar.recording_name(recording.step, phase), content, recording.time)
         if not self.budget.fits(len(data)):
             self._full = True
+            self._dropped.add(recording.step, self._why_stopped)
             log.warning(
-                "rnndiag: the size budget of %.0f MiB is used up at step %d: recording stops, training goes on. "
-                "Give the callback a larger budget, or record less often.",
+                "rnndiag: the size limit of %.0f MiB is used up at step %d: recording stops, training goes on. "
+                "Give the callback a larger max_bytes, or a larger every_n_steps.",
                 self.budget.max_bytes / limits.MIB,
                 recording.step,
             )
@@ -229,6 +271,7 @@ class RunWriter:
         if not self.problems:
             log.warning("rnndiag: %s", found)
         self.problems.append(found)
+        self._dropped.add(step, f"it could not be written: {why}")
         self._failures += 1
         if self._failures >= FAILURES_THAT_STOP:
             self._stopped = True
@@ -240,8 +283,21 @@ class RunWriter:
                 "Make room or mend the recording; without strict=True training would go on.",
             ) from fault
 
-    def close(self, reason: str = "finished") -> None:
-        """Say that the run ended as it should, and how many recordings there are. A forked copy does nothing."""
+    def close(
+        self,
+        reason: str = FINISHED,
+        final_step: int | None = None,
+        gave_up: Mapping[str, str] | None = None,
+        cut_short: bool = False,
+    ) -> None:
+        """Write how the run ended, and how many recordings were stored and dropped. A forked copy does nothing.
+
+        Args:
+            reason: What ended the training.
+            final_step: The training step at which it ended.
+            gave_up: Part of the recorder that was left out after repeated faults -> its last fault.
+            cut_short: Whether training ended before its last step: by an exception, a signal or another fit.
+        """
         if self._closed or os.getpid() != self._owner:
             return
         self._closed = True
@@ -249,7 +305,11 @@ class RunWriter:
             "count": self.count,
             "last_step": self.last_step,
             "reason": reason,
+            "cut_short": cut_short,
             "time": time.time(),
+            "final_step": final_step,
+            "dropped": asdict(self._dropped),
+            "gave_up": dict(gave_up or {}),
         }
         try:
             self._append(tar.json_member(tar.CLOSE, to_json(end), time.time()) + tar.END)
@@ -272,9 +332,8 @@ class RunWriter:
             for key, value in self._open_json.items()
             if key not in ("registry", "coordinates")
         }
-        new = self.path / f".run.json.{self._token}"
-        new.write_bytes(to_json({**facts, **more}, indent=1) + b"\n")
-        os.replace(new, self.path / "run.json")
+        text = to_json({**facts, **more}, indent=1) + b"\n"
+        write_whole(self.path / "run.json", text, durable=False)
 
     def _let_go(self) -> None:
         if self._descriptor >= 0:
@@ -290,7 +349,8 @@ class RunWriter:
         fault: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close("finished" if kind is None else f"{kind.__name__} was raised")
+        reason = FINISHED if kind is None else f"{kind.__name__} was raised"
+        self.close(reason, cut_short=kind is not None)
 
     def __del__(self) -> None:
         if getattr(self, "_owner", None) == os.getpid():

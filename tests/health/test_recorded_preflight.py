@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.small_programs import Program, Small, train
 from rnndiag.health import check
 from rnndiag.health.outcome import exit_code
-from rnndiag.health.recorded import NOTE
+from rnndiag.health.recorder_findings import PREFLIGHT as NOTE
 from rnndiag.recorder.preflight.glance import NOTE as WRITTEN
 
 PROGRAM = Program(hidden=6, steps=6, batch_size=64)

@@ -10,8 +10,8 @@ import pytest
 
 from rnndiag.errors import CannotJudge
 from rnndiag.health.finding import STATUSES, Finding
-from rnndiag.health.judgement import Judgement, cannot_judge
 from rnndiag.health.outcome import exit_code
+from rnndiag.health.result import CheckResult, cannot_judge
 from rnndiag.health.verdict import verdict
 from rnndiag.health.writers.console import console_text
 from rnndiag.health.writers.github import MOST_ANNOTATIONS, annotation_lines, summary
@@ -22,8 +22,8 @@ from rnndiag.health.writers.markdown import markdown_text
 HOSTILE = '<script>alert(1)</script> | `x` **b** @everyone ::error::\n\x1b[31m]]> & "q" [l](http://x) \u202e #1'
 
 
-def judgement(*findings: Finding, path: str = "runs/a") -> Judgement:
-    return Judgement(
+def judgement(*findings: Finding, path: str = "runs/a") -> CheckResult:
+    return CheckResult(
         (path,),
         "base.json (5 runs)",
         "recordings 1-5 of 5",
@@ -48,7 +48,7 @@ def failing(layer: str = "rnn.l0", **more: object) -> Finding:
     return Finding("reach", "fail", layer, **facts)  # type: ignore[arg-type]
 
 
-def hostile() -> Judgement:
+def hostile() -> CheckResult:
     return judgement(failing(HOSTILE, message=HOSTILE, details=(f"since {HOSTILE}",)), path=HOSTILE)
 
 

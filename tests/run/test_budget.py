@@ -135,6 +135,7 @@ def test_a_failed_append_is_told_once_and_dropped(
     run = open_run(tmp_path / "run")
     assert run.steps.tolist() == [0, 3]
     assert run.verify() == ()
+    assert [p.kind for p in run.problems] == ["dropped"]
 
 
 def test_a_failed_fsync_is_a_failed_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +151,9 @@ def test_a_failed_fsync_is_a_failed_append(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     writer.close()
     run = open_run(tmp_path / "run")
-    assert (len(run), run.status, run.problems) == (0, "finished", ())
+    assert (len(run), run.status) == (0, "finished")
+    assert [(p.kind, p.lost) for p in run.problems] == [("dropped", False)]
+    assert "4 recordings were dropped (steps 0 to 3)" in str(run.problems[0])
 
 
 def test_a_share_that_cannot_sync_directories(
@@ -213,4 +216,5 @@ def test_leaving_by_an_exception_is_said(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         train()
     run = open_run(tmp_path / "run")
-    assert (run.status, run.status.reason) == ("finished", "ZeroDivisionError was raised")
+    assert run.status == "ended early, ZeroDivisionError was raised"
+    assert run.status.word == "ended early"

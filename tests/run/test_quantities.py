@@ -14,7 +14,8 @@ from rnndiag.store.judged import judged_steps
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import FIXED_COORDINATES, QUANTITIES, Quantity, parse, register
 from rnndiag.store.recording import Recording
-from rnndiag.store.text import from_json, plain, printable, to_json
+from rnndiag.store.safe_text import printable
+from rnndiag.store.text import from_json, plain, to_json
 
 
 def test_every_quantity_says_what_it_means() -> None:

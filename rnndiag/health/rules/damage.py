@@ -1,4 +1,7 @@
-"""Recordings that were lost: a run that cannot be read whole cannot pass unseen."""
+"""What is not in the stored run and should be: damaged arrays, missing files and ranks, recordings that were dropped.
+
+A check that names the last recordings of a training must not judge others because the last ones were never stored.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,22 @@ import numpy as np
 from rnndiag.health.bounds import Bounds
 from rnndiag.health.numbers import LayerNumbers
 from rnndiag.health.rule import RuleSeries, rule
+from rnndiag.store.ending import Ending
+
+_ESSENTIAL = (
+    "the recorder (",
+    "the schedule",
+    "watching the model",
+    "reading a backward pass",
+    "writing a recording",
+)
+"""Parts of the recorder without which nothing is recorded any more."""
 
 
 @rule(
     "damage",
-    meaning="faults of the stored run by which something recorded was lost",
-    statement="{value} faults of the stored run lost something that was recorded",
+    meaning="faults by which something is not in the stored run",
+    statement="{value} faults lost something that was, or should have been, recorded",
     too_low="",
     too_high="See `rnndiag verify RUN`; record again, or allow so many with max in [tool.rnndiag.checks.damage].",
     rank=99,
@@ -22,13 +35,28 @@ from rnndiag.health.rule import RuleSeries, rule
     defaults=Bounds(max=0),
     words=("", "DAMAGED RUN"),
     comparable=False,
+    of_the_run=True,
     violation="not_judged",
 )
 def damage(numbers: LayerNumbers) -> RuleSeries:
-    """How many faults lost something, as reading the run has shown so far."""
+    """How many faults lost something, as reading the run has shown so far, and how many recordings were dropped."""
     run = numbers.whole.run
-    lost = [problem for problem in run.problems if problem.lost]
-    told = str(lost[0]) if lost else ""
+    last = int(run.steps[-1]) if len(run.steps) else 0
+    notes = [str(problem) for problem in run.problems if problem.lost]
+    count = len(notes)
+    for end in run.endings:
+        count += max(end.dropped, int(_stopped(end, last)))
+        if end.dropped:
+            since = "" if end.first_dropped is None else f" from step {end.first_dropped} on"
+            many = f"{end.dropped} recording{'s were' if end.dropped > 1 else ' was'} dropped"
+            notes.append(f"{many}{since}: {end.why_dropped}")
+        notes += [f"left out after repeated faults: {fault}" for fault in end.gave_up.values()]
     return RuleSeries(
-        np.asarray(run.steps[-1:], dtype=np.int64), np.array([float(len(lost))]), told
+        np.asarray(run.steps[-1:], dtype=np.int64), np.array([float(count)]), "; ".join(notes[:3])
     )
+
+
+def _stopped(end: Ending, last_step: int) -> bool:
+    """Whether recording ended before the training did, because a part of the recorder gave up."""
+    essential = any(part.startswith(_ESSENTIAL) for part in end.gave_up)
+    return essential and (end.final_step is None or end.final_step > last_step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnndiag.health.numbers import LayerNumbers, NotRecorded
+from rnndiag.health.numbers import LayerNumbers
 from rnndiag.health.rule import RuleSeries, rule
 from rnndiag.stats.reach import decay as decay_of_profile
 
@@ -24,8 +24,6 @@ from rnndiag.stats.reach import decay as decay_of_profile
 )
 def decay(numbers: LayerNumbers) -> RuleSeries:
     """The fitted decay of each recording's credit profile."""
-    profile = numbers.get("credit_profile").pick("profile_stat", "profile")
-    if np.isnan(profile.values).all():
-        raise NotRecorded("no gradient of the loss reaches it")
+    profile = numbers.profiles()
     values = [decay_of_profile(row).value for row in profile.values]
     return RuleSeries(profile.steps, np.array(values))

@@ -27,17 +27,32 @@ LIMIT = 100.0
 )
 def exploding(numbers: LayerNumbers) -> RuleSeries:
     """The largest credit at any lag over the credit at lag 0; 1 where the largest Lyapunov exponent is not above 0."""
-    profile = numbers.get("credit_profile").pick("profile_stat", "profile")
-    with np.errstate(over="ignore"):
-        growth = np.exp(
-            np.nanmax(np.where(np.isnan(profile.values), -np.inf, profile.values), axis=1)
-        )
+    profile = numbers.profiles()
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = np.max(np.where(np.isnan(profile.values), -np.inf, profile.values), axis=1)
+        growth = np.exp(largest)
+    growth[np.isnan(profile.values).all(axis=1)] = np.nan
     try:
-        exponents = numbers.ever("lyapunov_exponents").pick("part_stat", "value")
+        exponents = numbers.get("lyapunov_exponents").pick("part_stat", "value")
     except NotRecorded:
-        return RuleSeries(
-            profile.steps, growth, "λ_1 was not recorded: the growth of the credit alone decides"
-        )
+        return _without_exponents(numbers, profile.steps, growth)
     at = np.searchsorted(exponents.steps, profile.steps, side="right") - 1
     stable = exponents.values[np.maximum(at, 0)].reshape(len(profile.steps), -1)[:, 0] <= 0
     return RuleSeries(profile.steps, np.where(stable, np.minimum(growth, 1.0), growth))
+
+
+def _without_exponents(numbers: LayerNumbers, steps: np.ndarray, growth: np.ndarray) -> RuleSeries:
+    """Growth in a window without λ_1: an exponent that was stable before it says nothing of the window."""
+    try:
+        earlier = numbers.ever("lyapunov_exponents").pick("part_stat", "value")
+    except NotRecorded:
+        return RuleSeries(
+            steps, growth, "λ_1 was not recorded: the growth of the credit alone decides"
+        )
+    if earlier.values.reshape(len(earlier.steps), -1)[-1, 0] > 0:
+        return RuleSeries(steps, growth)
+    if not np.nanmax(growth, initial=0.0) > LIMIT:
+        return RuleSeries(steps, growth)
+    raise NotRecorded(
+        f"credit grows along the lag, and λ_1 was measured last at step {int(earlier.steps[-1])}, before the window"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnndiag.health.numbers import LayerNumbers, NotRecorded
+from rnndiag.health.numbers import DoesNotApply, LayerNumbers, NotRecorded
 from rnndiag.health.rule import RuleSeries, rule
 from rnndiag.store.quantities import MODEL
 
@@ -29,7 +29,9 @@ def imbalance(numbers: LayerNumbers) -> RuleSeries:
         return _among_layers(numbers)
     found = numbers.get("gate_contribution_norm")
     if len(found.coordinates.get("gate", ())) < 2:
-        raise NotRecorded(f"{numbers.layer} has one gate only")
+        raise DoesNotApply(f"{numbers.layer} has one gate only")
+    if "time" not in found.dims:
+        raise NotRecorded("the contributions of the gates are not stored by time")
     per_gate = np.nansum(found.values, axis=1 + found.dims.index("time"))
     return _largest_share(found.steps, per_gate, numbers.layer)
 
@@ -37,7 +39,7 @@ def imbalance(numbers: LayerNumbers) -> RuleSeries:
 def _among_layers(numbers: LayerNumbers) -> RuleSeries:
     stacks = [numbers.whole.stack("gradient_norm", layer) for layer in numbers.whole.layers]
     if len(stacks) < 2:
-        raise NotRecorded("the model has one recurrent layer only")
+        raise DoesNotApply("the model has one recurrent layer only")
     steps = np.array(
         sorted(set.intersection(*(set(s.steps.tolist()) for s in stacks))), dtype=np.int64
     )
@@ -54,7 +56,7 @@ def _largest_share(steps: np.ndarray, norms: np.ndarray, layer: str) -> RuleSeri
     """Of norms (n, parts): the largest over the sum, at the steps at which a gradient arrives at all."""
     arrives = ~np.all(norms == 0, axis=1)
     if not arrives.any():
-        raise NotRecorded(f"no gradient arrives at {layer}")
+        raise DoesNotApply(f"no gradient arrives at {layer}")
     some = norms[arrives]
     with np.errstate(invalid="ignore"):
         return RuleSeries(steps[arrives], np.max(some, axis=1) / np.sum(some, axis=1))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 
 from rnndiag.health.bounds import Bounds
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
 from rnndiag.health.rule import RuleSeries, rule
+from rnndiag.stats.over_recordings import NONFINITE_COUNTS as _COUNTS
+from rnndiag.store.quantities import MODEL
 
-_COUNTS = ("nonfinite_states", "nonfinite_adjoints")
 _SCALARS = ("loss", "total_gradient_norm", "gradient_norm", "history_loss", "history_gradient_norm")
 _PADDED = ("history_loss", "history_gradient_norm")
 
@@ -31,21 +34,12 @@ _PADDED = ("history_loss", "history_gradient_norm")
 def nonfinite(numbers: LayerNumbers) -> RuleSeries:
     """How many numbers of a recording are not finite."""
     total: dict[int, float] = {}
-    for quantity in _COUNTS + _SCALARS:
-        try:
-            found = numbers.get(quantity)
-        except NotRecorded:
-            continue
-        flat = found.values.reshape(len(found.steps), -1)
-        if quantity in _COUNTS:
-            with np.errstate(invalid="ignore"):  # a broken count may itself be inf and -inf
-                bad = np.nansum(flat, axis=1)
-        elif quantity in _PADDED:
-            bad = _bad_in_history(numbers, quantity, flat)
-        else:
-            bad = np.sum(~np.isfinite(flat), axis=1)
-        for step, count in zip(found.steps.tolist(), bad.tolist(), strict=True):
-            total[step] = total.get(step, 0.0) + count
+    for quantity in (*_COUNTS, *_SCALARS):
+        with suppress(NotRecorded):
+            _add(total, *_counted(numbers, quantity))
+    if numbers.layer != MODEL:
+        with suppress(NotRecorded):
+            _add(total, *_profiles_without_a_number(numbers))
     if not total:
         raise NotRecorded(
             f"no count of values that are not finite was recorded for {numbers.layer}"
@@ -54,12 +48,39 @@ def nonfinite(numbers: LayerNumbers) -> RuleSeries:
     return RuleSeries(steps, np.array([total[step] for step in steps.tolist()]))
 
 
-def _bad_in_history(numbers: LayerNumbers, quantity: str, flat: np.ndarray) -> np.ndarray:
-    """Entries of the ring that are not finite, where its own step is a number (the rest is padding)."""
-    real = np.isfinite(numbers.get("history_step").values.reshape(flat.shape[0], -1))
-    known = (
-        real[:, : flat.shape[1]]
-        if real.shape[1] >= flat.shape[1]
-        else np.ones_like(flat, dtype=bool)
-    )
-    return np.asarray(np.sum(~np.isfinite(flat) & known, axis=1))
+def _add(total: dict[int, float], steps: np.ndarray, counts: np.ndarray) -> None:
+    for step, count in zip(steps.tolist(), counts.tolist(), strict=True):
+        total[step] = total.get(step, 0.0) + count
+
+
+def _counted(numbers: LayerNumbers, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps of a quantity, and how many of its entries are not finite there."""
+    found = numbers.get(quantity)
+    flat = found.values.reshape(len(found.steps), -1)
+    if quantity in _COUNTS:
+        return found.steps, np.nansum(np.abs(flat), axis=1)  # a broken count may be inf, or below 0
+    bad = ~np.isfinite(flat)
+    if quantity in _PADDED:
+        bad &= _is_entry(numbers, found.steps, flat.shape)
+    return found.steps, np.sum(bad, axis=1).astype(float)
+
+
+def _is_entry(numbers: LayerNumbers, steps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Where a ring of training steps holds an entry: where its own step is a number. The rest is padding."""
+    ring = numbers.get("history_step")
+    rows = ring.values.reshape(len(ring.steps), -1)
+    known = np.ones(shape, dtype=bool)
+    place = {step: row for row, step in enumerate(ring.steps.tolist())}
+    for row, step in enumerate(steps.tolist()):
+        if step in place:
+            entries = np.isfinite(rows[place[step]])[: shape[1]]
+            known[row, : len(entries)] = entries
+            known[row, len(entries) :] = False
+    return known
+
+
+def _profiles_without_a_number(numbers: LayerNumbers) -> tuple[np.ndarray, np.ndarray]:
+    """Credit profiles that hold an infinity, or nothing but NaN although a gradient reached the layer."""
+    found = numbers.profiles()
+    empty = np.isnan(found.values).all(axis=1)
+    return found.steps, (empty | np.isposinf(found.values).any(axis=1)).astype(float)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnndiag.health.numbers import LayerNumbers, NotRecorded
+from rnndiag.health.numbers import LayerNumbers
 from rnndiag.health.rule import Range, RuleSeries, rule
 from rnndiag.stats.reach import reach as reach_of_profile
 
@@ -41,9 +41,7 @@ def _typical(numbers: LayerNumbers) -> Range:
 )
 def reach(numbers: LayerNumbers) -> RuleSeries:
     """The reach of each recording's credit profile, in steps."""
-    profile = numbers.get("credit_profile").pick("profile_stat", "profile")
-    if np.isnan(profile.values).all():
-        raise NotRecorded("no gradient of the loss reaches it")
+    profile = numbers.profiles()
     lags = numbers.lags(profile.steps)
     values = [
         reach_of_profile(row, SHARE, steps).value

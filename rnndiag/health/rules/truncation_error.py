@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rnndiag.health.numbers import LayerNumbers, NotRecorded, StackNumbers
+from rnndiag.health.numbers import DoesNotApply, LayerNumbers, NotRecorded, StackNumbers
 from rnndiag.health.rule import RuleSeries, rule
 from rnndiag.stats.advice import advice, at_hand, seam_name, seam_systematic
 from rnndiag.stats.between_windows import at_window
@@ -38,7 +38,7 @@ def truncation_error(numbers: LayerNumbers) -> RuleSeries:
     """
     found = _across_seams(numbers) or _beyond_the_cut(numbers) or _within_the_call(numbers)
     if np.isnan(found.values).all():
-        raise NotRecorded("no gradient reaches it, so there is nothing to be off from")
+        raise DoesNotApply("no gradient reaches it, so there is nothing to be off from")
     told = advice(numbers.whole.run, numbers.layer)
     return found if told is None else replace(found, advice=told.sentence)
 

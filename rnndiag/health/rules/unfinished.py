@@ -1,4 +1,4 @@
-"""A run that training did not close: what it holds may not be what it would have held."""
+"""A run whose training was cut short, or goes on: what it holds may not be what it would have held."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from rnndiag.health.rule import RuleSeries, rule
 
 @rule(
     "unfinished",
-    meaning="1 where training has not closed the run",
-    statement="{value} of 1 runs was not closed by its training",
+    meaning="1 where training has not made its last step",
+    statement="{value} of 1 runs was not finished by its training",
     too_low="",
-    too_high="Judge the run again when training has ended; if it was stopped, train again.",
+    too_high="Judge the run again when training has ended. To judge a run that was cut short for what it holds: "
+    "rnndiag check RUN --unfinished.",
     rank=95,
     digits=0,
     owner="model",
     reduce="last",
-    defaults=Bounds(max=0, level="warn"),
+    defaults=Bounds(max=0),
+    words=("", "CUT SHORT"),
     comparable=False,
+    of_the_run=True,
+    violation="not_judged",
 )
 def unfinished(numbers: LayerNumbers) -> RuleSeries:
-    """0 for a run that was closed, else 1, with the run's status."""
+    """0 for a run whose training made its last step, else 1, with the run's status."""
     run = numbers.whole.run
     finished = run.status.word == "finished"
     note = "" if finished else f"the run is: {run.status}"

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from rnndiag.health.numbers import LayerNumbers, NotRecorded
+from rnndiag.health.numbers import DoesNotApply, LayerNumbers, NotRecorded
 from rnndiag.health.rule import RuleSeries, rule
 from rnndiag.health.rules.truncation_error import windows_in_use
 from rnndiag.stats.advice import seam_name
@@ -35,11 +35,11 @@ USED = "used_memory"
 def window_excess(numbers: LayerNumbers) -> RuleSeries:
     """One number for the judged recordings together, as the recommendation pools them."""
     if numbers.cause == "detach":
-        raise NotRecorded(
+        raise DoesNotApply(
             "the state is cut before the credit has faded, so no shorter window is in question"
         )
     if seam_name(numbers.whole.run, numbers.layer) is not None:
-        raise NotRecorded("training cuts the state: truncation_error says what that costs")
+        raise DoesNotApply("training cuts the state: truncation_error says what that costs")
     facts = numbers.ever("need_fact")
     labels = facts.coordinates.get("need_fact", ())
     used = facts.values[-1, labels.index(USED)] if USED in labels else math.nan
@@ -47,4 +47,6 @@ def window_excess(numbers: LayerNumbers) -> RuleSeries:
     if not used >= 1 or not in_use:  # NaN where it could not be told
         raise NotRecorded(f"how much memory {numbers.layer} uses is not known")
     excess = float(np.median(in_use)) / float(used)
-    return RuleSeries(facts.steps[-1:], np.array([excess]), f"it uses {used:.0f} steps")
+    return RuleSeries(
+        facts.steps[-1:], np.array([excess]), f"it uses {used:.0f} steps", rests_on=len(in_use)
+    )

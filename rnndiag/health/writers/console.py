@@ -5,23 +5,23 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from rnndiag.health.evaluate import ADVICE
 from rnndiag.health.finding import Finding
 from rnndiag.health.gate import AGAINST
-from rnndiag.health.judge import ADVICE
-from rnndiag.health.judgement import Judgement
 from rnndiag.health.outcome import CheckGroup, by_check
-from rnndiag.store.text import printable
+from rnndiag.health.result import CheckResult
+from rnndiag.store.safe_text import printable, safe_line
 
 _LABELS = {"fail": "FAIL", "warn": "warn", "not_judged": "????"}
 _WIDTH = 110
 
 
-def console_text(judgement: Judgement) -> str:
+def console_text(judgement: CheckResult) -> str:
     """The text, ending in a line break."""
-    return "\n".join(_lines(judgement)) + "\n"
+    return "".join(f"{safe_line(line)}\n" for line in _lines(judgement))
 
 
-def _lines(judgement: Judgement) -> Iterator[str]:
+def _lines(judgement: CheckResult) -> Iterator[str]:
     groups = by_check(judgement.findings)
     yield printable(judgement.title)
     yield f"judged: {judgement.scope}"
@@ -54,7 +54,7 @@ def _lines(judgement: Judgement) -> Iterator[str]:
         yield f"meant to change it?  {printable(judgement.accept)}"
 
 
-def _group(group: CheckGroup, judgement: Judgement, told: set[str]) -> Iterator[str]:
+def _group(group: CheckGroup, judgement: CheckResult, told: set[str]) -> Iterator[str]:
     """One check that is not well; advice that was `told` before is not repeated."""
     one = group.worst
     yield f"  {_LABELS[one.status]}  {one.check:<22} {printable(one.text_value):>12}    {one.allowed}".rstrip()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rnndiag.health.finding import Finding
-from rnndiag.health.judgement import Judgement
+from rnndiag.health.result import CheckResult
 from rnndiag.health.writers.markdown import markdown_text
-from rnndiag.store.text import printable
+from rnndiag.store.safe_text import printable
 
 MOST_ANNOTATIONS = 10
 """GitHub shows no more than ten of a kind for one step."""
@@ -16,7 +16,7 @@ MOST_BYTES = 1 << 20
 _LEVELS = {"fail": "error", "not_judged": "error", "warn": "warning"}
 
 
-def annotation_lines(judgement: Judgement) -> str:
+def annotation_lines(judgement: CheckResult) -> str:
     """Workflow commands, one a line; what does not fit is counted in the last one."""
     told = [one for one in judgement.findings if one.status in _LEVELS]
     told.sort(key=lambda one: list(_LEVELS).index(one.status))
@@ -44,7 +44,7 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def summary(judgement: Judgement, room: int = MOST_BYTES) -> str:
+def summary(judgement: CheckResult, room: int = MOST_BYTES) -> str:
     """The Markdown, cut at a line where it would be larger than GitHub takes."""
     text = markdown_text(judgement)
     if len(text.encode()) <= room:

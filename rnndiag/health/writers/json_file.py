@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from rnndiag.health.judgement import Judgement
+from rnndiag.health.result import CheckResult
 
 
-def json_text(judgement: Judgement) -> str:
+def json_text(judgement: CheckResult) -> str:
     """Strict JSON, ending in a line break."""
     outcome = judgement.outcome
     heading = judgement.verdict

@@ -5,11 +5,11 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from rnndiag.health.finding import Finding
-from rnndiag.health.judgement import Judgement
-from rnndiag.store.text import printable
+from rnndiag.health.result import CheckResult
+from rnndiag.store.safe_text import printable
 
 
-def junit_text(judgement: Judgement) -> str:
+def junit_text(judgement: CheckResult) -> str:
     """The XML document. A failure is a `failure`, what could not be judged an `error`, a statement `skipped`."""
     cases = [one for one in judgement.findings if one.status != "note" or one.value is not None]
     root = ElementTree.Element("testsuites", name="rnndiag")

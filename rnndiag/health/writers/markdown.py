@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rnndiag.health.finding import Finding
-from rnndiag.health.judgement import Judgement
 from rnndiag.health.outcome import by_check
-from rnndiag.store.text import printable
+from rnndiag.health.result import CheckResult
+from rnndiag.store.safe_text import printable
 
 _SPECIAL = "\\`*_{}[]<>()#+!|~&@$"
 _OPEN = ("fail", "not_judged", "warn")
@@ -23,12 +23,12 @@ def code(text: object) -> str:
     return "<code>" + escaped(text) + "</code>"
 
 
-def markdown_text(judgement: Judgement) -> str:
+def markdown_text(judgement: CheckResult) -> str:
     """The text, ending in a line break."""
     return "\n".join(_lines(judgement)) + "\n"
 
 
-def _lines(judgement: Judgement) -> Iterator[str]:
+def _lines(judgement: CheckResult) -> Iterator[str]:
     outcome, heading = judgement.outcome, judgement.verdict
     yield f"## rnndiag: {outcome.word}, {outcome.sentence}"
     yield ""
@@ -64,7 +64,7 @@ def _lines(judgement: Judgement) -> Iterator[str]:
         yield f"<sub>{escaped(versions)}</sub>"
 
 
-def _table(judgement: Judgement) -> Iterator[str]:
+def _table(judgement: CheckResult) -> Iterator[str]:
     yield "| check | layer | found | allowed | baseline | since step |"
     yield "|---|---|---:|---|---:|---:|"
     for one in judgement.findings:
@@ -87,7 +87,7 @@ def _row(one: Finding) -> str:
     return "| " + " | ".join(escaped(cell) for cell in cells) + " |"
 
 
-def _folded(judgement: Judgement) -> Iterator[str]:
+def _folded(judgement: CheckResult) -> Iterator[str]:
     rest = [one for one in judgement.findings if one.status not in _OPEN and one.value is not None]
     if not rest:
         return

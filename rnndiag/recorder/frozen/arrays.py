@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnndiag.errors import NotSupported, RunUnreadable
+from rnndiag.store.whole_files import whole_file
 
 Arrays = dict[str, np.ndarray]
 
@@ -66,7 +67,7 @@ def decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 def save(path: Path, arrays: Arrays) -> None:
     """Write the arrays, uncompressed."""
-    with path.open("wb") as file:
+    with whole_file(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

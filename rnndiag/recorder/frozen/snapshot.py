@@ -22,6 +22,7 @@ from rnndiag.recorder.frozen.arrays import Arrays, decode, encode, load, save
 from rnndiag.recorder.frozen.factory import build
 from rnndiag.recorder.frozen.numbers import measure
 from rnndiag.recorder.preflight.observe import LossFn
+from rnndiag.store.whole_files import write_whole
 
 FORMAT, VERSION = "rnndiag snapshot", 1
 
@@ -51,7 +52,7 @@ def freeze(reference: str, target: Path, checkpoint: Path | None) -> None:
         "state": names,
         "torch": str(torch.__version__),
     }
-    (target / "snapshot.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(target / "snapshot.json", json.dumps(content, indent=1) + "\n")
 
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:

@@ -37,6 +37,8 @@ class Pending:
     facts: dict[str, Any] = field(default_factory=dict)
     window: int = 0
     """The longest stretch of steps that a backward pass carried a gradient through."""
+    faults_before: int = 0
+    """Faults of the recorder when the recording began: a recording that stays empty after more of them was lost."""
     stepped: bool = False
     """The optimizer has made the step."""
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rnndiag.recorder.faults import Faults
+from rnndiag.store.ending import FINISHED
+from rnndiag.store.limits import BUDGET_BYTES
 from rnndiag.store.recording import Recording
 from rnndiag.store.writer import RunWriter
 
@@ -23,9 +25,12 @@ class RunOutput:
     rank: int = 0
     world_size: int = 1
     resumed_from_step: int | None = None
+    max_bytes: float = BUDGET_BYTES
     count: int = 0
     closed: bool = False
     _writer: RunWriter | None = field(default=None, repr=False)
+    _not_opened: list[int] = field(default_factory=list)
+    """Steps whose recordings were lost because the run could not be opened yet."""
 
     def wants(self, step: int) -> bool:
         """Whether a recording of this step would be stored, so that nothing is measured for nothing."""
@@ -40,8 +45,12 @@ class RunOutput:
             if self._writer is None:
                 self._writer = self._open()
         writer = self._writer
-        if writer is None or writer.stopped:
+        if writer is None:
+            self._not_opened.append(recording.step)
             return False
+        for step in self._not_opened:
+            writer.drop(step, "the run directory could not be opened at first")
+        self._not_opened.clear()
         with self.faults.guard("writing a recording"):
             stored = writer.append(recording)
         self.count += stored
@@ -57,6 +66,7 @@ class RunOutput:
             rank=self.rank,
             world_size=self.world_size,
             resumed_from_step=self.resumed_from_step,
+            max_bytes=self.max_bytes,
             strict=self.faults.strict,
         )
 
@@ -65,12 +75,19 @@ class RunOutput:
         """Whether there is anything on disk."""
         return self._writer is not None
 
-    def close(self, reason: str) -> None:
-        """The fit is over."""
+    def drop(self, step: int, why: str) -> None:
+        """Count a recording that was due at `step` and could not be made."""
+        if self._writer is not None:
+            self._writer.drop(step, why)
+
+    def close(self, reason: str, final_step: int | None = None) -> None:
+        """Close the run: `finished`, or what cut the fit short at `final_step`."""
         self.closed = True
         if self._writer is not None:
             with self.faults.guard("closing the run"):
-                self._writer.close(reason)
+                self._writer.close(
+                    reason, final_step, self.faults.given_up, cut_short=reason != FINISHED
+                )
 
 
 _OPENING = "opening the run directory"

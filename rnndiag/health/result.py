@@ -15,10 +15,11 @@ from rnndiag.health.gate import RunLike, baseline_of, check, open_all
 from rnndiag.health.outcome import Outcome
 from rnndiag.health.verdict import Verdict, verdict
 from rnndiag.store.reader import StoredRun
+from rnndiag.store.redact import redact_addresses
 
 
 @dataclass(frozen=True)
-class Judgement:
+class CheckResult:
     """The findings of `runs` with all that a reader needs beside them."""
 
     paths: tuple[str, ...]
@@ -47,29 +48,42 @@ class Judgement:
         return ", ".join(self.paths) + (f" against {self.against}" if self.against else "")
 
 
-def judge(
+def evaluate_runs(
     runs: RunLike | Sequence[RunLike],
     baseline: Baseline | RunLike | None = None,
     config: Config | str | Path | Mapping[str, Any] | None = None,
-) -> Judgement:
+) -> CheckResult:
     """`rnndiag.check`, with its surroundings."""
     settings = read_config(config)
     opened = open_all(runs)
     source = settings.baseline if baseline is None else baseline
     against = baseline_of(source, settings)
     findings = check(opened, against, settings)
-    paths = tuple(str(run.path) for run in opened)
+    paths = tuple(redact_addresses(str(run.path)) for run in opened)
     versions = opened[0].provenance.get("versions")
-    return Judgement(
+    return CheckResult(
         paths=paths,
-        against=against.title if against else "",
+        against=redact_addresses(against.title) if against else "",
         scope=scope(opened, settings),
-        findings=tuple(findings),
+        findings=tuple(without_credentials(one) for one in findings),
         versions={str(k): str(v) for k, v in versions.items()}
         if isinstance(versions, Mapping)
         else {},
-        accept=accept(paths, source, against) if against else "",
+        accept=redact_addresses(accept(paths, source, against)) if against else "",
         see=f"rnndiag report {paths[0]} --open",
+    )
+
+
+def without_credentials(one: Finding) -> Finding:
+    """The finding without user names, passwords and signatures of addresses in its texts."""
+    texts = (one.message, one.remedy, one.run, *one.details)
+    if not any(":/" in text for text in texts):
+        return one
+    return one.but(
+        message=redact_addresses(one.message),
+        remedy=redact_addresses(one.remedy),
+        run=redact_addresses(one.run),
+        details=tuple(map(redact_addresses, one.details)),
     )
 
 
@@ -94,11 +108,13 @@ def scope(runs: Sequence[StoredRun], config: Config) -> str:
     )
 
 
-def cannot_judge(paths: Sequence[str | Path], reason: RnndiagError) -> Judgement:
+def cannot_judge(paths: Sequence[str | Path], reason: RnndiagError) -> CheckResult:
     """The answer where there is none: one finding that was not judged, for the writers that must say so."""
     lines = [line.strip() for line in reason.what.splitlines()]
-    finding = Finding(
-        "gate", "not_judged", message=" ".join(lines), remedy=reason.remedy, word="CANNOT JUDGE"
+    finding = without_credentials(
+        Finding(
+            "gate", "not_judged", message=" ".join(lines), remedy=reason.remedy, word="CANNOT JUDGE"
+        )
     )
-    named = tuple(str(path) for path in paths)
-    return Judgement(named, "", "nothing", (finding,), {}, "", f"rnndiag show {named[0]}")
+    named = tuple(redact_addresses(str(path)) for path in paths)
+    return CheckResult(named, "", "nothing", (finding,), {}, "", f"rnndiag show {named[0]}")

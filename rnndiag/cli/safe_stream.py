@@ -1,0 +1,77 @@
+"""What a command prints, made safe line by line: names in a run are a stranger's, and a CI log obeys some lines."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO, cast
+
+from rnndiag.store.safe_text import safe_line
+
+
+class SafeStream(io.TextIOBase):
+    """A text stream that escapes what a terminal or a CI log would obey (see `safe_line`), then writes to `raw`.
+
+    Lines are held back until they are whole, so that a command cannot be put together from two writes.
+    """
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        """Write whole lines; keep what follows the last line break."""
+        *lines, self._line = (self._line + text).split("\n")
+        if lines:
+            self.raw.write("".join(f"{safe_line(line)}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        if self._line:
+            line, self._line = self._line, ""
+            self.raw.write(safe_line(line))
+        self.raw.flush()
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def isatty(self) -> bool:
+        """Whether a person reads it."""
+        return self.raw.isatty()
+
+    def fileno(self) -> int:
+        """The descriptor below."""
+        return self.raw.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream below."""
+        return self.raw.encoding
+
+
+@contextmanager
+def safe_streams() -> Iterator[None]:
+    """Standard output and error are safe streams inside of the block."""
+    before = sys.stdout, sys.stderr
+    out, err = SafeStream(before[0]), SafeStream(before[1])
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            err.flush()
+        with suppress(OSError, ValueError):
+            out.flush()
+        sys.stdout, sys.stderr = before
+
+
+def write_as_is(text: str) -> None:
+    """Write to standard output what is known to be safe, such as the workflow commands that a command makes itself."""
+    stream = sys.stdout
+    stream.flush()
+    raw = stream.raw if isinstance(stream, SafeStream) else stream
+    raw.write(text)

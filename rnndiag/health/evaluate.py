@@ -1,0 +1,394 @@
+"""Evaluate one rule on one layer of a run: the number, its limits, since when it violates them, what else moved.
+
+A number is judged only where it rests on enough values (`min_recordings`) of the recordings that the check's window
+names. What was measured earlier is shown, never judged: a value that stopped being measured would pass for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from rnndiag.errors import RunUnreadable
+from rnndiag.health.bounds import Bounds
+from rnndiag.health.config import Config
+from rnndiag.health.finding import Finding, Status
+from rnndiag.health.numbers import DoesNotApply, NotRecorded, RunNumbers
+from rnndiag.health.rule import Rule, RuleSeries, all_rules
+from rnndiag.stats.over_recordings import median
+from rnndiag.stats.time_words import TimeWords
+from rnndiag.store.layer_names import recurrence
+from rnndiag.store.quantities import MODEL
+from rnndiag.store.reader import StoredRun
+
+_MOST_MOVED = 2
+"""Other numbers that moved at the same step, named beside a failure."""
+
+ADVICE = "advice"
+"""The label of a detail that says what would do instead, where nothing is wrong; else it is part of the remedy."""
+
+UNFIT = (ValueError, IndexError, KeyError, TypeError, ArithmeticError, RunUnreadable)
+"""What arrays of shapes that do not belong together raise: a damaged run must not end the check."""
+
+
+class TooFewValues(NotRecorded):
+    """The number was measured in too few of the judged recordings."""
+
+
+@dataclass(frozen=True)
+class RunEvaluator:
+    """One run with what is allowed of it.
+
+    Args:
+        run: The run.
+        config: The limits of every check.
+    """
+
+    run: StoredRun
+    config: Config
+
+    @cached_property
+    def whole(self) -> RunNumbers:
+        """The numbers of all recordings."""
+        return RunNumbers(self.run)
+
+    @cached_property
+    def _scopes(self) -> dict[int, RunNumbers]:
+        return {}
+
+    def scope(self, bounds: Bounds) -> RunNumbers:
+        """The numbers of the recordings in a check's window."""
+        count = len(self.run.judged(bounds.window or self.config.window, self.needed(bounds)))
+        if count >= len(self.whole.all_steps):
+            return self.whole
+        if count not in self._scopes:
+            self._scopes[count] = self.whole.last(count)
+        return self._scopes[count]
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """All layers with a measurement, and those that only the provenance names: nothing of them was measured."""
+        measured = self.whole.layers
+        known = {recurrence(layer) for layer in measured}
+        model = self.run.provenance.get("model")
+        named = model.get("layers") if isinstance(model, Mapping) else None
+        names = [str(name) for name in named] if isinstance(named, Mapping) else []
+        if not known.intersection(map(recurrence, names)):
+            return measured
+        return (*measured, *(name for name in names if recurrence(name) not in known))
+
+    def needed(self, bounds: Bounds) -> int:
+        """How many values a check must rest on."""
+        return bounds.min_recordings or self.config.min_recordings
+
+    def owners(self, rule: Rule) -> tuple[str, ...]:
+        """Whose number a rule is: every layer, the whole model, or both."""
+        layers = self.layers if rule.owner != "model" else ()
+        return (*layers, *((MODEL,) if rule.owner != "layer" else ()))
+
+    def series(self, rule: Rule, layer: str, scope: RunNumbers) -> RuleSeries:
+        """The rule's number of each recording in the scope.
+
+        Raises:
+            NotRecorded: None of them holds what the rule needs, or its arrays do not fit together.
+        """
+        try:
+            found = rule.measure(scope.of(layer))
+        except UNFIT as fault:
+            raise NotRecorded(
+                f"the arrays that {rule.name} needs do not fit together ({fault})"
+            ) from fault
+        if len(found.steps) == 0:
+            raise NotRecorded(f"no judged recording holds what {rule.name} needs")
+        return found
+
+    def value(self, rule: Rule, layer: str) -> tuple[float, RuleSeries]:
+        """The number that is compared, and the values in the check's window that it comes from.
+
+        Raises:
+            NotRecorded: It was not measured in that window.
+            TooFewValues: It was, in fewer recordings than the check needs.
+        """
+        bounds = self.config.bounds(rule.name)
+        found = self.series(rule, layer, self.scope(bounds))
+        if not rule.of_the_run and found.count < self.needed(bounds):
+            raise TooFewValues(
+                f"{found.count} of the {len(self.scope(bounds).steps)} recordings in its window "
+                f"({bounds.window or self.config.window}) hold a value, the check needs {self.needed(bounds)}"
+            )
+        return reduced(rule, found.values), found
+
+    def stated(self, rule: Rule, layer: str) -> tuple[float, RuleSeries]:
+        """The number for a statement that judges nothing: of the window, else of the last recording that has it."""
+        scope = self.scope(self.config.bounds(rule.name))
+        try:
+            found = self.series(rule, layer, scope)
+        except NotRecorded:
+            if scope is self.whole:
+                raise
+            whole = self.series(rule, layer, self.whole)
+            note = f"measured last at step {int(whole.steps[-1])}, before the judged recordings"
+            found = RuleSeries(whole.steps[-1:], whole.values[-1:], note, whole.advice)
+        return reduced(rule, found.values), found
+
+    def findings(self, rule: Rule) -> list[Finding]:
+        """One finding for each layer that the rule covers, with a number or with the reason why there is none."""
+        bounds = self.config.bounds(rule.name)
+        if bounds.level == "off":
+            return []
+        covered = [one for one in self.owners(rule) if bounds.covers(one) or one == MODEL]
+        found: dict[str, Finding] = {}
+        missing: dict[str, NotRecorded] = {}
+        for layer in covered:
+            try:
+                found[layer] = self.finding(rule, layer, bounds)
+            except NotRecorded as why:  # noqa: PERF203 - a few layers
+                missing[layer] = why
+        if not covered:
+            unmatched = f"no layer matches {', '.join(bounds.layers)}"
+            return [not_judged(rule, "", unmatched if self.layers else _NO_LAYER, bounds)]
+        judged = {recurrence(layer) for layer, one in found.items() if one.value is not None}
+        untold = []
+        for layer, reason in missing.items():
+            told = not_judged(rule, layer, str(reason), bounds)
+            if self._excused(rule, layer, reason, judged, bounds):
+                told = told.but(status="note", remedy="")
+            if told.status != "note" or not found or bounds.bounded:
+                untold.append(told)
+        return [*found.values(), *untold]
+
+    def _excused(
+        self, rule: Rule, layer: str, reason: NotRecorded, judged: set[str], bounds: Bounds
+    ) -> bool:
+        """Whether a layer without a number leaves nothing unjudged that a person asked for.
+
+        That is so for another call of a recurrence that was judged, where no gradient reaches it or where it did not
+        run in every judged step, and for the parts of a check on layers and model that a layer cannot have.
+        """
+        if layer != MODEL and recurrence(layer) in judged:
+            return isinstance(reason, DoesNotApply) or not self._ran_throughout(layer, bounds)
+        if rule.owner == "both" and judged:
+            return layer == MODEL or isinstance(reason, DoesNotApply)
+        return False
+
+    def _ran_throughout(self, layer: str, bounds: Bounds) -> bool:
+        """Whether the window holds anything of this layer in as many recordings as the check needs."""
+        scope = self.scope(bounds)
+        present = 0
+        for quantity in self.run.quantities:
+            if (quantity, layer) in self.run:
+                with_it = self.run.find(quantity, layer, scope.steps.tolist())
+                present = max(present, 0 if with_it is None else len(with_it.steps))
+                if present >= self.needed(bounds):
+                    return True
+        return False
+
+    def finding(self, rule: Rule, layer: str, bounds: Bounds) -> Finding:
+        """The finding of one layer.
+
+        Raises:
+            NotRecorded: There is no number to judge.
+        """
+        if not bounds.bounded:
+            value, series = self.stated(rule, layer)
+            return self._finding(rule, layer, bounds, value, series)
+        try:
+            value, series = self.value(rule, layer)
+        except TooFewValues:
+            series = self.series(rule, layer, self.scope(bounds))
+            value = reduced(rule, series.values)
+            if not _is_certain(rule, bounds, series):
+                raise
+        if math.isnan(value):
+            raise NotRecorded(
+                f"{rule.meaning}: not a number in {_share_without(series)} judged recordings"
+            )
+        return self._finding(rule, layer, bounds, value, series)
+
+    def _finding(
+        self, rule: Rule, layer: str, bounds: Bounds, value: float, series: RuleSeries
+    ) -> Finding:
+        numbers = self.scope(bounds).of(layer)
+        side = bounds.side(value) if bounds.bounded else None
+        low, high = self._typical(rule, layer, bounds)
+        odd = None if math.isnan(value) else Bounds(min=low, max=high).side(value)
+        shown = side or odd
+        status: Status = "note" if not bounds.bounded else "pass"
+        if side:
+            status = rule.violation if bounds.level == "fail" else "warn"
+        words = TimeWords.of_provenance(self.run.provenance)
+        remedy = ""
+        if shown:
+            remedy = rule.too_low if shown == "low" else rule.too_high
+            if shown == "low" and rule.causes:
+                remedy = rule.causes.get(numbers.cause, remedy)
+            remedy = f"{remedy} {series.advice}".strip()
+        finding = Finding(
+            check=rule.name,
+            status=status,
+            layer=layer,
+            value=value,
+            text_value=rule.text(value, bounds),
+            allowed=allowed(rule, bounds),
+            message=sentence(rule, value, layer, numbers.time_steps)
+            + (words.in_brackets(value) if rule.unit == "steps" and math.isfinite(value) else "")
+            + (f"; {rule.excuse}" if rule.excuse and not side and not math.isnan(value) else ""),
+            remedy=remedy,
+            notable=bool(odd),
+            word=(rule.words[0] if shown == "low" else rule.words[1]) if shown else "",
+            run=self.run.name,
+            details=tuple(
+                f"{label} {text}"
+                for label, text in (("note", series.note), (ADVICE, series.advice))
+                if text and not (label == ADVICE and shown)
+            ),
+        )
+        return self.explained(rule, finding, bounds) if side else finding
+
+    def _typical(self, rule: Rule, layer: str, bounds: Bounds) -> tuple[float | None, float | None]:
+        try:
+            return rule.typical(self.scope(bounds).of(layer))
+        except (NotRecorded, *UNFIT):
+            return None, None
+
+    def explained(self, rule: Rule, finding: Finding, bounds: Bounds) -> Finding:
+        """The finding with since when it holds, what was before, and what else moved then."""
+        try:
+            whole = self.series(rule, finding.layer, self.whole)
+        except NotRecorded:
+            return finding
+        bad = np.array([bounds.side(float(value)) is not None for value in whole.values])
+        if rule.reduce == "max" and bad.any():
+            first = int(np.argmax(bad))
+        else:
+            first = int(len(bad) - np.argmin(bad[::-1])) if not bad.all() else 0
+        if first >= len(bad):
+            return finding
+        since = int(whole.steps[first])
+        before = whole.values[:first]
+        line = f"since step {since}"
+        if len(before) == 0:
+            line += ", the first recording"
+        elif np.isfinite(before).all():
+            low, high = rule.format(float(before.min())), rule.format(float(before.max()))
+            line += f", before that {low}" + (f" to {high}" if low != high else "")
+        also = tuple(self.moved_with(rule, finding.layer, since)) if len(before) else ()
+        return finding.but(since_step=since, details=(line, *also, *finding.details))
+
+    def moved_with(self, rule: Rule, layer: str, since: int) -> Iterator[str]:
+        """Other numbers of the same layer that moved at that step, in the order in which faults are told."""
+        told = 0
+        for other in all_rules().values():
+            same = other.name == rule.name or (rule.family and other.family == rule.family)
+            if same or not other.comparable or told >= _MOST_MOVED:
+                continue
+            if layer not in self.owners(other):
+                continue
+            try:
+                line = moved(other, self.series(other, layer, self.whole), since)
+            except NotRecorded:
+                continue
+            if line:
+                told += 1
+                yield f"also {other.name} of {layer} {line}"
+
+
+def reduced(rule: Rule, values: np.ndarray) -> float:
+    """One number of the judged recordings; the median leaves out a few recordings without a number, not most."""
+    if rule.reduce == "last":
+        return float(values[-1])
+    known = values[~np.isnan(values)]
+    if len(known) == 0 or (rule.reduce == "median" and 2 * len(known) <= len(values)):
+        return math.nan
+    if rule.reduce == "max":
+        return float(np.max(known))
+    return float(np.mean(known)) if rule.reduce == "mean" else median(known)
+
+
+def allowed(rule: Rule, bounds: Bounds) -> str:
+    """What would pass, in the rule's own digits."""
+    low = None if bounds.min is None else _limit(rule, bounds.min)
+    high = None if bounds.max is None else _limit(rule, bounds.max)
+    if low is not None and high is not None:
+        return f"{low} to {high}"
+    if high is not None:
+        return f"at most {high}"
+    return "" if low is None else f"at least {low}"
+
+
+def _limit(rule: Rule, bound: float) -> str:
+    if rule.percent:
+        return f"{100 * bound:g} %"
+    return f"{bound:g}"
+
+
+def sentence(rule: Rule, value: float, layer: str, time_steps: int | None) -> str:
+    """What is so, as the rule says it of this value."""
+    if math.isnan(value):
+        return f"{rule.meaning}: not a number in most of the judged recordings"
+    text = rule.infinite if math.isinf(value) and rule.infinite else rule.statement
+    return text.format(
+        value=rule.format(value),
+        ceil="all" if math.isinf(value) else f"{math.ceil(value - 1e-9)}",
+        T="?" if time_steps is None else time_steps,
+        percent=f"{100 * value:.1f} %",
+        layer=layer,
+    )
+
+
+_NO_LAYER = "the recordings hold no measurement of a recurrent layer"
+
+
+def _is_certain(rule: Rule, bounds: Bounds, series: RuleSeries) -> bool:
+    """Whether values that are too few to pass show a violation all the same.
+
+    A number that no recording may exceed is violated by one. A limit that holds for everyone is violated where all
+    values that there are lie outside; a limit that a person set is then not judged.
+    """
+    known = series.values[~np.isnan(series.values)]
+    outside = [bounds.side(float(value)) is not None for value in known]
+    if rule.reduce == "max":
+        return any(outside)
+    return bool(outside) and all(outside) and not bounds.configured
+
+
+def _share_without(series: RuleSeries) -> str:
+    missing = int(np.sum(np.isnan(series.values)))
+    return f"{missing} of {len(series.values)}"
+
+
+def not_judged(rule: Rule, layer: str, why: str, bounds: Bounds) -> Finding:
+    """A check without a number: a fault where a person asked for it, else only said."""
+    return Finding(
+        check=rule.name,
+        status="not_judged" if bounds.configured else "note",
+        layer=layer,
+        allowed=allowed(rule, bounds),
+        message=f"not judged: {why}",
+        remedy="Record it (measures=) or take the check out of the configuration."
+        if bounds.configured
+        else "",
+    )
+
+
+def moved(rule: Rule, series: RuleSeries, since: int) -> str:
+    """`fell 0.99 -> 0.81, steps 320-360` where the number moved well beyond its spread there, else nothing."""
+    before, after = series.values[series.steps < since], series.values[series.steps >= since]
+    if len(before) < 2 or len(after) < 1 or not np.isfinite(np.concatenate([before, after])).all():
+        return ""
+    old, new = median(before), median(after)
+    spread = 1.4826 * median(np.abs(before - old))
+    if abs(new - old) <= max(5 * spread, 0.05 * abs(old), 1e-12):
+        return ""
+    share = (series.values - old) / (new - old)
+    ended = series.steps[(share >= 0.9)]
+    started = series.steps[(share < 0.1)]
+    first = int(started[-1]) if len(started) else int(series.steps[0])
+    last = int(ended[0]) if len(ended) else int(series.steps[-1])
+    verb = "fell" if new < old else "rose"
+    span = f"step {last}" if first >= last else f"steps {first}-{last}"
+    return f"{verb} {rule.format(old)} -> {rule.format(new)}, {span}"

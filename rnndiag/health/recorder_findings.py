@@ -1,0 +1,141 @@
+"""Findings that rest on no rule: the recorder's proofs, its preflight, and layers of which nothing was judged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from rnndiag.health.evaluate import RunEvaluator
+from rnndiag.health.finding import UNTRUSTED, Finding
+from rnndiag.stats.over_recordings import nonfinite_counts
+from rnndiag.store.layer_names import recurrence
+from rnndiag.store.reader import StoredRun
+from rnndiag.store.recording import Recording
+
+PREFLIGHT = "preflight"
+"""The key of `Recording.notes` under which the preflight's findings are kept, as a list of `Finding.as_json()`."""
+
+COVERAGE = "coverage"
+PROOF = "proof"
+_MOST = 64
+_NO_REASON = "no proof was made, and no reason was recorded"
+_REMEDY = (
+    "The numbers of this layer are not to be trusted: read the reason, record that step again with strict=True, "
+    "and leave compiled or patched recurrent layers out."
+)
+_UNPROVED = "Without a proof the numbers are not judged: read the reason, and record that step again with strict=True."
+
+
+def proof_findings(of: RunEvaluator) -> list[Finding]:
+    """One finding for each layer whose proof failed in a judged recording, and for each that was not proved there.
+
+    Where states or adjoints were not finite there is nothing to prove: the check `nonfinite` names those steps.
+    """
+    steps = {int(step) for step in of.scope(of.config.bounds(UNTRUSTED)).steps}
+    failed: dict[str, dict[int, str]] = {}
+    unproved: dict[str, dict[int, str]] = {}
+    phase = of.run.phases[0] if of.run.phases else ""
+    nonfinite = {layer: nonfinite_counts(of.run, layer) for layer in of.layers}
+    somewhere = {step for counts in nonfinite.values() for step, count in counts.items() if count}
+    for recording in of.run.outlines:
+        if recording.step not in steps or recording.phase != phase:
+            continue
+        told = {"inexact": failed, "unverified": unproved}.get(recording.verdict)
+        for layer, reason in _reasons(recording).items() if told is not None else ():
+            counts = nonfinite.get(layer)
+            if recording.step in somewhere if counts is None else counts.get(recording.step):
+                continue
+            if told is not None:
+                told.setdefault(layer, {})[recording.step] = reason
+    return [
+        *(_distrusted(of, layer, by_step, len(steps)) for layer, by_step in failed.items()),
+        *(_unproved(of, layer, by_step, len(steps)) for layer, by_step in unproved.items()),
+    ]
+
+
+def _reasons(recording: Recording) -> Mapping[str, str]:
+    return recording.reasons or {"": _NO_REASON}
+
+
+def _distrusted(of: RunEvaluator, layer: str, by_step: Mapping[int, str], judged: int) -> Finding:
+    return Finding(
+        check=UNTRUSTED,
+        status="not_judged",
+        layer=layer,
+        since_step=min(by_step),
+        message=f"the proof failed in {len(by_step)} of {judged} judged recordings: {_usual(by_step)}",
+        remedy=_REMEDY,
+        word="NOT TO BE TRUSTED",
+        run=of.run.name,
+    )
+
+
+def _unproved(of: RunEvaluator, layer: str, by_step: Mapping[int, str], judged: int) -> Finding:
+    return Finding(
+        check=PROOF,
+        status="not_judged",
+        layer=layer,
+        since_step=min(by_step),
+        message=f"{len(by_step)} of {judged} judged recordings were not proved: {_usual(by_step)}",
+        remedy=_UNPROVED,
+        word="NOT PROVED",
+        run=of.run.name,
+    )
+
+
+def _usual(by_step: Mapping[int, str]) -> str:
+    return Counter(by_step.values()).most_common(1)[0][0]
+
+
+def preflight_findings(run: StoredRun) -> list[Finding]:
+    """The findings that the run's first recording holds. What does not read as a finding is left out."""
+    if len(run.steps) == 0:
+        return []
+    entries = run.outlines[0].notes.get(PREFLIGHT)
+    if not isinstance(entries, list | tuple):
+        return []
+    found = []
+    for entry in entries[:_MOST]:
+        with suppress(TypeError, ValueError):
+            found.append(Finding.from_json(entry).but(run=run.name))
+    return found
+
+
+def coverage_findings(of: RunEvaluator, found: Sequence[Finding]) -> list[Finding]:
+    """One finding for each layer of which nothing was judged, and one for a run without any layer."""
+    why = _first_fault(of.run)
+    if not of.layers:
+        return [
+            Finding(
+                COVERAGE,
+                "not_judged",
+                message="the recordings hold no measurement of a recurrent layer"
+                + (f": {why}" if why else ""),
+                remedy="See what the recorder could not do: rnndiag show RUN; fit once with strict=True to raise it.",
+                word="NOTHING MEASURED",
+                run=of.run.name,
+            )
+        ]
+    judged = {recurrence(one.layer) for one in found if one.judged}
+    missing = [layer for layer in of.layers if recurrence(layer) not in judged]
+    return [
+        Finding(
+            COVERAGE,
+            "not_judged",
+            layer,
+            message=f"no check judged anything of {layer}" + (f": {why}" if why else ""),
+            remedy="Record the groups that the checks need (measures=), or configure a check that it has numbers for.",
+            run=of.run.name,
+        )
+        for layer in missing
+    ]
+
+
+def _first_fault(run: StoredRun) -> str:
+    """The first fault that the recorder stored, if any."""
+    for outline in run.outlines:
+        errors = outline.notes.get("errors")
+        if isinstance(errors, list | tuple) and errors:
+            return str(errors[0])
+    return ""

@@ -1,0 +1,39 @@
+"""Text made safe to be shown: on a terminal, in a CI log. No numpy, so that `rnndiag --help` starts at once."""
+
+from __future__ import annotations
+
+import re
+
+from rnndiag.store.redact import redact_addresses
+
+
+def printable(text: object) -> str:
+    """Text with every character escaped that could move a terminal's cursor or hide what is there."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in str(text)
+    )
+
+
+_COMMAND = re.compile(r"^(\s*):(?=:)")
+_OLD_COMMAND = re.compile(r"##(?=(?:vso)?\[)")
+
+
+def safe_line(line: str) -> str:
+    """A line for a terminal or a CI log: what is in it is shown and obeyed by nobody.
+
+    Control and bidirectional characters are escaped, credentials in addresses are left out, and a line cannot begin
+    with `::`, nor hold `##[` or `##vso[`, which GitHub and Azure run as commands.
+    """
+    if not (line.isascii() and line.isprintable()):
+        line = printable(line)
+    if ":/" in line:
+        line = redact_addresses(line)
+    if "::" in line:
+        line = _COMMAND.sub(r"\1\\x3a", line)
+    return _OLD_COMMAND.sub(r"#\\x23", line) if "##" in line else line
+
+
+def safe_text(text: str) -> str:
+    """Several lines, each made safe; only their line breaks stay."""
+    return "\n".join(safe_line(line) for line in text.split("\n"))
