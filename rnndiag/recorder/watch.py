@@ -10,6 +10,9 @@ from typing import Any
 from rnndiag.recorder.capture import BackwardPass, Capture
 from rnndiag.recorder.faults import Faults
 
+MAX_LAGS = 32
+"""Lags that a recorded step measures on a graph at most, at a price of one backward pass of the loop each."""
+
 
 class Watch:
     """The capture of one fit. Between `arm` and `disarm` its hooks are on; `passes` stay until `forget`."""
@@ -61,6 +64,7 @@ class Watch:
         self._passes.clear()
         if self._capture is not None:
             self._capture.measure_lags = lags
+            self._capture.max_lags = MAX_LAGS
             self._capture.arm()
 
     def new_passes(self) -> list[BackwardPass]:

@@ -73,7 +73,26 @@ def alias(tensor: Tensor) -> Tensor:
 
     No view in the sense of autograd: a write in place would make the graph of a view anew and lose the node.
     """
-    return torch.ops.aten._unsafe_view(tensor, tensor.shape)  # type: ignore[no-any-return]
+    own: Tensor = torch.ops.aten._unsafe_view(tensor, tensor.shape)
+    return own
+
+
+def stand_in(tensor: Tensor) -> Tensor:
+    """An alias to be handed to the user in place of a tensor: hooks put on it go to the tensor itself.
+
+    There they see what they would see without the recorder, the gradient from all users of the tensor.
+    """
+    own = alias(tensor)
+    own.register_hook = tensor.register_hook  # type: ignore[method-assign]
+    own._rnndiag_source = tensor  # type: ignore[attr-defined]
+    return own
+
+
+def has_hook(tensor: Tensor) -> bool:
+    """Whether somebody put a hook on a tensor that is no leaf, or on the one that it stands in for."""
+    source = getattr(tensor, "_rnndiag_source", None)
+    own = bool(tensor._backward_hooks) and not tensor.is_leaf
+    return own or (source is not None and has_hook(source))
 
 
 @dataclass
@@ -92,6 +111,7 @@ class CutGraph:
     _before_cut: dict[int, Tensor] = field(default_factory=dict)
     _seeds: Mapping[int, Tensor | None] | None = None
     _pass_on: bool = False
+    _adds: bool = False
     _slots: dict[Any, list[tuple[int, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,6 +145,9 @@ class CutGraph:
                 if here is None:  # the engine takes no gradient where none arrived
                     continue
                 seed = self._seeds.get(key)
+                if self._adds:
+                    sent[number] = here if seed is None else here + seed
+                    continue
                 if seed is None:
                     sent[number] = torch.zeros_like(here) if self.zeros else None
                 else:
@@ -151,6 +174,17 @@ class CutGraph:
         roots = [self.marks[key].root for key in keys]
         zeros = [root.new_zeros(()).expand(root.shape) for root in roots]
         return self._run(roots, zeros, seeds, pass_on)
+
+    def all_the_way(self, seeds: Mapping[int, Tensor]) -> _Pulled:
+        """One backward pass from the seeded marks that no mark cuts: what all further steps back add up to.
+
+        Where seeded marks lead to others, the seeds are added to what arrives there.
+        """
+        self._adds = True
+        try:
+            return self.from_marks(seeds)
+        finally:
+            self._adds = False
 
     def _run(
         self,

@@ -120,14 +120,17 @@ def measure_loop(
     roots: Sequence[Tensor],
     given: Sequence[Tensor | None],
     run_backward: RunBackward,
+    max_lags: int | None = None,
 ) -> LoopMeasurement:
-    """Measure all lags of one loop.
+    """Measure the lags of one loop, at the price of one backward pass of the loop a lag.
 
     Args:
         loop: The marks and parameters; `closure_of` must have found no way around the marks.
         roots: What the user differentiates, with the graph behind it whole.
         given: The gradient of each root; None: 1.
         run_backward: The entry of the autograd engine.
+        max_lags: Measure lags 0 .. max_lags - 1 only. What lies beyond is moved back in one pass, so that the sum law
+            holds all the same; contributions by step are then left out.
     """
     parameters = tuple(loop.parameters.values())
     cut = CutGraph(loop.marks, parameters, run_backward, zeros=loop.hooks)
@@ -139,20 +142,26 @@ def measure_loop(
         credit = [norms.by_step(first.arrived)]
         partial = dict(first.arrived)
         here = _not_zero(first.arrived)
-        while here and len(credit) <= loop.T:
+        most = loop.T if max_lags is None else min(max_lags, loop.T)
+        while here and len(credit) <= most:
             arrived, gradients = _one_step_back(cut, loop, here)
             windows.add(gradients)
             for key, value in arrived.items():
                 partial[key] = partial[key] + value if key in partial else value
             here = _not_zero(arrived)
-            if here:
+            if here and len(credit) < most:
                 credit.append(norms.by_step(here))
-        contributions = _contributions(cut, loop, partial)
+            elif here:
+                break
+        stopped = bool(here)
+        if stopped:
+            windows.beyond(cut.all_the_way(here).gradients)
+        contributions = _contributions(cut, loop, {} if stopped else partial)
     adjoint = norms.by_step(whole.arrived)
     off = norms.by_step({k: v - partial[k] for k, v in whole.arrived.items() if k in partial})
-    residual = math.nan if loop.within else float((off / adjoint).nan_to_num(0.0).max())
+    residual = math.nan if loop.within or stopped else float((off / adjoint).nan_to_num(0.0).max())
     names = tuple(loop.parameters)
-    norm, alignment = contributions.finish(names, whole.gradients)
+    norm, alignment = contributions.finish(names, whole.gradients) if not stopped else ({}, {})
     return LoopMeasurement(
         name=loop.name,
         T=loop.T,
@@ -254,6 +263,10 @@ class _Windows:
         self.lags.append([0.0 if g is None else float(_real(g).norm()) for g in gradients])
         self._subtract(gradients)
         self._note()
+
+    def beyond(self, gradients: Gradients) -> None:
+        """All further lags together: they end no window, and are part of the sum."""
+        self._subtract(gradients)
 
     def _subtract(self, gradients: Gradients) -> None:
         for k, gradient in enumerate(gradients):

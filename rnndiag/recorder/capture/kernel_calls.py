@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
+from rnndiag.engine.segments.marks import stand_in
 from rnndiag.recorder.capture.backward_pass import running_task
 from rnndiag.recorder.capture.call import (
     Autocast,
@@ -125,8 +126,7 @@ def out_alias(part: Tensor) -> Tensor:
     """A name of its own for a returned tensor that another one is computed from: its gradient is the users' alone."""
     if not part.requires_grad:
         return part
-    alias: Tensor = torch.ops.aten._unsafe_view(part, part.shape)
-    return alias
+    return stand_in(part)
 
 
 def _own_names(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnndiag.engine.segments.marks import Edge, Mark, alias, batch_rows
+from rnndiag.engine.segments.marks import Edge, Mark, batch_rows, has_hook, stand_in
 from rnndiag.recorder.capture.backward_pass import running_task
 from rnndiag.recorder.capture.call import Call
 from rnndiag.recorder.carry import map_tensors, tensors_in
@@ -42,7 +42,7 @@ class LoopCall:
     @property
     def has_hooks(self) -> bool:
         """Whether somebody put a hook on a tensor that the call took or returned."""
-        return any(_hooked(tensor) for tensor in (*self.others, *self.returned))
+        return any(has_hook(tensor) for tensor in (*self.others, *self.returned))
 
 
 @dataclass
@@ -65,7 +65,7 @@ class LoopCalls:
         def mark(tensor: Tensor, path: str) -> Tensor:
             if not tensor.requires_grad:
                 return tensor
-            own = alias(tensor)
+            own = stand_in(tensor)
             marks.append(Mark.on(own, path))
             returned.append(own)
             return own
@@ -135,9 +135,9 @@ class LoopCalls:
         """The tensor, or an alias where its node has other users or marks."""
         place = (tensor.grad_fn, tensor.output_nr)
         if tensor.grad_fn is None or place in self._places:
-            return alias(tensor)
+            return stand_in(tensor)
         # a view's node is lost when somebody writes to it in place; outputs of a sequence stay, to see such writes
-        return alias(tensor) if tensor._is_view() and not sequence else tensor
+        return stand_in(tensor) if tensor._is_view() and not sequence else tensor
 
     def _add(self, call: LoopCall) -> None:
         self._count += 1
@@ -187,11 +187,6 @@ def _autocast(tensors: Iterable[Tensor]) -> bool:
 
 def _length(record: Call) -> int:
     return int(record.inputs.shape[1 if record.plan.batch_first else 0])
-
-
-def _hooked(tensor: Tensor) -> bool:
-    hooks = tensor._backward_hooks
-    return bool(hooks) and not tensor.is_leaf
 
 
 def _inside_a_transform() -> bool:

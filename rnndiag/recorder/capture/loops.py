@@ -162,16 +162,23 @@ def find_loops(
     given: Sequence[Tensor | None],
     model: nn.Module,
     measure: bool = True,
+    max_lags: int | None = None,
 ) -> tuple[Loops, list[LoopCall]]:
     """The loops that a backward pass from these roots goes through, and the calls that it reaches.
 
-    measure: False: what would be measured on the graph is open instead.
+    measure: False: what would be measured on the graph is open instead. max_lags: how many lags are measured at most.
     """
     reached = _reached(calls, roots)
-    tracks = [track for track in tracks_of(reached) if len(track.calls) > 1]
+    numbers = {call.number for call in reached if call.marks}
+    # of all calls: one that the loss does not depend on is a step all the same
+    tracks = [
+        track
+        for track in tracks_of(calls)
+        if len(track.calls) > 1 and any(call.number in numbers for call in track.calls)
+    ]
     if not tracks:
         return Loops(), reached
-    finder = _Finder(tracks, roots, given, model, measure)
+    finder = _Finder(tracks, roots, given, model, measure, max_lags)
     finder.run()
     return finder.loops(), reached
 
@@ -214,8 +221,10 @@ class _Finder:
         given: Sequence[Tensor | None],
         model: nn.Module,
         measure: bool,
+        max_lags: int | None,
     ) -> None:
         self.tracks, self.roots, self.given, self.measure = tracks, roots, given, measure
+        self.max_lags = max_lags
         self.edges = [_edge_of(root) for root in roots]
         self.names = {id(value): name for name, value in model.named_parameters()}
         self.closures: dict[int, Closure] = {}
@@ -263,25 +272,36 @@ class _Finder:
                 self.closures[id(track)] = replace(self.closures[id(track)], open=why)
 
     def _settle(self, group: list[Track], rest: list[Track] | None = None) -> list[Track]:
-        """Measure the tracks one by one where each is closed, else all of the group together; the measured ones."""
+        """Measure the group as one state, as detaching at a step cuts all of it; else its tracks one by one.
+
+        The tracks that were measured are returned.
+        """
         rest = group if rest is None else rest
-        done = []
-        shut = [t for t in rest if self._fault_of(t)]
-        if shut and len(group) > 1:
-            joint = _together(group)
-            if joint is not None:
-                closure = closure_of(joint, self.edges)
-                names = tuple(track.name for track in group)
-                if not closure.open and self._measure("+".join(names), joint, closure, group):
-                    self.members["+".join(names)] = names
-                    return list(group)
-        for track in rest:
+        if not rest:
+            return []
+        if len(group) == 1:
+            (track,) = group
             fault = self._fault_of(track)
             if fault:
                 self.open[track.name] = f"{fault}: {CARRY}"
-            elif self._measure(track.name, track.marks, self.closures[id(track)], [track]):
-                done.append(track)
-        return done
+                return []
+            return group if self._measure(track.name, track.marks, self._of(track), group) else []
+        names = tuple(track.name for track in group)
+        joint = _together(group)
+        fault = f"it alternates with {', '.join(names)} in no fixed order"
+        if joint is not None:
+            closure = closure_of(joint, self.edges)
+            fault = closure.open
+            if not fault and self._measure("+".join(names), joint, closure, group):
+                self.members["+".join(names)] = names
+                return group
+            fault = fault or self.open.pop("+".join(names), "")
+        for track in rest:
+            self.open[track.name] = f"{fault}: {CARRY}"
+        return []
+
+    def _of(self, track: Track) -> Closure:
+        return self.closures[id(track)]
 
     def _fault_of(self, track: Track) -> str:
         if track.fault:
@@ -311,13 +331,13 @@ class _Finder:
         try:
             with own_passes(), _kept_gradients(tracks), _same_random_state(marks[0].root.device):
                 try:
-                    result = measure_loop(loop, self.roots, self.given, run_backward)
+                    result = self._run(loop)
                 except Exception:
                     if hooks:
                         raise
                     # a hook elsewhere may not take None for a gradient
                     loop = replace(loop, hooks=True)
-                    result = measure_loop(loop, self.roots, self.given, run_backward)
+                    result = self._run(loop)
         except Exception as error:  # noqa: BLE001 - whatever a hook raises, the loop is not measured
             self.open[name] = f"measuring it on the graph failed ({describe(error)})"
             return False
@@ -327,6 +347,9 @@ class _Finder:
             return False
         self.measured.append(result)
         return True
+
+    def _run(self, loop: MarkedLoop) -> LoopMeasurement:
+        return measure_loop(loop, self.roots, self.given, run_backward, self.max_lags)
 
     def _parameters(self, closure: Closure, tracks: Sequence[Track]) -> dict[str, Tensor]:
         """The modules' own parameters; of a `carry`, all that the steps of the loop use."""

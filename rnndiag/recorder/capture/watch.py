@@ -66,6 +66,8 @@ class Capture:
         """Module -> why it is not watched."""
         self.measure_lags = True
         """Whether loops that the replay does not describe are measured on their graph."""
+        self.max_lags: int | None = None
+        """Lags measured on a graph at most: each costs a backward pass of its loop."""
         self.loop_calls = LoopCalls()
         self._loops: dict[int, Loops] = {}
         """Backward pass -> what was found of its loops before it ran."""
@@ -219,7 +221,12 @@ class Capture:
         found, known = Loops(), set(self._tasks.scales)
         with self.faults.guard("looking for loops"), self._timer():
             found, reached = find_loops(
-                self.loop_calls.calls, roots, given, self.model, self.measure_lags
+                self.loop_calls.calls,
+                roots,
+                given,
+                self.model,
+                self.measure_lags,
+                self.max_lags,
             )
             scale = self._tasks.loss_scale()
             if not keeps_graph:
