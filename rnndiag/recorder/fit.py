@@ -79,6 +79,10 @@ class FitRecorder:
         with self.faults.guard("reading optimizers and loader"):
             self.setup = training_setup(loop, self.layers)
         self.weights = WeightChange(loop.model, self.layers)
+        self.tried = False
+        """Whether a step was to be recorded."""
+        self.refused: dict[str, str] = {}
+        """Module -> why its calls could not be recorded."""
         self.chronicle = RunOutput(
             place.path,
             self.faults,
@@ -225,11 +229,13 @@ class FitRecorder:
         close_fit(
             self.settings,
             self.run_dir,
-            self.chronicle.count,
+            0 if self._nothing_recorded() else self.chronicle.count,
             Cost(self.overhead.share, broke, self.overhead.light / self.overhead.training),
             self.faults,
             self.loop.loggers,
         )
+        if told := self._nothing_recorded():
+            print(f"rnndiag: {told}")
 
     def close(self, reason: str) -> None:
         """However the fit ended: let go of the model, keep what was measured."""
@@ -296,6 +302,9 @@ class FitRecorder:
     def _measure(self) -> None:
         """Measure the backward passes since the last call into the pending recording."""
         pending, passes = self._pending, self.watch.new_passes()
+        for seen in passes:
+            self.refused |= seen.missed
+        self.tried = True
         if pending is not None and self._wants_passes(pending):
             self.reader.read(pending, passes)
 
@@ -374,8 +383,31 @@ class FitRecorder:
                 self._done.append((self._pending, None))
             self._pending = None
             self._write_done(None)
-            if not self.chronicle.opened:
+            nothing = self._nothing_recorded()
+            if not self.chronicle.opened and not nothing:
                 return
             ring, story = self.history.measurements(), self.clips.drain()
             last = last_recording(self.loop, ring, story, self.overhead, self.faults)
-            self.chronicle.append(replace(last, measurements=(*last.measurements, *self.added)))
+            notes = {**last.notes, "nothing_recorded": nothing} if nothing else last.notes
+            self.chronicle.append(
+                replace(last, measurements=(*last.measurements, *self.added), notes=notes)
+            )
+
+    def _nothing_recorded(self) -> str:
+        """What was seen of a fit in which no recurrence was recorded, why, and what to do; empty if one was."""
+        if self.reader.recorded_any or not self.tried:
+            return ""
+        model = type(self.loop.model).__name__
+        refused = "; ".join(f"{name or 'the model'}: {why}" for name, why in self.refused.items())
+        names = ", ".join(name or model for name in self.watch.layers or self.layers)
+        seen = (
+            f"it has {names}, but no gradient went through them in a recorded step"
+            if names
+            else (
+                "none of its modules is a known recurrence (nn.RNN, nn.LSTM, nn.GRU, their cells, registered cells)"
+            )
+        )
+        return (
+            f"No recurrence of {model} was recorded: {refused or seen}. Name the module that does one step with "
+            "steps=[...], or mark the state of the loop with rnndiag.carry."
+        )

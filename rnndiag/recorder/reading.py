@@ -37,6 +37,8 @@ class Reader:
     cut_after: int | None = None
     """Steps after which training detaches the state; None: it was not seen to."""
     measured: bool = False
+    recorded_any: bool = False
+    """Whether a recurrence was measured in this fit."""
     batch: Any = None
     seams: Seams = field(init=False)
     _layers: set[str] = field(default_factory=set)
@@ -64,7 +66,7 @@ class Reader:
             if not runs and not loops.tells:
                 self.seams.read(pending, seen.layer_runs)
                 continue
-            self.measured = True
+            self.measured = self.recorded_any = True
             pending.window = max(
                 pending.window, *(run.T for run in runs), *(found.T for found in loops.measured)
             )

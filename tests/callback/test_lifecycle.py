@@ -66,7 +66,7 @@ def test_an_exception_stays_as_it_is(kind: Any, diagnostics: Any) -> None:
     assert not run.problems
 
 
-def test_no_recurrent_layer_is_one_sentence(diagnostics: Any) -> None:
+def test_no_recurrent_layer_is_one_sentence(diagnostics: Any, capsys: Any) -> None:
     class Plain(Net):
         def __init__(self) -> None:
             super().__init__()
@@ -80,7 +80,11 @@ def test_no_recurrent_layer_is_one_sentence(diagnostics: Any) -> None:
     with pytest.warns(RnndiagWarning, match="Plain has no recurrent layer") as caught:
         fit(Plain, [callback])
     assert sum(issubclass(warning.category, RnndiagWarning) for warning in caught) == 1
-    assert not callback.run_dir.exists()
+    (recording,) = rnndiag.open_run(callback.run_dir)
+    assert "steps=[...]" in recording.notes["nothing_recorded"]
+    assert recording.layers == ()
+    printed = capsys.readouterr().out
+    assert "No recurrence of Plain was recorded" in printed
 
 
 def test_a_layer_made_late_or_swapped_is_seen(diagnostics: Any) -> None:
