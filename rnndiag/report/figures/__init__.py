@@ -1,6 +1,6 @@
-"""The figures of a report, one file each: a new one is a file here and an import below.
+"""The figures of a report, one file each. To add one, add a file here and an import below.
 
-A figure stands where its number says, unless it names another place.
+Figures are ordered by their numbers, unless one names another place.
 """
 
 from rnndiag.report.figures import (  # noqa: F401  (each registers its figure)

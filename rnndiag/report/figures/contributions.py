@@ -1,4 +1,4 @@
-"""F4: which time steps and which gates make the gradient, and whether they pull the way the total goes."""
+"""F4: the contribution of each time step and gate to the gradient, and its alignment with the total."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLOOR = 1e-12
 
 @figure("F4", "Contributions", QUESTION)
 def make(context: Context) -> FigureData:
-    """The newest recording of the lead layer: |g_t| of each parameter, of each gate, parts of the state, alignment."""
+    """From the newest recording of the lead layer: |g_t| per parameter and per gate, adjoint norms, alignment."""
     layer = context.lead
     norms = context.last("contribution_norm", layer) if layer else None
     if norms is None:

@@ -1,4 +1,4 @@
-"""F3: which losses reach which states: the credit matrix of chosen recordings, on one colour scale."""
+"""F3: the credit matrix (loss by state) of chosen recordings, on one colour scale."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTION = "Which losses reach which states?"
 
 @figure("F3", "Credit matrix", QUESTION)
 def make(context: Context) -> FigureData:
-    """Rows are losses, columns are states; a many-to-one model has one row, and is told so in words."""
+    """Rows are losses, columns are states. A many-to-one model has one row, and the finding says so."""
     layer = context.lead
     steps = context.steps_of("credit_matrix", layer) if layer else []
     series = context.at("credit_matrix", layer, _chosen(context, layer, steps)) if steps else None
@@ -65,7 +65,7 @@ def make(context: Context) -> FigureData:
 
 
 def _stride(series: Series) -> int:
-    """How many steps of time one stored row stands for: long sequences are stored by blocks."""
+    """Number of time steps per stored row; long sequences are stored in blocks."""
     at = series.positions("output")
     return max(1, int(at[1] - at[0])) if at.size > 1 else 1
 
@@ -79,14 +79,14 @@ def _matrix(
 
 
 def _square(picture: np.ndarray, size: int) -> np.ndarray:
-    """The picture of a shorter sequence, with exact zeros where it had no steps: all frames share their axes."""
+    """The matrix of a shorter sequence, padded with exact zeros, because all frames share their axes."""
     whole = np.full((size, size), -np.inf)
     whole[: picture.shape[0], : picture.shape[1]] = picture
     return whole
 
 
 def _chosen(context: Context, layer: str, steps: list[int]) -> list[int]:
-    """First, last, the one of the shortest reach, and the rest evenly spread; at most MOST."""
+    """At most MOST recordings: the first, the last, the one with the shortest reach, and others evenly spread."""
     if len(steps) <= MOST:
         return steps
     at, reaches, _ = context.reaches(layer)
@@ -97,7 +97,7 @@ def _chosen(context: Context, layer: str, steps: list[int]) -> list[int]:
 
 
 def _below_diagonal(picture: np.ndarray, broken: bool) -> np.ndarray:
-    """NaN where the loss lies before the state or was not sampled; +inf for what was broken by numbers not finite."""
+    """The matrix with NaN where the loss is before the state or was not sampled, and +inf where it is not finite."""
     u, s = np.indices(picture.shape)
     shown = np.where(np.isnan(picture), np.inf, picture) if broken else picture
     return np.where(s > u, np.nan, shown)

@@ -1,4 +1,4 @@
-"""The registry of figures: one entry a figure, in the order of the page."""
+"""The registry of figures, one entry per figure, in the order of the page."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def figure(
 
 
 def absent(name: str, reason: str) -> FigureData:
-    """A figure of which nothing was recorded: its question and why."""
+    """A figure without data: its question, and why nothing was recorded for it."""
     return FigureData(name, FIGURES[name].question, "", "", absent=reason)

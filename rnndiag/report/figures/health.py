@@ -20,7 +20,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Small:
-    """One small picture: its title, where its numbers come from, and whether its axis is logarithmic."""
+    """One of the small panels: its title, the quantity it shows, and whether its axis is logarithmic."""
 
     title: str
     curve: Callable[[Context, str], Curve | None]
@@ -38,7 +38,7 @@ def _model(quantity: str) -> Callable[[Context, str], Curve | None]:
 
 
 def _every_step(quantity: str, recorded: str) -> Callable[[Context, str], Curve | None]:
-    """The ring of all steps where there is one, else the recorded steps."""
+    """The values of all steps if the run has them, else those of the recorded steps."""
 
     def curve(context: Context, layer: str) -> Curve | None:
         steps, values = context.series("history_step", MODEL), context.series(quantity, MODEL)
@@ -110,7 +110,7 @@ SMALL = (
 
 @figure("F9", "Health", QUESTION)
 def make(context: Context) -> FigureData:
-    """One small picture for each number that was recorded."""
+    """One small panel for each quantity that was recorded."""
     layer = context.lead
     panels, rows = [], []
     for small in SMALL:

@@ -1,4 +1,4 @@
-"""F11: what memory holds: states along held-out text on their two principal components, named by what came last."""
+"""F11: states along held-out text on their two principal components, labelled by the last token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST = 400
 
 @figure("F11", "Memory", QUESTION)
 def make(context: Context) -> FigureData:
-    """One panel a layer, at most four."""
+    """One panel per layer, at most four."""
     layers = context.run.layers_of("state_map")[:4]
     if not layers:
         return absent("F11", context.nothing("state_map"))
@@ -82,7 +82,7 @@ def _panel(layer: str, points: np.ndarray, labels: tuple[str, ...]) -> Panel:
 
 
 def _ordered_by_suffix(points: np.ndarray, labels: tuple[str, ...]) -> float:
-    """Share of the variance that lies between groups of equal last token: 1 says the last token says it all."""
+    """Share of the variance between groups of states with the same last token; 1: the state depends on it alone."""
     total = float(((points - points.mean(0)) ** 2).sum())
     ends = np.array([_last(label) for label in labels])
     within = sum(

@@ -1,4 +1,4 @@
-"""F2: the credit profile of every recording, step by step, with the line of reach on it."""
+"""F2: the credit profile of every recording over training steps, with the reach as a line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUESTION = "Did the reach grow or shrink during training?"
 
 @figure("F2", "Over training", QUESTION)
 def make(context: Context) -> FigureData:
-    """All profiles of the lead layer as one still picture."""
+    """All profiles of the lead layer as one matrix."""
     layer = context.lead
     series = context.profiles(layer) if layer else None
     if series is None:
@@ -79,7 +79,7 @@ def make(context: Context) -> FigureData:
 
 
 def _profiles(series: Series) -> np.ndarray:
-    """(recordings, lags) log10 of the credit; +inf for what is not a number, NaN where there was no such lag."""
+    """log10 of the credit (recordings, lags); +inf if the credit is not finite, NaN for lags that were not measured."""
     profile = np.asarray(series.sel(profile_stat="profile").values, float) / LN10
     lengths = np.asarray(series.lengths.get("lag", np.full(len(profile), profile.shape[1])))
     for row, length in zip(profile, lengths, strict=True):
@@ -92,7 +92,7 @@ FEW = 3
 
 
 def _axis_of(steps: np.ndarray, block: int) -> tuple[Axis, np.ndarray]:
-    """Evenly recorded steps make an axis of steps; others stand side by side, each under its own name."""
+    """The axis of steps. Steps at uneven distances are placed side by side, each with its own label."""
     apart = np.diff(steps)
     if steps.size >= FEW and (apart == apart[0]).all():
         first, every = float(steps[0]), float(apart[0])

@@ -1,4 +1,4 @@
-"""F5: whether Jacobian products shrink or grow: measured norms over lag, and the lines that a textbook would draw."""
+"""F5: singular values of Jacobian products over lag, beside the bound and the estimate of the textbook."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def make(context: Context) -> FigureData:
 def _lines(
     context: Context, layer: str, lags: np.ndarray, middle: np.ndarray, bound: Measurement | None
 ) -> list[Line]:
-    """The measured singular values, and what a textbook would draw beside them."""
+    """The measured singular values, the textbook's bound, and ρ(W_hh)^d."""
     lines = [Line(lags, _gain(middle), "largest singular value", "main")]
     inner: tuple[tuple[str, str, Tone], ...] = (
         ("product_median", "median singular value", "third"),

@@ -93,14 +93,14 @@ def _lines(context: Context, layer: str, profile: np.ndarray) -> list[Line]:
 
 
 def _shown(lines: list[Line], bottom: float) -> int:
-    """How many lags are drawn: of very many, those at which some curve is still above the axis."""
+    """Number of lags to draw: of very many, those at which some curve is still above the lower end of the axis."""
     count = max(line.y.size for line in lines)
     above = [np.flatnonzero(np.isfinite(line.y) & (line.y >= ten_to(bottom))) for line in lines]
     return shown_lags(count, max((int(found[-1]) for found in above if found.size), default=0))
 
 
 def _plain(log10: np.ndarray) -> np.ndarray:
-    """10 ** values, with exact zeros as gaps."""
+    """10 ** values; exact zeros (-inf) become gaps."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return np.where(np.isneginf(log10), np.nan, 10.0**log10)
 

@@ -1,4 +1,4 @@
-"""F6: what truncation would cost: relative bias and cosine of every window and chunk, beside the noise yardstick."""
+"""F6: relative bias and cosine of every window and chunk, beside the noise of one minibatch gradient."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OF_STACK = " All layers of the stack are cut at the same step, as training does
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn, by window: of a layer, of the stack that it is part of, or across the seam of chunked training."""
+    """The curves over windows: of a layer, of its stack, or across the seam of chunked training."""
 
     name: str
     prefix: str
@@ -34,7 +34,7 @@ class Curves:
 
     @property
     def words(self) -> str:
-        """What stands before the names of the curves."""
+        """Prefix of the names of the curves."""
         return "across the seam: " if self.prefix else ""
 
 
@@ -136,13 +136,13 @@ def _panels(context: Context, layer: str, curves: Curves, advice: Advice) -> tup
 
 
 def _windows(context: Context, quantity: str, layer: str) -> np.ndarray:
-    """The windows τ that were measured: 0, 1, 2, ..., with gaps where there are very many."""
+    """The windows τ that were measured: 0, 1, 2, ...; of very many, only some."""
     series = context.series(quantity, layer)
     return np.zeros(0) if series is None else series.positions("lag").astype(float)
 
 
 def _measured_at(windows: np.ndarray, window: float) -> int:
-    """Where the largest measured window that is no longer than `window` stands."""
+    """Index of the largest measured window that is at most `window`."""
     return max(0, int(np.searchsorted(windows, window, side="right")) - 1)
 
 
@@ -189,7 +189,7 @@ def _marks(advice: Advice) -> tuple[Mark, ...]:
 
 
 def _finding(context: Context, layer: str, advice: Advice) -> str:
-    """The recommendation, what the cut in use throws away, and the noise beside them."""
+    """The recommended window, what the truncation in use removes, and the noise to compare with, as text."""
     of = f"Of {advice.name}: " if len(context.layers) > 1 else ""
     words = [of + advice.text]
     across = seam_of(context, layer)

@@ -1,4 +1,4 @@
-"""F10: which layer: the credit profiles of all layers as one picture, the shortest reach first."""
+"""F10: the credit profiles of all layers as one matrix, the shortest reach first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST = 250
 
 @figure("F10", "By layer", QUESTION)
 def make(context: Context) -> FigureData:
-    """One row a layer."""
+    """One row per layer."""
     profiles = {}
     measured = [one for one in context.layers if ("credit_profile", one) in context.run][:MOST]
     for layer in (*measured, *context.stacks):
@@ -66,7 +66,7 @@ def make(context: Context) -> FigureData:
 
 
 def _panel(picture: np.ndarray, known: list[str], reaches: list[Reach | None]) -> Panel:
-    """The shortest reach on top."""
+    """The matrix with the shortest reach on top."""
     numbers = finite(picture)
     high = float(np.ceil(numbers.max())) if numbers.size else 0.0
     low = max(high - DECADES, float(np.floor(numbers.min()))) if numbers.size else -1.0
