@@ -207,6 +207,16 @@ def test_each_cause_is_named_first_with_a_remedy_that_a_program_can_apply(
     assert all(one.step in RECORDED or case in ("bad data", "no reason") for one in first.evidence)
 
 
+def test_credit_that_is_exactly_zero_is_told_without_a_rate_per_step(tmp_path: Path) -> None:
+    gone = profile(1.0)
+    gone[1:] = -np.inf
+    own = relu(credit_profile=[profile(0.99), gone])
+    found = rnndiag.diagnose(write(tmp_path / "run", {"rnn.l0": own}, cell="elman_relu"))
+    assert found.causes[0].name == "contracting_recurrence"
+    assert "nothing of the credit in rnn.l0 is left" in found.causes[0].sentence
+    assert "nan" not in found.headline
+
+
 def test_all_names_are_those_of_the_contract(tmp_path: Path) -> None:
     assert {rule.cause for rule in RULES} <= set(CAUSES)
     assert {CASES[case][2] for case in CASES} >= {rule.cause for rule in RULES} - {

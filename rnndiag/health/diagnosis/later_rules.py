@@ -89,10 +89,12 @@ def contracts(view: View) -> Found | None:
             return None
         known = features.needs is not None
         lag = features.needs or credit.last_lag
+        rate = credit.per_step.value
+        shrinks = (
+            "" if math.isnan(rate) else f": the recurrence shrinks it to {number(rate)} a step"
+        )
         return Found(
-            f"{power(far.value)} of the credit in {layer.name} is left {lag} steps back at step {far.step}: the "
-            "recurrence "
-            f"shrinks it to {number(credit.per_step.value)} a step."
+            f"{power(far.value)} of the credit in {layer.name} is left {lag} steps back at step {far.step}{shrinks}."
             + ("" if known else " If the task needs what lies there, it cannot be learned so."),
             evidence(far_credit=far, credit_per_step=credit.per_step),
             layer.name,

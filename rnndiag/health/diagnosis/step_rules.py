@@ -109,7 +109,7 @@ def clipped_away(view: View) -> Found | None:
         f"Clipping{at} leaves 1/{1 / max(ratio.value, 1e-12):.0f} of the gradient (median of the recordings to step "
         f"{ratio.step}), and {features.setup.optimizer} steps by what is left: {number(path)} of the weights' "
         "size in all. "
-        "Adam would not care.",
+        "Adam divides a constant factor out.",
         evidence(clip_ratio=ratio, recurrent_path=Dated(path, features.loss.last_step)),
         remedy=Remedy(
             "gradient_clip_val",
