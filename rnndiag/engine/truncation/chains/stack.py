@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -58,10 +59,34 @@ def feeds(lower: LayerRun, upper: LayerRun) -> bool:
     if h.shape != x.shape or not bool(((h != 0) & (x != 0)).any()):
         return False
     try:
-        _gain(lower, upper)
+        gain = _gain(lower, upper)
     except NotSupported:
         return False
-    return True
+    return _sends_back(lower, upper, gain)
+
+
+_UPPER_LAYER = re.compile(r"\.l[1-9]")
+
+
+def _sends_back(lower: LayerRun, upper: LayerRun, gain: Tensor | None) -> bool:
+    """Whether the gradient of the upper layer's inputs goes back into the lower one, neither detached nor changed.
+
+    Of runs made by hand, and of the upper layers of one module, nothing is known that speaks against it.
+    """
+    if not upper.gradients or _UPPER_LAYER.search(upper.name):
+        return True
+    if upper.input_gradient is None:
+        return False
+    sent = upper.input_gradient if gain is None else upper.input_gradient * gain
+    arrived = lower.direct[0]
+    size = float((sent * sent).sum(dtype=torch.float64))
+    if not 0 < size < float("inf"):
+        return True
+    # all that arrived is a multiple of what was sent: something in between scales or reverses gradients
+    factor = float((sent * arrived).sum(dtype=torch.float64)) / size
+    rest = float((arrived - factor * sent).norm(dtype=torch.float64))
+    multiple = rest <= 1e-4 * float(arrived.norm(dtype=torch.float64))
+    return not (multiple and abs(factor - 1) > 1e-3)
 
 
 def recurrences(runs: Sequence[LayerRun]) -> list[tuple[LayerRun, ...]]:
