@@ -181,10 +181,23 @@ class Adjoints:
 @torch.inference_mode(False)
 @torch.no_grad()
 def adjoints(run: LayerRun) -> Adjoints:
-    """The adjoints of one layer run. Elementwise cells take a scan over diagonals, all others autograd step by step.
+    """The adjoints of one layer run, δ_t = e_t + J_{t+1}^T δ_{t+1}.
 
-    So do elementwise cells where something is not finite: a diagonal times NaN is NaN even where autograd's rule says
-    zero (a relu at rest, a gate that the part does not reach), and the map of units is to be autograd's.
+    Elementwise cells take a scan over diagonal derivatives, all others a VJP per step. So do elementwise cells where
+    something is not finite: a diagonal times NaN is NaN even where autograd gives zero (a relu at rest).
+
+    Args:
+        run: A layer run.
+
+    Returns:
+        δ_t of every part of the state, and the gradients by the pre-activations and by the initial state.
+
+    Raises:
+        BadArgument: Shapes or precisions of the run's tensors do not fit together.
+
+    Example:
+        >>> rnndiag.adjoints(layer_run).state.shape
+        torch.Size([12, 4, 10])
     """
     _require_shapes(run)
     if run.cell.is_elementwise(run.weights):

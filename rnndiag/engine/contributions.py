@@ -213,7 +213,25 @@ def factors(adj: Adjoints, key: str) -> Factors | None:
 def contributions(
     run: LayerRun, parameter: str, adj: Adjoints | None = None, times: Tensor | None = None
 ) -> Tensor:
-    """g_t(θ) for every step t (or those of `times`), (T, *shape of the parameter), summed over the batch."""
+    """The contribution g_t of every step to the gradient of one parameter, summed over the batch.
+
+    Args:
+        run: A layer run.
+        parameter: Key of the weight, as in `run.weights`.
+        adj: `adjoints(run)`, where they are known already.
+        times: Steps to compute. Default: all.
+
+    Returns:
+        g_t, (T', *shape of the parameter). Their sum over t is the gradient.
+
+    Raises:
+        BadArgument: The layer has no such weight.
+
+    Example:
+        >>> each = rnndiag.contributions(layer_run, "weight_hh")
+        >>> torch.allclose(each.sum(0), layer_run.gradients["weight_hh"], atol=1e-6)
+        True
+    """
     if parameter not in run.weights:
         raise BadArgument(
             f"Layer {run.name!r} has no weight {parameter!r}.", f"It has: {', '.join(run.weights)}."
@@ -276,7 +294,19 @@ class ContributionNorms:
 @torch.inference_mode(False)
 @torch.no_grad()
 def contribution_norms(adj: Adjoints) -> dict[str, ContributionNorms]:
-    """The sizes of the contributions to every weight, from small Gram products: no g_t of a matrix weight is formed."""
+    """Sizes of the contributions to every weight, from small Gram products: no g_t of a matrix weight is formed.
+
+    Args:
+        adj: The adjoints of a layer run.
+
+    Returns:
+        Weight key -> norms over time, total and alignment with the total.
+
+    Example:
+        >>> norms = rnndiag.contribution_norms(rnndiag.adjoints(layer_run))
+        >>> norms["weight_hh"].norm.shape
+        torch.Size([12])
+    """
     run, valid = adj.run, adj.run.mask().sum(1).clamp(min=1)
     norms: dict[str, ContributionNorms] = {}
     sides: dict[int, LeftFactor] = {}

@@ -100,10 +100,22 @@ def prove(
     outside: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Proof:
-    """Hold the analyses (adjoints and contribution norms) of all layer runs of one backward pass against autograd.
+    """Compare the analyses of all layer runs of one backward pass with what autograd gave.
 
-    dtype: the precision the model ran in, which sets the bounds; None: that of the runs. outside: parameter -> why its
-    gradient does not come from the recurrent calls alone, where that is known; a penalty on a weight is recognised.
+    Args:
+        runs: The layer runs of one backward pass.
+        analyses: Adjoints and contribution norms of every run. Default: computed.
+        dtype: The precision that the model ran in, which sets the bounds. Default: that of the runs.
+        outside: Parameter -> why its gradient does not come from the recurrent calls alone, where that is known. A
+            penalty on a weight is recognised.
+        seed: Seed of the random times at which the recursion is tested.
+
+    Returns:
+        The residuals and a verdict.
+
+    Example:
+        >>> rnndiag.prove([layer_run]).verdict
+        'exact'
     """
     if analyses is None:
         analyses = [(adj, contribution_norms(adj)) for adj in map(adjoints, runs)]

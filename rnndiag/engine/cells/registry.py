@@ -31,10 +31,27 @@ def register_cell(
     module: type[nn.Module] | None = None,
     weights: Mapping[str, str] | None = None,
 ) -> Cell:
-    """Make a cell known by its name, and, with `module`, capture instances of that class as this cell.
+    """Register a cell under its name.
 
-    module(input, state) must do one step of the cell. Its parameters carry the cell's weight keys (weight_ih,
-    weight_hh, bias_ih, bias_hh and the extras) or are named in `weights`.
+    Args:
+        cell: The cell.
+        module: A module class of which `module(input, state)` does one step of the cell. Its instances are captured as
+            this cell.
+        weights: Weight key of the cell -> name of the module's parameter, where the two differ.
+
+    Returns:
+        The cell.
+
+    Raises:
+        BadArgument: Another cell has this name.
+
+    Example:
+        >>> leaky = rnndiag.Cell(
+        ...     "leaky", parts=("h",), gates=("h",), elementwise=True,
+        ...     pointwise=lambda a_ih, a_hh, state: ((state[0] + (a_ih + a_hh).tanh()) / 2,),
+        ... )
+        >>> rnndiag.register_cell(leaky).name
+        'leaky'
     """
     known = CELLS.setdefault(cell.name, cell)
     if known is not cell:

@@ -72,10 +72,23 @@ class GateStatistics:
 
 @torch.no_grad()
 def gate_statistics(run: LayerRun) -> GateStatistics | None:
-    """Statistics of gates and units over the steps that exist, float64. None for a cell that names no activations.
+    """Statistics of gates and units over all existing steps, in float64.
 
-    Cost: one evaluation of the gates of all steps. Memory: a stretch of steps at a time, and, for the quantiles of the
-    time constants, T*B*H numbers.
+    Cost: one evaluation of the gates of all steps. Memory: some steps at a time, and T * B * H numbers for the
+        quantiles of the time constants.
+
+    Args:
+        run: A layer run.
+
+    Returns:
+        Saturation, openness, time constants and dead units; None for a cell that names no activations.
+
+    Raises:
+        NotExact: A state or a weight is not finite.
+
+    Example:
+        >>> rnndiag.gate_statistics(layer_run).gates
+        ('i', 'f', 'o')
     """
     if run.cell.activations is None:
         return None

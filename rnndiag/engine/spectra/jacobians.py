@@ -154,10 +154,24 @@ CHUNK_BYTES = 64 * 2**20
 
 @torch.no_grad()
 def jacobians(run: LayerRun, times: Sequence[int] | Tensor | None = None) -> Tensor:
-    """J_t of every step, (T, B, S, S): row = unit of s_t, column = unit of s_{t-1}, parts of the state side by side.
+    """J_t = ds_t/ds_{t-1} written out, in the precision and on the device of the run.
 
-    `times` picks steps (0..T-1). Zeros past a sequence's length. In the precision and on the device of the run.
-    Cost: T*B*S*S numbers are returned; work is blocks*H*R numbers a step for elementwise cells, S VJPs a step else.
+    Work is blocks * H * R numbers a step for elementwise cells, S VJPs a step for others.
+
+    Args:
+        run: A layer run.
+        times: Steps, 0 .. T-1. Default: all.
+
+    Returns:
+        (T', B, S, S): row = unit of s_t, column = unit of s_{t-1}, the parts of the state side by side. Zeros past a
+        sequence's length.
+
+    Raises:
+        BadArgument: A step is not one of the run's.
+
+    Example:
+        >>> rnndiag.jacobians(layer_run, times=[3, 4]).shape
+        torch.Size([2, 4, 10, 10])
     """
     mask = None if run.lengths is None else run.mask()
     before = () if _recorded(run) else run.previous()

@@ -185,13 +185,27 @@ def lyapunov(
     lags: Sequence[int] = (),
     dtype: torch.dtype = torch.float64,
 ) -> Lyapunov:
-    """The k largest Lyapunov exponents (None: all S) along the run, batched over its sequences.
+    """The largest Lyapunov exponents along the recorded trajectory.
 
-    warmup: steps not counted while the frame aligns itself (None: a tenth of the run, 100 at most).
-    interval: steps between two QRs (None: as many as keep the scales of the frame within a factor of 10^7).
-    blocks: pieces of time for the standard error over time. lags: also the finite-time exponents of these lags.
     Cost a step and sequence: one product with W_hh for k vectors; a QR of S x k each interval; an LU of S x S for the
-    proof where k = S. Memory: a stretch of steps and about 256 MiB of frames at a time.
+    proof where k = S. Memory: some steps and about 256 MiB of frames at a time.
+
+    Args:
+        run: A layer run.
+        k: Number of exponents. Default: all S.
+        warmup: Steps that are not counted while the frame aligns itself. Default: a tenth of the run, 100 at most.
+        interval: Steps between two QRs. Default: as many as keep the scales of the frame within a factor of 10^7.
+        blocks: Number of pieces of time for the standard error over time.
+        lags: Lags whose finite-time exponents are computed too.
+        dtype: Precision inside.
+
+    Raises:
+        BadArgument: `k`, `warmup`, `interval` or `blocks` does not fit the run.
+        NotExact: A state or a weight is not finite.
+
+    Example:
+        >>> rnndiag.lyapunov(layer_run, k=2).exponents.shape
+        torch.Size([2])
     """
     k, warmup = _settings(run, k, warmup, interval, blocks)
     require_finite(run)

@@ -233,10 +233,27 @@ class JacobianProducts:
 def jacobian_products(
     run: LayerRun, lags: int | Sequence[int], anchors: int | Sequence[int] | None = None
 ) -> JacobianProducts:
-    """Singular values of the products of d Jacobians, for every d in `lags` (1..T; or one), from each anchor on.
+    """Singular values of the products of d Jacobians, Φ(k + d, k) = J_{k+d} ... J_{k+1}.
 
-    `anchors`: numbers of the start states, 0 (s_0) .. T-1; None: up to 8, evenly spaced. Float64 inside; one QR of an
-    S x S matrix a step, anchor and sequence; no product is ever formed. Memory: about 256 MiB beside the result.
+    Float64 inside; one QR of an S x S matrix a step, anchor and sequence; no product is formed. Memory: about 256 MiB
+    beside the result.
+
+    Args:
+        run: A layer run.
+        lags: d, 1 .. T, one or several.
+        anchors: Numbers k of the start states, 0 (s_0) .. T-1. Default: up to 8, evenly spaced.
+
+    Returns:
+        ln of the singular values by lag, anchor and sequence, and the textbook's bound where the cell has one.
+
+    Raises:
+        BadArgument: A lag or an anchor does not fit the run.
+        NotExact: A state or a weight is not finite.
+
+    Example:
+        >>> found = rnndiag.jacobian_products(layer_run, [1, 4], anchors=[0])
+        >>> found.log_singular_values.shape
+        torch.Size([2, 1, 4, 10])
     """
     lags = _lags(run, _several("lags", lags))
     anchors = _anchors(run, lags, None if anchors is None else _several("anchors", anchors))
@@ -262,7 +279,22 @@ def jacobian_products(
 
 
 def singular_spectrum(run: LayerRun, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """ln of all singular values of Φ(t, k) for chosen pairs (t, k), 0 <= k < t <= T: (pairs, B, S), descending."""
+    """ln of all singular values of Φ(t, k) for chosen pairs.
+
+    Args:
+        run: A layer run.
+        pairs: (t, k) with 0 <= k < t <= T, numbers of states.
+
+    Returns:
+        (pairs, B, S), descending.
+
+    Raises:
+        BadArgument: A pair does not fit the run.
+
+    Example:
+        >>> rnndiag.singular_spectrum(layer_run, [(5, 2), (12, 0)]).shape
+        torch.Size([2, 4, 10])
+    """
     wrong = [pair for pair in pairs if not 0 <= pair[1] < pair[0] <= run.T]
     if wrong or not pairs:
         raise BadArgument(

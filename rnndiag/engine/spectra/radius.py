@@ -110,10 +110,23 @@ class SpectralRadius:
 
 @torch.no_grad()
 def spectral_radius(run: LayerRun, times: Sequence[int] | None = None) -> SpectralRadius:
-    """ρ and σ of each block of W_hh, and ρ(J_t) at `times` (None: every step) for every sequence. Float64 inside.
+    """Spectral radius ρ and norm σ of each block of W_hh, and ρ(J_t) over time. Float64 inside.
 
     ρ(J_t) comes from all eigenvalues where S <= 128; above, from the six largest by ARPACK on the CPU to a relative
-    tolerance of 1e-8, or from all of them where it does not converge. Blocks of W_hh likewise, with the border at 512.
+    tolerance of 1e-8, or from all of them where it does not converge. Blocks of W_hh likewise, with the limit at 512.
+
+    Args:
+        run: A layer run.
+        times: Steps at which ρ(J_t) is computed. Default: all.
+
+    Raises:
+        BadArgument: A step is not one of the run's.
+        NotExact: A state or a weight is not finite.
+
+    Example:
+        >>> found = rnndiag.spectral_radius(layer_run, times=[0, 11])
+        >>> found.blocks, found.jacobian_radius.shape
+        (('i', 'f', 'g', 'o'), torch.Size([2, 4]))
     """
     require_finite(run)
     names, matrices, loops = _blocks(run)

@@ -28,11 +28,21 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(state: T, factor: Tensor | float) -> T:
-    """The same state, unchanged in the forward pass; what comes back through it is multiplied by `factor`.
+    """The same state, with the gradient that comes back through it multiplied by a factor.
 
-    state: a tensor, or tensors in tuples, lists and dicts ((h, c) of an LSTM); None stays None.
-    factor: a number (0 cuts the graph, like detach), or a tensor that broadcasts against every tensor of the state:
-        (B, 1) scales each sequence by its own factor, for states (B, H) and (layers, B, H) alike.
+    Args:
+        state: A tensor, or tensors in tuples, lists and dicts ((h, c) of an LSTM); None stays None.
+        factor: A number (0 cuts the graph, like detach), or a tensor that broadcasts against every tensor of the state:
+            (B, 1) scales each sequence by its own factor, for states (B, H) and (layers, B, H) alike.
+
+    Raises:
+        BadArgument: The state holds something that is not a tensor.
+
+    Example:
+        >>> x = torch.ones(3, requires_grad=True)
+        >>> rnndiag.scale_gradient(x, 0.5).sum().backward()
+        >>> x.grad
+        tensor([0.5000, 0.5000, 0.5000])
     """
     return cast(T, _scaled(state, factor))
 
@@ -58,7 +68,22 @@ def _scaled(state: Any, factor: Tensor | float) -> Any:
 
 
 def cell_only(state: Any) -> tuple[Tensor, ...]:
-    """(h, c) with the gradient's way through h cut: the LSTM rule of 1997 in a training loop."""
+    """(h, c) with h detached: the LSTM rule of 1997 in a training loop.
+
+    Args:
+        state: Tensors (h, c, ...).
+
+    Returns:
+        The same values; the gradient goes back through all parts but the first.
+
+    Raises:
+        BadArgument: The state has fewer than two parts.
+
+    Example:
+        >>> h, c = rnndiag.cell_only((torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)))
+        >>> h.requires_grad, c.requires_grad
+        (False, True)
+    """
     if not isinstance(state, (tuple, list)) or len(state) < 2:
         raise BadArgument(
             "cell_only needs a state of several parts, (h, c).",

@@ -116,10 +116,26 @@ def estimate(
     independent: bool = True,
     generator: torch.Generator | None = None,
 ) -> Score:
-    """Score one estimator on one recorded step.
+    """Score one estimator of the gradient on one recorded step.
 
-    draws: where the estimator has too many outcomes to enumerate (Bernoulli masks); standard errors are stated then.
-    independent: whether the loss is a sum over sequences; if not, there is no noise yardstick.
+    Args:
+        layer_run: A layer run, or the layer runs of a stack, lowest first.
+        estimator: One of `rnndiag.estimators`, or an object with the same methods.
+        draws: Number of draws of an estimator with too many outcomes to enumerate (Bernoulli masks). Its numbers then
+            have standard errors.
+        independent: Whether the loss is a sum over sequences; if not, there is no noise yardstick.
+        generator: Source of the random draws. Default: a fixed seed.
+
+    Returns:
+        Bias, spread, direction, cost and memory, relative to the full gradient.
+
+    Raises:
+        BadArgument: `draws` is less than 1.
+
+    Example:
+        >>> score = rnndiag.estimate(layer_run, rnndiag.estimators.Window(12))
+        >>> score.bias, score.exact
+        (0.0, True)
     """
     return score(_task(layer_run, draws, independent, generator), estimator)
 
@@ -133,7 +149,23 @@ def compare_estimators(
     independent: bool = True,
     generator: torch.Generator | None = None,
 ) -> list[Score]:
-    """Score several estimators on one recorded step, the best first: by sqrt(bias² + (sd² + σ²) * cost)."""
+    """Score several estimators on one recorded step.
+
+    Args:
+        layer_run: A layer run, or the layer runs of a stack, lowest first.
+        estimators: The estimators.
+        draws: Number of draws, as for `estimate`.
+        independent: Whether the loss is a sum over sequences.
+        generator: Source of the random draws. Default: a fixed seed.
+
+    Returns:
+        Their scores, the best first: by sqrt(bias² + (sd² + σ²) * cost), σ the noise of the batch's gradient.
+
+    Example:
+        >>> kinds = [rnndiag.estimators.Full(), rnndiag.estimators.Window(2), rnndiag.estimators.Uniform()]
+        >>> len(rnndiag.compare_estimators(layer_run, kinds))
+        3
+    """
     task = _task(layer_run, draws, independent, generator)
     return sorted((score(task, one) for one in estimators), key=lambda s: s.ranking)
 

@@ -217,9 +217,7 @@ def credit_matrix(layer_run: Runs, max_lag: int | None = None) -> Tensor:
         BadArgument: `max_lag` is less than 1.
 
     Example:
-        >>> with rnndiag.probe(model) as probe:
-        ...     loss_of(model, batch).backward()
-        >>> rnndiag.credit_matrix(probe.layer_runs[0]).shape
+        >>> rnndiag.credit_matrix(layer_run).shape
         torch.Size([12, 12])
     """
     chain = chain_of(layer_run).prepared()

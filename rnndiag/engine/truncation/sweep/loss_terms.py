@@ -15,9 +15,22 @@ from rnndiag.errors import BadArgument
 @torch.inference_mode(False)
 @torch.no_grad()
 def loss_terms(layer_run: Runs, parameter: str, u: int) -> Tensor:
-    """(T, *shape): term k of dL_u/dθ = Σ_k (∂s_k/∂θ)^T a^{u-k}_k, for the loss at output u (0 .. T-1).
+    """The terms k of the gradient of one loss, dL_u/dθ = Σ_k (∂s_k/∂θ)^T a^{u-k}_k: what each state up to u adds.
 
-    The terms of states after u are zero; the sum over k is the gradient that the loss at u alone gives.
+    Args:
+        layer_run: A layer run, or the layer runs of a stack, lowest first.
+        parameter: Key of the weight; in a stack with the layer's name before it.
+        u: Output step of the loss, 0 .. T-1, or negative from the end.
+
+    Returns:
+        (T, *shape of the parameter); zero for states after u. Their sum is the gradient of the loss at u alone.
+
+    Raises:
+        BadArgument: There is no such parameter or output.
+
+    Example:
+        >>> rnndiag.loss_terms(layer_run, "weight_hh", u=11).shape
+        torch.Size([12, 20, 5])
     """
     chain = chain_of(layer_run).prepared()
     layout = layout_of(chain)

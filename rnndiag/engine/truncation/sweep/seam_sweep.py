@@ -104,9 +104,16 @@ def seam_sweep(
         independent: Whether the loss is a sum over sequences; if not, the systematic part is NaN.
         generator: Source of the random draws. Default: a fixed seed.
 
+    Returns:
+        Credit and gradient that lie before the seam, and the sweep over all chunks.
+
     Raises:
         BadArgument: No earlier chunk was given.
         NotSupported: A chunk does not start from the state that the one before it ended with.
+
+    Example:
+        >>> rnndiag.seam_sweep([earlier_chunk], layer_run).own_steps
+        12
     """
     chain, kept, notes = joined_chunks(earlier, layer_run)
     draw = generator or torch.Generator().manual_seed(SEED)
