@@ -1,7 +1,7 @@
-"""Adjoints of every state and pre-activation: δ_t = e_t + J_{t+1}^T δ_{t+1}, by a teacher-forced backward scan.
+"""Adjoints of every state and pre-activation, δ_t = e_t + J_{t+1}^T δ_{t+1}, by a backward scan over recorded states.
 
-All gates of all steps are computed from the recorded states in one matrix product; only the backward recursion goes
-step by step. The network is never run again, so the scan cannot leave the recorded trajectory.
+The gates of all steps are computed from the recorded states in one matrix product; only the recursion itself goes step
+by step. The network is not run again, so the scan cannot leave the recorded trajectory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def scan_stretch(
     carry: State,
     start: int,
 ) -> State:
-    """The recursion over one stretch of steps, writing δ and a_hh. Returns J^T δ of its first step."""
+    """The recursion over some adjacent steps, writing δ and a_hh in place. Returns J^T δ of the first of them."""
     weight_hh = run.weights["weight_hh"]
     weight_hr = run.weights.get("weight_hr")
     lengths = run.lengths
@@ -91,7 +91,7 @@ def _or_zeros(value: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _sum_of(terms: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-    """Σ coefficient * cotangent in memory of its own; None if there are no terms."""
+    """Σ coefficient * cotangent in a new tensor; None if there are no terms."""
     if not terms:
         return None
     total = torch.mul(*terms[0])
@@ -101,14 +101,14 @@ def _sum_of(terms: list[tuple[Tensor, Tensor]]) -> Tensor | None:
 
 
 CHUNK_BYTES = 4 * 2**20
-"""Diagonal derivatives of at most this many bytes are held at once, a stretch of steps: they stay in the cache."""
+"""Diagonal derivatives are computed for as many steps as fit into this many bytes, so that they stay in the cache."""
 
 GRAPH_BYTES = 64 * 2**20
-"""Pre-activations of at most this many bytes are differentiated at once where autograd does it."""
+"""Memory limit of the pre-activations that autograd differentiates in one graph."""
 
 
 class ForwardGap:
-    """Adds up |recomputed − recorded|² over stretches of steps; steps past a sequence's end count for nothing."""
+    """Accumulates |recomputed − recorded|² over adjacent steps; steps past a sequence's end are left out."""
 
     def __init__(self, run: LayerRun, wide: bool = False) -> None:
         """wide: square in double precision."""
@@ -158,7 +158,7 @@ class Adjoints:
     projected: Tensor | None = None
     """h before its projection W_hr, (T, B, H), where there is one."""
     forward_error: float | None = None
-    """Relative error of the states recomputed on the way against the recorded ones; None: not told on the way."""
+    """Relative error of the states recomputed by the scan against the recorded ones; None: not computed."""
 
     def __repr__(self) -> str:
         run = self.run
@@ -223,12 +223,12 @@ def state_adjoints(run: LayerRun, diagonal: Coefficients | None = None) -> State
 
 
 def _is_finite(values: Tensor) -> bool:
-    """One pass in most cases: a finite sum has finite terms, and only another sum needs a look at each."""
+    """Whether all values are finite. A finite sum has finite terms, so mostly one pass is enough."""
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _require_shapes(run: LayerRun) -> None:
-    """A tensor of another shape would be broadcast or rounded, and the numbers wrong without a word."""
+    """Raise if shapes or precisions differ: such tensors would be broadcast or rounded silently."""
     states = [tuple(part.shape) for part in run.states]
     expected = {
         "direct": states,
@@ -299,7 +299,7 @@ def _empty(run: LayerRun, *shape: int) -> Tensor:
 
 
 def _scan_by_autograd(run: LayerRun) -> Adjoints:
-    """Any cell: states cut at each step, one small graph a step, walked from the end."""
+    """Any cell: one small autograd graph per step, from the last step to the first."""
     cell, weights = run.cell, run.weights
     direct, previous = _masked_direct(run), run.previous()
     alive = None if run.lengths is None else run.mask()[..., None]
@@ -327,7 +327,7 @@ def _pull(run: LayerRun, t: int, before: State, cotangent: State) -> State:
 def _preactivation_adjoints(
     run: LayerRun, previous: State, delta: State
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """∂L/∂a_ih, ∂L/∂a_hh and h before its projection: a VJP with a stretch of steps on the batch axis."""
+    """∂L/∂a_ih, ∂L/∂a_hh and h before its projection: VJPs with many steps on the batch axis."""
     row = len(run.cell.gates) * run.B * run.cell.units(run.weights) * delta[0].element_size()
     size = max(1, GRAPH_BYTES // max(1, row))
     stretches = [slice(start, start + size) for start in range(0, run.T, size)]

@@ -1,7 +1,7 @@
 """Contributions g_t(θ) = (∂s_t/∂θ at fixed s_{t-1})^T δ_t of every step, and their norms without forming them.
 
-Every matrix weight is a sum of rank-one terms, g_t = Σ_b l_{t,b} r_{t,b}^T, every bias a sum of rows,
-g_t = Σ_b l_{t,b}: `factors` gives l and r. A weight of any other kind takes a VJP a step.
+The contribution to a matrix weight is a sum of rank-one terms, g_t = Σ_b l_{t,b} r_{t,b}^T, to a bias a sum of rows,
+g_t = Σ_b l_{t,b}: `factors` gives l and r. Any other weight takes a VJP per step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rnndiag.errors import BadArgument
 
 
 class LeftFactor:
-    """What several weights with one left factor share: W_ih and b_ih, and W_hh too where the cell is additive."""
+    """Cached products of one left factor, which W_ih and b_ih share, and W_hh too where the cell is additive."""
 
     def __init__(self, values: Tensor, blocks: int) -> None:
         self.values, self.blocks = values, blocks
@@ -33,7 +33,7 @@ class LeftFactor:
 
     @cached_property
     def norm(self) -> Tensor:
-        """The size of every sample at every step, (T, B)."""
+        """|l_{t,b}| of every sample and step, (T, B)."""
         size: Tensor
         if self.values.shape[1] > self.values.shape[2]:
             size = torch.linalg.vector_norm(self.values, dim=-1)
@@ -51,12 +51,12 @@ class LeftFactor:
 
     @cached_property
     def gram(self) -> list[Tensor]:
-        """Inner products of the samples at each step, by block of rows: (T, B, B) a block."""
+        """Inner products of the samples at each step, (T, B, B) for each block of rows."""
         return [block @ block.mT for block in self.rows]
 
     @cached_property
     def largest(self) -> Tensor:
-        """The size of the largest sample of each step, (T,)."""
+        """|l_{t,b}| of the largest sample of each step, (T,)."""
         size: Tensor = self.norm.amax(1)
         return size
 
@@ -64,8 +64,10 @@ class LeftFactor:
 def by_vjp(
     run: LayerRun, keys: tuple[str, ...], delta: State, times: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """g_t of `keys` for all steps, or those of `times`, (T, *shape) a key: all steps in one vmap, or one by one where a
-    user's module cannot be mapped: it branches on a tensor, writes in place, or has an autograd.Function of its own.
+    """g_t of the weights `keys` by VJPs, (T', *shape) per key, for all steps or those of `times`.
+
+    All steps in one vmap; one by one where a user's module does not allow vmap: it branches on a tensor, writes in
+    place, or has its own autograd.Function.
     """
     previous, inputs = run.previous(), run.inputs.detach()
     if times is not None:
@@ -111,13 +113,13 @@ def _one_by_one(
 
 
 CANCELLED = 1024.0
-"""|g_t|² below this many roundings of (Σ_b |g_{t,b}|)² is taken anew: a Gram's sum has lost it in part."""
+"""|g_t|² below this many roundings of (Σ_b |g_{t,b}|)² is computed again from g_t: the Gram sum has lost digits."""
 
 MARGIN = 1e4
-"""Sizes this close to where their squares leave the precision's range are taken anew."""
+"""Sizes within this factor of where their squares leave the precision's range are computed again after scaling."""
 
 FORMED_BYTES = 64 * 2**20
-"""Contributions formed at once are of at most this size."""
+"""Memory limit of the contributions that are formed at once."""
 
 
 def out_of_range(sizes: Tensor) -> Tensor:
@@ -128,13 +130,13 @@ def out_of_range(sizes: Tensor) -> Tensor:
 
 
 def cancelled(squares: Tensor, bound: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where a sum that may not exceed `bound` is so small that what is left of it is rounding."""
+    """Where a sum of terms of size `bound` is so small that it is mostly rounding."""
     rounding = CANCELLED * torch.finfo(dtype).eps
     return torch.lt(squares, rounding * bound)
 
 
-def worth_it(left: Tensor, right: Tensor | None, doubtful: Tensor) -> Tensor:
-    """The doubtful steps (T,) whose contributions are finite and not all exactly zero, as their numbers."""
+def recomputable_steps(left: Tensor, right: Tensor | None, doubtful: Tensor) -> Tensor:
+    """Numbers of the doubtful steps (T,) whose contributions are finite and not exactly zero."""
     times = doubtful.nonzero().squeeze(-1)
     for side in (left, right):
         if side is not None and len(times):
@@ -246,7 +248,7 @@ def contributions(
     return by_vjp(run, (parameter,), adj.parts, times)[parameter]
 
 
-def _loose_keys(adj: Adjoints) -> tuple[str, ...]:
+def _keys_by_vjp(adj: Adjoints) -> tuple[str, ...]:
     return tuple(
         key
         for key, value in adj.run.weights.items()
@@ -254,14 +256,14 @@ def _loose_keys(adj: Adjoints) -> tuple[str, ...]:
     )
 
 
-LOOSE_BYTES = 64 * 2**20
-"""Contributions that must be formed to be normed are formed for a stretch of steps of at most this size."""
+VJP_BYTES = 64 * 2**20
+"""Memory limit of the contributions that are formed for their norms, some steps at a time."""
 
 
-def _loose_stretches(adj: Adjoints, keys: tuple[str, ...]) -> list[Tensor]:
+def _step_batches(adj: Adjoints, keys: tuple[str, ...]) -> list[Tensor]:
     size = sum(adj.run.weights[key].numel() * adj.run.weights[key].element_size() for key in keys)
     steps = torch.arange(adj.run.T, device=adj.run.device)
-    return list(steps.split(max(1, LOOSE_BYTES // max(1, size))))
+    return list(steps.split(max(1, VJP_BYTES // max(1, size))))
 
 
 @dataclass(frozen=True)
@@ -275,9 +277,9 @@ class ContributionNorms:
     total: Tensor
     """Σ_t g_t, of the parameter's shape."""
     along_total: Callable[[], Tensor]
-    """<g_t, Σ g> / |Σ g|, (T,): one matrix product, made when it is asked for."""
+    """<g_t, Σ g> / |Σ g|, (T,): one matrix product, computed on first use."""
     by_gate: Callable[[], Tensor] | None = None
-    """|g_t|_F of the rows of each gate, (blocks, T), for the matrices W_ih and W_hh; made when it is asked for."""
+    """|g_t|_F of the rows of each gate, (blocks, T), for the matrices W_ih and W_hh; computed on first use."""
 
     @cached_property
     def gate_norm(self) -> Tensor | None:
@@ -316,9 +318,9 @@ def contribution_norms(adj: Adjoints) -> dict[str, ContributionNorms]:
             continue
         left = sides.setdefault(id(found.left), LeftFactor(found.left, 1))
         norms[key] = _factored_norms(found, left, valid, _blocks_of(run, found.left))
-    loose = _loose_keys(adj)
-    if loose:
-        norms.update(_formed_norms(adj, loose))
+    by_vjp_keys = _keys_by_vjp(adj)
+    if by_vjp_keys:
+        norms.update(_formed_norms(adj, by_vjp_keys))
     return {key: norms[key] for key in run.weights if key in norms}
 
 
@@ -349,9 +351,9 @@ def _by_gate(found: Factors, blocks: int) -> Tensor:
 
 
 def _sizes(left: LeftFactor, right: Tensor | None) -> tuple[Tensor, Tensor]:
-    """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; where that is in doubt, taken anew."""
+    """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; computed again where rounding dominates."""
     by_block, each, vague, lost = _measured(left, right)
-    times = worth_it(left.values, right, lost)
+    times = recomputable_steps(left.values, right, lost)
     if len(times):
         values, scale = scaled(left.values[times])
         some = None if right is None else right[times]
@@ -362,15 +364,15 @@ def _sizes(left: LeftFactor, right: Tensor | None) -> tuple[Tensor, Tensor]:
         by_block[:, times], each[times] = again[0] * scale, again[1] * scale[:, None]
         vague[times] = again[2]
     if right is not None:
-        times = worth_it(left.values, right, vague)
+        times = recomputable_steps(left.values, right, vague)
         if len(times):
             by_block[:, times] = norms_by_forming(left.values[times], right[times], left.blocks)
     return by_block, each
 
 
 def _measured(left: LeftFactor, right: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; the steps (T,) at which samples cancel too far
-    to tell, and those at which squares leave the precision's range."""
+    """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; the steps (T,) at which samples cancel, and
+    those at which squares leave the precision's range."""
     lost = out_of_range(left.largest)
     if right is None:
         by_block = torch.linalg.vector_norm(left.sum, dim=-1).double()[None]
@@ -402,7 +404,7 @@ def _direction(total: Tensor) -> Tensor:
 
 def _block_squares(left: LeftFactor, right: Tensor) -> tuple[Tensor, Tensor]:
     """|g_t|² of each block of rows (blocks, T), by B x B Grams, or by forming g_t where B is the longer side; and the
-    steps (T,) at which the samples cancel so far that a Gram does not tell."""
+    steps (T,) at which the samples cancel so far that the Gram sum is rounding."""
     batch, n = right.shape[1], right.shape[2]
     m = left.rows.shape[-1]
     if batch * (m + n) <= 2 * m * n:
@@ -412,7 +414,7 @@ def _block_squares(left: LeftFactor, right: Tensor) -> tuple[Tensor, Tensor]:
         bounds = [(block.diagonal(dim1=-2, dim2=-1) * own).sqrt().sum(1) for block in left.gram]
         bound = torch.stack(bounds).square()
         return squares, cancelled(squares, bound, right.dtype).any(0)
-    size = max(1, LOOSE_BYTES // max(1, m * n * right.element_size()))
+    size = max(1, VJP_BYTES // max(1, m * n * right.element_size()))
     formed = [
         [(a.mT @ b).square().sum((1, 2)) for a, b in zip(*pair, strict=True)]
         for pair in ((torch.split(block, size), torch.split(right, size)) for block in left.rows)
@@ -422,7 +424,7 @@ def _block_squares(left: LeftFactor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _formed_norms(adj: Adjoints, keys: tuple[str, ...]) -> dict[str, ContributionNorms]:
-    stretches = _loose_stretches(adj, keys)
+    stretches = _step_batches(adj, keys)
     totals = {key: torch.zeros_like(adj.run.weights[key]) for key in keys}
     for times in stretches:
         for key, each in by_vjp(adj.run, keys, adj.parts, times).items():

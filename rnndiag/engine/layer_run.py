@@ -1,4 +1,4 @@
-"""What one recurrent layer did in one direction, in one forward and backward pass."""
+"""The record of one recurrent layer, in one direction, over one forward and backward pass."""
 
 from __future__ import annotations
 
@@ -127,11 +127,13 @@ class LayerRun:
         """(..., S) -> one tensor (..., S_p) a part."""
         return tuple(vector.split(self.sizes, -1))
 
-    @torch.inference_mode(mode=False)  # else nothing could be differentiated by what it makes
+    @torch.inference_mode(
+        mode=False
+    )  # tensors made in inference mode could not be differentiated by
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> LayerRun:
-        """The same run in another precision or place."""
+        """The same run in another precision or on another device."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device=device, dtype=dtype)
@@ -155,7 +157,7 @@ class LayerRun:
         )
 
     def columns(self, samples: Tensor | Sequence[int]) -> Tensor:
-        """The numbers of some sequences, counted from 0: of a mask, or from the end where negative."""
+        """Sequence numbers from a mask, or from numbers that may count from the end (negative)."""
         chosen = torch.as_tensor(samples, device=self.device).reshape(-1)
         if not chosen.numel():
             raise BadArgument(
@@ -191,7 +193,7 @@ class LayerRun:
 
 
 def shifted(values: Tensor, first: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-    """Steps start..stop-1 of what came one step before (T, ...): `first`, then `values` but the last."""
+    """Steps start..stop-1 of (first, values[0], values[1], ...), values (T, ...) shifted by one step."""
     stop = len(values) if stop is None else min(stop, len(values))
     if start > 0:
         return values[start - 1 : stop - 1]

@@ -1,7 +1,7 @@
-"""Gradients that reach a recurrent weight by another way than its recurrent calls: a penalty on the weight in the loss.
+"""Gradients of a recurrent weight that do not come from its recurrent calls, such as a penalty on it in the loss.
 
-The sum law then leaves a real remainder. It is told apart from a call that was missed: a missed call leaves a remainder
-in every weight of its layer, its biases too, and no remainder of a call is made of the weight and its sign.
+The sum law then leaves a true remainder. A call that was not captured leaves one too, but in every weight of its layer,
+biases included, and not in the span of the weight and its sign.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 from rnndiag.engine.layer_run import LayerRun
 
 ENOUGH_ENTRIES = 8
-"""Fewer numbers than this fit a weight and its sign by chance."""
+"""A weight with fewer entries than this is fitted by itself and its sign by chance."""
 
 WITNESS = {"weight_ih": ("bias_ih",), "weight_hh": ("bias_hh",)}
-"""The biases that share a weight's left factor: where their law holds, so do the adjoints that the weight's takes."""
+"""The biases that share a weight's left factor: if their sum law holds, the adjoints in the weight's are right."""
 
 _ELSEWHERE = "part of its gradient comes from outside of the recurrent calls"
 _PENALTY = f"{_ELSEWHERE}: a multiple of the weight itself, as a penalty on it in the loss gives"
@@ -33,10 +33,14 @@ def gradients_from_outside(
     passing: Iterable[str],
     left_over: Mapping[str, float],
 ) -> dict[str, str]:
-    """Parameter -> why, of those whose sum law fails for a reason of their own.
+    """Parameter -> reason, of those whose sum law fails because of a gradient from outside of the recurrent calls.
 
-    failing: parameter -> remainder G − Σ_t g_t, float64. passing: the parameters whose sum law holds. left_over: what
-    rounding may leave of the remainder, by parameter: a penalty explains one that comes down to that without it.
+    Args:
+        runs: The layer runs of the backward pass.
+        failing: Parameter -> remainder G − Σ_t g_t, float64.
+        passing: The parameters whose sum law holds.
+        left_over: Parameter -> rounding of the remainder: a penalty explains the remainder if no more is left without
+            it.
     """
     found = {}
     sound = set(passing)

@@ -1,4 +1,4 @@
-"""Three proofs that an analysis of a backward pass is right, because a sum alone cannot see a permutation in time.
+"""Three proofs that an analysis of a backward pass is right; the sum law alone would not detect a permutation in time.
 
 1. The sum law: Σ_t g_t(θ) = the gradient autograd produced for θ in that backward pass, per weight, over all layer runs
    that share it.
@@ -39,12 +39,12 @@ def forward_error(run: LayerRun) -> float:
 Verdict = Literal["exact", "inexact", "unverified"]
 
 RANDOM_TIMES = 8
-"""At how many random times the recursion is checked."""
+"""Number of random times at which the recursion is tested."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What rounding may leave of each proof, in the precision of the recorded forward and backward pass."""
+    """Limits of each residual by rounding, for the precision of the recorded forward and backward pass."""
 
     sum_law: float
     recursion: float
@@ -61,7 +61,7 @@ BOUNDS: dict[torch.dtype, Bound] = {
 
 @dataclass(frozen=True)
 class LayerProof:
-    """Proofs 2 and 3 of one layer run: relative residuals, NaN where there was nothing to hold against."""
+    """Residuals of proofs 2 and 3 of one layer run, relative; NaN where there was nothing to compare with."""
 
     recursion: float
     forward: float
@@ -153,7 +153,7 @@ _UNHELD = "no weight and no input of {} received a gradient that its numbers cou
 
 
 def _is_held(run: LayerRun) -> bool:
-    """Whether autograd gave anything that an error in e_t would show in. Without any e_t, nothing is claimed."""
+    """Whether autograd gave a gradient in which an error of e_t would show, or e_t is zero."""
     given = (run.input_gradient, run.initial_gradient)
     held = bool(run.gradients) or any(value is not None for value in given)
     return held or not any(bool(part.any()) for part in run.direct)
@@ -198,7 +198,7 @@ class _SumLaw:
 
 
 def _sum_law(runs: Sequence[LayerRun], norms: Sequence[Mapping[str, ContributionNorms]]) -> _SumLaw:
-    """The law of every parameter; layer runs that share a parameter are added up first."""
+    """The sum law of every parameter, over all layer runs that share it."""
     totals: dict[str, list[Tensor]] = defaultdict(list)
     sizes: dict[str, float] = defaultdict(float)
     gradients: dict[str, Tensor] = {}
@@ -225,12 +225,12 @@ def _sum_law(runs: Sequence[LayerRun], norms: Sequence[Mapping[str, Contribution
 
 
 def _rounding_of_zero(dtype: torch.dtype, count: int) -> float:
-    """|x| of `count` numbers that have left the normal range: below it a difference of them says nothing."""
+    """|x| of `count` numbers at the end of the normal range: below it a difference of them is meaningless."""
     return float(torch.finfo(dtype).tiny * count**0.5)
 
 
 def _ratio(off: float, size: float, floor: float = 0.0) -> float:
-    """off / size, where nothing off nothing is no error, and what is not finite holds nothing."""
+    """off / size; 0 where `off` is below the floor, inf where the size is zero or not finite."""
     if off <= floor:
         return 0.0
     return off / size if 0.0 < size < float("inf") else float("inf")
@@ -256,7 +256,7 @@ def _relative(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 def recursion_residual(run: LayerRun, adj: Adjoints, seed: int = 0) -> float:
     """Worst |δ_t − e_t − J_{t+1}^T δ_{t+1}| / |δ_t| over random times, J^T by torch.autograd of one step.
 
-    The last step is among the times. Every sequence's own end counts: past it δ is zero.
+    The last step is among the times. Past a sequence's end δ is zero.
     """
     draw = np.random.default_rng(seed)
     picked = draw.choice(run.T, size=min(RANDOM_TIMES, run.T), replace=False)

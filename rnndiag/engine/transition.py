@@ -1,4 +1,4 @@
-"""One step of a cell, for any leading batch, and its transposed Jacobian: what everything else is built on."""
+"""One step of a cell for any leading batch, its diagonal derivatives, and its transposed Jacobian."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def preactivations(
 
 
 def _in_place(h: Tensor) -> bool:
-    """Whether the second product can be added onto the first: no graph and no transform looks on."""
+    """Whether the second product may be added in place: neither autograd nor a functorch transform is active."""
     plain = torch._C._functorch.peek_interpreter_stack() is None
     return plain and h.dim() > 1 and not torch.is_grad_enabled()
 
@@ -61,7 +61,7 @@ def flat_step(cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, state: 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Diagonal derivatives of an elementwise cell's `pointwise`, for a stretch of steps.
+    """Diagonal derivatives of an elementwise cell's `pointwise`, for some adjacent steps.
 
     Of state part p (h before its projection): `a_hh[p]` (T, B, blocks, H), `a_ih[p]` (T, B, gates, H) (the same tensor
     for an additive cell) and `state[p][q]` (T, B, H) by part q of s_{t-1}; None where the derivative is zero.
@@ -90,8 +90,8 @@ def coefficients(
 ) -> Coefficients:
     """The diagonal derivatives of steps start..stop-1. The cell must be elementwise.
 
-    Every output's unit j depends on unit j of the arguments alone, so one VJP with ones a part is the whole Jacobian.
-    nested: leave them in the order in which the cell computes where it offers that, half as many numbers.
+    Unit j of an output depends on unit j of the arguments alone, so one VJP with ones per part is the whole Jacobian.
+    nested: keep h as a function of the new last part where the cell offers that: half as many numbers.
     """
     cell, weights = run.cell, run.weights
     if previous is None:

@@ -1,4 +1,4 @@
-"""A layer run made by hand: a cell run step by step from its initial state, with the direct gradients given."""
+"""A layer run made without a model: a cell unrolled step by step, with given direct gradients."""
 
 from __future__ import annotations
 
@@ -24,15 +24,25 @@ def unroll(
     lengths: Tensor | Sequence[int] | None = None,
     name: str = "layer",
 ) -> LayerRun:
-    """A layer run made by hand: inputs (T, B, I) run through the cell step by step, with the direct gradients given.
+    """The layer run of a cell unrolled from its initial state.
 
-    initial: one tensor (B, S_p) a part; None: zeros. lengths: (B,); None: every sequence has T steps.
+    Args:
+        cell: The cell.
+        weights: Its weights by key.
+        inputs: (T, B, I).
+        direct: e_t, (T, B, S_p) for each part of the state.
+        initial: (B, S_p) for each part. Default: zeros.
+        lengths: (B,). Default: every sequence has T steps.
+        name: Name of the layer.
+
+    Raises:
+        BadArgument: A weight is missing, or shapes do not fit together.
     """
     _require_weights(cell, weights, inputs)
     if initial is None:
         if cell.pointwise is None:
             raise BadArgument(
-                f"The cell {cell.name!r} does not tell the size of its state.", "Pass initial=."
+                f"The cell {cell.name!r} does not say how large its state is.", "Pass initial=."
             )
         initial = tuple(inputs.new_zeros(inputs.shape[1], size) for size in cell.sizes(weights))
     _require_states(cell, weights, inputs, direct, initial)

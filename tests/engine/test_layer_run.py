@@ -96,7 +96,7 @@ def test_a_batch_longer_than_the_weights_is_normed_by_forming(
     draw = torch.Generator().manual_seed(1)
     x, e = (torch.randn(4, 20, n, dtype=torch.float64, generator=draw) for n in (1, 2))
     adj = adjoints(unroll(find_cell("gru"), weights, x, (e,)))
-    monkeypatch.setattr("rnndiag.engine.contributions.LOOSE_BYTES", 1)
+    monkeypatch.setattr("rnndiag.engine.contributions.VJP_BYTES", 1)
     for key, norms in contribution_norms(adj).items():
         each = contributions(adj.run, key, adj).flatten(1)
         assert relative(norms.norm, each.norm(dim=1)) <= 1e-12

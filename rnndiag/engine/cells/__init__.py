@@ -1,4 +1,4 @@
-"""The only place that knows what an RNN, an LSTM or a GRU is. A new cell: one file here and one line below."""
+"""Recurrent cells, one file each. A new cell is a file here and an import below."""
 
 from rnndiag.engine.cells import (  # noqa: F401  (each registers its cells)
     coupled_lstm,

@@ -1,4 +1,4 @@
-"""What a recurrent cell is: data. Its gates, its state parts and one function of the pre-activations.
+"""A recurrent cell as data: its gates, its state parts and one function of the pre-activations.
 
 Index letters: T time, B batch, N any leading batch, I inputs, H units, R size of the recurrent part h, S whole state.
 """

@@ -15,7 +15,7 @@ from rnndiag.engine.cells.registry import register_cell
 def activations(a_ih: Tensor, a_hh: Tensor, state: State) -> Mapping[str, Tensor]:
     """Values of the four gates, each (N, H)."""
     i, f, g, o = summed(a_ih, a_hh).chunk(4, -1)
-    # on a CPU tanh of a strided view takes three times as long
+    # tanh of a strided view takes three times as long on a CPU
     return {"i": i.sigmoid(), "f": f.sigmoid(), "g": g.contiguous().tanh(), "o": o.sigmoid()}
 
 
@@ -27,7 +27,7 @@ def pointwise(a_ih: Tensor, a_hh: Tensor, state: State) -> State:
 
 
 def recover(gate: Mapping[str, Tensor], initial: State) -> State:
-    """c of all steps from the gates of all steps: the one part that must go step by step. (T, N, H)."""
+    """c of all steps (T, N, H) from the gates of all steps: the only part that is sequential."""
     c, before = gate["i"] * gate["g"], initial[1]
     for now, forget in zip(c.unbind(0), gate["f"].unbind(0), strict=True):
         before = now.addcmul_(forget, before)

@@ -1,4 +1,4 @@
-"""A user's own step module as a cell: it is run as it is, with its own parameters and buffers held fixed."""
+"""A user's step module as a cell, called with functional parameters and fixed buffers."""
 
 from __future__ import annotations
 

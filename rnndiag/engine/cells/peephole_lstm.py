@@ -1,4 +1,4 @@
-"""Peephole LSTM: the gates i and f see c_{t-1}, the gate o sees c_t. A peephole is a vector (H,) or a matrix (H, H)."""
+"""Peephole LSTM: gates i and f depend on c_{t-1}, gate o on c_t, by a vector (H,) or a matrix (H, H) each."""
 
 from __future__ import annotations
 

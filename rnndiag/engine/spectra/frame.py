@@ -54,7 +54,7 @@ class TangentFrame:
 
 
 LOG_CONDITION = log(1e7)
-"""The scales of a frame may drift apart by about this: 7 of float64's 16 digits."""
+"""Limit of ln(largest / smallest scale) of a frame before a QR: 7 of the 16 digits of float64."""
 
 LONGEST = 50
 

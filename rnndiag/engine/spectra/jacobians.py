@@ -149,7 +149,7 @@ def stretches(run: LayerRun, dtype: torch.dtype) -> Iterator[tuple[int, Tangents
 
 
 CHUNK_BYTES = 64 * 2**20
-"""What is held beside the result while it is made: at most about this many bytes, a stretch of steps at a time."""
+"""Memory limit beside the result, about: some steps at a time."""
 
 
 @torch.no_grad()

@@ -218,13 +218,13 @@ def lyapunov(
         chosen = slice(first, min(first + at_once, run.B))
         part = run if at_once >= run.B else run.select(range(run.B)[chosen])
         grown = Growth(part, k, warmup, blocks, dtype)
-        log_det[chosen] = _walk(part, grown, pace, check)
+        log_det[chosen] = _carry_frame(part, grown, pace, check)
         growth.sums[:, chosen] = grown.sums
     return _result(run, growth, pace, check, log_det, products)
 
 
-def _walk(run: LayerRun, growth: Growth, pace: Interval, check: _Check) -> Tensor:
-    """Carry a frame along these sequences, adding to `growth`; Σ_t ln |det J_t| (B,) where all exponents are asked."""
+def _carry_frame(run: LayerRun, growth: Growth, pace: Interval, check: _Check) -> Tensor:
+    """Carry a frame along the sequences and add to `growth`; returns Σ_t ln |det J_t| (B,) where k = S."""
     k = growth.sums.shape[-1]
     frame = TangentFrame.random((run.B, k, run.S), growth.sums.dtype, run.device)
     log_det = torch.zeros(run.B, dtype=torch.float64, device=run.device)
@@ -296,7 +296,7 @@ def _log_determinants(held: Tangents, skip: int) -> Tensor:
 
 
 class _Check:
-    """Goes through three intervals, spread over time, again with a QR every step: the error that an interval leaves."""
+    """Repeats three intervals, spread over time, with a QR every step: measures the error of longer intervals."""
 
     def __init__(self, starts: frozenset[int]) -> None:
         self.starts = starts

@@ -1,4 +1,11 @@
-"""Φ(t, k) = J_t ... J_{k+1}: norms and singular values over lag, for many start states at once, as logarithms."""
+"""Products of Jacobians, Φ(t, k) = J_t ... J_{k+1}: norms and singular values over lag, as logarithms.
+
+A product of many matrices is kept as Q diag(e^l) U, so that nothing over- or underflows and small singular values are
+not
+lost: Q is orthogonal, l holds the logarithms of the scales and U has unit rows. Each factor is taken up by one QR of
+columns sorted by size, which keeps U well conditioned and all the grading in l. The singular values are exact for
+factors perturbed by rounding; a direction that is crushed by 1e16 and brought back by later factors is beyond float64.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +29,13 @@ from rnndiag.engine.spectra.summary import four_numbers
 from rnndiag.errors import BadArgument
 
 HALF_SWEEPS = 3
-"""Each QR of the transpose shrinks the coupling of scales e^g apart by e^-g; what is left counts squared."""
+"""Number of QRs of the transpose: each shrinks the coupling of scales e^g apart by e^-g, and it enters squared."""
 
 WIDTH, MARGIN = 8.0, 5.0
-"""A window reads singular values over e^8 with e^5 more on either side: rounding e^13 eps, coupling below e^-30."""
+"""Singular values are computed per range e^8 of scales with a margin e^5 on either side: rounding below e^13 eps."""
 
 NOISE = 1e-10
-"""A row of a factor this small, where exact zeros say that one must be zero, is rounding."""
+"""A row of a factor below this is rounding, where exact zeros in the factors bound the rank."""
 
 
 class GradedProduct:
@@ -156,10 +163,10 @@ def _largest_slope(held: Tangents) -> Tensor:
 
 
 CHUNK_BYTES = 256 * 2**20
-"""Products held at once take at most about this many bytes: some sequences and some anchors at a time."""
+"""Memory limit of the products, about: some sequences and anchors at a time."""
 
 ANCHORS = 8
-"""Start states that are taken where none are named, evenly spaced."""
+"""Default number of start states, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ class JacobianProducts:
 
     @property
     def log_looseness(self) -> Tensor | None:
-        """ln (bound / measured spectral norm), (D, A, B): how much the textbook's bound gives away."""
+        """ln (bound / measured spectral norm), (D, A, B): how loose the textbook's bound is."""
         return None if self.log_bound is None else self.log_bound - self.log_spectral
 
     @property

@@ -1,4 +1,4 @@
-"""Four numbers for many: the mean and the 5, 50 and 95 % quantiles, over what exists."""
+"""Mean and 5, 50 and 95 % quantiles of the values that are not NaN."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What truncating the gradient costs: the lag sweep, the credit matrix and every estimator of the gradient."""
+"""Truncated gradients: the lag sweep, the credit matrix and the estimators of the gradient."""

@@ -1,4 +1,4 @@
-"""One recurrence to be truncated: a layer on its own, or a stack of layers that are cut at the same time step.
+"""A chain: the recurrence that is truncated, one layer or a stack of layers cut at the same time step.
 
 The state of a chain is all layers' states together, lower layers first.
 """
@@ -21,7 +21,7 @@ from rnndiag.engine.transition import (
 from rnndiag.engine.truncation.sweep.row_steps import Where, take
 
 DIAGONAL_BYTES = 2**30
-"""Diagonal derivatives of all steps are kept up to this size; above it each stretch of rows computes its own."""
+"""Memory limit up to which the diagonal derivatives of all steps are kept; beyond it every step back computes them."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Chain:
         )
 
     def prepared(self) -> Chain:
-        """With what every visit needs computed once."""
+        """The chain with previous states and diagonal derivatives computed once for all steps back."""
         return Chain(tuple(_prepare(link) for link in self.links))
 
 
@@ -140,14 +140,14 @@ def _prepare(link: ChainLink) -> ChainLink:
 
 
 def pick(diagonal: Coefficients, where: Where) -> Coefficients:
-    """The diagonal derivatives at some rows of those at hand."""
+    """Rows of diagonal derivatives."""
     if isinstance(where, slice) and where == slice(0, diagonal.projected.shape[0]):
         return diagonal
     return each(diagonal, lambda values: take(values, where))
 
 
 def each(diagonal: Coefficients, of: Callable[[Tensor], Tensor]) -> Coefficients:
-    """The same function of all the diagonal derivatives."""
+    """Apply a function to all tensors of diagonal derivatives."""
 
     def known(row: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         return tuple(None if values is None else of(values) for values in row)

@@ -1,4 +1,4 @@
-"""Chunks joined into one recurrence: as if the state had not been detached between them."""
+"""Chunks of one sequence joined into one chain, as if the state had not been detached between them."""
 
 from __future__ import annotations
 

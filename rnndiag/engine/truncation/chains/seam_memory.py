@@ -1,4 +1,4 @@
-"""The layer runs of the last chunks of one layer, up to a bound."""
+"""Memory of the layer runs of the last chunks of one layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rnndiag.errors import BadArgument
 
 
 def without_gradients(run: LayerRun) -> LayerRun:
-    """What the seam needs of a chunk: inputs, states and weights."""
+    """The run without the gradients, which a seam sweep does not need of earlier chunks."""
     return LayerRun(
         name=run.name,
         cell=run.cell,
@@ -35,11 +35,11 @@ class SeamMemory:
 
     @property
     def chunks(self) -> tuple[LayerRun, ...]:
-        """What is kept, the oldest first."""
+        """The kept chunks, oldest first."""
         return tuple(self._chunks)
 
     def keep(self, run: LayerRun) -> None:
-        """Keep the inputs and states of one chunk; the oldest ones make room, whole chunks at a time."""
+        """Add a chunk; the oldest whole chunks are dropped beyond `max_steps`."""
         self._chunks.append(without_gradients(run))
         while len(self._chunks) > 1 and sum(chunk.T for chunk in self._chunks) > self.max_steps:
             self._chunks.popleft()

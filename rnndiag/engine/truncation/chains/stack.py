@@ -1,4 +1,4 @@
-"""Layer runs made into a chain: one layer by itself, or a one-directional stack whose layers are cut together."""
+"""Chains from layer runs: of one layer, or of a one-directional stack whose layers are cut together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROUNDING = 64
 def chain_of(runs: Runs) -> Chain:
     """The chain of one layer run, or of the runs of a stack (lowest first; each one's outputs feed the next).
 
-    It is to be `prepared` before it is walked.
+    Call `prepared` before moving cotangents along it.
     """
     for run in (runs,) if isinstance(runs, LayerRun) else runs:
         if run.open:

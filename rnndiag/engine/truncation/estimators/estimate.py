@@ -1,4 +1,4 @@
-"""How well an estimator does on a recorded step: bias, spread, direction, cost and memory against the full gradient."""
+"""Scores of estimators on a recorded step: bias, spread, direction, cost and memory against the full gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRAWS = 64
 
 @dataclass(frozen=True)
 class Score:
-    """How an estimator of the gradient did; all relative to |g|. Errors are standard errors, 0 where it is exact."""
+    """Score of an estimator of the gradient, relative to |g|. Errors are standard errors, 0 where it is exact."""
 
     label: str
     bias: float
@@ -43,7 +43,7 @@ class Score:
     sd_error: float = 0.0
     rmse_error: float = 0.0
     cosine_error: float = 0.0
-    """At most: all of the mean's standard error taken to turn it."""
+    """An upper bound: all of the mean's standard error taken perpendicular to it."""
     draw_cosine_error: float = 0.0
     draws: int = 0
     """Draws behind the numbers; 0: exact."""
@@ -65,7 +65,7 @@ class Score:
         return self.draws == 0
 
 
-class _Tally:
+class _Sums:
     """Running sums over outcomes."""
 
     def __init__(self, full: Tensor) -> None:
@@ -182,7 +182,7 @@ def _task(
 
 def score(task: Task, estimator: Estimator) -> Score:
     """The score of one estimator."""
-    tally = _Tally(task.full)
+    tally = _Sums(task.full)
     for outcome in estimator.outcomes(task):
         tally.add(outcome)
     size = tally.size if tally.size else math.nan
@@ -214,10 +214,10 @@ def score(task: Task, estimator: Estimator) -> Score:
     return replace(found, mean=task.layout.split(mean))
 
 
-def _with_errors(found: Score, tally: _Tally, unbiased: bool) -> Score:
-    """What draws say: the spread with its standard error, and, where the mean is not known, the bias with its own.
+def _with_errors(found: Score, tally: _Sums, unbiased: bool) -> Score:
+    """The score from draws: spread with its standard error, and bias with its own where the mean is not known.
 
-    The square of a mean over n draws holds the draws' own spread; it is taken out, and what is left may be 0.
+    The square of a mean over n draws contains the spread of the draws over n, which is subtracted.
     """
     draws = len(tally.squares)
     second = _average(tally.squares)

@@ -1,4 +1,4 @@
-"""What an estimator of the gradient can come out as: the values that travel from estimators to their score."""
+"""The interface of an estimator of the gradient: the task it is given, and the estimates it can take."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Estimate:
     gradient: Tensor
     """(P,)"""
     cost: float
-    """Cell-steps of the cheapest exact backward pass, over T."""
+    """Steps of the cheapest exact backward pass, over T."""
     memory: float
     """Longest stretch of states held, over T."""
 
@@ -105,11 +105,11 @@ class RecordedStep:
 
 
 class Estimator(Protocol):
-    """An estimator of the full gradient: data with a name, and what it can come out as."""
+    """An estimator of the full gradient."""
 
     @property
     def label(self) -> str:
-        """Its name with its options, as tables show it."""
+        """Name and options, for tables."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""Russian roulette on lags: its variance from the tails alone, and the probabilities that minimise its price."""
+"""Russian roulette on lags: its variance from the tails, and the probabilities that minimise variance times cost."""
 
 from __future__ import annotations
 

@@ -35,6 +35,9 @@ NEGLIGIBLE_BIAS = 1e-3
 BLOCK_COST = 0.5
 """Cost of one block in plain training steps: 0.3 to 0.55, measured on a CPU with benchmarks/truncation.py."""
 
+CLOSER_COST = 2 * BLOCK_COST
+"""Cost of the first block near the recommended window: its rows pass the lags before it as well."""
+
 
 @dataclass(frozen=True)
 class LagBlock:
@@ -146,7 +149,8 @@ class BlockedTails:
         def blocks() -> Iterator[LagBlock]:
             nonlocal cost
             for block in doubling(self._chain.T, lags, first):
-                if self.settled and cost + BLOCK_COST > budget:
+                # Longer windows only if the budget still allows one block near the recommended window.
+                if self.settled and cost + BLOCK_COST + CLOSER_COST > budget:
                     return
                 cost += BLOCK_COST
                 yield block

@@ -20,9 +20,7 @@ from rnndiag.errors import BadArgument
 
 # Measured on a CPU with benchmarks/truncation.py, in row-steps of a plain training step.
 ROW_COST = 0.6
-"""One row-step of an exact sweep, its lag gradient included."""
-CREDIT_ROW_COST = 0.4
-"""One row-step of a credit profile alone."""
+"""One row-step. Without lag gradients it is less, 0.4 for an LSTM and up to 0.6 for other cells."""
 LAG_COST = 60.0
 """The fixed cost of one lag."""
 STEP_COST = 24.0
@@ -192,7 +190,7 @@ def exact_cost(losses: Tensor, lags: int) -> float:
 
 def credit_cost(losses: Tensor, lags: int, share: float = 1.0) -> float:
     """Cost of the credit profile alone, of a share of the losses marked in (T, B), in plain training steps."""
-    rows = CREDIT_ROW_COST * _row_steps(losses, lags) * share
+    rows = ROW_COST * _row_steps(losses, lags) * share
     return _in_plain_steps(losses, rows + LAG_COST * lags)
 
 
