@@ -38,7 +38,9 @@ def has_gpu() -> bool:
 def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every problem count as large, so that lag sweeps are sampled."""
     monkeypatch.setattr("rnndiag.engine.truncation.sweep.sampling.SMALL_SECONDS", 0.0)
-    monkeypatch.setattr("rnndiag.engine.truncation.sweep.sampling.ROW_COST", 20.0)
+    monkeypatch.setattr(
+        "rnndiag.engine.truncation.sweep.sampling.exact_cost", lambda *given: float("inf")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,7 @@ def test_wrong_parts_are_answered_with_the_parts() -> None:
     with pytest.raises(BadArgument, match=r"\('h', 'c'\).*1 direct"):
         unroll(run.cell, run.weights, run.inputs, run.direct[:1])
     free = Cell("free", ("h",), run_step=lambda weights, x, state: state)
-    with pytest.raises(BadArgument, match="size of its state"):
+    with pytest.raises(BadArgument, match="how large its state is"):
         unroll(free, {}, run.inputs, run.direct[:1])
     with pytest.raises(BadArgument, match="no weight 'weight_xx'"):
         contributions(run, "weight_xx")
