@@ -13,6 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rnndiag.errors import CannotJudge, RunUnreadable
 from rnndiag.health.baseline import Baseline, measure, read_baseline
 from rnndiag.health.change import compare
@@ -41,6 +43,7 @@ BASELINE, SEEDS = "baseline", "seeds"
 RunLike = StoredRun | str | Path
 
 
+@np.errstate(all="ignore")  # numbers that are not finite are what the checks are there to find
 def check(
     run: RunLike | Sequence[RunLike],
     baseline: Baseline | RunLike | None = None,
@@ -92,6 +95,7 @@ def check(
     return found
 
 
+@np.errstate(all="ignore")
 def look(
     run: RunLike, config: Config | str | Path | Mapping[str, Any] | None = None
 ) -> list[Finding]:

@@ -14,6 +14,7 @@ from rnndiag.plot.panel_axes import draw_panel, drawable
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import FIGURES, ORDER
+from rnndiag.report.unfit import figure_of
 from rnndiag.report.write_report import report_context
 from rnndiag.store.reader import StoredRun
 from rnndiag.store.recording import Recording
@@ -128,7 +129,7 @@ def save_figures(
     target.mkdir(parents=True, exist_ok=True)
     written, missing = [], []
     for name in ORDER:
-        data = FIGURES[name].make(context)
+        data = figure_of(name, context)
         if data.absent:
             missing.append(f"{name} {FIGURES[name].title}: {data.absent}")
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rnndiag.errors import BadArgument
+from rnndiag.errors import BadArgument, RunUnreadable
 from rnndiag.report.context import Context
 from rnndiag.report.deltas import Delta, deltas, what_differs
 from rnndiag.report.difference_map import difference_map
@@ -17,6 +17,7 @@ from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import FIGURES
 from rnndiag.report.overlay import TONES, overlay
 from rnndiag.report.page import embedded, render, section, write_text
+from rnndiag.report.unfit import figure, figure_of
 
 OVERLAID = ("F1", "F6", "F9")
 
@@ -35,6 +36,11 @@ def comparable(contexts: Sequence[Context], layer: str = "") -> list[Context]:
     if layer and layer not in shared:
         raise BadArgument(
             f"Not every run has a layer {layer!r}.", f"All have {', '.join(shared) or 'none'}."
+        )
+    empty = next((context.run.name for context in contexts if not context.layers), None)
+    if empty is not None:
+        raise RunUnreadable(
+            f"{empty} holds no readable recurrent layer.", "See what is in it with `rnndiag show`."
         )
     if not shared:
         raise BadArgument(
@@ -60,10 +66,11 @@ def compared_figures(contexts: Sequence[Context]) -> list[FigureData]:
     """F1, the map of differences, F6 and F9 of all runs together."""
     names = run_names(contexts)
     laid = {
-        name: overlay([FIGURES[name].make(context) for context in contexts], names)
+        name: overlay([figure_of(name, context) for context in contexts], names)
         for name in OVERLAID
     }
-    return [laid["F1"], difference_map(contexts, names), laid["F6"], laid["F9"]]
+    differences = figure("F2", lambda: difference_map(contexts, names))
+    return [laid["F1"], differences, laid["F6"], laid["F9"]]
 
 
 def heading(changes: Sequence[Delta]) -> tuple[str, str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
 from rnndiag.report.context import Context
 from rnndiag.report.ticks import number
+from rnndiag.report.unfit import or_else
 from rnndiag.stats.headline import run_window
 
 
@@ -32,7 +34,11 @@ MOST = 250
 
 def layer_rows(context: Context) -> list[LayerRow]:
     """One row for each layer, worst first, at most MOST; then the stacks whose layers were cut together."""
-    return [_row(context, layer) for layer in (*context.layers[:MOST], *context.stacks)]
+    dash = ("–",) * 7
+    return [
+        or_else(partial(_row, context, layer), lambda fault, of=layer: LayerRow(of, *dash))  # type: ignore[misc]
+        for layer in (*context.layers[:MOST], *context.stacks)
+    ]
 
 
 def _row(context: Context, layer: str) -> LayerRow:

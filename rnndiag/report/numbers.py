@@ -10,9 +10,10 @@ import numpy as np
 
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData
-from rnndiag.report.figures import FIGURES, ORDER
+from rnndiag.report.figures import ORDER
 from rnndiag.report.layers import layer_rows
 from rnndiag.report.strip import tiles
+from rnndiag.report.unfit import figure_of
 
 
 def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, A
 @np.errstate(all="ignore")
 def run_numbers(context: Context) -> dict[str, Any]:
     """`page_numbers` with every figure computed."""
-    return page_numbers(context, [FIGURES[name].make(context) for name in ORDER])
+    return page_numbers(context, [figure_of(name, context) for name in ORDER])
 
 
 def plain(value: Any) -> Any:

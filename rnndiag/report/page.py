@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from rnndiag.errors import RunUnreadable
 from rnndiag.health.finding import STATUSES, Finding
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData, Panel
@@ -28,6 +27,7 @@ from rnndiag.report.remedies import remedies
 from rnndiag.report.strip import tiles
 from rnndiag.report.svg import draw
 from rnndiag.report.theme import stylesheet
+from rnndiag.report.unfit import figure_of
 from rnndiag.store.whole_files import write_whole
 
 _UNSHOWABLE = re.compile(
@@ -160,16 +160,7 @@ def section(data: FigureData, title: str) -> Section:
 
 def sections_of(context: Context) -> list[Section]:
     """All figures of the page, computed and drawn."""
-    return [section(figure_data(name, context), FIGURES[name].title) for name in ORDER]
-
-
-def figure_data(name: str, context: Context) -> FigureData:
-    """One figure of the page; where its arrays do not fit together, a sentence in its place."""
-    try:
-        return FIGURES[name].make(context)
-    except (ValueError, IndexError, KeyError, TypeError, ArithmeticError, RunUnreadable) as fault:
-        why = f"Its arrays do not fit together ({fault}): see `rnndiag verify`."
-        return FigureData(name, FIGURES[name].title, "", "", absent=why)
+    return [section(figure_of(name, context), FIGURES[name].title) for name in ORDER]
 
 
 def write_page(context: Context, path: str | os.PathLike[str], reload_seconds: int = 0) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from rnndiag.report.context import Context
 from rnndiag.report.ticks import number
+from rnndiag.report.unfit import or_else
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,16 @@ class Tile:
 def tiles(context: Context) -> list[Tile]:
     """The tiles reach, decay and window of the lead layer, and not finite and proof of the whole run."""
     layer = context.lead
+    parts: dict[str, Callable[[], Tile]] = {
+        "Reach (90 % of credit)": lambda: _reach(context, layer),
+        "Decay": lambda: _decay(context, layer),
+        "Window": lambda: _window(context, layer),
+        "Not finite": lambda: _not_finite(context),
+        "Proof": lambda: _proof(context),
+    }
     return [
-        _reach(context, layer),
-        _decay(context, layer),
-        _window(context, layer),
-        _not_finite(context),
-        _proof(context),
+        or_else(make, lambda fault, name=name: Tile(name, "–", "its arrays do not fit together"))  # type: ignore[misc]
+        for name, make in parts.items()
     ]
 
 
@@ -80,7 +86,7 @@ def _not_finite(context: Context) -> Tile:
                 .sum(1)
             )
             hit = np.flatnonzero(count)
-            total += int(count.sum())
+            total += int(min(count.sum(), 1e18))
             where = where or (
                 f"first at step {int(series.steps[hit[0]])}, {layer}" if hit.size else ""
             )

@@ -15,7 +15,7 @@ from rnndiag.store import npz, problem, stored
 from rnndiag.store.align import align
 from rnndiag.store.measurement import Measurement, Series
 from rnndiag.store.problem import Problem
-from rnndiag.store.quantities import fits_registry
+from rnndiag.store.quantities import QUANTITIES, fits_registry
 from rnndiag.store.ranks import POOLING, pool_of, pooled
 from rnndiag.store.recording import Recording
 from rnndiag.store.segment import Place
@@ -216,6 +216,8 @@ class Collector:
         try:
             labels = self._labels_of(place)
             values = npz.array(segment.content(place, entry))
+            if values.dtype.kind == "c" and stored.entry_key(name)[0] in QUANTITIES:  # type: ignore[index]
+                raise ValueError("it holds complex numbers, which no registered quantity does")
             return segment.decoder.measurement(name, values, labels)
         except (ValueError, OSError, MemoryError) as fault:
             self._warn(place)(name, str(fault) or "it needs too much memory")

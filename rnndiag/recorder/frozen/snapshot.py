@@ -56,6 +56,11 @@ def freeze(reference: str, target: Path, checkpoint: Path | None) -> None:
 
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
+    if tuple(int(part) for part in str(torch.__version__).split(".")[:2]) < (2, 6):
+        raise BadArgument(
+            f"torch {torch.__version__} may run code while it reads a checkpoint (CVE-2025-32434).",
+            "Use torch 2.6 or later, or load the weights in the factory.",
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

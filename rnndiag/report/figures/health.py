@@ -44,7 +44,10 @@ def _every_step(quantity: str, recorded: str) -> Callable[[Context, str], Curve 
         steps, values = context.series("history_step", MODEL), context.series(quantity, MODEL)
         if steps is None or values is None:
             return _model(recorded)(context, layer)
-        x, y = np.asarray(steps.values, float).ravel(), np.asarray(values.values, float).ravel()
+        _, ours, theirs = np.intersect1d(steps.steps, values.steps, return_indices=True)
+        at, of = (np.asarray(series.values, float) for series in (steps, values))
+        width = min(at.shape[1], of.shape[1])
+        x, y = at[ours, :width].ravel(), of[theirs, :width].ravel()
         known = ~np.isnan(x)
         order = np.argsort(x[known], kind="stable")
         return x[known][order], y[known][order]
