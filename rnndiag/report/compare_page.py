@@ -22,6 +22,7 @@ from rnndiag.report.unfit import figure, figure_of
 OVERLAID = ("F1", "F6", "F9")
 
 
+@np.errstate(all="ignore")
 def comparable(contexts: Sequence[Context], layer: str = "") -> list[Context]:
     """The same runs with distinct names, all showing one layer that every run has."""
     if not 2 <= len(contexts) <= len(TONES):

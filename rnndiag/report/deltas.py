@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from rnndiag.health.baseline import run_values
 from rnndiag.health.change import compare
 from rnndiag.health.finding import CHANGES
@@ -31,6 +33,7 @@ class Delta:
     word: str
 
 
+@np.errstate(all="ignore")  # numbers that are not finite are shown as such
 def deltas(contexts: Sequence[Context], names: Sequence[str]) -> list[Delta]:
     """All numbers that the first run and another one have, the largest changes first."""
     config = contexts[0].config
