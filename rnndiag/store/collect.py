@@ -198,7 +198,7 @@ class Collector:
         usual = max(forms, key=lambda form: (form[1], forms[form]))
         measured, at, over = [], [], []
         for group, found in read:
-            kept = [m for m in found if _form(m) == usual]
+            kept = [m for m in found if _form(m) == usual or m.name not in QUANTITIES]
             if len(kept) < len(found):
                 shape = found[0].values.shape
                 self._warn(group[0])(name, f"its shape {shape} has not the dims {usual[0]}")

