@@ -106,15 +106,17 @@ class StepByStep(Net):
         return self.head(torch.cat(outs, 1))
 
 
-def test_calls_of_one_step_are_taken_together(diagnostics: Any) -> None:
+def test_calls_whose_state_is_scaled_in_between_are_measured_as_one_recurrence(
+    diagnostics: Any,
+) -> None:
     callback = diagnostics(every_n_steps=2)
     assert_same(fit(StepByStep, [callback]), fit(StepByStep))
     run = rnndiag.open_run(callback.run_dir)
     assert list(run.layers) == ["rnn.l0"]
     first = run.recordings[0]
     assert first.verdict == "exact", first.reasons
-    assert "7 calls of one step each are taken together" in first.notes["sampling"]["rnn.l0"]
-    assert first.get("sequence_gradient_norm", "model") is None
+    assert first["credit_profile", "rnn.l0"].sizes["lag"] == 7
+    assert first.get("window_bias", "rnn.l0") is not None
 
 
 def test_the_account_holds_what_every_step_takes(diagnostics: Any) -> None:
