@@ -229,7 +229,8 @@ class FitRecorder:
         close_fit(
             self.settings,
             self.run_dir,
-            0 if self._nothing_recorded() else self.chronicle.count,
+            # known layers without a gradient are a finding: such a run has a screen and a page
+            0 if self._nothing_recorded() and not self.layers else self.chronicle.count,
             Cost(self.overhead.share, broke, self.overhead.light / self.overhead.training),
             self.faults,
             self.loop.loggers,

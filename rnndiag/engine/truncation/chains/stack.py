@@ -65,7 +65,7 @@ def feeds(lower: LayerRun, upper: LayerRun) -> bool:
     return _sends_back(lower, upper, gain)
 
 
-_UPPER_LAYER = re.compile(r"\.l[1-9]")
+_UPPER_LAYER = re.compile(r"(?:^|\.)l[1-9]")
 
 
 def _sends_back(lower: LayerRun, upper: LayerRun, gain: Tensor | None) -> bool:
