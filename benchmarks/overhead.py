@@ -1,6 +1,7 @@
 """What does the callback cost a training run: total time with it against without, in turns, in one process?
 
 Run: python benchmarks/overhead.py [--sizes small medium large] [--steps N] [--alike] [--every-step] [--hooks]
+     python benchmarks/overhead.py --unrecorded [--steps N]
 
 Of each size two whole fits of an LSTM tagger run at once, one without and one with the callback at its defaults (a
 budget of 3 %), and take turns of 20 steps, A B B A: what else the machine does meets both alike. The ratio is that of
@@ -14,6 +15,10 @@ and the page half a second, and every step some 0.3 ms. A much shorter fit, or s
 5 % and have all that: the callback then makes its eight recordings, and says what they cost. `--every-step` adds
 every_n_steps=1, which breaks any budget; `--hooks` what each hook of an unrecorded step takes. Exits 1 if a ratio is
 above 1.05 or a fit has less than 8 recordings.
+
+`--unrecorded` asks what a step costs that is not recorded: the median over turns of the ratio of CPU times, of turns
+after the trial that says how often steps are looked at; with defaults, with `every_n_steps` and with a schedule of
+one's own, for steps of four lengths.
 """
 
 from __future__ import annotations
@@ -202,6 +207,10 @@ def every_step(name: str, threads: int) -> None:
         tell(f"every_n_steps=1, {label}, {name}", wall, unit="x training without it")
 
 
+def _first(step: int) -> bool:
+    return step == 0
+
+
 def hooks(name: str, steps: int = 200) -> None:
     """What every hook of an unrecorded step takes."""
     from rnndiag.recorder.callback import GradientDiagnostics
@@ -241,8 +250,39 @@ def hooks(name: str, steps: int = 200) -> None:
     tell(f"unrecorded step, {name}", total, unit="µs")
 
 
-def _first(step: int) -> bool:
-    return step == 0
+SHORT = {
+    "1 ms": Size(hidden=16, length=10, batch=8, steps=1200),
+    "2 ms": Size(hidden=32, length=20, batch=16, steps=1200),
+    "8 ms": Size(hidden=64, length=50, batch=32, steps=800),
+    "30 ms": Size(hidden=128, length=100, batch=32, steps=500),
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "every_n_steps": {"every_n_steps": 10**6},
+    "own schedule": {"schedule": _first},
+}
+WARM = 13
+"""Turns of 20 steps until the trial is over."""
+
+
+def unrecorded(steps: int | None, threads: int) -> bool:
+    """What steps cost that are not recorded; whether all keep within 2 %."""
+    kept = []
+    for name, size in SHORT.items():
+        for way, options in WAYS.items():
+            (plain, ours), account = in_turns(
+                size, steps or size.steps, threads, report=False, screen=False, **options
+            )
+            plain, ours = plain[WARM:], ours[WARM:]
+            pairs = [b.cpu / a.cpu for a, b in zip(plain, ours, strict=True)]
+            print(
+                f"{name:6} {way:14} {1e3 * median(t.cpu for t in plain) / BLOCK:6.2f} ms of CPU time a step, "
+                f"{median(pairs):.3f} x with the callback ({len(pairs)} turns, {account.recordings} recordings)",
+                flush=True,
+            )
+            tell(f"unrecorded step, {name}, {way}", median(pairs), unit="x", whole=steps is None)
+            kept.append(median(pairs) <= 1.02)
+    return all(kept)
 
 
 def warm_up(threads: int) -> None:
@@ -271,6 +311,7 @@ def main() -> int:
     parser.add_argument("--alike", action="store_true")
     parser.add_argument("--every-step", action="store_true")
     parser.add_argument("--hooks", action="store_true")
+    parser.add_argument("--unrecorded", action="store_true")
     parser.add_argument("--quick", action="store_true", help="the hooks of the small size alone")
     options = parser.parse_args()
     keep_memory()
@@ -283,6 +324,8 @@ def main() -> int:
         print("the callback's share of a training is only to be had from fits of a minute")
         return 0
     warm_up(options.threads)
+    if options.unrecorded:
+        return 0 if unrecorded(options.steps, options.threads) else 1
     if options.alike:
         for name in options.sizes:
             alike(name, options.steps, options.threads)

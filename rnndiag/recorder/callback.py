@@ -247,8 +247,7 @@ class GradientDiagnostics(_Adopting):
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """A backward pass through the Trainer is over; weights and gradients are as it left them."""
-        if self._fit is not None and self._fit.wants_backward:
-            self._pass("after_backward")
+        self._pass("after_backward")
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are unscaled and not yet clipped."""
@@ -266,13 +265,11 @@ class GradientDiagnostics(_Adopting):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Validation is no training."""
-        if self._fit is not None:
-            self._fit.overhead.pause()
+        self._pass("paused")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Training goes on."""
-        if self._fit is not None:
-            self._fit.overhead.resume()
+        self._pass("resumed")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last step is made: measure the need where it was asked for, and close the run."""
@@ -311,7 +308,8 @@ class GradientDiagnostics(_Adopting):
     def _close(self, reason: str) -> None:
         fit, self._fit = self._fit, None
         if fit is not None:
-            fit.close(reason)
+            with fit.faults.guard("the end of the recorder"):
+                fit.close(reason)
             self._wrote = self._wrote or fit.chronicle.opened
 
 

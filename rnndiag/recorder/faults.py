@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import torch
 
 from rnndiag.errors import RnndiagError
 
@@ -40,6 +43,9 @@ class Faults:
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _new: list[str] = field(default_factory=list)
     _last_of: dict[str, str] = field(default_factory=dict)
+    _told: set[tuple[str, str]] = field(default_factory=set)
+    out_of_memory: bool = False
+    """An allocation has failed since the step began: its recording ends."""
 
     def guard(self, part: str, remedy: str = "") -> Guard:
         """`with faults.guard("part"):` an error inside is told once and kept; with `strict` it is raised."""
@@ -51,19 +57,39 @@ class Faults:
             self._in_a_row.pop(part, None)
 
     def add(self, part: str, error: Exception, remedy: str = "") -> None:
-        """Keep a fault, and tell it if it is new."""
-        count = self._in_a_row[part] = self._in_a_row.get(part, 0) + 1
+        """Keep a fault, and tell it if it is new: one that repeats is told once, whatever numbers it names.
+
+        Args:
+            part: What failed.
+            error: How.
+            remedy: What a person can do. Without one: how to see where the fault comes from.
+        """
+        self._in_a_row[part] = self._in_a_row.get(part, 0) + 1
+        no_memory = is_out_of_memory(error)
+        if no_memory:
+            self.out_of_memory = True
+            part, remedy = "a recording", _NO_MEMORY
         message = f"{part} failed: {describe(error)}"
         if not isinstance(error, RnndiagError):
             message += f" Training goes on. {remedy or _REMEDY}"
-        if count == LIMIT:
-            message += f" It failed {LIMIT} times in a row and is left out from here on."
         self.caught += 1
         self.last = self._last_of[part] = message
-        if message not in self.messages:
+        key = (part, "" if no_memory else _place(error))
+        if key not in self._told:
+            self._told.add(key)
             self.messages.append(message)
             self._new.append(message)
             tell(f"rnndiag: {message}")
+
+    def handler(self, part: str) -> Callable[[Exception], None]:
+        """What takes the faults of a hook: they are added, or raised with `strict`."""
+
+        def handle(error: Exception) -> None:
+            if self.strict:
+                raise error
+            self.add(part, error)
+
+        return handle
 
     def gave_up(self, part: str) -> bool:
         """Whether the part has failed too often in a row to be tried again."""
@@ -103,6 +129,23 @@ class Guard:
         return True
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on any device."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
+
+
+def _place(error: Exception) -> str:
+    """The kind of an error and the line that raised it; of one of rnndiag's own, what it says."""
+    if isinstance(error, RnndiagError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(error)
+    return f"{type(error).__name__} {where}"
+
+
+_NO_MEMORY = "That step is not recorded. Give fewer measures, fewer samples or a smaller seam."
 _REMEDY = "To see where it comes from, fit once with GradientDiagnostics(strict=True)."
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from rnndiag.recorder.capture import WATCHING
 from rnndiag.recorder.facts.batch import all_finite
 from rnndiag.recorder.facts.clipping import ClipStory
 from rnndiag.recorder.facts.gradient_norms import step_facts
@@ -18,7 +20,7 @@ from rnndiag.recorder.facts.provenance import provenance
 from rnndiag.recorder.facts.recurrent_weights import recurrent_weights
 from rnndiag.recorder.facts.training_loop import TrainingLoop, loss_of, training_measurements
 from rnndiag.recorder.facts.weight_change import WeightChange
-from rnndiag.recorder.faults import Faults, tell
+from rnndiag.recorder.faults import Faults, logger, tell
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.output.closing import Cost, close_fit
 from rnndiag.recorder.output.directory import RunPlace
@@ -28,6 +30,7 @@ from rnndiag.recorder.output.pending_recording import Pending
 from rnndiag.recorder.output.run_output import RunOutput
 from rnndiag.recorder.reading import Reader
 from rnndiag.recorder.replay.black_box import BlackBox
+from rnndiag.recorder.schedule.light_looks import LightLooks
 from rnndiag.recorder.schedule.overhead import Overhead
 from rnndiag.recorder.schedule.schedule import Decision, WithinBudget, schedule_for
 from rnndiag.recorder.settings import Settings
@@ -38,7 +41,7 @@ from rnndiag.store.measurement import Measurement
 
 _MOMENTS = (
     *("batch_started", "after_backward", "before_optimizer_step", "batch_ended", "batch_dropped"),
-    *("epoch_ended", "finish", "conclude"),
+    *("epoch_ended", "paused", "resumed", "finish", "conclude"),
 )
 _PARTS = {moment: f"the recorder ({moment})" for moment in _MOMENTS}
 """How a fault of a moment is named in messages."""
@@ -62,6 +65,9 @@ class FitRecorder:
         self.overhead = Overhead()
         self.history = History()
         self.clips = ClipStory()
+        self.looks = LightLooks(settings.budget, self._gave_up)
+        self._given_up: list[str] = []
+        self._looking = self._look_next = True
         self.groups = chosen_measures(settings.measures)
         self.schedule = schedule_for(settings, self.groups, self.overhead, loop)
         self.reader = Reader(settings, loop, self.faults, self.overhead)
@@ -109,14 +115,20 @@ class FitRecorder:
             *facts: Its arguments.
         """
         part = _PARTS[moment]
-        if self.faults.gave_up(part):
-            return
-        self.overhead.enter()
         try:
-            with self.faults.guard(part):
+            if self.faults.gave_up(part):
+                return
+            self.overhead.enter()
+            try:
                 getattr(self, moment)(*facts)
-        finally:
-            self.overhead.leave()
+            finally:
+                self.overhead.leave()
+            self.faults.succeeded(part)
+        except Exception as error:
+            if self.faults.strict:
+                raise
+            self._pending = None  # what was read of the step may be incomplete
+            self.faults.add(part, error)
 
     # -- moments of the loop ---------------------------------------------------------------------------------------
 
@@ -124,11 +136,6 @@ class FitRecorder:
     def is_recording(self) -> bool:
         """Whether the running step is recorded."""
         return self._pending is not None
-
-    @property
-    def wants_backward(self) -> bool:
-        """Whether the end of a backward pass is of interest."""
-        return self._pending is not None or self.loop.manual
 
     def batch_started(self, batch: Any) -> None:
         """Decide, and watch the forward pass that comes."""
@@ -146,7 +153,7 @@ class FitRecorder:
         if self._pending is not None:
             with self.faults.guard("reading a backward pass"):
                 self._measure()
-        if self.loop.manual:
+        if self.loop.manual and self._looking:
             with self.faults.guard("reading the gradient norm"):
                 self.own_clipping.after_backward()
 
@@ -154,10 +161,11 @@ class FitRecorder:
         """Gradients are complete, unscaled and not yet clipped; weights have not moved."""
         step = self.loop.step if self.loop.manual else self._batch_step
         facts: StepFacts | None = None
-        with self.faults.guard("reading the gradient norm"):
-            facts = step_facts(step, optimizer, self.loop.clip)
-            self.own_clipping.before_step(facts)
-            self.history.add(facts)
+        if self._looking:
+            with self.faults.guard("reading the gradient norm"):
+                facts = step_facts(step, optimizer, self.loop.clip)
+                self.own_clipping.before_step(facts)
+                self.history.add(facts)
         with self.faults.guard("reading a backward pass"):
             if self._pending is not None:
                 self._measure()
@@ -169,11 +177,14 @@ class FitRecorder:
                 self.weights.before_step()
             self._done.append((self._pending, facts))
             self._pending = None
-        if self.loop.steps_within_batch:
-            with self.faults.guard("watching the model"):
+        with self.faults.guard("watching the model"):
+            if self.loop.steps_within_batch:
                 self.watch.forget()
                 self._begin_step(step + 1)
                 self._watch_next()
+            else:  # the optimizer's step needs memory: what was kept of the passes has been measured
+                self.watch.disarm()
+                self.reader.seams.forget_batch()
 
     def batch_ended(self, outputs: Any) -> None:
         """The step is over; weights have moved, or not yet where gradients accumulate."""
@@ -184,6 +195,8 @@ class FitRecorder:
         with self.faults.guard("judging the step"):
             self.history.loss(loss, self._batch_step)
             self.own_clipping.after_step(self.history.waiting)
+            # between two looks, a loss that is not finite is the only sign of an accident
+            self._look_next = isinstance(loss, float) and not math.isfinite(loss)
             for facts in self.history.settle(at_once=self.reader.measured):
                 self.clips.add(facts)
                 self.black_box.loss_alarm(facts.step, facts.loss, facts.norm)
@@ -197,7 +210,9 @@ class FitRecorder:
             self.watch.disarm()
             self.black_box.rest()
         self.reader.batch = None
-        self.overhead.batch_ended(self.reader.measured)
+        plain = self.overhead.batch_ended(self.reader.measured)
+        if plain is not None:
+            self.looks.plain_step(self._looking, *plain)
 
     def batch_dropped(self) -> None:
         """The batch ended with an exception that the program may catch: the next one is recorded in its place."""
@@ -208,6 +223,14 @@ class FitRecorder:
             self.black_box.rest()
         self.reader.batch = None
         self.overhead.batch_dropped()
+
+    def paused(self) -> None:
+        """Validation begins: its time is no training."""
+        self.overhead.pause()
+
+    def resumed(self) -> None:
+        """Training goes on."""
+        self.overhead.resume()
 
     def epoch_ended(self) -> None:
         """An epoch's story of clipping is complete."""
@@ -231,7 +254,12 @@ class FitRecorder:
             self.run_dir,
             # known layers without a gradient are a finding: such a run has a screen and a page
             0 if self._nothing_recorded() and not self.layers else self.chronicle.count,
-            Cost(self.overhead.share, broke, self.overhead.light / self.overhead.training),
+            Cost(
+                self.overhead.share,
+                broke,
+                self.overhead.light / self.overhead.training,
+                tuple(self._given_up),
+            ),
             self.faults,
             self.loop.loggers,
         )
@@ -284,8 +312,12 @@ class FitRecorder:
         """Watch the forward passes until the next optimizer step: closely if it is recorded, else for the black box."""
         tick = self._batch_number if self.schedule.by_batch else self._decided
         self.reader.seams.stand(self.schedule.next_tick - tick, self._pending)
+        self._looking = self._pending is not None or self._look_next or self.looks.at(self._decided)
         if self._pending is None:
-            self.black_box.stand()
+            if self._looking:
+                self.black_box.stand()
+        elif self.faults.gave_up(WATCHING):
+            self._pending = None
         elif not self.watch.armed and self._wants_passes(self._pending):
             self.watch.rescan()
             self.watch.arm(lags="lags" in self._pending.groups)
@@ -302,12 +334,19 @@ class FitRecorder:
 
     def _measure(self) -> None:
         """Measure the backward passes since the last call into the pending recording."""
+        if self.watch.spoilt:  # what is kept of the passes is incomplete
+            self._pending = None
+            return
         pending, passes = self._pending, self.watch.new_passes()
         for seen in passes:
             self.refused |= seen.missed
         self.tried = True
         if pending is not None and self._wants_passes(pending):
             self.reader.read(pending, passes)
+        if self.faults.out_of_memory:
+            self.watch.disarm()
+            self._pending, self.faults.out_of_memory = None, False
+        self.faults.succeeded(WATCHING)
 
     def _wants_passes(self, pending: Pending) -> bool:
         """Whether the running batch belongs to the recording: of accumulated batches, the first is measured."""
@@ -365,6 +404,11 @@ class FitRecorder:
         """Whether the model has recurrent layers that no gradient ever went through: a recording says so."""
         return facts is not None and bool(self.layers) and not self.reader.parameters
 
+    def _gave_up(self, sentence: str) -> None:
+        """What the budget does not pay for: said with the last recording, and logged."""
+        self._given_up.append(sentence)
+        logger.info("rnndiag: %s", sentence)
+
     def _say_if_none(self) -> None:
         """One clear sentence where the model has nothing to record."""
         if not self._said_none and not self.watch.layers and not self.reader.parameters:
@@ -389,7 +433,11 @@ class FitRecorder:
                 return
             ring, story = self.history.measurements(), self.clips.drain()
             last = last_recording(self.loop, ring, story, self.overhead, self.faults)
-            notes = {**last.notes, "nothing_recorded": nothing} if nothing else last.notes
+            notes = dict(last.notes)
+            if nothing:
+                notes["nothing_recorded"] = nothing
+            if self._given_up:
+                notes["given_up"] = self._given_up
             self.chronicle.append(
                 replace(last, measurements=(*last.measurements, *self.added), notes=notes)
             )

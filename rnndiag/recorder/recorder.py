@@ -94,7 +94,8 @@ class Recorder:
         self._handles: list[RemovableHandle] = []
         self._stepped: set[int] = set()
         """Optimizers that have stepped since the batch began."""
-        self._batch_is_open = False
+        self._batch_is_open = self._started = False
+        self._faults = Faults(self._settings.strict)
         self._loss: Tensor | float | None = None
         self._fit: FitRecorder | None = None
         self._closed = False
@@ -122,7 +123,8 @@ class Recorder:
         return self._run_dir
 
     def __enter__(self) -> Recorder:
-        self._start()
+        self._refuse_if_closed()
+        self._guarded(self._start)
         return self
 
     def __exit__(
@@ -145,12 +147,13 @@ class Recorder:
         Returns:
             A context manager that gives the `RecordedStep`.
         """
-        self._start()
+        self._refuse_if_closed()
+        self._guarded(self._start)
         return RecordedStep(self, batch)
 
     def end_epoch(self) -> None:
         """Say that an epoch is over: clipping is summed up by epoch. Without it, the whole training is one."""
-        self._handle("epoch_ended")
+        self._guarded(self._handle, "epoch_ended")
         self._loop.end_epoch()
 
     def add(self, *measurements: Measurement) -> None:
@@ -172,29 +175,36 @@ class Recorder:
         Args:
             reason: How the training ended, as the run says it.
         """
-        self._end_batch()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._recorded = self._count
-        fit, self._fit, self._closed = self._fit, None, True
-        if fit is None:
-            return
-        if reason == "finished":
-            fit.handle("finish")
-            fit.handle("conclude")
-        fit.close(reason)
+        self._guarded(self._end_batch)
+        self._closed = True
+        self._guarded(self._conclude, reason)
+        self._fit = None
+
+    def _guarded(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Every entry from the training loop goes through here: a fault of the recorder does not end training."""
+        try:
+            action(*arguments)
+        except Exception as error:
+            if self._settings.strict:
+                raise
+            self._faults.add("the recorder", error)
 
     # -- moments ---------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise BadArgument(
                 "This recorder is closed.", "Make a new rnndiag.Recorder for another training."
             )
-        if self._fit is not None:
+
+    def _start(self) -> None:
+        if self._started:
             return
-        faults = Faults(self._settings.strict)
+        self._started = True
+        faults = self._faults
         place = RunPlace(self._run_dir)
         with faults.guard("choosing the run directory", "Give another dirpath."):
             free = free_directory(self._run_dir)
@@ -215,6 +225,16 @@ class Recorder:
                 optimizer.register_step_post_hook(self._after_step),
             ]
 
+    def _conclude(self, reason: str) -> None:
+        fit = self._fit
+        if fit is None:
+            return
+        if reason == "finished":
+            fit.handle("finish")
+            fit.handle("conclude")
+        self._recorded = fit.chronicle.count
+        fit.close(reason)
+
     def _begin_batch(self, batch: Any) -> None:
         self._end_batch()
         self._loop.begin_batch()
@@ -222,8 +242,20 @@ class Recorder:
         self._loss, self._batch_is_open = None, True
         self._handle("batch_started", batch)
 
-    def _backward_done(self) -> None:
-        self._handle("after_backward")
+    def _note_loss(self, loss: Tensor) -> RemovableHandle | None:
+        """Keep the loss, and see what its backward pass multiplies it by."""
+        found: list[RemovableHandle] = []
+
+        def hook() -> None:
+            self._loss = loss.detach()
+            if loss.requires_grad and loss.numel() == 1:
+                found.append(loss.register_hook(note))
+
+        def note(gradient: Tensor) -> None:
+            self._loop.factor_of_loss = gradient.detach()
+
+        self._guarded(hook)
+        return found[0] if found else None
 
     def _leave_batch(self, failed: bool) -> None:
         self._loop.inside = False
@@ -239,9 +271,12 @@ class Recorder:
             self._end_batch()
 
     def _before_step(self, optimizer: Any, args: Any, options: Any) -> None:
-        self._handle("before_optimizer_step", optimizer)
+        self._guarded(self._handle, "before_optimizer_step", optimizer)
 
     def _after_step(self, optimizer: Any, args: Any, options: Any) -> None:
+        self._guarded(self._step_made, optimizer)
+
+    def _step_made(self, optimizer: Any) -> None:
         self._loop.count_step()
         self._stepped.add(id(optimizer))
         if not self._loop.inside and len(self._stepped) == len(self._loop.optimizers):
@@ -297,26 +332,18 @@ class RecordedStep:
         Returns:
             What it returned.
         """
-        loop = self._recorder._loop
-        self.loss = loss
-        handle = None
-        if loss.requires_grad and loss.numel() == 1:
-
-            def note(gradient: Tensor) -> None:
-                loop.factor_of_loss = gradient.detach()
-
-            handle = loss.register_hook(note)
+        handle = self._recorder._note_loss(loss)
         try:
             returned = loss.backward(**options) if backward is None else backward(loss, **options)
         finally:
             if handle is not None:
                 handle.remove()
         self._ran_backward = True
-        self._recorder._backward_done()
+        self._recorder._guarded(self._recorder._handle, "after_backward")
         return returned
 
     def __enter__(self) -> RecordedStep:
-        self._recorder._begin_batch(self._batch)
+        self._recorder._guarded(self._recorder._begin_batch, self._batch)
         return self
 
     def __exit__(
@@ -325,6 +352,7 @@ class RecordedStep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None and not self._ran_backward and not self._recorder._stepped:
-            self._recorder._backward_done()
-        self._recorder._leave_batch(failed=kind is not None)
+        recorder = self._recorder
+        if kind is None and not self._ran_backward and not recorder._stepped:
+            recorder._guarded(recorder._handle, "after_backward")
+        recorder._guarded(recorder._leave_batch, kind is not None)

@@ -64,6 +64,8 @@ class Settings:
             _refuse("jump", self.jump, "a factor above 1")
         if self.log not in ("worst", "all", "none"):
             _refuse("log", self.log, '"worst", "all" or "none"')
+        if not self.max_bytes > 0:
+            _refuse("max_bytes", self.max_bytes, "a number of bytes above 0")
         if self.stride < 1:
             _refuse("stride", self.stride, "a whole number from 1 up")
         if self.chance is not None and not 0 < self.chance < math.inf:

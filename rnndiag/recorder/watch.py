@@ -42,6 +42,11 @@ class Watch:
         """Whether the hooks are on."""
         return self._capture is not None and self._capture.armed
 
+    @property
+    def spoilt(self) -> bool:
+        """Whether a fault ended the watching of this step."""
+        return self._capture is not None and self._capture.spoilt
+
     def rescan(self) -> None:
         """Look for recurrent modules again: they may be made late, or be swapped between epochs."""
         modules = tuple(self._model.modules())

@@ -197,6 +197,7 @@ class RunWriter:
                 recording.step,
             )
             return False
+        self._reopen_if_removed()
         if self._offset > tar.BLOCK and self._is_full(len(data)):
             self._open_segment(self._number + 1)
         self._append(data)
@@ -244,18 +245,46 @@ class RunWriter:
         before = self._descriptor
         descriptor = os.open(path, flags, 0o644)
         try:
-            _write(descriptor, first, 0, self.durable)
+            _write(descriptor, first, 0, durable=False)
         except OSError:
             os.close(descriptor)
             path.unlink()
             raise
+        self._sync_new(descriptor, path.parent)
         if before >= 0:
             os.close(before)
         self._descriptor, self._file, self._number = descriptor, f"recordings/{name}", number
         self._offset, self._in_segment = len(first), 0
         self.budget.used += len(first)
-        if self.durable:
-            sync_directory(path.parent)
+
+    def _sync_new(self, descriptor: int, folder: Path) -> None:
+        """fsync a new file and its name; where the file system refuses, the run goes on without."""
+        if not self.durable:
+            return
+        try:
+            os.fsync(descriptor)
+            sync_directory(folder)
+        except OSError as fault:
+            self.durable = False
+            log.warning(
+                "rnndiag: %s cannot be synchronised to disk (%s): a crash of the machine may lose recordings.",
+                self.path,
+                fault.strerror or fault,
+            )
+
+    def _reopen_if_removed(self) -> None:
+        """Where someone removed the run's files, writing to the open file would store nothing: go on in a new one."""
+        if os.fstat(self._descriptor).st_nlink:
+            return
+        lost = self.count
+        (self.path / "recordings").mkdir(parents=True, exist_ok=True)
+        self._open_segment(self._number + 1)
+        log.warning(
+            "rnndiag: the files of the run %s were removed while it was written: %d recordings are lost, "
+            "and recording goes on there.",
+            self.path,
+            lost,
+        )
 
     def _append(self, data: bytes) -> None:
         try:

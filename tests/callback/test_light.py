@@ -17,7 +17,7 @@ from rnndiag.engine.contributions import contribution_norms
 from rnndiag.engine.proof import prove
 from rnndiag.recorder.facts.gradient_norms import total_norm
 from rnndiag.recorder.faults import Faults
-from rnndiag.recorder.replay.kept_calls import replay
+from rnndiag.recorder.replay.kept_call import replay
 from rnndiag.recorder.replay.light_hooks import MANY, LightHooks
 from rnndiag.recorder.schedule.overhead import Overhead
 

@@ -465,7 +465,8 @@ def test_options_are_those_of_the_callback() -> None:
         "self",
         "dirpath",
     }
-    assert set(Options.__annotations__) == taken
+    # the need is measured on validation batches, which only a Trainer has
+    assert set(Options.__annotations__) == taken - {"need"}
 
 
 def test_probes_of_one_model_count_their_steps(tmp_path: Path) -> None:

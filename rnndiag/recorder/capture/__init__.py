@@ -2,6 +2,6 @@
 
 from rnndiag.recorder.capture.loops import Loops
 from rnndiag.recorder.capture.passes import BackwardPass, runs_beside_loops
-from rnndiag.recorder.capture.watch import Capture
+from rnndiag.recorder.capture.watch import WATCHING, Capture
 
-__all__ = ["BackwardPass", "Capture", "Loops", "runs_beside_loops"]
+__all__ = ["WATCHING", "BackwardPass", "Capture", "Loops", "runs_beside_loops"]

@@ -13,6 +13,13 @@ def running_task() -> int:
     return int(torch._C._current_graph_task_id())
 
 
+Hook = Callable[..., None]
+
+
+def _unguarded(hook: Hook) -> Hook:
+    return hook
+
+
 @dataclass
 class Tasks:
     """The backward passes seen so far, with what has to be read while they run."""
@@ -20,6 +27,8 @@ class Tasks:
     loss_scale: Callable[[], float]
     scales: dict[int, float] = field(default_factory=dict)
     """Task -> the loss scale at its time, in order of appearance."""
+    guard: Callable[[Hook], Hook] = _unguarded
+    """Wraps a hook that autograd calls, so that a fault of the recorder does not end the backward pass."""
     double: set[int] = field(default_factory=set)
     """Tasks whose gradients are themselves part of a graph (create_graph=True)."""
 

@@ -108,6 +108,15 @@ class Call:
         rounds = self.autocast.enabled and returned == torch.float32
         return self.autocast.dtype if rounds else returned
 
+    def release(self) -> None:
+        """Let go of all tensors."""
+        self.inputs, self.hx, self.weights = self.inputs.new_empty(0), (), ()
+        for store in (self.outputs, self.copies, self.links):
+            store.clear()
+        self.output_gradients.clear()
+        self.input_gradients.clear()
+        self.hx_gradients.clear()
+
     def gradient(self, task: int, slot: int) -> Tensor | None:
         """What came back to an output in that backward pass; None: nothing."""
         return self.output_gradients.get(task, {}).get(slot)
@@ -132,7 +141,7 @@ def keep_under(tasks: Tasks, store: dict[int, Tensor]) -> Keep:
         if gradient is not None and not measuring():
             store[tasks.enter()] = gradient.detach().clone()
 
-    return keep
+    return tasks.guard(keep)
 
 
 def keep_slot(
@@ -148,7 +157,7 @@ def keep_slot(
         if gradient is not None:
             slots[slot] = shape(gradient.detach())
 
-    return keep
+    return tasks.guard(keep)
 
 
 def watch_output(output: Tensor, keep: CallMemory) -> None:

@@ -39,7 +39,9 @@ class CallLog:
     _arrivals: InputGradients = field(default_factory=InputGradients)
 
     def clear(self) -> None:
-        """Forget all calls."""
+        """Forget all calls. Hooks on a graph that is still alive refer to them, so their tensors are let go of."""
+        for call in self.calls:
+            call.release()
         self.calls.clear()
         self.ends.clear()
 
@@ -110,7 +112,7 @@ class CallLog:
         if len({id(tensor) for tensor in targets.values()}) < len(targets):
             known = Counter(map(id, targets.values()))
             targets = {key: tensor for key, tensor in targets.items() if known[id(tensor)] == 1}
-        self._arrivals.watch(outputs, targets, arrived, same)
+        self._arrivals.watch(outputs, targets, self.tasks.guard(arrived), same)
 
 
 def _one_long(call: Call) -> bool:

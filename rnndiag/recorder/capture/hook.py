@@ -56,15 +56,26 @@ class ModuleHook:
     that accepts a hook's three arguments and returns None: it holds nothing alive and needs no rnndiag to load.
     """
 
-    def __init__(self, module: nn.Module, watch: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        watch: Callable[..., Any],
+        on_fault: Callable[[Exception], None] | None = None,
+    ) -> None:
         self._module = weakref.ref(module)
-        self._watch = watch
+        self._watch, self._on_fault = watch, on_fault
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        """What torch calls; None where the module is a stranger."""
-        if self._module() is not module or _replays:
+        """What torch calls; None where the module is a stranger. A fault of `watch` goes to `on_fault`."""
+        try:
+            if self._module() is not module or _replays:
+                return None
+            return self._watch(is_compiling(), module, *rest)
+        except Exception as error:
+            if self._on_fault is None:
+                raise
+            self._on_fault(error)
             return None
-        return self._watch(is_compiling(), module, *rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return string.Formatter().check_unused_args

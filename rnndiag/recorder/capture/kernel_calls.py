@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,8 +52,16 @@ class KernelCalls:
     log: CallLog
     faults: Faults
 
-    def run(self, frame: KernelFrame, asked: KernelCall) -> tuple[Tensor, ...]:
-        """Run the kernel as asked and keep the call, if gradients can flow back through it."""
+    def run(
+        self, frame: KernelFrame, asked: KernelCall, on_fault: Callable[[Exception], None]
+    ) -> tuple[Tensor, ...]:
+        """Run the kernel as asked and keep the call, if gradients can flow back through it.
+
+        Args:
+            frame: The module whose forward calls the kernel.
+            asked: The call.
+            on_fault: Takes a fault that arises after the kernel ran, when its outputs are returned all the same.
+        """
         seen: list[tuple[Call, Tensor, State]] = []
         with self.faults.guard("watching a recurrent call"):
             seen.append(self._before(frame, asked))
@@ -60,17 +69,31 @@ class KernelCalls:
             return asked.run(asked.inputs, asked.hx)
         call, inputs, hx = seen[0]
         outputs = asked.run(inputs, hx)
-        if any(output.requires_grad for output in outputs):
-            if call.plan.one_step:
-                outputs = _own_names(outputs)
-            with self.faults.guard("watching a recurrent call"):
+        try:
+            if any(output.requires_grad for output in outputs):
                 if call.plan.one_step:
-                    trained = tuple(w.requires_grad for w in asked.weights[0].values())
-                    same = (call.plan.kernel, trained)
-                    self.log.watch_inputs(call, outputs, inputs, dict(enumerate(hx)), same)
-                self.log.keep(call, outputs)
-                frame.last = call
+                    outputs = _own_names(outputs)
+                self._keep(frame, asked, call, inputs, hx, outputs)
+        except Exception as error:  # noqa: BLE001 - whatever fails here, the outputs are right
+            on_fault(error)
         return outputs
+
+    def _keep(
+        self,
+        frame: KernelFrame,
+        asked: KernelCall,
+        call: Call,
+        inputs: Tensor,
+        hx: State,
+        outputs: tuple[Tensor, ...],
+    ) -> None:
+        with self.faults.guard("watching a recurrent call"):
+            if call.plan.one_step:
+                trained = tuple(w.requires_grad for w in asked.weights[0].values())
+                same = (call.plan.kernel, trained)
+                self.log.watch_inputs(call, outputs, inputs, dict(enumerate(hx)), same)
+            self.log.keep(call, outputs)
+            frame.last = call
 
     def _before(self, frame: KernelFrame, asked: KernelCall) -> tuple[Call, Tensor, State]:
         """The call so far, and its inputs and initial state, as aliases whose gradients are this call's alone.

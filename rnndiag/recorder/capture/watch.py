@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from rnndiag.engine.cells import Cell
 from rnndiag.errors import CaptureFault, NotSupported
 from rnndiag.recorder.capture import engine_entry
-from rnndiag.recorder.capture.backward_pass import Tasks
+from rnndiag.recorder.capture.backward_pass import Hook, Tasks
 from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.compiled import compiles_layers, pass_over, refuse_compiled, shielded
 from rnndiag.recorder.capture.hook import ModuleHook
@@ -29,6 +29,9 @@ from rnndiag.recorder.capture.step_calls import StepModules
 from rnndiag.recorder.capture.weights import Weights
 from rnndiag.recorder.carry import collect, stop_collecting
 from rnndiag.recorder.faults import Faults
+
+WATCHING = "watching the model's passes"
+"""How faults of the hooks are named."""
 
 
 def _unscaled() -> float:
@@ -54,7 +57,9 @@ class Capture:
         self.model = model
         self.faults = Faults(strict=True) if faults is None else faults
         self.modules = recurrent_modules(model, steps)
-        self._tasks = Tasks(loss_scale)
+        self._tasks = Tasks(loss_scale, guard=self._guarded)
+        self.spoilt = False
+        """Whether a fault of the recorder ended the watching of this step."""
         self._weights = Weights(self._tasks)
         self._log = CallLog(self._tasks, self._weights)
         self._kernels = KernelCalls(self._log, self.faults)
@@ -84,15 +89,15 @@ class Capture:
         """Put the hooks on. What was kept before is forgotten."""
         self.disarm()
         self.forget()
-        collect(self.loop_calls)
+        collect(self)
         engine_entry.listen(self._before_backward)
         self._listens = True
         pass_over(ModuleHook.__call__, KernelMode.__torch_function__)
         self._mode = KernelMode(self._on_kernel, kernel_table())
         for name, watched in self.modules.items():
             module = watched.module
-            enter = ModuleHook(module, shielded(self._entering(name, watched)))
-            leave = ModuleHook(module, shielded(self._leave))
+            enter = ModuleHook(module, shielded(self._entering(name, watched)), self._spoil)
+            leave = ModuleHook(module, shielded(self._leave), self._spoil)
             self._handles += [
                 module.register_forward_pre_hook(enter, with_kwargs=True),
                 module.register_forward_hook(leave, always_call=True),
@@ -107,7 +112,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        stop_collecting(self.loop_calls)
+        stop_collecting(self)
         engine_entry.leave(self._before_backward)
         self._listens = False
         self._weights.unhook()
@@ -138,6 +143,33 @@ class Capture:
         self._steps.clear()
         self._names = Names()
         self.refused.clear()
+        self.spoilt = False
+
+    def _guarded(self, hook: Hook) -> Hook:
+        """A hook of autograd that cannot end the backward pass."""
+
+        def guarded(*args: Any) -> None:
+            if self.spoilt:
+                return
+            try:
+                hook(*args)
+            except Exception as error:  # noqa: BLE001 - no fault may end a backward pass
+                self._spoil(error)
+
+        return guarded
+
+    def _spoil(self, error: Exception) -> None:
+        """A hook failed: what is kept of this step is incomplete, and the rest of it is not watched.
+
+        Args:
+            error: The fault, raised where faults are (`strict`).
+        """
+        if self.faults.strict:
+            raise error
+        self.spoilt = True
+        self._frames.clear()
+        self._mode.close()
+        self.faults.add(WATCHING, error)
 
     def _entering(
         self, name: str, watched: Watched
@@ -147,6 +179,8 @@ class Capture:
         def enter(
             compiling: bool, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) -> None:
+            if self.spoilt:
+                return
             frame = KernelFrame(name, module, torch.is_grad_enabled(), watched.sure)
             frame.given = args, dict(kwargs)
             self._frames.append(frame)
@@ -212,7 +246,27 @@ class Capture:
         if frame.sure:
             self.refused.setdefault(frame.owner, str(limit))
 
+    def carried(self, site: str, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The state that `rnndiag.carry` was given, its tensors marked."""
+        if self.spoilt:
+            return state
+        try:
+            return self.loop_calls.carried(site, state)
+        except Exception as error:  # noqa: BLE001 - no fault may end a forward pass
+            self._spoil(error)
+            return state
+
     def _before_backward(
+        self, roots: Sequence[Any], given: Sequence[Tensor | None], keeps_graph: bool
+    ) -> Callable[[], None] | None:
+        try:
+            done = None if self.spoilt else self._find_loops(roots, given, keeps_graph)
+        except Exception as error:  # noqa: BLE001 - no fault may end a backward pass
+            self._spoil(error)
+            return None
+        return None if done is None else self._guarded(done)
+
+    def _find_loops(
         self, roots: Sequence[Any], given: Sequence[Tensor | None], keeps_graph: bool
     ) -> Callable[[], None] | None:
         """Find and measure the loops of a backward pass while its graph is whole."""
@@ -260,6 +314,22 @@ class Capture:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
+        try:
+            return self._watch_kernel(cell, one_step, kernel, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - no fault may end a forward pass
+            # a fault of the call itself is raised once more here, by the plain call, and is the user's
+            returned = kernel(*args, **kwargs)
+            self._spoil(error)
+            return returned
+
+    def _watch_kernel(
+        self,
+        cell: Cell,
+        one_step: bool,
+        kernel: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
         frame = self._frames[-1] if self._frames else None
         if frame is None or not torch.is_grad_enabled():
             return kernel(*args, **kwargs)
@@ -268,7 +338,7 @@ class Capture:
             found.append(read_call(cell, one_step, kernel, args, kwargs))
         if not found:
             return kernel(*args, **kwargs)
-        outputs = self._kernels.run(frame, found[0])
+        outputs = self._kernels.run(frame, found[0], self._spoil)
         return outputs if len(outputs) > 1 else outputs[0]
 
     def _note_final(self, frame: KernelFrame, output: Any) -> None:

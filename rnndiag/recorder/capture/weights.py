@@ -83,7 +83,7 @@ class Weights:
                 None  # an optimizer may write next, and a fused one leaves the version as it is
             )
 
-        return keep
+        return tasks.guard(keep)
 
     def unhook(self) -> None:
         """Take all hooks off; the gradients stay."""

@@ -56,6 +56,8 @@ def take(
     with untouched(device):
         _take_loops(subject, taken, set(groups))
         for group in groups:
+            if faults.out_of_memory:  # the step's recording is given up
+                return taken
             if faults.gave_up(f"measuring {group}"):
                 subject.not_measured.setdefault(group, "it failed before, see the errors")
                 continue

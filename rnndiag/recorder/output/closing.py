@@ -26,6 +26,8 @@ class Cost:
     broke_budget: bool = False
     light: float = 0.0
     """Of the share, what steps took that are not recorded."""
+    given_up: tuple[str, ...] = ()
+    """Sentences on what the budget did not pay for."""
 
     def excuse(self, budget: float) -> str:
         """Why the budget was broken, and what to do; nothing if it was kept."""
@@ -33,8 +35,8 @@ class Cost:
             return ""
         if self.light > budget / 2:
             return (
-                f"That is over the budget of {budget:.0%}: the steps are so short that looking at the norm of each "
-                f"takes {self.light:.1%} by itself. Give a larger budget, or black_box=False, which saves a part."
+                f"That is over the budget of {budget:.0%}: the steps are so short that what is done at each of "
+                f"them takes {self.light:.1%} by itself. Give a larger budget, or black_box=False, which saves a part."
             )
         return (
             f"That is over the budget of {budget:.0%} and the {FLOOR:.0f} s that every fit may take besides: its steps "
@@ -72,5 +74,5 @@ def close_fit(
         with faults.guard("the screen at the end of the fit"):
             words = TimeWords(settings.time_unit, settings.stride)
             seconds = time.perf_counter() - started if settings.report else 0.0
-            excuse = cost.excuse(settings.budget)
+            excuse = " ".join(filter(None, (cost.excuse(settings.budget), *cost.given_up)))
             print(screen(StoredRun(run_dir), cost.share, words, excuse, seconds))

@@ -17,7 +17,7 @@ from rnndiag.recorder.facts.history import History, Scalar, StepFacts, number
 from rnndiag.recorder.facts.training_loop import TrainingLoop
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.replay.first_fault import first_fault, largest_contribution
-from rnndiag.recorder.replay.kept_calls import replay
+from rnndiag.recorder.replay.kept_call import replay
 from rnndiag.recorder.replay.light_hooks import LightHooks
 from rnndiag.recorder.schedule.overhead import Overhead
 from rnndiag.recorder.settings import Settings

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from rnndiag.engine.cells import State
 from rnndiag.recorder.capture.hook import ModuleHook
 from rnndiag.recorder.faults import Faults
-from rnndiag.recorder.replay.kept_call import KeptCall, copied, state_of
+from rnndiag.recorder.replay.kept_call import KeptCall, autocast_of, copied, state_of
 from rnndiag.recorder.schedule.overhead import Overhead
 
 MOST_BYTES = 256 * 2**20
@@ -51,9 +51,12 @@ class CallMemory:
         for name, module in self._model.named_modules():
             if isinstance(module, nn.RNNBase):
                 enter, leave = self._entering(name), self._leaving(name)
+                on_fault = self._faults.handler("keeping a chunk for the seam")
                 self._handles += [
-                    module.register_forward_pre_hook(ModuleHook(module, enter), with_kwargs=True),
-                    module.register_forward_hook(ModuleHook(module, leave)),
+                    module.register_forward_pre_hook(
+                        ModuleHook(module, enter, on_fault), with_kwargs=True
+                    ),
+                    module.register_forward_hook(ModuleHook(module, leave, on_fault)),
                 ]
 
     def rest(self) -> None:
@@ -105,24 +108,22 @@ class CallMemory:
         self, name: str, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> KeptCall:
         weights = {key: value.detach() for key, value in module.state_dict().items()}
-        device = next(iter(weights.values())).device
         drops = module.dropout > 0 and module.training and module.num_layers > 1
-        dtype = torch.get_autocast_dtype(device.type)
         return KeptCall(
             name,
             module,
             copied(args),
             copied(dict(kwargs)),
-            self._as_they_are(name, weights),
-            module.training,
             torch.get_rng_state() if drops else None,
-            dtype if torch.is_autocast_enabled(device.type) else None,
+            autocast_of(next(iter(weights.values()))),
+            weights=self._as_they_are(name, weights),
+            training=module.training,
         )
 
     def _as_they_are(self, name: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Copies of the weights; those of the call before where no step was made since."""
         before = self._calls.get(name)
-        known = before[-1].weights if before else {}
+        known = (before[-1].weights if before else None) or {}
         if known.keys() == weights.keys() and all(
             torch.equal(known[key], value) for key, value in weights.items()
         ):

@@ -1,11 +1,15 @@
-"""One call of a recurrent layer in an earlier training step, kept so that it can be run again as it was."""
+"""Calls of recurrent layers that are kept, and run again under the capture on copies of their modules.
+
+The black box keeps references to the calls of the running step (`light_hooks`): its weights have not moved yet. The
+seams keep copies of the calls of earlier steps (`call_memory`), weights included. Both run them again here, on copies
+that nobody has hooks on, so that nothing of the user's is called twice.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,64 +19,161 @@ from torch.nn.utils.rnn import PackedSequence
 from rnndiag.engine.cells import State
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.truncation.chains.seam_memory import without_gradients
-from rnndiag.recorder.capture import Capture
+from rnndiag.recorder.capture import BackwardPass, Capture
+from rnndiag.recorder.faults import Faults
 from rnndiag.store.layer_names import recurrence
 
+_CHANGED = "its inputs were changed in place after the call"
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, slots=True)
 class KeptCall:
-    """Copies of all that the call depended on; nothing of the user's is held on to but the module."""
+    """One call of a recurrent module, and what it depended on."""
 
     name: str
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    weights: Mapping[str, Tensor]
-    training: bool
     random_state: Tensor | None
+    """Of the CPU's generator before the call, where the call drew dropout masks."""
     autocast: torch.dtype | None
+    """The precision of the autocast that held; None: there was none."""
+    versions: tuple[int, ...] = ()
+    """How often each argument had been written to, where the arguments are no copies."""
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    """What came back, by number of the output tensor; none: only the states are of interest."""
+    weights: Mapping[str, Tensor] | None = None
+    """Copies; None: those of the module have not moved since."""
+    training: bool = True
+    """The mode of the module, where its weights are copies."""
     end: State = ()
     """The state that the call returned, (layers * directions, B, S_p) a part."""
+    _layer_runs: Mapping[str, LayerRun] | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether an argument was written to since."""
+        return self.versions != versions_of(self.args, self.kwargs)
 
     @property
     def bytes(self) -> int:
         """What it takes."""
-        kept = (*tensors(self.args), *tensors(dict(self.kwargs)), *self.weights.values())
-        return sum(value.nbytes for value in kept)
+        weights = {} if self.weights is None else self.weights
+        return sum(value.nbytes for value in (*self.inputs, *weights.values()))
 
-    @cached_property
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        """All tensors that it was given."""
+        return [*tensors_in(self.args), *tensors_in(list(self.kwargs.values()))]
+
+    @property
     def layer_runs(self) -> Mapping[str, LayerRun]:
         """The call's layers by the name of their recurrence; empty where it does not come out as it was."""
-        module = _bare(self.module).train(self.training).requires_grad_()
-        with torch.no_grad():
-            for name, value in module.state_dict(keep_vars=True).items():
-                value.copy_(self.weights[name])
-        capture = Capture(_tree(self.name, module))
-        device = self.end[0].device
-        capture.arm()
-        try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                again = self._run_again(module, device.type)
-            passes = capture.take()
-        finally:
-            capture.disarm()
-        if not all(map(near, self.end, again)):
-            return {}
-        return {
-            recurrence(run.name): without_gradients(run)
-            for found in passes
-            for run in found.layer_runs
-        }
+        if self._layer_runs is None:
+            passes, (returned,) = run_again([self])
+            self._layer_runs = {}
+            if all(map(near, self.end, state_of(returned[1]))):
+                runs = [run for found in passes for run in found.layer_runs]
+                self._layer_runs = {recurrence(run.name): without_gradients(run) for run in runs}
+        return self._layer_runs
 
-    def _run_again(self, module: nn.Module, device: str) -> State:
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state)
-        on = self.autocast is not None
-        with torch.enable_grad(), torch.autocast(device, dtype=self.autocast, enabled=on):
-            out = module(*self.args, **self.kwargs)
-            found = [value for value in tensors(out) if value.requires_grad]
-            torch.autograd.backward(found, [torch.zeros_like(value) for value in found])
-        return state_of(out[1])
+    def copy_of_module(self) -> nn.Module:
+        """The module as it was, without anybody's hooks and gradients."""
+        copied = copy.deepcopy(self.module)
+        for part in copied.modules():
+            for hooks in (
+                part._forward_hooks,
+                part._forward_pre_hooks,
+                part._backward_hooks,
+                part._backward_pre_hooks,
+            ):
+                hooks.clear()
+        for parameter in copied.parameters():
+            parameter.grad = None
+        if self.weights is not None:
+            copied.train(self.training).requires_grad_()
+            with torch.no_grad():
+                for name, value in copied.state_dict(keep_vars=True).items():
+                    value.copy_(self.weights[name])
+        return copied
+
+
+def replay(
+    calls: Sequence[KeptCall],
+    gradients: Mapping[str, Tensor],
+    faults: Faults,
+    scale: float = 1.0,
+) -> list[BackwardPass]:
+    """The kept calls of a step as backward passes.
+
+    Args:
+        calls: Those that no gradient came back to are left out.
+        gradients: The true gradients of parameters, to prove the calls by.
+        faults: Takes the faults of the capture.
+        scale: What came back to the outputs is this many times too large.
+    """
+    calls = [call for call in calls if call.gradients]
+    if not calls:
+        return []
+    passes, _ = run_again(calls, faults, scale)
+    notes = (_CHANGED,) if any(call.changed for call in calls) else ()
+    return [
+        replace(found, layer_runs=tuple(_with(run, gradients, notes) for run in found.layer_runs))
+        for found in passes
+    ]
+
+
+def _with(run: LayerRun, gradients: Mapping[str, Tensor], notes: tuple[str, ...]) -> LayerRun:
+    true = {
+        key: gradients[name].detach()
+        for key, name in run.parameters.items()
+        if key in run.gradients and name in gradients
+    }
+    return replace(run, gradients={**run.gradients, **true}, notes=(*run.notes, *notes))
+
+
+def run_again(
+    calls: Sequence[KeptCall], faults: Faults | None = None, scale: float = 1.0
+) -> tuple[tuple[BackwardPass, ...], list[Any]]:
+    """Run calls again, forward and backward, under the capture.
+
+    Args:
+        calls: In their order; calls of one module share a copy of it.
+        faults: Takes the faults of the capture; None: they are raised.
+        scale: The loss scale that is still in the kept gradients.
+
+    Returns:
+        The backward passes, and what each call returned.
+    """
+    copies = {call.name: call.copy_of_module() for call in calls}
+    capture = Capture(_tree(copies), loss_scale=lambda: scale, faults=faults)
+    device = calls[0].inputs[0].device
+    returned: list[Any] = []
+    outputs: list[Tensor] = []
+    gradients: list[Tensor] = []
+    capture.arm()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+            for call in calls:
+                if call.random_state is not None:
+                    torch.set_rng_state(call.random_state)
+                on = call.autocast is not None
+                with torch.autocast(device.type, dtype=call.autocast, enabled=on):
+                    args, kwargs = _cut(call.args), _cut(dict(call.kwargs))
+                    returned.append(copies[call.name](*args, **kwargs))
+                found = tensors_in(returned[-1])
+                for number, gradient in (call.gradients or _zeros(found)).items():
+                    outputs.append(found[number])
+                    gradients.append(gradient.detach())
+            torch.autograd.backward(outputs, gradients)
+        return capture.take(), returned
+    finally:
+        capture.disarm()
+
+
+def _zeros(outputs: Sequence[Tensor]) -> dict[int, Tensor]:
+    """A backward pass without a gradient: the capture sees calls that one goes through."""
+    return {k: torch.zeros_like(out) for k, out in enumerate(outputs) if out.requires_grad}
 
 
 def near(one: Tensor, other: Tensor) -> bool:
@@ -87,23 +188,47 @@ def state_of(value: Any) -> State:
     return tuple(value) if isinstance(value, tuple | list) else ()
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in arguments or results."""
+def tensors_in(value: Any) -> Sequence[Tensor]:
+    """All tensors of nested tuples and lists, in order; of a packed sequence its data."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, PackedSequence):
-        yield value.data
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors(part)
+        return (value,)
+    if isinstance(value, PackedSequence):
+        return (value.data,)
+    if not isinstance(value, tuple | list):
+        return ()
+    if len(value) == 1:
+        return tensors_in(value[0])
+    return [tensor for part in value for tensor in tensors_in(part)]
+
+
+def versions_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """How often each tensor among the arguments was written to."""
+    tensors = tensors_in(args)
+    if kwargs:
+        tensors = [*tensors, *tensors_in(list(kwargs.values()))]
+    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
+
+
+def autocast_of(tensor: Tensor) -> torch.dtype | None:
+    """The precision of the autocast that holds now for a tensor's device; None without one."""
+    if not _any_autocast():
+        return None
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+"""One question for all devices, where this torch knows it."""
 
 
 def copied(value: Any) -> Any:
     """The same arguments as tensors of their own, without a graph."""
     return _mapped(value, lambda tensor: tensor.detach().clone())
+
+
+def _cut(value: Any) -> Any:
+    """The same arguments, cut off from the graph they came from; they take a gradient where they took one."""
+    return _mapped(value, lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -118,26 +243,17 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def _bare(module: nn.Module) -> nn.Module:
-    """A copy without anybody's hooks and gradients."""
-    found = copy.deepcopy(module)
-    for part in found.modules():
-        for hooks in (
-            part._forward_hooks,
-            part._forward_pre_hooks,
-            part._backward_hooks,
-            part._backward_pre_hooks,
-        ):
-            hooks.clear()
-    for parameter in found.parameters():
-        parameter.grad = None
-    return found
-
-
-def _tree(name: str, module: nn.Module) -> nn.Module:
-    """A module that holds this one under its qualified name."""
-    for part in reversed(name.split(".")) if name else ():
-        holder = nn.Module()
-        holder.add_module(part, module)
-        module = holder
-    return module
+def _tree(modules: Mapping[str, nn.Module]) -> nn.Module:
+    """A module that holds these under their qualified names."""
+    root = nn.Module()
+    for name, module in modules.items():
+        if not name:
+            return module
+        *path, last = name.split(".")
+        place = root
+        for part in path:
+            if not hasattr(place, part):
+                place.add_module(part, nn.Module())
+            place = getattr(place, part)
+        place.add_module(last, module)
+    return root

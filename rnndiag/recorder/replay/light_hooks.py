@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rnndiag.recorder.capture.compiled import is_compiling, pass_over
 from rnndiag.recorder.faults import Faults
-from rnndiag.recorder.replay.kept_calls import KeptTensors, autocast_of, tensors_in, versions_of
+from rnndiag.recorder.replay.kept_call import KeptCall, autocast_of, tensors_in, versions_of
 from rnndiag.recorder.schedule.overhead import Overhead
 
 MANY = 8
@@ -34,13 +34,13 @@ class LightHooks:
     """Light hooks on all fused recurrent modules of a model; they keep something while `awake`."""
 
     def __init__(self, faults: Faults, overhead: Overhead) -> None:
-        self.guard, self.overhead = faults.guard("keeping a call for the black box"), overhead
+        self._on_fault, self.overhead = faults.handler("keeping a call for the black box"), overhead
         self._handles: dict[str, list[RemovableHandle]] = {}
         self._modules: dict[str, nn.RNNBase] = {}
         self._loops: set[str] = set()
         self._counts: dict[str, int] = {}
         self._random: dict[str, Tensor] = {}
-        self.calls: list[KeptTensors] = []
+        self.calls: list[KeptCall] = []
         self.awake = False
 
     def attach(self, model: nn.Module) -> None:
@@ -62,6 +62,12 @@ class LightHooks:
                 enter = RandomHook(self, name, module)
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             self._handles[name] = handles
+
+    def fail(self, error: Exception) -> None:
+        """A hook failed: nothing more is kept of this step."""
+        self.awake = False
+        self.forget()
+        self._on_fault(error)
 
     def forget(self) -> None:
         """Drop what was kept."""
@@ -99,14 +105,14 @@ class LightHooks:
             if not tensor.requires_grad:
                 continue
             if call is None:
-                call = KeptTensors(
+                call = KeptCall(
                     name,
                     module,
                     args,
                     kwargs,
-                    versions_of(args, kwargs),
                     self._random.pop(name, None),
                     autocast_of(tensor),
+                    versions_of(args, kwargs),
                 )
                 self.calls.append(call)
             arrival = Arrival(call.gradients, number, self.overhead)
@@ -131,12 +137,14 @@ class LightHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         light_hooks = self._light_hooks
-        if not light_hooks.awake or self._module() is not module or is_compiling():
-            return
-        start = perf_counter()
-        with light_hooks.guard:
+        try:
+            if not light_hooks.awake or self._module() is not module or is_compiling():
+                return
+            start = perf_counter()
             light_hooks.keep(self._name, module, args, kwargs, output)
-        light_hooks.overhead.spent += perf_counter() - start
+            light_hooks.overhead.spent += perf_counter() - start
+        except Exception as error:  # noqa: BLE001 - no fault may end a forward pass
+            light_hooks.fail(error)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return contextlib.nullcontext().__exit__
@@ -154,13 +162,12 @@ class RandomHook(LightHook):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         light_hooks = self._light_hooks
-        if (
-            light_hooks.awake
-            and module.training
-            and self._module() is module
-            and not is_compiling()
-        ):
-            light_hooks.note_random(self._name)
+        try:
+            mine = light_hooks.awake and module.training and self._module() is module
+            if mine and not is_compiling():
+                light_hooks.note_random(self._name)
+        except Exception as error:  # noqa: BLE001 - no fault may end a forward pass
+            light_hooks.fail(error)
 
 
 class Arrival:
@@ -173,7 +180,10 @@ class Arrival:
         self._gradients, self._number, self._overhead = gradients, number, overhead
 
     def __call__(self, gradient: Tensor) -> None:
-        start = perf_counter()
-        known = self._gradients.get(self._number)
-        self._gradients[self._number] = gradient if known is None else known + gradient
-        self._overhead.spent += perf_counter() - start
+        try:
+            start = perf_counter()
+            known = self._gradients.get(self._number)
+            self._gradients[self._number] = gradient if known is None else known + gradient
+            self._overhead.spent += perf_counter() - start
+        except Exception:  # noqa: BLE001 - no fault may end a backward pass
+            self._gradients.clear()  # a call without gradients is not replayed

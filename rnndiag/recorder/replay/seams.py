@@ -51,6 +51,10 @@ class Seams:
         self._found.clear()
         self._chunks.forget()
 
+    def forget_batch(self) -> None:
+        """Drop the layer runs of this batch; kept calls of earlier ones stay."""
+        self._chunks.forget()
+
     def stand(self, ticks: int, pending: Pending | None) -> None:
         """Keep the coming calls if the step is recorded or one of the next ones may be, `ticks` from now."""
         if self._most and (pending is not None or ticks <= self._most):

@@ -72,10 +72,17 @@ class Overhead:
         self._batch_started = self._up_to_now()
         self._spent_at_start = self.spent
 
-    def batch_ended(self, recorded: bool) -> None:
-        """The training step is over."""
+    def batch_ended(self, recorded: bool) -> tuple[float, float] | None:
+        """The training step is over.
+
+        Args:
+            recorded: Whether something was measured of it.
+
+        Returns:
+            Of a step that was not recorded: its seconds without the recorder's own, and the recorder's own.
+        """
         if self._batch_started is None:
-            return
+            return None
         now = self._up_to_now()
         own = self.spent - self._spent_at_start
         duration = now - self._batch_started - own
@@ -83,9 +90,10 @@ class Overhead:
         if not recorded:
             self._plain.append(duration)
             self.plain += 1
-            self.light += self.spent - self._spent_at_end
+            light = self.spent - self._spent_at_end
+            self.light += light
             self._spent_at_end = self.spent
-            return
+            return duration, light
         step = self.step_seconds
         if step is not None:
             # single steps vary, so a recorded one may come out cheaper than a plain one: only the sum says something
@@ -97,6 +105,7 @@ class Overhead:
         groups = sum(self.by_group.values())
         self.recording_cost(max(0.0, own - (groups - self._groups_at_end)))
         self._groups_at_end = groups
+        return None
 
     def batch_dropped(self) -> None:
         """The training step was not completed: its time says nothing."""

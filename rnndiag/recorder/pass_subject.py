@@ -1,0 +1,73 @@
+"""From one backward pass to the subject of its measures: the same path for callback, recorder, black box and probe."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from rnndiag.engine.layer_run import LayerRun
+from rnndiag.recorder.capture import BackwardPass, runs_beside_loops
+from rnndiag.recorder.capture.gathered import gathered
+from rnndiag.recorder.measures import Extent, Subject
+from rnndiag.recorder.output.pending_recording import BACKWARDS, Pending, renamed
+
+
+def subject_of(
+    pending: Pending, seen: BackwardPass, extent: Extent, known: Collection[str] = ()
+) -> Subject | None:
+    """What is to be measured of a backward pass; what is known of it without measuring goes into the recording.
+
+    Args:
+        pending: The recording. Its passes through each layer are counted; those beyond `BACKWARDS` are not measured.
+        seen: The backward pass.
+        extent: How much the costly measures may look at.
+        known: Layers and loops that another recording of the batch has already.
+
+    Returns:
+        The subject; None where nothing is left to measure.
+    """
+    if told := {**seen.cut, **seen.missed}:
+        pending.facts.setdefault("not_measured", {}).update(told)
+    if seen.resets:
+        pending.facts.setdefault("resets", {}).update(seen.resets)
+    kept, pieces = runs_beside_loops(seen)
+    together, said = gathered(kept, seen.cut)
+    loops = seen.loops.without({*known} & {*_names(seen)})
+    runs = _named(pending, together, known)
+    if not runs and not loops.tells:
+        return None
+    lengths = (*(run.T for run in runs), *(found.T for found in loops.measured))
+    pending.window = max(pending.window, *lengths)
+    return Subject(
+        runs,
+        loops=loops,
+        scale=seen.scale,
+        for_proof=pieces,
+        made={name: adj for name, adj in seen.adjoints.items() if name not in said},
+        gathered=frozenset(said),
+        sampling=said,
+        dtype=seen.dtype,
+        extent=extent,
+    )
+
+
+def names_of(pending: Pending, seen: BackwardPass) -> set[str]:
+    """Layers of the recording so far, and loops of the pass."""
+    return {*pending.layers, *_names(seen)}
+
+
+def _names(seen: BackwardPass) -> set[str]:
+    return {found.name for found in seen.loops.measured} | set(seen.loops.open)
+
+
+def _named(
+    pending: Pending, runs: Sequence[LayerRun], known: Collection[str]
+) -> tuple[LayerRun, ...]:
+    """The runs under the names that they have in the recording."""
+    kept = []
+    for run in runs:
+        if run.name in known:
+            continue
+        number = pending.layers[run.name] = pending.layers.get(run.name, 0) + 1
+        if number <= BACKWARDS:
+            kept.append(renamed(run, number))
+    return tuple(kept)
