@@ -1,4 +1,4 @@
-"""Training with a window that sets itself, beside fixed ones: recall after a gap, an AR(3) series, the cost of looks.
+"""Does a window that sets itself learn what the best fixed one learns, and what do its looks cost?
 
     python -m benchmarks.auto_training recall --gap 50 --seeds 1
     python -m benchmarks.auto_training ar3

@@ -1,4 +1,4 @@
-"""A window that sets itself: how often its bound is wrong, what it does on known programs, what its looks cost.
+"""How often is the bound of a window that sets itself wrong, and what does it do on known programs?
 
     python -m benchmarks.auto_window                  # tables T1 and T2, and the coverage of the whole controller
     python -m benchmarks.auto_window recall ar3 cost  # trained nets; minutes each

@@ -22,13 +22,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trial.cases import Case, controls, planted, sample, shaped
-from trial.cures import apply
-from trial.fit import Fitted, diagnosis_of, fitted
-from trial.outcome import ENOUGH, NAMES_NOTHING, Outcome, fall_share, table
+from benchmarks.trial.cases import Case, controls, planted, sample, shaped
+from benchmarks.trial.cures import apply
+from benchmarks.trial.fit import Fitted, diagnosis_of, fitted
+from benchmarks.trial.outcome import ENOUGH, NAMES_NOTHING, Outcome, fall_share, table
 
 
 def outcomes(cases: Iterable[Case], folder: Path, cures: bool, deadline: float) -> list[Outcome]:

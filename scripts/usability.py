@@ -13,12 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from trial.fit import Fitted, fitted
-from trial.program import Program
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rnndiag
+from benchmarks.trial.fit import Fitted, fitted
+from benchmarks.trial.program import Program
 from rnndiag.health.diagnosis.finding import paragraphs
 from rnndiag.recorder.output.screen import diagnosis_lines
 from rnndiag.report.write_report import report_context

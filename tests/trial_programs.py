@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from trial.cures import apply as apply
-from trial.fit import train as train
-from trial.program import Program as Program
+from benchmarks.trial.cures import apply as apply
+from benchmarks.trial.fit import train as train
+from benchmarks.trial.program import Program as Program

@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trial.faults import FAULTS, Fault
-from trial.program import Program
-from trial.tasks import TASKS
+from benchmarks.trial.faults import FAULTS, Fault
+from benchmarks.trial.program import Program
+from benchmarks.trial.tasks import TASKS
 
 
 @dataclass(frozen=True)

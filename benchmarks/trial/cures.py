@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trial.program import Program
-
+from benchmarks.trial.program import Program
 from rnndiag.health.diagnosis import Remedy
 
 

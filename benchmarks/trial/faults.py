@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trial.program import Program
-from trial.tasks import Task
+from benchmarks.trial.program import Program
+from benchmarks.trial.tasks import Task
 
 GATED = ("lstm", "gru")
 TANH, RELU = ("tanh",), ("relu",)

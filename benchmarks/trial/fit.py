@@ -16,9 +16,9 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from trial.program import BATCHES, Net, Program, loader_of
 
 import rnndiag
+from benchmarks.trial.program import BATCHES, Net, Program, loader_of
 from rnndiag import GradientDiagnostics
 from rnndiag.health.diagnosis import Diagnosis
 

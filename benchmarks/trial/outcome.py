@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trial.cases import Case
-from trial.fit import Fitted
-
+from benchmarks.trial.cases import Case
+from benchmarks.trial.fit import Fitted
 from rnndiag.health.diagnosis import Diagnosis
 
 ENOUGH = 0.8

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from trial.tasks import IGNORED, TASKS, Task
+
+from benchmarks.trial.tasks import IGNORED, TASKS, Task
 
 BATCHES = 150
 """Distinct batches of the training set; a longer fit goes over them again."""

@@ -1,6 +1,6 @@
-"""3,000 damaged runs through check, report, compare and show: exit codes, the slowest command, and any fault.
+"""What do check, report, compare and show do with 3,000 damaged runs: exit codes, the slowest command, any fault?
 
-    python -m benchmarks.mutated_runs [COUNT] [SEED]
+    python -m benchmarks.mutations [COUNT] [SEED]
 
 A fault is an exit code of 4, a traceback, a command of more than 20 s, or a pass of a run that fails unharmed.
 """
