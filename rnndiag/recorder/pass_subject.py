@@ -36,7 +36,7 @@ def subject_of(
     if not runs and not loops.tells:
         return None
     lengths = (*(run.T for run in runs), *(found.T for found in loops.measured))
-    pending.window = max(pending.window, *lengths)
+    pending.window = max((pending.window, *lengths))
     return Subject(
         runs,
         loops=loops,

@@ -317,6 +317,9 @@ class Capture:
         try:
             return self._watch_kernel(cell, one_step, kernel, args, kwargs)
         except Exception as error:  # noqa: BLE001 - no fault may end a forward pass
+            if _raised_by_torch(error):
+                # the kernel's own, such as the signal by which checkpointing ends a recomputation early
+                raise
             # a fault of the call itself is raised once more here, by the plain call, and is the user's
             returned = kernel(*args, **kwargs)
             self._spoil(error)
@@ -349,6 +352,15 @@ class Capture:
         final = output[1] if isinstance(output[1], tuple) else (output[1],)
         for slot, part in enumerate(final, 1):
             self._log.ends.add_alias(frame.last, slot, part)
+
+
+def _raised_by_torch(error: Exception) -> bool:
+    """Whether the innermost Python frame of the error lies in torch, and so neither here nor in a user's code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0] == "torch"
 
 
 def _inside_a_transform() -> bool:
