@@ -44,7 +44,11 @@ $(VENV)/docs: $(VENV)/dev
 
 .PHONY: test
 test: $(VENV)/dev  ## run all tests, two at a time, and print the coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=rnndiag $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=rnndiag -m "not long" $(TESTS)
+
+.PHONY: test-long
+test-long: $(VENV)/dev  ## run the tests that take many minutes: whole trials, random programs, fuzzing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m long $(TESTS)
 
 .PHONY: demo
 demo: $(VENV)/train  ## train a small LSTM, record it, and print where the report is
@@ -92,7 +96,7 @@ check: lint types layers wheel  ## all that CI checks beside the tests
 
 # --- the oldest and the newest that is promised: CUDA builds of torch, some gigabytes each -------
 
-CORE := -m "not slow and not browser"
+CORE := -m "not slow and not long and not browser"
 
 .venv-lowest/dev: pyproject.toml constraints-lowest.txt
 	test -x .venv-lowest/bin/python || $(or $(LOWEST_PYTHON),$$(scripts/choose-python 3.10)) -m venv .venv-lowest

@@ -193,7 +193,7 @@ def test_a_fault_in_a_function_of_the_recorder_leaves_training_alone(
     try_all(kind, tmp_path, SAMPLE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="code objects have no qualified name")
 @pytest.mark.parametrize("kind", ["layer", "cell", "chunks"])
 def test_a_fault_in_every_function_of_the_recorder_leaves_training_alone(

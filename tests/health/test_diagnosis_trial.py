@@ -10,7 +10,7 @@ from trial_programs import Program, apply, train
 
 import rnndiag
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 PLANTED: dict[str, tuple[Program, str]] = {
     "low rate": (Program("copy-lag", "gru", steps=150, rate=1e-6), "learning_rate_too_low"),

@@ -17,7 +17,7 @@ CONFIG = '[tool.rnndiag.checks.reach]\nmin = 23\nchange = "off"\n'
 """The unharmed run reaches less far, so that it fails: an exit code of 0 would be a pass out of nothing."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_damaged_runs_end_no_command_and_never_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ def test_random_loops_marked_by_carry_are_measured(start: int) -> None:
     assert "open" not in verdicts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("start", range(40, 500, 20))
 def test_no_further_random_loop_is_called_exact_and_wrong(start: int) -> None:
     for seed in range(start, min(start + 20, 500)):

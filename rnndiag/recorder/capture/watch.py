@@ -316,7 +316,7 @@ class Capture:
     ) -> Any:
         try:
             return self._watch_kernel(cell, one_step, kernel, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - no fault may end a forward pass
+        except Exception as error:
             if _raised_by_torch(error):
                 # the kernel's own, such as the signal by which checkpointing ends a recomputation early
                 raise
