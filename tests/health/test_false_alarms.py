@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     return [train(program, folder / str(seed), seed, recordings=6) for seed in range(SEEDS)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_two_hundred_healthy_comparisons(runs: list[Run], candidates: int) -> None:
     """With `shift` at 0 the interval alone decides, so this is the rate that it promises."""
@@ -47,7 +47,7 @@ def test_two_hundred_healthy_comparisons(runs: list[Run], candidates: int) -> No
     assert all(alarms[name] <= MOST for name in CHECKS), alarms
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gate_as_it_is_by_default_passes_every_other_seed(runs: list[Run]) -> None:
     baseline = measure(runs[:BASELINE], Config())
     codes = [exit_code(check(run, baseline)) for run in runs[BASELINE:]]

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.faults import FAULTS, PROJECTS, failed, findings_of
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", PROJECTS)
 def test_a_healthy_program_passes(name: str, tmp_path: Path) -> None:
     found = findings_of(name, PROJECTS[name].program, tmp_path / "run")
@@ -17,7 +17,7 @@ def test_a_healthy_program_passes(name: str, tmp_path: Path) -> None:
     assert not [one for one in found if one.status == "not_judged"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_caught_by_the_rule_meant_for_it(name: str, tmp_path: Path) -> None:
     fault = FAULTS[name]
