@@ -1,4 +1,4 @@
-"""A soak of the writer: memory, open files and disk stay bounded over 20,000 recorded steps; what was dropped is said.
+"""Do memory, open files and disk stay bounded over 20,000 recorded steps, and does the run say what was dropped?
 
 python -m benchmarks.soak [STEPS]
 """

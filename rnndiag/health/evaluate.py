@@ -62,7 +62,8 @@ class RunEvaluator:
 
     def scope(self, bounds: Bounds) -> RunNumbers:
         """The numbers of the recordings in a check's window."""
-        count = len(self.run.judged(bounds.window or self.config.window, self.needed(bounds)))
+        least = bounds.min_recordings or self.config.min_recordings
+        count = len(self.run.judged(bounds.window or self.config.window, least))
         if count >= len(self.whole.all_steps):
             return self.whole
         if count not in self._scopes:
@@ -81,9 +82,11 @@ class RunEvaluator:
             return measured
         return (*measured, *(name for name in names if recurrence(name) not in known))
 
-    def needed(self, bounds: Bounds) -> int:
-        """How many values a check must rest on."""
-        return bounds.min_recordings or self.config.min_recordings
+    def needed(self, rule: Rule, bounds: Bounds) -> int:
+        """How many values in the window a check must rest on."""
+        if bounds.min_recordings:
+            return bounds.min_recordings
+        return 1 if rule.of_weights else self.config.min_recordings
 
     def owners(self, rule: Rule) -> tuple[str, ...]:
         """Whose number a rule is: every layer, the whole model, or both."""
@@ -115,10 +118,11 @@ class RunEvaluator:
         """
         bounds = self.config.bounds(rule.name)
         found = self.series(rule, layer, self.scope(bounds))
-        if not rule.of_the_run and found.count < self.needed(bounds):
+        needed = self.needed(rule, bounds)
+        if not rule.of_the_run and found.count < needed:
             raise TooFewValues(
                 f"{found.count} of the {len(self.scope(bounds).steps)} recordings in its window "
-                f"({bounds.window or self.config.window}) hold a value, the check needs {self.needed(bounds)}"
+                f"({bounds.window or self.config.window}) hold a value, the check needs {needed}"
             )
         return reduced(rule, found.values), found
 
@@ -170,12 +174,12 @@ class RunEvaluator:
         run in every judged step, and for the parts of a check on layers and model that a layer cannot have.
         """
         if layer != MODEL and recurrence(layer) in judged:
-            return isinstance(reason, DoesNotApply) or not self._ran_throughout(layer, bounds)
+            return isinstance(reason, DoesNotApply) or not self._ran_throughout(rule, layer, bounds)
         if rule.owner == "both" and judged:
             return layer == MODEL or isinstance(reason, DoesNotApply)
         return False
 
-    def _ran_throughout(self, layer: str, bounds: Bounds) -> bool:
+    def _ran_throughout(self, rule: Rule, layer: str, bounds: Bounds) -> bool:
         """Whether the window holds anything of this layer in as many recordings as the check needs."""
         scope = self.scope(bounds)
         present = 0
@@ -183,7 +187,7 @@ class RunEvaluator:
             if (quantity, layer) in self.run:
                 with_it = self.run.find(quantity, layer, scope.steps.tolist())
                 present = max(present, 0 if with_it is None else len(with_it.steps))
-                if present >= self.needed(bounds):
+                if present >= self.needed(rule, bounds):
                     return True
         return False
 

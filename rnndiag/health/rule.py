@@ -95,6 +95,8 @@ class Rule:
 
     Such a rule needs no recordings to rest on, and its pass says nothing of the training.
     """
+    of_weights: bool = False
+    """Whether the number is a property of the weights alone: no batch makes it noisy, so one value is enough."""
     violation: Status = "fail"
     """The status of a number outside of its bounds: `not_judged` where it means that nothing is to be trusted."""
 

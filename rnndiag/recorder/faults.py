@@ -64,6 +64,7 @@ class Faults:
             error: How.
             remedy: What a person can do. Without one: how to see where the fault comes from.
         """
+        failing = part
         self._in_a_row[part] = self._in_a_row.get(part, 0) + 1
         no_memory = is_out_of_memory(error)
         if no_memory:
@@ -73,13 +74,17 @@ class Faults:
         if not isinstance(error, RnndiagError):
             message += f" Training goes on. {remedy or _REMEDY}"
         self.caught += 1
-        self.last = self._last_of[part] = message
+        self.last = self._last_of[failing] = message
         key = (part, "" if no_memory else _place(error))
         if key not in self._told:
             self._told.add(key)
             self.messages.append(message)
             self._new.append(message)
             tell(f"rnndiag: {message}")
+        if (
+            self._in_a_row[failing] == LIMIT
+        ):  # one fault is one warning: the run's end names the part
+            logger.info("rnndiag: %s failed %d times in a row and is left out.", failing, LIMIT)
 
     def handler(self, part: str) -> Callable[[Exception], None]:
         """What takes the faults of a hook: they are added, or raised with `strict`."""

@@ -42,7 +42,8 @@ def test_two_ranks_record_apart_and_are_read_as_one(schedule: str, tmp_path: Pat
     if schedule == "steps":
         assert run.steps_of("train").tolist() == [0, 2, 4, 6]
     else:
-        assert len(recordings) >= 8
+        # how many depends on the clock; the first and the last step are recorded whatever it says
+        assert {0, 7} <= set(run.steps_of("train").tolist())
     series = run["gradient_norm", "rnn.l0"]
     assert series.ranks.tolist() == [2] * len(recordings)
     apart = [run.select("gradient_norm", "rnn.l0", rank=rank).values for rank in (0, 1)]

@@ -165,7 +165,9 @@ def test_what_the_recorder_gave_up_is_in_the_run(tmp_path: Path) -> None:
     assert exit_code(found) == 3
 
 
-def test_a_fit_whose_recorder_gave_up_says_so(tmp_path: Path) -> None:
+def test_a_fit_whose_recorder_gave_up_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     callback = rnndiag.GradientDiagnostics(tmp_path / "run", every_n_steps=1, report=False)
 
     class Breaking(Net):
@@ -173,10 +175,11 @@ def test_a_fit_whose_recorder_gave_up_says_so(tmp_path: Path) -> None:
             if batch_idx == 6 and callback._fit is not None:
                 callback._fit.schedule = None  # type: ignore[assignment]
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as told, caplog.at_level("INFO", "rnndiag"):
         warnings.simplefilter("always")
         fit(Breaking, [callback], steps=20, data=loader(20))
-    assert any("3 times in a row" in str(one.message) for one in told)
+    assert len([one for one in told if "AttributeError" in str(one.message)]) == 1
+    assert "failed 3 times in a row and is left out" in caplog.text
     run = rnndiag.open_run(tmp_path / "run")
     (end,) = run.endings
     assert end.gave_up

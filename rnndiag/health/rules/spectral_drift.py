@@ -29,6 +29,7 @@ def _typical(numbers: LayerNumbers) -> tuple[float | None, float | None]:
     rank=42,
     unit="x",
     digits=3,
+    of_weights=True,
     comparable=False,
     typical=_typical,
     words=("SHRINKING RECURRENCE", "GROWING RECURRENCE"),

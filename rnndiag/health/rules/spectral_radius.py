@@ -16,6 +16,7 @@ from rnndiag.health.rule import RuleSeries, rule
     too_high="The recurrence is strong: lower the learning rate, clip the gradient norm, or decay W_hh.",
     rank=41,
     digits=3,
+    of_weights=True,
 )
 def spectral_radius(numbers: LayerNumbers) -> RuleSeries:
     """The largest spectral radius of any gate's block of W_hh."""
