@@ -151,4 +151,7 @@ def test_rules_name_lags_seams_and_steps() -> None:
     assert named(s == 6) == (None, None, 6)
     assert named(everything) == (0, None, None)
     scattered = np.random.default_rng(0).random(len(s)) < 0.3
-    assert name_paths(Paths(s, t, scattered, everything), 4, 12) is None
+    place = name_paths(Paths(s, t, scattered, everything), 4, 12)
+    assert place is not None
+    assert place.lag == int((t - s)[scattered].min())
+    assert "on some paths" in place.text

@@ -38,6 +38,9 @@ LEAST_LOCATED = 12
 REFUSALS = (ValueError, NotImplementedError, AssertionError)
 """A kernel that raises one of these for a length refuses it, which is no silent fault. The result notes it."""
 
+HALF_PRECISION = (
+    "an error of the size of half-precision rounding (float16, bfloat16): is a state kept in it?"
+)
 NO_PATH, ZERO = "no gradient arrives", "the gradient is zero"
 
 Judged = tuple[Cell, Tensor | None, Tensor | None]
@@ -121,13 +124,16 @@ def _check(setup: Setup, lengths: Sequence[int] | Tensor | None) -> GradcheckRes
     refused: list[str] = []
     at_length: dict[int, list[Case]] = {}
     wrong: dict[str, list[tuple[Run, Case, list[Cell]]]] = {}
+    idle: set[Cell] = set()
     for run in runs(setup):
         steps = run.point.inputs[0].shape[setup.layout.time]
         try:
             if steps not in at_length:
                 at_length[steps] = cases(setup, run.point)
             for case in at_length[steps]:
-                judged = [_described(setup, run, one) for one in judge(setup, run, case)]
+                found = list(judge(setup, run, case))
+                idle |= {cell for cell, gradient, _ in found if cell.right and _is_zero(gradient)}
+                judged = [_described(setup, run, one) for one in found]
                 cells += judged
                 faulty = [cell for cell in judged if not cell.right]
                 if faulty:
@@ -154,9 +160,10 @@ def _check(setup: Setup, lengths: Sequence[int] | Tensor | None) -> GradcheckRes
         except Exception as error:  # noqa: BLE001 - as above
             cells.append(_raised(f"lengths {','.join(map(str, own))}", setup.steps, error))
     places = _places(setup, wrong)
-    cells = _with_ends(_with_rounding(cells, setup.tolerance.eps), setup.point.state_names)
+    cells = _with_ends(_with_rounding(cells, setup.tolerance.eps), setup.point.state_names, idle)
+    placed = [_placed(cell, places) for cell in _with_order(setup, cells)]
     return GradcheckResult(
-        tuple(_placed(cell, places) for cell in _with_order(setup, cells)),
+        tuple(_without_differences(placed)),
         setup.chunk,
         (*setup.notes, *refused),
     )
@@ -189,7 +196,7 @@ def _described(setup: Setup, run: Run, judged: Judged) -> Cell:
         begins = "" if cell.step is None else f"from step {cell.step} on"
         return replace(cell, what=begins + (", a seam" if cell.seam is not None else ""))
     layout, point = setup.layout, run.point
-    if found is None or not bool(found.any()):
+    if found is None or _is_zero(found):
         return replace(cell, what=NO_PATH if found is None else ZERO)
     if cell.target in point.parameters:
         return replace(cell, what=describe(found, truth, 0, None))
@@ -197,6 +204,10 @@ def _described(setup: Setup, run: Run, judged: Judged) -> Cell:
         return replace(cell, what=describe(found, truth, found.ndim - 1, layout.batch, layout.time))
     batch = layout.state_batch[point.state_names.index(cell.target)]
     return replace(cell, what=describe(found, truth, found.ndim - 1, batch))
+
+
+def _is_zero(gradient: Tensor | None) -> bool:
+    return gradient is None or not bool(gradient.any())
 
 
 Places = dict[tuple[str, str, str], Place]
@@ -314,12 +325,15 @@ def _placed(cell: Cell, places: Places) -> Cell:
     return replace(cell, lag=place.lag, seam=place.seam, step=place.step, what=what)
 
 
-def _with_ends(cells: list[Cell], states: tuple[str, ...]) -> list[Cell]:
-    """Name the end of a call where no cotangent gets in, and its start where no gradient gets out."""
+def _with_ends(cells: list[Cell], states: tuple[str, ...], idle: set[Cell]) -> list[Cell]:
+    """Name the end of a call where no cotangent gets in, and its start where no gradient gets out.
+
+    `idle` cells are rightly zero: they do not show that the cotangent got in.
+    """
     reached = {
         (c.run, c.steps, c.cotangent)
         for c in cells
-        if c.what not in (NO_PATH, ZERO) and c.target not in states
+        if c.what not in (NO_PATH, ZERO) and c.target not in states and c not in idle
     }
 
     def named(cell: Cell) -> Cell:
@@ -348,13 +362,26 @@ def _with_rounding(cells: list[Cell], eps: float) -> list[Cell]:
     largest: dict[str, float] = {}
     for cell in cells:
         largest[cell.row] = max(largest.get(cell.row, 0.0), cell.error)
-    hint = "an error of the size of half-precision rounding (float16, bfloat16): is a state kept in it?"
+    hint = HALF_PRECISION
     values_agree = all(cell.right for cell in cells if cell.cotangent == "value")
     return [
         replace(cell, what="; ".join(filter(None, (cell.what, hint))))
         if not (cell.right or cell.cotangent == "call")
         and is_rounding(largest[cell.row], eps)
         and (cell.cotangent == "value" or (values_agree and _all_rounding(cells, eps)))
+        else cell
+        for cell in cells
+    ]
+
+
+def _without_differences(cells: list[Cell]) -> list[Cell]:
+    """Claim no place by finite differences of a forward pass that rounds to half precision: they are steps or zero."""
+    if not any(c.cotangent == "value" and HALF_PRECISION in c.what for c in cells):
+        return cells
+    words = "finite differences of values that are rounded say little: mend the values first"
+    return [
+        replace(cell, what=words, lag=None, seam=None, step=None)
+        if not cell.right and cell.truth == "dot product"
         else cell
         for cell in cells
     ]

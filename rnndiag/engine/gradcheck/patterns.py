@@ -51,7 +51,7 @@ class Paths:
 
 
 def name_paths(paths: Paths, chunk: int, steps: int) -> Place | None:
-    """The rule that describes the wrong paths best, or None where no rule does."""
+    """The rule that describes the wrong paths best; where none does, the shortest wrong lag."""
     if not paths.wrong.any():
         return None
     best: tuple[float, Place | None] = (AGREEMENT - 1e-9, None)
@@ -63,6 +63,9 @@ def name_paths(paths: Paths, chunk: int, steps: int) -> Place | None:
         if agreement > best[0]:
             handicap = CLEARLY if place.text == EVERYWHERE else 1e-9
             best = (agreement + handicap, place)
+    if best[1] is None:
+        lag = int((paths.result - paths.source)[paths.wrong].min())
+        return Place(f"on some paths, the shortest of lag {lag}", lag=lag)
     return best[1]
 
 
@@ -87,6 +90,8 @@ def _rules(paths: Paths, chunk: int, steps: int) -> Iterator[tuple[Place, Bools]
             )
         yield Place("at the first step of every chunk", seam=chunk), (s >= 0) & (s % chunk == 0)
         yield Place("at the last step of every chunk", seam=chunk), s % chunk == chunk - 1
+        inner = (s >= 0) & (s % chunk != 0)
+        yield Place("at every lag, but for the first step of every chunk", lag=0), inner
     for j in seams:
         seam = j if j % chunk == 0 else None
         at = f"the seam at step {j}" if seam else f"step {j}"
