@@ -247,11 +247,13 @@ class GradientDiagnostics(_Adopting):
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """A backward pass through the Trainer is over; weights and gradients are as it left them."""
-        self._pass("after_backward")
+        if self._fit is not None and not self._fit.quiet:
+            self._pass("after_backward")
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are unscaled and not yet clipped."""
-        self._pass("before_optimizer_step", optimizer)
+        if self._fit is not None and not self._fit.quiet:
+            self._pass("before_optimizer_step", optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -13,7 +13,7 @@ from rnndiag.recorder.capture import WATCHING
 from rnndiag.recorder.facts.batch import all_finite
 from rnndiag.recorder.facts.clipping import ClipStory
 from rnndiag.recorder.facts.gradient_norms import step_facts
-from rnndiag.recorder.facts.history import History, StepFacts
+from rnndiag.recorder.facts.history import History, Scalar, StepFacts
 from rnndiag.recorder.facts.optimizer_setup import training_setup
 from rnndiag.recorder.facts.own_clipping import OwnClipping
 from rnndiag.recorder.facts.provenance import provenance
@@ -106,6 +106,8 @@ class FitRecorder:
         self._batch_number = 0
         self._batch_groups: tuple[str, ...] | None = None
         self._said_none = False
+        self.quiet = False
+        """Nothing of the running batch is watched: its backward pass and its optimizer step need no look."""
 
     def handle(self, moment: str, *facts: Any) -> None:
         """Call one of the moments below; whatever goes wrong in it, training goes on.
@@ -127,7 +129,7 @@ class FitRecorder:
         except Exception as error:
             if self.faults.strict:
                 raise
-            self._pending = None  # what was read of the step may be incomplete
+            self._pending, self.quiet = None, False  # what was read of the step may be incomplete
             self.faults.add(part, error)
 
     # -- moments of the loop ---------------------------------------------------------------------------------------
@@ -146,6 +148,12 @@ class FitRecorder:
         self._begin_step(self._batch_step)
         with self.faults.guard("watching the model"):
             self._watch_next()
+        self.quiet = not (
+            self._looking
+            or self._pending is not None
+            or self.reader.seams.standing
+            or self.loop.steps_within_batch
+        )
         self.overhead.batch_started()
 
     def after_backward(self) -> None:
@@ -189,14 +197,23 @@ class FitRecorder:
     def batch_ended(self, outputs: Any) -> None:
         """The step is over; weights have moved, or not yet where gradients accumulate."""
         loss = loss_of(outputs)
+        # between two looks, a loss that is not finite is the only sign of an accident
+        self._look_next = isinstance(loss, float) and not math.isfinite(loss)
+        if not self.quiet:
+            self._end_watched(loss)
+        self.reader.batch = None
+        plain = self.overhead.batch_ended(self.reader.measured)
+        if plain is not None:
+            self.looks.plain_step(self._looking, *plain)
+
+    def _end_watched(self, loss: Scalar | None) -> None:
+        """Judge the step that was watched, and store what was recorded of it."""
         if self._pending is not None:
             with self.faults.guard("reading a backward pass"):
                 self._measure()
         with self.faults.guard("judging the step"):
             self.history.loss(loss, self._batch_step)
             self.own_clipping.after_step(self.history.waiting)
-            # between two looks, a loss that is not finite is the only sign of an accident
-            self._look_next = isinstance(loss, float) and not math.isfinite(loss)
             for facts in self.history.settle(at_once=self.reader.measured):
                 self.clips.add(facts)
                 self.black_box.loss_alarm(facts.step, facts.loss, facts.norm)
@@ -209,10 +226,6 @@ class FitRecorder:
         with self.faults.guard("watching the model"):
             self.watch.disarm()
             self.black_box.rest()
-        self.reader.batch = None
-        plain = self.overhead.batch_ended(self.reader.measured)
-        if plain is not None:
-            self.looks.plain_step(self._looking, *plain)
 
     def batch_dropped(self) -> None:
         """The batch ended with an exception that the program may catch: the next one is recorded in its place."""

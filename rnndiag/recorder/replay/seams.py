@@ -62,6 +62,11 @@ class Seams:
         elif self._call_memory.standing:
             self._call_memory.rest()
 
+    @property
+    def standing(self) -> bool:
+        """Whether calls are being kept."""
+        return self._call_memory.standing
+
     def release(self) -> None:
         """Let go of the model."""
         self._call_memory.rest()
