@@ -69,6 +69,10 @@ def _half_of_the_gap(program: Program) -> Mapping[str, Any]:
     return {"detach": max(2, program.of.needs // 5)}
 
 
+def _times(factor: float) -> Callable[[Program], Mapping[str, Any]]:
+    return lambda program: {"rate": factor * program.of.rate}
+
+
 _SGD = {"optimizer": "momentum", "rate": 0.05}
 
 FAULTS = {
@@ -108,9 +112,9 @@ FAULTS = {
         Fault("asks-no-more", (), {"first_only": True}, ALL, _every_step),
         Fault("shuffled", (), {"shuffled": True}),
         # mild ones
-        Fault("rate-3x", ("learning_rate_too_high",), {"rate": 0.03}, mild=True),
-        Fault("rate-10x", ("learning_rate_too_high",), {"rate": 0.1}, mild=True),
-        Fault("rate-tenth", ("learning_rate_too_low",), {"rate": 4e-5}, mild=True),
+        Fault("rate-3x", ("learning_rate_too_high",), {}, mild=True, more=_times(3)),
+        Fault("rate-10x", ("learning_rate_too_high",), {}, mild=True, more=_times(10)),
+        Fault("rate-tenth", ("learning_rate_too_low",), {}, mild=True, more=_times(0.1)),
         Fault("window-70", ("window_too_short",), {}, ALL, _far, True, _most_of_the_gap),
         Fault("clip-mild", ("clipped_away",), {**_SGD, "clip": 0.02}, mild=True),
         Fault("gain-1.4", ("exploding",), {"gain": 1.4}, (*TANH, *RELU), mild=True),

@@ -34,7 +34,7 @@ class Task:
     steps: int
     """Optimizer steps in which a healthy net learns it."""
     held_out: bool = False
-    rate: float = 5e-3
+    rate: float = 1e-2
 
     @property
     def at_end(self) -> bool:
@@ -191,20 +191,22 @@ def _echo(n: int, T: int, g: Generator) -> tuple[Tensor, Tensor]:
 
 _EVERY, _END = "class at every step", "class at end"
 _ROWS = (
-    Task("recall", _recall, _END, 4, 25, 24, 500),
-    Task("copy-lag", _copy_lag, _EVERY, 4, 20, 5, 500),
-    Task("xor", _xor, _EVERY, 2, 20, 1, 500),
-    Task("ar2", _autoregressive, "value at every step", 1, 30, 2, 400),
-    Task("local", _local, _EVERY, 4, 20, 0, 300),
-    Task("text", _text, _EVERY, len(_ALPHABET), 25, 4, 500),
-    Task("order", _order, _END, 4, 24, 22, 600, held_out=True),
-    Task("flip-flop", _flip_flop, _EVERY, 3, 30, 12, 500, held_out=True),
-    Task("count", _count, _EVERY, 3, 16, 15, 600, held_out=True),
-    Task("adding", _adding, "value at end", 1, 16, 16, 600, held_out=True),
-    Task("heavy-tails", _heavy_tails, "value at every step", 1, 20, 2, 400, held_out=True),
-    Task("local-value", _local_value, "value at every step", 1, 20, 0, 400, held_out=True),
-    Task("sine", _sine, "value at every step", 1, 30, 3, 400, held_out=True),
-    Task("match", _match, _END, 2, 18, 17, 800, held_out=True),
-    Task("echo", _echo, "value at every step", 1, 24, 3, 500, held_out=True),
+    Task("recall", _recall, _END, 4, 25, 24, 350, rate=5e-3),
+    Task("copy-lag", _copy_lag, _EVERY, 4, 20, 5, 400),
+    Task("ar2", _autoregressive, "value at every step", 1, 30, 2, 200),
+    Task("local", _local, _EVERY, 4, 20, 0, 250),
+    Task("xor", _xor, _EVERY, 2, 20, 1, 300, rate=5e-3),
+    Task("text", _text, _EVERY, len(_ALPHABET), 25, 4, 500, rate=5e-3),
+    Task("order", _order, _END, 4, 24, 22, 450, held_out=True, rate=5e-3),
+    Task("flip-flop", _flip_flop, _EVERY, 3, 30, 12, 250, held_out=True),
+    Task("adding", _adding, "value at end", 1, 16, 16, 350, held_out=True),
+    Task("echo", _echo, "value at every step", 1, 24, 3, 300, held_out=True),
+    Task("local-value", _local_value, "value at every step", 1, 20, 0, 250, held_out=True),
+    Task("count", _count, _EVERY, 3, 16, 15, 600, held_out=True, rate=5e-3),
+    Task(
+        "heavy-tails", _heavy_tails, "value at every step", 1, 20, 2, 400, held_out=True, rate=5e-3
+    ),
+    Task("sine", _sine, "value at every step", 1, 30, 3, 400, held_out=True, rate=5e-3),
+    Task("match", _match, _END, 2, 18, 17, 800, held_out=True, rate=5e-3),
 )
 TASKS = {task.name: task for task in _ROWS}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rnndiag.health.diagnosis.finding import CHECK
 from rnndiag.health.finding import UNTRUSTED, Finding
 from rnndiag.health.outcome import exit_code
+from rnndiag.health.sentence_case import sentence_case
 from rnndiag.store.reader import StoredRun
 
 SHAPES = {"fault": "▲", "unsure": "◆", "well": "●"}
@@ -33,33 +34,56 @@ class Verdict:
 
 
 def verdict(findings: Sequence[Finding], run: StoredRun | None = None) -> Verdict:
-    """The heading of these findings: distrust first, then failures, warnings, and what is out of the ordinary."""
+    """The heading of these findings: the diagnosis of the run.
+
+    Where a run was not diagnosed, as no loss was recorded, it is distrust first, then failures, warnings, and what is
+    out of the ordinary.
+    """
     code = exit_code(findings)
+    stated = next((one for one in findings if one.check == CHECK and one.status in _STATED), None)
+    if stated is not None:
+        return _of_diagnosis(stated, leading([one for one in findings if one.check != CHECK]), code)
     found = leading(findings)
-    stated = next((one for one in findings if one.check == CHECK), None)
-    if stated is not None and (found is None or found is stated or found.status not in _STRONGER):
-        return _of_diagnosis(stated, code)
     if found is None and run is not None and len(run.steps) == 0:
         return Verdict(
             "NOTHING RECORDED", "The run holds no recording.", "", SHAPES["unsure"], code
         )
     if found is None:
-        return Verdict("HEALTHY", _healthy(findings), "", SHAPES["well"], code)
+        return Verdict("NO FAULT FOUND", _no_fault(findings), "", SHAPES["well"], code)
     shape = "unsure" if found.status == "not_judged" else "fault"
-    word = found.word or f"{found.check.replace('_', ' ').upper()} {_TITLES[found.status]}"
-    return Verdict(word, _sentence(found.message), found.remedy, SHAPES[shape], code, found)
+    return Verdict(
+        _title(found),
+        _sentence(found.message, found.layer),
+        found.remedy,
+        SHAPES[shape],
+        code,
+        found,
+    )
 
 
-_STRONGER = ("fail", "warn", "not_judged")
-"""A finding of such a status heads the page before the diagnosis of a healthy model; statements do not."""
+_STATED = ("fail", "warn", "note")
+"""Statuses of a diagnosis that could be made."""
 
 
-def _of_diagnosis(stated: Finding, code: int) -> Verdict:
-    """The heading that the diagnosis gives."""
+def _of_diagnosis(stated: Finding, other: Finding | None, code: int) -> Verdict:
+    """The heading that the diagnosis gives; where a check fails as well, the sentence says so."""
     shape = "well" if stated.status == "note" else "fault"
-    if stated.word.startswith("CANNOT TELL") or stated.word.startswith("LEARN"):
+    if stated.word.startswith(("CANNOT TELL", "LEARN")):
         shape = "unsure"
-    return Verdict(stated.word, stated.message, stated.remedy, SHAPES[shape], code, stated)
+    sentence = stated.message
+    if other is not None and stated.status != "fail" and _weighs(other):
+        where = f" in {other.layer}" if other.layer else ""
+        sentence = f"{sentence} But: {_title(other).lower()}{where}: {other.message.rstrip('.')}."
+        shape = "fault" if other.status == "fail" else "unsure" if shape == "well" else shape
+    return Verdict(stated.word, sentence, stated.remedy, SHAPES[shape], code, stated)
+
+
+def _weighs(other: Finding) -> bool:
+    return other.status == "fail" or (other.check == UNTRUSTED and other.status == "not_judged")
+
+
+def _title(found: Finding) -> str:
+    return found.word or f"{found.check.replace('_', ' ').upper()} {_TITLES[found.status]}"
 
 
 _TITLES = {"fail": "FAILED", "warn": "WARNING", "not_judged": "NOT JUDGED", "note": "", "pass": ""}
@@ -85,17 +109,15 @@ def leading(findings: Sequence[Finding]) -> Finding | None:
     return findings[min(ranked)[1]] if ranked else None
 
 
-def _healthy(findings: Sequence[Finding]) -> str:
+def _no_fault(findings: Sequence[Finding]) -> str:
     """The headline number of a run without faults: the shortest reach."""
     known = [one for one in findings if one.check == "reach" and one.value is not None]
     if not known:
         return "No check found a fault."
     shortest = min(known, key=lambda one: one.value if one.value is not None else 0.0)
-    return _sentence(shortest.message)
+    return _sentence(shortest.message, shortest.layer)
 
 
-def _sentence(text: str) -> str:
-    text = text.strip()
-    if text[:1].isascii():  # a symbol such as ρ keeps its case
-        text = text[:1].upper() + text[1:]
+def _sentence(text: str, layer: str = "") -> str:
+    text = sentence_case(text.strip(), layer)
     return text.rstrip(".") + "." if text else ""

@@ -54,6 +54,8 @@ def diagnosis_of(features: Features) -> Diagnosis:
             continue
         if (one := rule.find(view)) is not None:
             found.append((rule, one))
+            if rule.cause == "not_trusted":
+                break  # later rules read the numbers whose proof failed
     state = _state(by_loss, found)
     if by_loss.state == "learned" and not by_loss.at_rest:
         found = [pair for pair in found if pair[0].group in _BROKEN]
@@ -101,8 +103,8 @@ def _cause(rule: Rule, one: Found, found: Sequence[tuple[Rule, Found]]) -> Cause
 
 def _cannot_tell(features: Features, state: State) -> Cause:
     loss = features.loss
-    if loss.count < FEWEST_STEPS:
-        sentence = f"{loss.count} steps are too few to say anything: train for 100 at least."
+    if loss.steps < FEWEST_STEPS:
+        sentence = f"{loss.steps} steps are too few to say anything: train for 100 at least."
         return Cause("cannot_tell", "", sentence, (), None, "low")
     parts = []
     for layer in features.layers:
@@ -117,7 +119,7 @@ def _cannot_tell(features: Features, state: State) -> Cause:
     if not math.isnan(path):
         parts.append(f"all steps together moved the weights by {number(path)} of their size")
     measured = f": {', '.join(parts)}" if parts else ""
-    early = "Below 100 steps it may be too early. " if loss.count < EARLY else ""
+    early = "Below 100 steps it may be too early. " if loss.steps < EARLY else ""
     length = max((layer.length for layer in features.layers), default=0)
     return Cause(
         "cannot_tell",
@@ -165,7 +167,7 @@ def _what_the_loss_did(features: Features, state: State, at_rest: bool) -> str:
     loss = features.loss
     if not loss.count:
         return "no loss was recorded"
-    went = f"the loss went from {number(loss.start)} to {number(loss.end)} in {loss.count} steps"
+    went = f"the loss went from {number(loss.start)} to {number(loss.end)} in {loss.steps} steps"
     if loss.ends_nonfinite:
         return f"the loss is not finite at step {loss.last_step}"
     if state == "stuck":

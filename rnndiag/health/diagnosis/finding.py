@@ -7,6 +7,7 @@ from collections.abc import Collection
 from rnndiag.health.diagnosis.diagnose_run import diagnose
 from rnndiag.health.diagnosis.diagnosis import Diagnosis, State
 from rnndiag.health.finding import Finding, Status
+from rnndiag.health.sentence_case import sentence_case
 from rnndiag.store.reader import StoredRun
 
 CHECK = "diagnosis"
@@ -52,7 +53,7 @@ def statement(found: Diagnosis) -> str:
     told = found.headline.partition(": ")[2] or found.headline
     first = found.causes[0].remedy if found.causes else None
     told = told if first is None else told.removesuffix(first.sentence).rstrip()
-    return told[:1].upper() + told[1:]
+    return sentence_case(told, found.causes[0].layer if found.causes else "")
 
 
 def heading(found: Diagnosis) -> str:

@@ -17,10 +17,15 @@ SMALL = 0.02
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Statistics of the finite losses of a fit. Where there are none, all numbers are NaN."""
+    """Statistics of the finite losses of a fit. Where there are none, all numbers are NaN.
+
+    Of short steps only every n-th loss is kept after the first 200, so shares of the fit are shares of its steps.
+    """
 
     count: int
     """Steps whose loss is known."""
+    steps: int
+    """Steps of the fit."""
     last_step: int
     first: float
     """Loss of the first step."""
@@ -36,7 +41,7 @@ class LossCurve:
     start_noise: float
     """The same of the first fifth."""
     window: int
-    """Steps of the last tenth."""
+    """Losses of the last tenth."""
     falling: bool
     rise: float
     """The highest running median of 3 over the start."""
@@ -54,26 +59,28 @@ def loss_curve(steps: np.ndarray, losses: np.ndarray) -> LossCurve:
     ends_bad = bool(count) and not bool(finite[-5:].all())
     first_bad = int(steps[bad[0]]) if bad.size else None
     last_step = int(steps[-1]) if count else 0
+    length = last_step - int(steps[0]) + 1 if count else 0
     if not known.size:
         nan = math.nan
         numbers = (nan, nan, nan, nan, 0, nan, nan)
-        return LossCurve(count, last_step, *numbers, 1, False, nan, ends_bad, first_bad)
-    window = max(10, int(TAIL * count))
+        return LossCurve(count, length, last_step, *numbers, 1, False, nan, ends_bad, first_bad)
+    window = max(10, int(np.sum(at > last_step - TAIL * length)))
     start = float(np.median(known[:3]))
     medians = _running_median(known, window)
     lowest = int(np.argmin(medians))
     return LossCurve(
         count=count,
+        steps=length,
         last_step=last_step,
         first=float(known[0]),
         start=start,
         end=float(np.median(known[-window:])),
         best=float(medians[lowest]),
         best_step=int(at[min(lowest + window // 2, len(at) - 1)]),
-        noise=_noise(known[len(known) // 2 :]),
+        noise=_noise(known[at > last_step - length / 2]),
         start_noise=_noise(known[: max(20, count // 5)]),
         window=window,
-        falling=_falling(known, window),
+        falling=_falling(known, at, window),
         rise=float(np.max(_running_median(known, 3)) / max(abs(start), 1e-9)),
         ends_nonfinite=ends_bad,
         first_nonfinite=first_bad,
@@ -105,13 +112,14 @@ def _noise(values: np.ndarray) -> float:
     return float(1.4826 * np.median(np.abs(steps - np.median(steps))) / math.sqrt(2))
 
 
-def _falling(known: np.ndarray, window: int) -> bool:
+def _falling(known: np.ndarray, at: np.ndarray, window: int) -> bool:
     """Whether the mean of the last quarter lies clearly below that of the quarter before it."""
-    late = known[len(known) // 2 :]
-    half = len(late) // 2
+    quarter = (at[-1] - at[0] + 1) / 4
+    before = known[(at > at[-1] - 2 * quarter) & (at <= at[-1] - quarter)]
+    after = known[at > at[-1] - quarter]
+    half = min(len(before), len(after))
     if half <= 3:
         return False
-    before, after = late[:half], late[half:]
     # Spikes are cut off at the 95 % quantile: a single one would carry the mean.
     drop = _clipped_mean(before) - _clipped_mean(after)
     error = math.sqrt((before.std() ** 2 + after.std() ** 2) / half)

@@ -2,7 +2,8 @@
 
 Structure comes first, then the data, the size of the optimizer's steps, what was so at step 0, cut windows, and
 what came later. A late symptom (dead units, saturation, credit that has vanished) goes with many causes: with a
-learning rate of 1 all of them are there, so it is named only where nothing earlier explains the state.
+learning rate of 1 all of them are there, so it is named only where nothing earlier explains the state. A proof that
+failed (`not_trusted`) stands before all rules that rest on adjoints, and after those that do not.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ RULES = (
     Rule("state_not_carried", "structure", ALWAYS, structure.state_not_carried),
     Rule("reads_padding", "structure", ALWAYS, structure.reads_padding),
     Rule("frozen_or_unused", "structure", ALWAYS, structure.frozen_or_unused),
-    Rule("not_trusted", "structure", ALWAYS, structure.not_trusted),
     Rule("nonfinite", "data", ALWAYS, structure.nonfinite_data),
     Rule("learning_rate_too_high", "data", ALWAYS, structure.nonfinite_by_rate, alone=True),
     Rule("exploding", "data", ALWAYS, structure.nonfinite_by_growth, alone=True),
@@ -31,6 +31,7 @@ RULES = (
     Rule("learning_rate_too_low", "step", UNLEARNED, step.learning_rate_too_low),
     Rule("clipped_away", "step", UNLEARNED, step.clipped_away),
     Rule("learning_rate_too_high", "step", UNLEARNED, step.learning_rate_too_high),
+    Rule("not_trusted", "structure", ALWAYS, structure.not_trusted),
     Rule("saturated", "start", UNLEARNED, start.saturated),
     Rule("dead_units", "start", UNLEARNED, start.dead_units),
     Rule("exploding", "start", UNLEARNED, start.exploding),

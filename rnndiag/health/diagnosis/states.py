@@ -18,10 +18,15 @@ LEARNED = 0.25
 """A final loss below this share of the first one; a model that can be half right without memory stays above."""
 AT_FLOOR = 0.1
 """Below this share of the first loss a model that still improves has learned already."""
-MOVED = 0.95
-"""A final loss above this share of the reference has not moved."""
-WORSE = 1.3
-LOST_AGAIN = 1.5
+UNMOVED = 0.05
+"""A final loss that lies less than this share of the reference below it has not moved..."""
+FALLS = 0.02
+"""... and one that still falls has come down by this share at least: it may only be back where it began."""
+WORSE = 0.3
+"""A final loss that lies above the first one by this share of it has risen, if that is more than noise..."""
+FAR_WORSE = 2.0
+"""... and above this share in any case: the noise at the start may be the rise itself."""
+LOST_AGAIN = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,50 +41,46 @@ class StateOf:
 def state_of(features: Features) -> StateOf:
     """The first of the rules that holds."""
     loss = features.loss
-    if loss.count < FEWEST_STEPS:
+    if loss.steps < FEWEST_STEPS:
         return StateOf("broken" if loss.ends_nonfinite else "cannot_tell")
     if loss.ends_nonfinite:
         return StateOf("broken")
     if _diverged(features):
         return StateOf("diverged")
-    swing, low = features.swing.value, loss.end < LEARNED * features.reference_loss
+    swing, low = features.swing.value, _low(features)
     if math.isnan(swing):
-        return _by_loss_alone(features)
+        # As in runs of earlier versions: a loss that fell because the model learned where the padding is cannot be
+        # told from one that learned the task.
+        swing = USES_INPUT
     if swing >= USES_INPUT and low:
-        return StateOf("learning" if _still_falls(features) else "learned")
-    if loss.falling:
+        still_falls = loss.falling and loss.end > AT_FLOOR * loss.start
+        return StateOf("learning" if still_falls else "learned")
+    if loss.falling and _came_down(features, FALLS):
         return StateOf("learning")
-    if swing < IGNORES_INPUT or loss.end > MOVED * features.reference_loss:
+    if swing < IGNORES_INPUT or not _came_down(features, UNMOVED):
         return StateOf("stuck")
     return StateOf("learned", at_rest=True)
 
 
-def _still_falls(features: Features) -> bool:
-    return features.loss.falling and features.loss.end > AT_FLOOR * features.loss.start
+def _low(features: Features) -> bool:
+    """Whether little of the loss is left; never of a loss that began below zero, where nothing is the floor."""
+    return features.reference_loss > 0 and features.loss.end < LEARNED * features.reference_loss
+
+
+def _came_down(features: Features, share: float) -> bool:
+    """Whether the loss ended below the reference by more than this share of it."""
+    reference = features.reference_loss
+    return features.loss.end < reference - share * abs(reference)
 
 
 def _diverged(features: Features) -> bool:
     """The loss ends above where it began; or the model had learned something and lost it."""
     loss = features.loss
-    rose = loss.end > WORSE * loss.start and loss.end > loss.start + 3 * loss.start_noise
+    rise, size = loss.end - loss.start, abs(loss.start)
+    rose = rise > FAR_WORSE * size or (rise > WORSE * size and rise > 3 * loss.start_noise)
     lost = (
-        loss.end > LOST_AGAIN * loss.best
+        loss.end - loss.best > LOST_AGAIN * abs(loss.best)
         and loss.end - loss.best > 5 * loss.noise / math.sqrt(loss.window)
         and loss.end > AT_FLOOR * loss.start
     )
     return rose or lost
-
-
-def _by_loss_alone(features: Features) -> StateOf:
-    """Where swing was not recorded, as in runs of earlier versions.
-
-    A loss that fell because the model learned where the padding is cannot be told from one that learned the task.
-    """
-    loss = features.loss
-    if loss.end < LEARNED * features.reference_loss:
-        return StateOf("learning" if _still_falls(features) else "learned")
-    if loss.falling:
-        return StateOf("learning")
-    if loss.end > MOVED * features.reference_loss:
-        return StateOf("stuck")
-    return StateOf("learned", at_rest=True)

@@ -10,6 +10,7 @@ from rnndiag.health.diagnosis.layer_evidence import Dated
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number
 from rnndiag.health.diagnosis.start_rules import GROWS, explosion, start_of_recurrence
 from rnndiag.health.diagnosis.step_rules import lower_rate, wild
+from rnndiag.health.sentence_case import sentence_case
 
 FEWEST_SPIKES = 2
 DEAD = 0.5
@@ -17,14 +18,16 @@ DEAD = 0.5
 
 
 def not_trusted(view: View) -> Found | None:
-    """The last recordings are all inexact, though every number in them is finite."""
+    """A recording that the state rests on is not exact, though every number in it is finite."""
     features = view.features
     last = features.recordings[-3:]
-    if not last or not set(last) <= set(features.untrusted):
+    failed = [step for step in last if step in features.untrusted]
+    if not failed:
         return None
     return Found(
-        f"The proof of the last {len(last)} recordings (to step {last[-1]}) failed, so their numbers are not those of "
-        "your training. Compiled or patched layers are the usual reason; the report names the layer.",
+        f"The proof of {len(failed)} of the last {len(last)} recordings failed (step "
+        f"{', '.join(map(str, failed))}), so their numbers are not those of your training. Compiled or patched layers "
+        "are the usual reason; the report names the layer.",
     )
 
 
@@ -33,7 +36,7 @@ def _by_preflight(view: View, check: str, remedy: Remedy) -> Found | None:
     if told is None:
         return None
     message, layer = told
-    sentence = f"{message[:1].upper()}{message[1:]}.".replace("..", ".")
+    sentence = f"{sentence_case(message, layer)}.".replace("..", ".")
     return Found(sentence, layer=layer, remedy=remedy)
 
 

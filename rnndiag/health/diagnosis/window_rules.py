@@ -6,6 +6,7 @@ from rnndiag.health.diagnosis.diagnosis import Remedy
 from rnndiag.health.diagnosis.layer_evidence import Dated, LayerEvidence
 from rnndiag.health.diagnosis.rule import Found, View, evidence, percent
 from rnndiag.health.diagnosis.start_rules import first_layer
+from rnndiag.health.sentence_case import sentence_case
 
 BEHIND = 0.2
 """Share of the credit behind the cut."""
@@ -67,7 +68,7 @@ def detached_every_step(view: View) -> Found | None:
     message, layer = told
     length = max((one.length for one in view.features.layers), default=0)
     return Found(
-        f"{message[:1].upper()}{message[1:]}.",
+        f"{sentence_case(message, layer)}.",
         layer=layer,
         remedy=Remedy(
             "window", length, "Remove detach(), .data or torch.no_grad() from the state's path."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rnndiag.health.sentence_case import sentence_case
 from rnndiag.report.context import Context, finite
 from rnndiag.report.figure_data import Axis, FigureData, Line, Mark, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
@@ -184,4 +185,4 @@ def _finding(context: Context) -> str:
     bad = [f for f in context.findings if f.status in ("fail", "warn")]
     if not bad:
         return "No check failed over the judged recordings."
-    return " ".join(f"{f.message[:1].upper()}{f.message[1:].rstrip('.')}." for f in bad[:3])
+    return " ".join(f"{sentence_case(f.message, f.layer).rstrip('.')}." for f in bad[:3])
