@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -40,17 +41,28 @@ class Fitted:
 
 def fitted(program: Program, folder: Path) -> Fitted:
     """The program's fit: from the folder if it is there, else trained now."""
-    content = json.dumps(asdict(program), sort_keys=True)
-    place = folder / hashlib.sha1(content.encode()).hexdigest()[:16]
-    facts = place / "trial.json"
-    if not facts.is_file():
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        first, last, seconds = train(program, place / "run", CAUSES_ONLY)
-        told = {"program": asdict(program), "first": first, "last": last, "seconds": seconds}
-        facts.write_text(json.dumps(told))
+    place = _place(program, folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be training it for another case
+        facts = place / "trial.json"
+        if not facts.is_file():
+            shutil.rmtree(place / "run", ignore_errors=True)
+            first, last, seconds = train(program, place / "run", CAUSES_ONLY)
+            told = {"program": asdict(program), "first": first, "last": last, "seconds": seconds}
+            facts.write_text(json.dumps(told))
     known = json.loads(facts.read_text())
     return Fitted(program, place / "run", known["first"], known["last"], known["seconds"])
+
+
+def is_fitted(program: Program, folder: Path) -> bool:
+    """Whether the folder holds its fit."""
+    return (_place(program, folder) / "trial.json").is_file()
+
+
+def _place(program: Program, folder: Path) -> Path:
+    content = json.dumps(asdict(program), sort_keys=True)
+    return folder / hashlib.sha1(content.encode()).hexdigest()[:16]
 
 
 def train(

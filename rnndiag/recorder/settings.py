@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from rnndiag.errors import BadArgument
+from rnndiag.errors import BadArgument, BadConfig
+from rnndiag.health.config import find_config, read_config
 from rnndiag.store.limits import BUDGET_BYTES
 
 LogChoice = Literal["worst", "all", "none"]
@@ -149,6 +150,7 @@ def settings_from(
         steps = (steps,)
     if time_unit is not None and len(time_unit) != 2:
         _refuse("time_unit", time_unit, 'a name and a positive length, such as ("h", 1)')
+    others |= {k: v for k, v in _of_project().items() if others.get(k) is None}
     return Settings(
         dirpath=None if dirpath is None else str(dirpath),
         measures=None if measures is None else tuple(measures),
@@ -156,3 +158,12 @@ def settings_from(
         time_unit=None if time_unit is None else (str(time_unit[0]), float(time_unit[1])),
         **others,
     )
+
+
+def _of_project() -> dict[str, Any]:
+    """`chance` and `needs` of [tool.rnndiag] in the nearest pyproject.toml, so that the run itself holds them."""
+    try:
+        config = read_config(find_config(Path.cwd()))
+    except BadConfig:  # `rnndiag check` says so; a training does not end for it
+        return {}
+    return {"chance": config.chance, "needs": config.needs}

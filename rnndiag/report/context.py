@@ -95,6 +95,19 @@ class Context:
         steps = [step for step in self.steps_of(quantity, layer) if step not in passed]
         return int(steps[-1]) if found is not None and len(steps) else None
 
+    def when(self, quantity: str, layer: str) -> str:
+        """From which recordings a headline number is: the judged ones that hold it, else the last one, as old."""
+        held, judged = self.steps_of(quantity, layer), set(self.run.judged().tolist())
+        known = [step for step in held if step in judged]
+        return span(known) if known else old(held[-1]) if held else ""
+
+    def when_last(self, quantity: str, layer: str) -> str:
+        """The step that `last` is from, marked where it is older than the judged recordings."""
+        step = self.step_of_last(quantity, layer)
+        if step is None:
+            return ""
+        return span([step]) if step in self.run.judged() else old(step)
+
     def newest(self, quantity: str, layer: str) -> tuple[Measurement | None, list[int]]:
         """As `last`, with the later steps that were skipped because all their values are nan."""
         passed: list[int] = []
@@ -219,6 +232,18 @@ class Context:
         if why:
             return f"Not measured: {why.rstrip('.')}."
         return f"Not recorded in this run: {known.meaning if known else quantity}"
+
+
+def span(steps: Sequence[int]) -> str:
+    """step 499, or steps 320 to 499."""
+    if min(steps) == max(steps):
+        return f"step {steps[0]}"
+    return f"steps {min(steps)} to {max(steps)}"
+
+
+def old(step: int) -> str:
+    """The mark of a number that is older than the judged recordings."""
+    return f"step {step}, old"
 
 
 def finite(values: np.ndarray) -> np.ndarray:

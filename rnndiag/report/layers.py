@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
-from rnndiag.report.context import Context
+from rnndiag.report.context import Context, span
+from rnndiag.report.strip import last_decay
 from rnndiag.report.ticks import number
 from rnndiag.report.unfit import or_else
 from rnndiag.stats.headline import run_window
@@ -43,16 +44,16 @@ def layer_rows(context: Context) -> list[LayerRow]:
 
 def _row(context: Context, layer: str) -> LayerRow:
     found, total = context.reach(layer), context.time_steps(layer)
-    reached = (
-        "–" if found is None else found.text + (f" of {total}" if found.reached and total else "")
-    )
-    _, _, decays = context.reaches(layer)
-    last = next((d for d in reversed(decays) if d.reached), None)
+    reached = "–"
+    if found is not None:
+        of = f" of {total}" if found.reached and total else ""
+        reached = f"{found.text}{of}{_mark(context.when('credit_profile', layer))}"
+    last = last_decay(context, layer)
     return LayerRow(
         layer,
         _cell(context, layer),
         reached,
-        "–" if last is None else number(float(last)),
+        "–" if last is None else number(last[0]) + _mark(last[1]),
         _window(context, layer),
         _largest(context, "spectral_radius", layer),
         _first(context, "lyapunov_exponents", layer),
@@ -79,17 +80,37 @@ def _window(context: Context, layer: str) -> str:
         window = run_window(context.run, layer=layer)
     except RunUnreadable:
         return "–"
-    return f"{window.steps:.0f}" if window.reached else "–"
+    if not window.reached:
+        return "–"
+    return f"{window.steps:.0f}{_mark(context.when('window_bias', layer))}"
 
 
 def _largest(context: Context, quantity: str, layer: str) -> str:
     found = context.last(quantity, layer)
     values = np.zeros(0) if found is None else np.asarray(found.values, float)
-    return number(float(np.nanmax(values))) if values.size and not np.isnan(values).all() else "–"
+    if not values.size or np.isnan(values).all():
+        return "–"
+    return number(float(np.nanmax(values))) + _mark(context.when_last(quantity, layer))
 
 
 def _first(context: Context, quantity: str, layer: str) -> str:
     found = context.last(quantity, layer)
+    if found is None or not found.values.size:
+        return "–"
+    return number(float(np.ravel(found.values)[0])) + _mark(context.when_last(quantity, layer))
+
+
+def _mark(when: str) -> str:
+    """The date of a number that is older than the judged recordings; the others have that of the caption."""
+    return f" ({when})" if when.endswith("old") else ""
+
+
+def layer_dates(context: Context) -> str:
+    """From which recordings the numbers of the table are."""
+    judged = context.run.judged().tolist()
+    if not judged:
+        return ""
     return (
-        "–" if found is None or not found.values.size else number(float(np.ravel(found.values)[0]))
+        f"Reach and window: medians over the judged recordings, {span(judged)}. The others: the last recording that "
+        f"holds them, up to step {judged[-1]}. An older number says its step."
     )

@@ -20,7 +20,7 @@ from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData, Panel
 from rnndiag.report.figures import FIGURES, ORDER
 from rnndiag.report.keys import colour_bar, key
-from rnndiag.report.layers import layer_rows
+from rnndiag.report.layers import layer_dates, layer_rows
 from rnndiag.report.measured import measured
 from rnndiag.report.numbers import page_numbers
 from rnndiag.report.remedies import remedies
@@ -80,6 +80,7 @@ def page(context: Context, reload_seconds: int = 0) -> str:
         open_checks=[f for f in checks if needs_eyes(f)],
         folded_checks=[f for f in checks if not needs_eyes(f)],
         layers=layer_rows(context),
+        dates=layer_dates(context),
         sections=sections,
         remedies=remedies(context.findings),
         measured=measured(context),

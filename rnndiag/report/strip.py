@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rnndiag.report.context import Context
+from rnndiag.report.context import Context, old, span
 from rnndiag.report.ticks import number
 from rnndiag.report.unfit import or_else
 
@@ -38,24 +38,43 @@ def tiles(context: Context) -> list[Tile]:
 
 
 def _reach(context: Context, layer: str) -> Tile:
-    found, total = (context.reach(layer) if layer else None), context.time_steps(layer)
+    """Of a layer; of one in a stack the stack's, with its layers beside it."""
+    name = next((stack for stack, layers in context.stacks.items() if layer in layers), layer)
+    found, total = (context.reach(name) if name else None), context.time_steps(name)
     if found is None or not found.reached:
         return Tile("Reach (90 % of credit)", "–", "not recorded" if found is None else found.text)
     share = f"{100 * float(found) / total:.0f} % of {total} steps" if total else "of the sequence"
     known = f"{found.give_or_take.strip()}, " if found.give_or_take else ""
-    return Tile("Reach (90 % of credit)", f"{found.number} steps", f"{known}{share}")
+    parts = (
+        f"{one} {reach.number}"
+        for one in context.stacks.get(name, ())
+        if (reach := context.reach(one)) is not None and reach.reached
+    )
+    beside = f", whole stack ({', '.join(parts)})" if name in context.stacks else ""
+    when = context.when("credit_profile", name)
+    return Tile(
+        "Reach (90 % of credit)", f"{found.number} steps", f"{known}{share}{beside}, {when}"
+    )
 
 
 def _decay(context: Context, layer: str) -> Tile:
-    _, _, decays = context.reaches(layer)
-    known = [d for d in decays if d.reached]
-    if not known:
+    found = last_decay(context, layer)
+    if found is None:
         return Tile("Decay per step back", "–", "not measured")
-    last = float(known[-1])
+    last, when = found
     if last <= 0:
-        return Tile("Decay per step back", "×0", "nothing beyond lag 0")
+        return Tile("Decay per step back", "×0", f"nothing beyond lag 0, {when}")
     halves = f"halves in {np.log(0.5) / np.log(last):.3g} steps" if last < 1 else "does not shrink"
-    return Tile("Decay per step back", f"×{number(last)}", halves)
+    return Tile("Decay per step back", f"×{number(last)}", f"{halves}, {when}")
+
+
+def last_decay(context: Context, layer: str) -> tuple[float, str] | None:
+    """The newest decay that is known, and the step that it is from; None where there is none."""
+    steps, _, decays = context.reaches(layer)
+    for step, one in zip(steps[::-1].tolist(), decays[::-1], strict=True):
+        if one.reached:
+            return float(one), span([step]) if step in context.run.judged() else old(step)
+    return None
 
 
 def _window(context: Context, layer: str) -> Tile:
@@ -70,7 +89,8 @@ def _window(context: Context, layer: str) -> Tile:
         return Tile(name, "–", f"none within {window.within} steps")
     bound = "≤ " if window.extrapolated else "≈ " if window.between else ""
     of = ", whole stack" if found.name in context.stacks else ""
-    return Tile(name, f"{bound}{window.steps:.0f} steps", f"{window.source} bias{of}")
+    when = context.when("window_bias", found.name)
+    return Tile(name, f"{bound}{window.steps:.0f} steps", f"{window.source} bias{of}, {when}")
 
 
 def _not_finite(context: Context) -> Tile:
@@ -90,7 +110,9 @@ def _not_finite(context: Context) -> Tile:
             where = where or (
                 f"first at step {int(series.steps[hit[0]])}, {layer}" if hit.size else ""
             )
-    return Tile("Not finite", str(total), where or f"in {len(context.run.steps)} recordings")
+    steps = context.run.steps.tolist()
+    every = f"in {len(steps)} recordings{f', {span(steps)}' if steps else ''}"
+    return Tile("Not finite", str(total), where or every)
 
 
 def _proof(context: Context) -> Tile:
@@ -103,7 +125,8 @@ def _proof(context: Context) -> Tile:
             known = values[~np.isnan(values)]
             seen = seen or known.size > 0
             worst = max(worst, float(known.max(initial=0.0)))
-    verdicts = [outline.verdict for outline in context.run.outlines if outline.phase == "train"]
-    exact = sum(word == "exact" for word in verdicts)
-    remark = f"{exact} of {len(verdicts)} recordings exact"
+    proved = [outline for outline in context.run.outlines if outline.phase == "train"]
+    exact = sum(outline.verdict == "exact" for outline in proved)
+    when = f", {span([outline.step for outline in proved])}" if proved else ""
+    remark = f"{exact} of {len(proved)} recordings exact{when}"
     return Tile("Proof (largest residual)", number(worst) if seen else "–", remark)

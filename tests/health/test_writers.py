@@ -144,7 +144,13 @@ def test_the_verdict_is_the_worst_of_its_findings() -> None:
             [failing(word="CHANGED"), doubted],
         )
     ]
-    assert words == ["NO FAULT FOUND", "SHORT MEMORY", "GRADIENT SPIKES", "CHANGED", "NOT TO BE TRUSTED"]
+    assert words == [
+        "NO FAULT FOUND",
+        "SHORT MEMORY",
+        "GRADIENT SPIKES",
+        "CHANGED",
+        "NOT TO BE TRUSTED",
+    ]
     assert verdict([passed]).kind == "well"
     assert verdict([doubted, passed]).kind == "unsure"
 

@@ -136,6 +136,23 @@ def test_estimators_are_sorted_by_their_ranking(context_of: Callable[[str], Cont
     assert "full gives the least error for its cost" in data.finding
 
 
+def test_no_estimator_with_a_bias_above_ten_percent_is_recommended(
+    tmp_path: Path,
+) -> None:
+    def edit(m: Measurement, step: int) -> Measurement:
+        if m.name != "estimator_score":
+            return m
+        values = m.values.copy()
+        values[:, m.coordinates["score"].index("bias")] = 0.11
+        return replace(m, values=values)
+
+    data = make(
+        "F7", report_context(report_runs.write(tmp_path / "run", (0, 10, 20), T, edit=edit))
+    )
+    assert "none is recommended" in data.finding
+    assert {bubble.tone for bubble in data.panels[0].bubbles} == {"main"}
+
+
 def test_stability_shows_exponents_with_errors_and_eigenvalues(
     context_of: Callable[[str], Context],
 ) -> None:

@@ -234,7 +234,7 @@ def test_a_notebook_shows_the_verdict_and_the_headline_numbers(
 ) -> None:
     context = context_of("full")
     shown = rnndiag.open_run(made("full"))._repr_html_()
-    assert f"<b>{context.verdict.word}</b> {context.verdict.sentence}" in shown
+    assert f"<b>{context.verdict.word}</b> {escape(context.verdict.sentence)}" in shown
     for tile in tiles(context):
         assert f"<b>{tile.value}</b>" in shown
     attacked = rnndiag.open_run(hostile(tmp_path))._repr_html_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -348,6 +349,16 @@ def test_ranking_needs_the_noise_yardstick() -> None:
         expected = math.sqrt(score.bias**2 + (score.sd**2 + noise**2) * score.cost)
         assert score.ranking == pytest.approx(expected, rel=1e-10)
     assert [s.ranking for s in scores] == sorted(s.ranking for s in scores)
+
+
+def test_no_low_cost_discounts_a_bias() -> None:
+    """Nine cheap steps of a biased estimator average out spread, and are as biased as one."""
+    score = estimate(problem("lstm", T=4).run, estimators.Full())
+    for bias in (0.0, 0.2, 3.0):
+        for cost in (1e-6, 0.1, 1.0):
+            for sd, noise in ((0.0, math.nan), (1.0, 0.5)):
+                tried = replace(score, bias=bias, sd=sd, noise=noise, cost=cost)
+                assert tried.ranking >= bias
 
 
 def test_clipped_draws_state_the_error_of_their_bias() -> None:

@@ -49,9 +49,9 @@ def state_of(features: Features) -> StateOf:
         return StateOf("diverged")
     swing, low = features.swing.value, _low(features)
     if math.isnan(swing):
-        # As in runs of earlier versions: a loss that fell because the model learned where the padding is cannot be
-        # told from one that learned the task.
-        swing = USES_INPUT
+        # As in runs of earlier versions: a loss that fell because the model learned a constant, or where the padding
+        # is, cannot be told from one that learned the task.
+        swing = IGNORES_INPUT
     if swing >= USES_INPUT and low:
         still_falls = loss.falling and loss.end > AT_FLOOR * loss.start
         return StateOf("learning" if still_falls else "learned")

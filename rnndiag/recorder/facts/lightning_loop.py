@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -169,7 +169,10 @@ def _batch_size(loader: Any) -> int | None:
     size = getattr(loader, "batch_size", None)
     if size is None:
         size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    return int(size) if isinstance(size, int) else None
+    if not isinstance(size, int):
+        return None
+    samples = getattr(loader, "dataset", None)
+    return min(size, len(samples)) if isinstance(samples, Sized) else size
 
 
 def _clips_by_itself(module: Any) -> bool:
