@@ -52,7 +52,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.health.gate import check as check
     from rnndiag.recorder.callback import GradientDiagnostics as GradientDiagnostics
     from rnndiag.recorder.carry import carry as carry
-    from rnndiag.recorder.need import memory_need as memory_need
+    from rnndiag.recorder.need.entry import memory_need as memory_need
     from rnndiag.recorder.preflight import preflight as preflight
     from rnndiag.recorder.probe import probe as probe
     from rnndiag.recorder.recorder import Recorder as Recorder
@@ -114,7 +114,7 @@ _PUBLIC: dict[str, str] = {
     "jacobians": "rnndiag.engine.spectra.jacobians",
     "lyapunov": "rnndiag.engine.spectra.lyapunov",
     "lyapunov_of_map": "rnndiag.engine.spectra.map_exponents",
-    "memory_need": "rnndiag.recorder.need",
+    "memory_need": "rnndiag.recorder.need.entry",
     "open_run": "rnndiag.run.run",
     "open_runs": "rnndiag.run.runs",
     "probe": "rnndiag.recorder.probe",

@@ -34,7 +34,10 @@ def draw_panel(panel: Panel, ax: Axes) -> None:
         colour = TONES[band.tone][0]
         edges = [np.clip(edge, panel.y.low, panel.y.high) for edge in (band.low, band.high)]
         label = _plain(band.label) if band.visible else ""
-        ax.fill_between(band.x, *edges, color=colour, alpha=band.strength, lw=0, label=label)
+        how: dict[str, Any] = {"color": colour, "alpha": band.strength}
+        if band.hatched:
+            how = {"facecolor": "none", "edgecolor": colour, "alpha": 0.55, "hatch": "///"}
+        ax.fill_between(band.x, *edges, lw=0, label=label, **how)
     if panel.circle:
         angle = np.linspace(0, 2 * np.pi, 181)
         ax.plot(np.cos(angle), np.sin(angle), color=TONES["baseline"][0], ls="--", lw=1)

@@ -68,8 +68,8 @@ class GradientDiagnostics(_Adopting):
             length of the fit is known; if that breaks the budget, the last screen says so. Every step costs 0.1 to
             0.2 ms on a CPU (the norm of all gradients, mostly), and that is taken off the budget first.
         schedule: A callable that takes the step and says whether to record it. Instead of the two above.
-        measures: Groups to measure: contributions, lags, jacobians, lyapunov, gates, estimators. None: all, the
-            costlier ones on fewer recordings.
+        measures: Groups to measure: contributions, lags, jacobians, lyapunov, gates, estimators, need_screen,
+            swing. None: all, the costlier ones on fewer recordings.
         samples: How many sequences of the batch the costly measures look at. None: all.
         steps: Names of modules that do one step of a recurrence in Python, where neither a registered cell nor the
             name of their second argument (h, state, hidden, ...) says so.

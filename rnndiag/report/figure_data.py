@@ -52,7 +52,13 @@ class Band:
     high: np.ndarray
     label: str = ""
     strength: float = 0.3
+    """How opaque it is; 0: slanted lines, for what was not measured."""
     tone: Tone = "main"
+
+    @property
+    def hatched(self) -> bool:
+        """Whether it is drawn as slanted lines over a rectangle."""
+        return self.strength == 0
 
     @property
     def visible(self) -> bool:

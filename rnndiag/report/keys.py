@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from rnndiag.report.figure_data import Matrix, Panel
+from rnndiag.report.figure_data import Band, Matrix, Panel
 from rnndiag.report.palette import (
     DASHES,
     FIRST,
@@ -20,7 +20,7 @@ from rnndiag.report.palette import (
     indices,
     png,
 )
-from rnndiag.report.shapes import shape
+from rnndiag.report.shapes import hatching, shape
 from rnndiag.report.ticks import number, power_of_ten
 
 WORDS = {ZERO: "exactly zero", NOT_FINITE: "not finite"}
@@ -34,13 +34,11 @@ def key(panel: Panel) -> list[tuple[str, str]]:
         if line.label
     ]
     found += [
-        (_swatch(_area(band.tone, band.strength)), band.label)
-        for band in panel.bands
-        if band.label and band.visible
+        (_swatch(_area(band)), band.label) for band in panel.bands if band.label and band.visible
     ]
     found += [(_swatch(shape(d.tone, 11, 5, 4, d.tone)), d.label) for d in panel.dots if d.label]
     if panel.allowed is not None:
-        found.append((_swatch(_area("third", 0.25)), "allowed by the checks"))
+        found.append((_swatch(_filled("third", 0.25)), "allowed by the checks"))
     if len(found) == 1 and not panel.matrices and panel.allowed is None:
         return []
     return found + _special(panel.matrices)
@@ -72,7 +70,13 @@ def _dot(tone: str, wanted: bool) -> str:
     return shape("main", 11, 5, 3, tone) if wanted else ""
 
 
-def _area(tone: str, strength: float) -> str:
+def _area(band: Band) -> str:
+    if band.hatched:
+        return hatching(0, 22, 0, 10, band.tone)
+    return _filled(band.tone, band.strength)
+
+
+def _filled(tone: str, strength: float) -> str:
     return (
         f'<rect width="22" height="10" fill="{TONES[tone][0]}" fill-opacity="{strength}" '
         f'class="f-{tone}"/>'

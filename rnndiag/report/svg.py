@@ -15,7 +15,7 @@ from rnndiag.report.canvas import CHARACTER, Canvas, Frame, Size, frame_of
 from rnndiag.report.decimate import thin_line
 from rnndiag.report.figure_data import Axis, Band, Bubble, Dots, Line, Mark, Matrix, Panel
 from rnndiag.report.palette import DASHES, TONES, colours, indices, png
-from rnndiag.report.shapes import shape
+from rnndiag.report.shapes import hatching, shape
 
 
 class Drawing(Canvas):
@@ -39,7 +39,15 @@ class Drawing(Canvas):
         )
 
     def band(self, band: Band) -> None:
-        """The area between two curves, cut where one of them ends."""
+        """The area between two curves, cut where one of them ends; a hatched one is a rectangle."""
+        if band.hatched:
+            left, right = (float(v) for v in self.x(np.asarray(band.x, float)[[0, -1]]))
+            top, bottom = (
+                float(self.y(self._kept(edge)[0]))
+                for edge in (np.asarray(band.high, float), np.asarray(band.low, float))
+            )
+            self.parts.append(hatching(left, right, top, bottom, band.tone))
+            return
         x, high = thin_line(self.x(band.x), self.y(self._kept(band.high)), self.frame.inner[0])
         back, low = thin_line(self.x(band.x), self.y(self._kept(band.low)), self.frame.inner[0])
         if len(back) != len(x) or not np.array_equal(back, x, equal_nan=True):

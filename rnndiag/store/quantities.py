@@ -51,6 +51,8 @@ NEED_GROUP_STATS = (
 NEED_PARTS = ("present", "within", "beyond")
 NEED_PART_STATS = ("gain", "lower", "upper", "p", "p_over_control")
 NEED_USE_STATS = ("inputs", "rise", "lower", "upper")
+NEED_SCREEN_KINDS = ("linear", "product", "bag")
+NEED_SCREEN_STATS = ("explained", "deviation")
 NEED_FACTS = (
     *("loss", "scale", "floor", "used_memory", "burn_in", "beyond", "limit", "max_lag", "reach"),
     *("sequences", "n_sequences", "rows", "peak_lag", "autocorrelation", "gap", "plain_steps"),
@@ -68,6 +70,8 @@ FIXED_COORDINATES: dict[str, tuple[str, ...]] = {
     "need_part_stat": NEED_PART_STATS,
     "need_use_stat": NEED_USE_STATS,
     "need_fact": NEED_FACTS,
+    "need_screen_kind": NEED_SCREEN_KINDS,
+    "need_screen_stat": NEED_SCREEN_STATS,
     "part_stat": ("value", "se_sequences", "se_blocks"),
 }
 """Labels of the dims whose meaning never changes. All other labels travel with the recording."""

@@ -233,6 +233,11 @@ need_use | need_use need_use_stat | loss | linear | lowest rank
 need_fact | need_fact | 1 | linear | lowest rank
     memory_need: loss L, scale R (the loss without memory), smallest share that would have been found, used memory,
     burn-in, limit and where it comes from (0 given, 1 window, 2 reach), and the size of the data; NaN: not known.
+[need_screen, layer]
+need_screen | need_screen_kind screen_lag need_screen_stat | share | linear | lowest rank
+    Screen of past inputs: the share of the error that a skip from so many steps back would explain (linear, product
+    with the present, sum over lag .. 2 lag - 1), after the present, and its standard deviation where the past does not
+    help.
 [memory, layer]
 state_map | token component2 | 1 | linear | lowest rank
     States along held-out text, projected on their first two principal components.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -19,8 +20,10 @@ import rnndiag
 from rnndiag.cli import main
 from rnndiag.report.context import Context
 from rnndiag.report.figures import FIGURES
-from rnndiag.stats.need import Group, needs_in
+from rnndiag.report.svg import draw
+from rnndiag.stats.need import Group, MemoryNeed, Use, needs_in, screens_in
 from rnndiag.stats.need.stored import need_measurements
+from rnndiag.store.measurement import Measurement
 from rnndiag.store.reader import StoredRun
 from rnndiag.store.recording import Recording
 from rnndiag.store.writer import RunWriter
@@ -118,7 +121,7 @@ def test_figure_shows_use_and_need_on_one_scale(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "run") as writer:
         writer.append(Recording(5, measurements=need_measurements(need)))
     data = FIGURES["F12"].make(Context(StoredRun(tmp_path / "run")))
-    assert data.finding == need.sentence
+    assert data.finding.startswith(need.sentence)
     use, bars = data.panels
     assert (use.title, bars.title) == ("USE", "NEED")
     assert (use.y.low, use.y.high) == (bars.y.low, bars.y.high)
@@ -127,6 +130,93 @@ def test_figure_shows_use_and_need_on_one_scale(tmp_path: Path) -> None:
     assert strong > faint
     assert data.table is not None
     assert [row[0] for row in data.table.rows] == ["present", "1-7", "8-30"]
+
+
+def test_figure_hatches_lags_that_were_not_tested(tmp_path: Path) -> None:
+    groups = (Group(1, 7, 0.0, 0.0, 0.0, 1.0, 1.0, False),)
+    need = replace(
+        QUIET,
+        groups=groups,
+        max_lag=7,
+        beyond=12,
+        use=(Use(1, 0.2, 0.1, 0.3), Use(11, 0.0, 0.0, 0.0)),
+    )
+    with RunWriter(tmp_path / "run") as writer:
+        writer.append(Recording(5, measurements=need_measurements(need)))
+    data = FIGURES["F12"].make(Context(StoredRun(tmp_path / "run")))
+    bars = data.panels[-1]
+    (hatched,) = [band for band in bars.bands if band.hatched]
+    assert hatched.x.tolist() == [7.5, 12.5]
+    assert bars.notes == ("not tested beyond lag 7",)
+    assert "stroke-opacity" in draw(bars, "need")
+    data = FIGURES["F12"].make(Context(_run_of(tmp_path / "few", replace(need, groups=()))))
+    (hatched,) = [band for band in data.panels[-1].bands if band.hatched]
+    assert hatched.x[0] == 0.5
+
+
+def _run_of(path: Path, need: MemoryNeed) -> StoredRun:
+    with RunWriter(path) as writer:
+        writer.append(Recording(5, measurements=need_measurements(need)))
+    return StoredRun(path)
+
+
+class Chunked(Copying):
+    """The same net trained with a window of 3 steps."""
+
+    def training_step(self, batch: Any, _index: int) -> Tensor:
+        state, outputs = None, []
+        for piece in batch["x"].split(3, 1):
+            y, state = self.net.rnn(piece, state)
+            state = state.detach()
+            outputs.append(y)
+        logits = self.net.head(torch.cat(outputs, 1))
+        flat = logits.flatten(0, 1)
+        return torch.nn.functional.cross_entropy(flat, batch["y"].flatten(), ignore_index=-100)
+
+
+def test_figure_of_a_run_with_a_detached_state_has_all_three_strips(tmp_path: Path) -> None:
+    callback = rnndiag.GradientDiagnostics(
+        tmp_path / "run",
+        every_n_steps=1,
+        measures=["contributions", "lags", "need_screen"],
+        need=True,
+        report=False,
+        screen=False,
+        strict=True,
+    )
+    trainer = Trainer(
+        max_steps=2,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(Chunked(), loader(2), loader(8))
+    run = StoredRun(tmp_path / "run")
+    data = FIGURES["F12"].make(Context(run))
+    assert [panel.title for panel in data.panels] == ["REACH", "USE", "NEED"]
+    assert data.panels[0].notes == ("the gradient is cut after 3 steps",)
+    assert len({(panel.x.low, panel.x.high) for panel in data.panels}) == 1
+    # The pieces are screened as one sequence: else no lag beyond 2 could be seen.
+    (curve,) = screens_in(run)
+    assert curve.layer == "net.rnn.l0"
+    assert curve.peak == ("linear", 6)
+
+
+def test_figure_shows_what_the_screen_points_at_where_no_need_was_measured(tmp_path: Path) -> None:
+    values = np.full((3, 3, 2), np.nan)
+    values[0] = [[0.0, 0.02], [0.3, 0.02], [0.01, 0.02]]
+    labels = {"screen_lag": ("1", "2", "3")}
+    measured = Measurement.of("need_screen", values, "rnn.l0", labels)
+    with RunWriter(tmp_path / "run") as writer:
+        writer.append(Recording(5, measurements=(measured,)))
+    data = FIGURES["F12"].make(Context(StoredRun(tmp_path / "run")))
+    (panel,) = data.panels
+    assert panel.title == "SCREEN"
+    assert panel.marks[0].at == 2
+    assert "no verdict" in data.finding
 
 
 def test_run_without_a_need_says_so(tmp_path: Path) -> None:

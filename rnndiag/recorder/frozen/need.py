@@ -11,7 +11,7 @@ from typing import Any
 
 from rnndiag.errors import RnndiagError
 from rnndiag.recorder.frozen.snapshot import restored
-from rnndiag.recorder.need import memory_need
+from rnndiag.recorder.need.entry import memory_need
 from rnndiag.stats.need.as_json import need_as_json
 
 

@@ -6,6 +6,7 @@ from rnndiag.recorder.measures import gates as gates
 from rnndiag.recorder.measures import jacobians as jacobians
 from rnndiag.recorder.measures import lags as lags
 from rnndiag.recorder.measures import lyapunov as lyapunov
+from rnndiag.recorder.measures import need_screen as need_screen
 from rnndiag.recorder.measures import swing as swing
 from rnndiag.recorder.measures.measure import (
     MEASURES,

@@ -1,5 +1,1 @@
-"""`rnndiag.memory_need`: need, use and reach over lag, of a trained model."""
-
-from rnndiag.recorder.need.entry import memory_need
-
-__all__ = ["memory_need"]
+"""Need, use and reach over lag, of a trained model: `rnndiag.memory_need` stands in `entry`."""

@@ -43,9 +43,14 @@ class Whitening:
         rows = rows.double()
         mean = rows.mean(0)
         centred = rows - mean
-        variance, axes = torch.linalg.eigh(centred.T @ centred / max(len(rows), 1))
+        n, size = centred.shape
+        few = n < size  # then the Gram matrix of the rows has the same variances and is smaller
+        moment = centred @ centred.T if few else centred.T @ centred
+        variance, axes = torch.linalg.eigh(moment / max(n, 1))
         kept = variance > variance.max().clamp(min=1e-300) * SMALLEST
         variance, axes = variance[kept].flip(0)[:most], axes[:, kept].flip(1)[:, :most]
+        if few:
+            axes = centred.T @ axes / (n * variance).sqrt()
         return Whitening(mean, axes / variance.sqrt())
 
     def __call__(self, values: Tensor) -> Tensor:

@@ -60,9 +60,12 @@ class Screen:
         rows: Rows of the sequences that are screened.
         errors: e at these rows, (rows, H).
         residual: Project the present out. Without, only the mean.
+        single: Compute in single precision. None: where there are many rows.
     """
 
-    def __init__(self, rows: Rows, errors: Tensor, residual: bool = True) -> None:
+    def __init__(
+        self, rows: Rows, errors: Tensor, residual: bool = True, single: bool | None = None
+    ) -> None:
         self._rows = rows
         errors = errors.double()
         n = len(errors)
@@ -71,7 +74,8 @@ class Screen:
         leverage = self._q.square().sum(1).clamp(max=0.9)
         left = errors - self._q @ (self._q.T @ errors)
         white = left @ inverse_root(left.T @ left, 1e-2, RANK)
-        self._work = torch.float32 if n >= SINGLE_FROM else torch.float64
+        single = n >= SINGLE_FROM if single is None else single
+        self._work = torch.float32 if single else torch.float64
         self._q = self._q.to(self._work)
         self._errors = (white / (1 - leverage).sqrt().unsqueeze(1)).to(self._work)
         self._shrink = float((1 - leverage).mean())

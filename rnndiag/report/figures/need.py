@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from rnndiag.report.context import Context
-from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table
+from rnndiag.report.figure_data import Axis, Band, FigureData, Line, Mark, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number
 from rnndiag.stats.need import Group, MemoryNeed
+from rnndiag.stats.need.screen import screens_in
 from rnndiag.stats.need.stored import FACT, GROUP, PART, USE, need_of
 from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
 
 QUESTION = "Does the task need more memory than the gradient reaches?"
 DECADES = 4
@@ -23,13 +25,13 @@ def make(context: Context) -> FigureData:
     """Three strips, if `memory_need` was measured: of the lead layer, or of the one layer that it was measured of."""
     layers = context.run.layers_of("need_fact") if len(context.run.steps) else ()
     if not layers:
-        return absent("F12", context.nothing("need_fact"))
+        return _screened(context)
     layer = next((one for one in layers if context.lead.startswith(one)), layers[-1])
     parts = {name: context.last(name, layer) for name in (GROUP, PART, USE, FACT)}
     known = {name: part for name, part in parts.items() if part is not None}
     if len(known) < len(parts):
         return absent("F12", context.nothing("need_fact", layer))
-    if not all(part.values.size and _sound(part) for part in known.values()):
+    if not all(_sound(part) for part in known.values()):
         return absent("F12", f"The need of {layer} holds numbers that cannot be drawn.")
     need = need_of(layer, known)
     lags = _last_lag(need)
@@ -38,21 +40,22 @@ def make(context: Context) -> FigureData:
     return FigureData(
         "F12",
         QUESTION,
-        need.sentence,
-        "Shaded: beyond the limit. USE: how much the loss rises if an output sees only the inputs up to that lag. "
-        "NEED: how much the loss falls on other sequences if inputs of these lags are added; strong bars pass both "
-        "tests and 1 % of the scale, faint ones do not. USE and NEED have one scale, from 0 to the loss without "
-        "memory.",
+        str(need).replace("\n", " "),
+        "Shaded: beyond the limit; hatched: not tested. USE: how much the loss rises if an output sees only the inputs "
+        "up to that lag. NEED: how much the loss falls on other sequences if inputs of these lags are added; strong "
+        "bars pass both tests and 1 % of the scale, faint ones do not. USE and NEED have one scale, from 0 to the loss "
+        "without memory.",
         tuple(panels if reach is None else [reach, *panels]),
         _table(need),
         layer=need.layer,
-        warnings=need.further_sentences,
     )
 
 
 def _sound(part: Measurement) -> bool:
     """Whether a stored part can be drawn: facts that are not known are NaN, all else is a number of sane size."""
     values = np.asarray(part.values, float)
+    if not values.size:
+        return part.name == GROUP  # too little data: no lag was tested
     if part.name == FACT:
         return bool(np.isfinite(values[0]) and np.all(~(np.abs(values) > LARGEST)))
     known = values[~np.isnan(values)] if part.name == PART else values
@@ -60,7 +63,17 @@ def _sound(part: Measurement) -> bool:
 
 
 def _last_lag(need: MemoryNeed) -> int:
-    return max([need.max_lag, *(point.inputs - 1 for point in need.use)])
+    """The axis ends at the longest lag tested or used; a limit beyond is shown as far as there is room for it."""
+    known = max([need.max_lag, *(point.inputs - 1 for point in need.use)])
+    return max(known, min(need.beyond, 2 * known + 1))
+
+
+def _untested(first: float, lags: int, low: float, high: float, words: str) -> tuple[Band, ...]:
+    """Hatching from a lag to the end of the axis: an empty strip would read as zero."""
+    if first > lags:
+        return ()
+    x = np.array([first - 0.5, lags + 0.5])
+    return (Band(x, np.full(2, low), np.full(2, high), words, 0.0, "limit"),)
 
 
 def _axis(lags: int) -> Axis:
@@ -76,13 +89,7 @@ def _beyond(need: MemoryNeed, lags: int, low: float, high: float) -> tuple[Band,
 
 def _reach(context: Context, need: MemoryNeed, lags: int) -> Panel | None:
     """The credit profile of the layer that the need was measured of."""
-    runs = context.run.layers_of("credit_profile")
-    names = [one for one in runs if one == need.layer or one.startswith(f"{need.layer}.l")]
-    series = context.profiles(min(names, key=len)) if names else None
-    if series is None:
-        return None
-    profile = series.valid(series.steps.size - 1).sel(profile_stat="profile").values
-    credit = np.exp(np.asarray(profile, float))[: lags + 1]
+    credit = _credit(context, need.layer)[: lags + 1]
     shown = credit[np.isfinite(credit) & (credit > 0)]
     if not shown.size:
         return None
@@ -96,15 +103,35 @@ def _reach(context: Context, need: MemoryNeed, lags: int) -> Panel | None:
         else ()
     )
     line = Line(np.arange(credit.size), np.where(credit >= low, credit, np.nan))
+    cut = need.limit == "window" and credit.size <= need.beyond
+    words = f"the gradient is cut after {need.beyond} steps" if cut else "not measured"
     return Panel(
         _axis(lags),
         Axis("credit relative to lag 0", low, high, "log10"),
         title="REACH",
         lines=(line,),
-        bands=_beyond(need, lags, low, high),
+        bands=(
+            *_beyond(need, lags, low, high),
+            *(() if cut else _untested(credit.size, lags, low, high, words)),
+        ),
         marks=marks,
+        notes=(words,) if credit.size <= lags else (),
         shape="low",
     )
+
+
+def _credit(context: Context, layer: str) -> np.ndarray:
+    """The newest credit profile of a layer, over lag; of pieces that carry a state, of the first that has one."""
+    for name in sorted(context.run.layers_of("credit_profile"), key=lambda one: (len(one), one)):
+        base = name.split("#")[0]
+        series = context.profiles(name) if base == layer or base.startswith(f"{layer}.l") else None
+        if series is None:
+            continue
+        profile = series.valid(series.steps.size - 1).sel(profile_stat="profile").values
+        credit = np.exp(np.asarray(profile, float))
+        if np.any(np.isfinite(credit) & (credit > 0)):
+            return np.asarray(credit)
+    return np.zeros(0)
 
 
 def _use(need: MemoryNeed, lags: int) -> Panel:
@@ -137,18 +164,79 @@ def _need(need: MemoryNeed, lags: int) -> Panel:
     bars = tuple(_bar(group, "third") for group in (present,) if group.gain) + tuple(
         _bar(group, "main") for group in need.groups if group.gain
     )
-    tested = f"not tested beyond lag {need.max_lag}" if need.max_lag < lags else ""
+    last = need.groups[-1].high if need.groups else 0
+    words = f"not tested beyond lag {last}" if last else "not tested"
     marks = (Mark("x", need.peak_lag, "screen", "third"),) if np.isfinite(need.peak_lag) else ()
     return Panel(
         _axis(lags),
         _loss_axis(need, "fall of the loss"),
         title="NEED",
         lines=(Line(np.array([-0.5, lags + 0.5]), np.zeros(2), tone="limit"),),
-        bands=(*_beyond(need, lags, *_limits(need)), *bars),
+        bands=(
+            *_beyond(need, lags, *_limits(need)),
+            *_untested(last + 1, lags, *_limits(need), words),
+            *bars,
+        ),
         marks=marks,
-        notes=tuple(filter(None, [tested])),
+        notes=(words,) if last < lags else (),
         shape="low",
     )
+
+
+def _screened(context: Context) -> FigureData:
+    """Where the need was not measured: what the recorded screen points at, if it was recorded."""
+    layers = context.run.layers_of("need_screen") if len(context.run.steps) else ()
+    if not layers:
+        return absent("F12", context.nothing("need_fact"))
+    layer = next((one for one in layers if one == context.lead), layers[-1])
+    curve = next((one for one in screens_in(_screens(context, layer))), None)
+    if curve is None or not np.isfinite(curve.explained).any():
+        return absent("F12", context.nothing("need_fact"))
+    lags = np.asarray(curve.lags, float)
+    rows = np.clip(curve.explained, -1.0, 2.0)
+    lines = [
+        Line(lags[known], row[known], words, tone, dots=True)
+        for row, (words, tone) in zip(rows, _KINDS, strict=True)
+        if (known := np.isfinite(row)).any()
+    ]
+    high = max(0.1, 1.1 * float(np.nanmax(rows)))
+    panel = Panel(
+        _axis(int(lags[-1])),
+        Axis(
+            "share of the error that a skip would explain", min(-0.02, float(np.nanmin(rows))), high
+        ),
+        title="SCREEN",
+        lines=(Line(np.array([-0.5, lags[-1] + 0.5]), np.zeros(2), tone="limit"), *lines),
+        marks=() if curve.peak is None else (Mark("x", curve.peak[1], "points here", "third"),),
+        shape="low",
+    )
+    return FigureData(
+        "F12",
+        QUESTION,
+        curve.sentence,
+        "How much of the error that the loss sends to the outputs would be explained by a function of the input so "
+        "many steps back, beyond what the state holds, pooled over the recordings. Nothing was held out: it points at lags, "
+        "and is too large near a solved net.",
+        (panel,),
+        layer=layer,
+    )
+
+
+_KINDS: tuple[tuple[str, Tone], ...] = (
+    ("input", "main"),
+    ("input times present", "second"),
+    ("sum over an octave of lags", "third"),
+)
+
+
+def _screens(context: Context, layer: str) -> list[Recording]:
+    """The screens of one layer, as recordings that hold nothing else."""
+    series = context.series("need_screen", layer)
+    if series is None:
+        return []
+    return [
+        Recording(int(step), measurements=(series.valid(k),)) for k, step in enumerate(series.steps)
+    ]
 
 
 def _bar(group: Group, tone: str) -> Band:

@@ -2,6 +2,7 @@
 
 from rnndiag.stats.need.memory_need import MemoryNeed
 from rnndiag.stats.need.numbers import Gain, Group, LagGain, NeedNumbers, Use
+from rnndiag.stats.need.screen import ScreenCurve, screens_in
 from rnndiag.stats.need.stored import need_measurements, needs_in
 from rnndiag.stats.need.verdict import Lead
 
@@ -12,7 +13,9 @@ __all__ = [
     "Lead",
     "MemoryNeed",
     "NeedNumbers",
+    "ScreenCurve",
     "Use",
     "need_measurements",
     "needs_in",
+    "screens_in",
 ]
