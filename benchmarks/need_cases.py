@@ -140,27 +140,62 @@ def delayed(lag: int, product: bool = False, rho: float = 0.0, steps: int = 30) 
     return draw
 
 
-def noise(classes: int | None, rho: float = 0.0, steps: int = 25, batch: int = 32) -> Draw:
-    """Targets that have nothing to do with the inputs (AR(1) with weight rho); None: real ones."""
+def noise(
+    classes: int | None, rho: float = 0.0, steps: int = 25, batch: int = 32, heavy: bool = False
+) -> Draw:
+    """Targets that have nothing to do with the inputs (AR(1) with weight rho); None: real ones, cubed if heavy."""
 
     def draw(generator: torch.Generator) -> Batch:
         x = torch.randn(batch, steps, 2, generator=generator)
         for t in range(1, steps):
             x[:, t] = rho * x[:, t - 1] + math.sqrt(1 - rho**2) * x[:, t]
         if classes is None:
-            return {"x": x, "y": torch.randn(batch, steps, generator=generator)}
+            y = torch.randn(batch, steps, generator=generator)
+            return {"x": x, "y": (y**3 if heavy else y)}
         return {"x": x, "y": torch.randint(0, classes, (batch, steps), generator=generator)}
 
     return draw
 
 
-def cue(steps: int, classes: int = 3, place: int = 0, batch: int = 32) -> Draw:
-    """One output a sequence: the class that the input at `place` showed."""
+def sine_of_now(rho: float, steps: int = 30) -> Draw:
+    """Squared error against sin(2 x_t) and noise; x is AR(1), so that the past is a proxy for the present."""
+
+    def draw(generator: torch.Generator) -> Batch:
+        x = torch.randn(32, steps, generator=generator)
+        for t in range(1, steps):
+            x[:, t] = rho * x[:, t - 1] + math.sqrt(1 - rho**2) * x[:, t]
+        y = torch.sin(2 * x) + 0.3 * torch.randn(32, steps, generator=generator)
+        return {"x": x[..., None], "y": y}
+
+    return draw
+
+
+def adding(steps: int = 20) -> Draw:
+    """One output a sequence: the sum of the two numbers that are marked."""
+
+    def draw(generator: torch.Generator) -> Batch:
+        values = torch.rand(32, steps, generator=generator)
+        marks = torch.zeros(32, steps)
+        half = steps // 2
+        for low in (0, half):
+            place = torch.randint(low, low + half, (32, 1), generator=generator)
+            marks.scatter_(1, place, 1.0)
+        return {"x": torch.stack([values, marks], -1), "y": (values * marks).sum(1, keepdim=True)}
+
+    return draw
+
+
+def cue(
+    steps: int, classes: int = 3, place: int = 0, batch: int = 32, shuffled: bool = False
+) -> Draw:
+    """One output a sequence: the class that the input at `place` showed, or one that no input tells."""
 
     def draw(generator: torch.Generator) -> Batch:
         drawn = torch.randint(0, classes, (batch,), generator=generator)
         x = 0.3 * torch.randn(batch, steps, classes, generator=generator)
         x[:, place] += 3 * functional.one_hot(drawn, classes)
+        if shuffled:
+            drawn = torch.randint(0, classes, (batch,), generator=generator)
         return {"x": x, "y": drawn[:, None]}
 
     return draw
@@ -194,6 +229,8 @@ class Case:
     last: bool = False
     batches: int = 12
     layers: int = 1
+    decay: float = 0.0
+    """Weight decay."""
 
 
 BEYOND, NOTHING, SOLVED = ("needed_beyond",), ("nothing_found",), ("solved",)
@@ -235,7 +272,7 @@ def trained(case: Case, kind: str, seed: int) -> Net:
     """A net trained on a case."""
     torch.manual_seed(seed)
     model = Net(kind, case.inputs, case.outputs, last=case.last, layers=case.layers)
-    train(model, case.draw, case.steps, case.window, seed)
+    train(model, case.draw, case.steps, case.window, seed, case.decay)
     return model
 
 

@@ -215,8 +215,8 @@ def _screened(context: Context) -> FigureData:
         QUESTION,
         curve.sentence,
         "How much of the error that the loss sends to the outputs would be explained by a function of the input so "
-        "many steps back, beyond what the state holds, pooled over the recordings. Nothing was held out: it points at lags, "
-        "and is too large near a solved net.",
+        "many steps back, beyond what the state holds, pooled over the recordings. Nothing was held out: it points at "
+        "lags, and is too large near a solved net.",
         (panel,),
         layer=layer,
     )
