@@ -6,7 +6,8 @@ Tables: truth (gains where the need is known), ar (against the closed form), lea
 known truth, RNN, LSTM and GRU: those that the rules were tried on, and others), use (used memory), nulls (how often a
 need is claimed where there is none), power (over the number of sequences), control (planted needs), fitters (boosting
 rounds, and Adam), promise (the promised gain against what training with the longer window brought), bytes (the same
-on the source text of Python's library). The whole form of the false alarms is --null-seeds 120.
+on the source text of Python's library), programs (a forecast of a seasonal series
+and a model of text, before and after). The whole form of the false alarms is --null-seeds 120.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -37,6 +39,7 @@ from benchmarks.need_cases import (
     train,
     trained,
 )
+from benchmarks.need_programs import programs
 from benchmarks.need_tables import bytes_of_python, control, fitters, pooled_screen, power, truth
 
 AR = ((8, 0.4, 3), (8, 0.4, 1), (8, 0.2, 3), (8, 0.1, 3), (12, 0.3, 4), (4, 0.4, 1), (8, 0.0, 3))
@@ -206,6 +209,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--null-seeds", type=int, default=12)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--figures", type=Path, help="where `programs` draws its figures")
     args = parser.parse_args()
     quick = args.quick
     tables: dict[str, Callable[[], None]] = {
@@ -219,6 +223,7 @@ def main() -> None:
         "fitters": lambda: fitters(quick),
         "promise": lambda: promise(quick),
         "bytes": lambda: bytes_of_python(quick),
+        "programs": lambda: programs(quick, args.figures),
     }
     unknown = set(args.only or ()) - set(tables)
     if unknown:

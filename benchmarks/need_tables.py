@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import sysconfig
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import rnndiag
 from benchmarks.need_cases import (
@@ -32,6 +27,7 @@ from benchmarks.need_cases import (
     sine_of_now,
     trained,
 )
+from benchmarks.need_programs import CharNet, library_text, pieces
 from rnndiag.recorder.measures.measure import Subject
 from rnndiag.recorder.measures.need_screen import need_screen
 from rnndiag.recorder.need import skips
@@ -248,43 +244,6 @@ def fitted_by_adam(rate: float, steps: int = 150, every: int = 10) -> Any:
 def _placed(sample: Any, rows: Tensor) -> Tensor:
     change = torch.zeros_like(sample.outputs)
     return change.masked_scatter(sample.active.unsqueeze(-1), rows.to(change.dtype))
-
-
-class CharNet(nn.Module):
-    """A GRU over bytes."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(128, 16)
-        self.rnn = nn.GRU(16, hidden, batch_first=True)
-        self.head = nn.Linear(hidden, 128)
-
-    def run(self, text: Tensor, window: int | None) -> Tensor:
-        """The loss of the next byte; the state is carried and detached every `window` steps."""
-        x, outputs, state = self.embedding(text[:, :-1]), [], None
-        for piece in x.split(window or x.shape[1], 1):
-            y, state = self.rnn(piece, state)
-            state = state.detach()
-            outputs.append(y)
-        logits = self.head(torch.cat(outputs, 1))
-        return functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
-
-
-def library_text(size: int = 2_000_000) -> Tensor:
-    """Bytes of the modules of Python's library, in the order of their names, as one series."""
-    folder = sysconfig.get_paths()["stdlib"]
-    text = b""
-    for name in sorted(glob.glob(os.path.join(folder, "*.py"))):
-        text += Path(name).read_bytes()
-        if len(text) >= size:
-            break
-    return torch.tensor(list(text[:size]), dtype=torch.long).clamp(max=127)
-
-
-def pieces(text: Tensor, generator: torch.Generator, batch: int = 32, steps: int = 80) -> Tensor:
-    """Random pieces of a series, (batch, steps + 1)."""
-    starts = torch.randint(0, len(text) - steps - 1, (batch, 1), generator=generator)
-    return text[starts + torch.arange(steps + 1)]
 
 
 def bytes_of_python(quick: bool) -> None:

@@ -87,7 +87,7 @@ def _spoilt(fitter: SkipFitter, base: Outputs, block: Block, rise: float) -> Out
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         reached = rise_at(middle)
-        low, high = (middle, high) if reached < rise else (low, middle)
         if abs(reached - rise) <= 0.05 * rise:
             break
-    return at((low + high) / 2)
+        low, high = (middle, high) if reached < rise else (low, middle)
+    return at(middle)

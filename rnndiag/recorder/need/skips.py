@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ from rnndiag.recorder.need.screen import inverse_root
 ROUNDS = 2
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 STEPS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Steps tried, in units of sd(outputs) / sd(direction)."""
+"""Steps tried, in units of sd(outputs) / sd(direction); ..."""
+GROWTH, MOST_GROWTH = 3.0, 30
+"""... where the largest is the best, larger ones as long as the loss falls: outputs can vary less than they should."""
 REFINEMENTS = (1.7, 0.6)
 PRESENT_SHARE = 0.3
 """Most columns of the present, as a share of the rows."""
@@ -285,13 +288,17 @@ class SkipFitter:
         spread = float(
             torch.cat([y[s.active] for s, y in zip(part.samples, ys, strict=True)]).double().std()
         )
-        scale = spread / (float(direction.std()) + 1e-300)
+        # Outputs that never change (dead units) have no scale of their own: activations are of order 1.
+        scale = (spread or 1.0) / (float(direction.std()) + 1e-300)
         now = self.losses(outputs, self.VALIDATION)
         weights = [len(sample.sequences) / sample.batch_size for sample in part.samples]
         # Of a divided batch only the sample's own sequences change.
         least = LEAST_FALL * self.scale * sum(weights)
         lowest, best, at_best = sum(now), None, []
-        for step in STEPS:
+        larger = (STEPS[-1] * GROWTH**k for k in range(1, MOST_GROWTH))
+        for step in chain(STEPS, larger):
+            if step > STEPS[-1] and best is None:
+                break
             tried = losses(step * scale)
             if sum(tried) < lowest:
                 lowest, best, at_best = sum(tried), step * scale, tried
