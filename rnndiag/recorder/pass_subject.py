@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.truncation.estimators.estimator import Estimator
 from rnndiag.recorder.capture import BackwardPass, runs_beside_loops
 from rnndiag.recorder.capture.gathered import gathered
 from rnndiag.recorder.measures import Extent, Subject
@@ -35,19 +36,31 @@ def subject_of(
     runs = _named(pending, together, known)
     if not runs and not loops.tells:
         return None
-    lengths = (*(run.T for run in runs), *(found.T for found in loops.measured))
+    used = {run.name: one for run in runs if (one := _estimator(seen, run)) is not None}
+    lengths = (
+        *(min(run.T, getattr(used.get(run.name), "back", run.T)) for run in runs),
+        *(found.T for found in loops.measured),
+    )
     pending.window = max((pending.window, *lengths))
+    if used:
+        told = {name: one.label for name, one in used.items()}
+        pending.facts["trained_with"] = {**pending.facts.get("trained_with", {}), **told}
     return Subject(
         runs,
         loops=loops,
         scale=seen.scale,
         for_proof=pieces,
         made={name: adj for name, adj in seen.adjoints.items() if name not in said},
+        estimators=used,
         gathered=frozenset(said),
         sampling=said,
         dtype=seen.dtype,
         extent=extent,
     )
+
+
+def _estimator(seen: BackwardPass, run: LayerRun) -> Estimator | None:
+    return seen.estimators.get(run.name.partition("@")[0])
 
 
 def names_of(pending: Pending, seen: BackwardPass) -> set[str]:

@@ -18,6 +18,7 @@ from rnndiag.engine.proof import Proof, prove
 from rnndiag.errors import BadArgument, CaptureFault, NotSupported
 from rnndiag.recorder.capture import BackwardPass, Capture
 from rnndiag.recorder.record_passes import record_passes
+from rnndiag.recorder.replay.unrolled import UnrolledCalls
 from rnndiag.store.recording import Recording
 
 _out_of_inference = torch.inference_mode(False)
@@ -27,8 +28,12 @@ _out_of_inference = torch.inference_mode(False)
 class Probe:
     """What `probe` yields. All of it is made at the first look, after the backward pass, and then stays."""
 
-    def __init__(self, capture: Capture, step: int = 0) -> None:
+    def __init__(
+        self, capture: Capture, step: int = 0, loss_scale: Callable[[], float] | None = None
+    ) -> None:
         self._capture, self.step = capture, step
+        self._unrolled = UnrolledCalls(capture)
+        self._scale = loss_scale
         self._passes: list[BackwardPass] = []
         self._proofs: list[Proof] = []
         self._recording: Recording | None = None
@@ -55,8 +60,9 @@ class Probe:
             raise BadArgument(
                 "This probe is watching already.", "Make a second one: `rnndiag.probe(model)`."
             )
-        self._passes += self._capture.take()
+        self._take()
         self._capture.arm()
+        self._unrolled.listen()
         return self
 
     def __exit__(
@@ -66,12 +72,17 @@ class Probe:
         trace: TracebackType | None,
     ) -> None:
         self._capture.disarm()
+        self._unrolled.leave()
+
+    def _take(self) -> None:
+        self._passes += self._capture.take()
+        self._passes += self._unrolled.take(1.0 if self._scale is None else self._scale())
 
     @property
     @_out_of_inference
     def backward_passes(self) -> list[BackwardPass]:
         """One entry a backward pass, in order. Passes that come later are added at the next look."""
-        self._passes += self._capture.take()
+        self._take()
         if not self._capture.armed:
             self._capture.forget()  # nothing can follow: let go of the tensors that were kept for the replay
         return self._passes
@@ -188,7 +199,7 @@ def probe(
     if step is None:
         # without a number of their own, recordings of one model would replace one another in a run
         step = _made[model] = _made.get(model, -1) + 1
-    return Probe(capture, step)
+    return Probe(capture, step, loss_scale)
 
 
 _made: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()

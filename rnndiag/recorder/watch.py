@@ -9,6 +9,7 @@ from typing import Any
 
 from rnndiag.recorder.capture import BackwardPass, Capture
 from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.replay.unrolled import UnrolledCalls
 
 MAX_LAGS = 32
 """Lags that a recorded step measures on a graph at most, at a price of one backward pass of the loop each."""
@@ -31,6 +32,7 @@ class Watch:
         self._capture: Capture | None = None
         self._seen: tuple[Any, ...] = ()
         self._passes: list[BackwardPass] = []
+        self._unrolled: UnrolledCalls | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -61,6 +63,7 @@ class Watch:
                 faults=self._faults,
                 timer=self._timer,
             )
+            self._unrolled = UnrolledCalls(self._capture)
 
     def arm(self, lags: bool = True) -> None:
         """Put the hooks on; what was kept of the step before is forgotten."""
@@ -71,12 +74,17 @@ class Watch:
             self._capture.measure_lags = lags
             self._capture.max_lags = MAX_LAGS
             self._capture.arm()
+        if self._unrolled is not None:
+            self._unrolled.listen()
 
     def new_passes(self) -> list[BackwardPass]:
         """The backward passes since the last call, replayed."""
         if self._capture is None:
             return []
         found = list(self._capture.take())
+        if self._unrolled is not None:
+            with self._faults.guard("running an unrolled sequence again"):
+                found += self._unrolled.take(self._loss_scale())
         self._passes += found
         return found
 
@@ -97,8 +105,11 @@ class Watch:
             self._passes.clear()
             self._capture.disarm()
             self._capture.forget()
+        if self._unrolled is not None:
+            self._unrolled.leave()
+            self._unrolled.forget()
 
     def release(self) -> None:
         """Let go of the model."""
         self.disarm()
-        self._capture, self._seen = None, ()
+        self._capture, self._unrolled, self._seen = None, None, ()

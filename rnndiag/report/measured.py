@@ -29,6 +29,7 @@ def measured(context: Context) -> list[tuple[str, list[str]]]:
         ("Proofs", _proofs(context)),
         ("Sampling", _notes(context, "sampling")),
         ("Sequences", _notes(context, "resets")),
+        ("Trained with", _notes(context, "trained_with")),
         ("Across the seam", _notes(context, "seam")),
         ("Cost", _cost(context)),
         ("Not measured", _notes(context, "not_measured")),

@@ -15,9 +15,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from rnndiag.engine.truncation.estimators import Chunk, Full, Window
 from rnndiag.errors import BadArgument, NotSupported
+from rnndiag.recorder.replay.unrolled import as_recorded
 from rnndiag.train.between_steps import between_steps
 from rnndiag.train.nested import detached
-from rnndiag.train.recurrence import Step, recurrence_of
+from rnndiag.train.recurrence import Recurrence, Step, recurrence_of
 from rnndiag.train.windows import Sequence, overlapping_chunks, sliding_windows
 
 
@@ -81,6 +82,32 @@ def unroll(
         return _packed(module, inputs, state, estimator, generator, side_by_side)
     if isinstance(estimator, Full):
         return recurrence.run(inputs, state, lengths)
+
+    def run() -> tuple[Any, Any]:
+        options = lengths, last_only, generator, side_by_side
+        return _estimated(recurrence, inputs, state, estimator, *options)
+
+    def run_whole(module: nn.Module, inputs: Tensor, state: Any) -> tuple[Any, Any]:
+        return recurrence_of(module).run(inputs, state, lengths)
+
+    valid = None
+    if lengths is not None:
+        valid = torch.arange(inputs.shape[recurrence.time_dim])[:, None] < lengths.cpu()
+        valid = (valid if recurrence.time_dim == 0 else valid.T).to(inputs.device)
+    return as_recorded(module, (inputs, state), estimator, run, run_whole, valid)
+
+
+def _estimated(
+    recurrence: Recurrence,
+    inputs: Tensor,
+    state: Any,
+    estimator: Any,
+    lengths: Tensor | None,
+    last_only: bool,
+    generator: torch.Generator | None,
+    side_by_side: bool | None,
+) -> tuple[Any, Any]:
+    """The sequence with the estimator's gradient."""
     if not recurrence.causal:
         raise BadArgument(
             f"The estimator {estimator.label!r} cuts the sequence in time, and this recurrence runs through it in "

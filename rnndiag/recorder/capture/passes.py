@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rnndiag.engine.adjoints import Adjoints
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.engine.truncation.estimators.estimator import Estimator
 from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call import Call
 from rnndiag.recorder.capture.chains import Chain, chains
@@ -51,6 +52,8 @@ class BackwardPass:
 
     loops: Loops = field(default_factory=Loops)
     """What was measured on the graph, and what could not be."""
+    estimators: Mapping[str, Estimator] = field(default_factory=dict)
+    """Layer run -> whose gradient it was trained with, where that was not the full one."""
 
     @property
     def cut(self) -> dict[str, str]:

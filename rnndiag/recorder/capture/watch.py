@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ class Capture:
         self._names = Names()
         self._timer = timer
         self._listens = False
+        self._overlooked: set[str] = set()
         self.refused: dict[str, str] = {}
         """Module -> why it is not watched."""
         self.measure_lags = True
@@ -145,6 +146,18 @@ class Capture:
         self.refused.clear()
         self.spoilt = False
 
+    @contextmanager
+    def overlook(self, name: str) -> Iterator[None]:
+        """Do not see the calls of one module: they are recorded in another way."""
+        for key, parameter in self.modules[name].module.named_parameters():
+            path = f"{name}.{key}" if name else key
+            self._weights.watch(parameter, path).expected = False
+        self._overlooked.add(name)
+        try:
+            yield
+        finally:
+            self._overlooked.discard(name)
+
     def _guarded(self, hook: Hook) -> Hook:
         """A hook of autograd that cannot end the backward pass."""
 
@@ -179,7 +192,7 @@ class Capture:
         def enter(
             compiling: bool, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) -> None:
-            if self.spoilt:
+            if self.spoilt or name in self._overlooked:
                 return
             frame = KernelFrame(name, module, torch.is_grad_enabled(), watched.sure)
             frame.given = args, dict(kwargs)

@@ -35,6 +35,9 @@ def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     norm = CLIPPED * float(torch.stack([value.norm() for value in whole]).norm())
     step = RecordedStep(run.T, len(run.cell.parts), norm)
     candidates = [one for kind in ESTIMATORS.values() for one in kind.recorded(step)]
+    used = subject.estimators.get(run.name)
+    if used is not None and used.label not in [one.label for one in candidates]:
+        candidates.append(used)
     scores = compare_estimators(part, candidates, draws=DRAWS, generator=draw)
     subject.say_sampled(
         run.name, f"estimators: {count} of {run.B} sequences, {DRAWS} draws of what is drawn"

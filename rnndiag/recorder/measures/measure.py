@@ -14,6 +14,7 @@ from rnndiag.engine.contributions import ContributionNorms, contribution_norms
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.proof import Proof, prove
 from rnndiag.engine.truncation.chains.stack import recurrences
+from rnndiag.engine.truncation.estimators.estimator import Estimator
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.capture.loops import Loops
 from rnndiag.stats.time_words import TimeWords
@@ -67,6 +68,8 @@ class Subject:
     """Adjoints that exist already, by layer run."""
     outside: Mapping[str, str] = field(default_factory=dict)
     """Parameter -> why its gradient does not come from the recurrent calls alone."""
+    estimators: Mapping[str, Estimator] = field(default_factory=dict)
+    """Run -> the estimator that it was trained with, where that was not the full gradient."""
     gathered: frozenset[str] = frozenset()
     """Runs whose batch holds several calls, so that its entries are no sequences."""
     words: TimeWords = field(default_factory=TimeWords)

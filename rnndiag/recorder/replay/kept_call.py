@@ -46,6 +46,8 @@ class KeptCall:
     """Copies; None: those of the module have not moved since."""
     training: bool = True
     """The mode of the module, where its weights are copies."""
+    run: Callable[..., Any] | None = None
+    """(module, *args, **kwargs): how the module is called; None: as a function."""
     end: State = ()
     """The state that the call returned, (layers * directions, B, S_p) a part."""
     _layer_runs: Mapping[str, LayerRun] | None = None
@@ -160,7 +162,9 @@ def run_again(
                 on = call.autocast is not None
                 with torch.autocast(device.type, dtype=call.autocast, enabled=on):
                     args, kwargs = _cut(call.args), _cut(dict(call.kwargs))
-                    returned.append(copies[call.name](*args, **kwargs))
+                    copy = copies[call.name]
+                    ran = copy(*args, **kwargs) if call.run is None else call.run(copy, *args)
+                    returned.append(ran)
                 found = tensors_in(returned[-1])
                 for number, gradient in (call.gradients or _zeros(found)).items():
                     outputs.append(found[number])
@@ -223,23 +227,24 @@ _any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled"
 
 def copied(value: Any) -> Any:
     """The same arguments as tensors of their own, without a graph."""
-    return _mapped(value, lambda tensor: tensor.detach().clone())
+    return mapped(value, lambda tensor: tensor.detach().clone())
 
 
 def _cut(value: Any) -> Any:
     """The same arguments, cut off from the graph they came from; they take a gradient where they took one."""
-    return _mapped(value, lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
+    return mapped(value, lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested arguments with every tensor changed."""
     if isinstance(value, PackedSequence):
         return value._replace(data=change(value.data))
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple | list):
-        return type(value)(_mapped(part, change) for part in value)
+        return type(value)(mapped(part, change) for part in value)
     if isinstance(value, dict):
-        return {key: _mapped(part, change) for key, part in value.items()}
+        return {key: mapped(part, change) for key, part in value.items()}
     return value
 
 

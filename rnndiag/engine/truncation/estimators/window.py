@@ -39,6 +39,11 @@ class Window:
         """As tables show it."""
         return f"window {self.tau}"
 
+    @property
+    def back(self) -> int:
+        """How many states a loss reaches."""
+        return self.tau
+
     def lag_factors(self, T: int, draw: object = None) -> Tensor:
         """(τ,): every lag that is kept, as it is."""
         return torch.ones(min(self.tau, T), dtype=torch.float64)

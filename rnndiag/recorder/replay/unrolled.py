@@ -1,0 +1,194 @@
+"""Sequences that `rnndiag.train.unroll` runs with the gradient of an estimator, kept whole in a recorded step.
+
+The estimator cuts the program's graph, so a capture of its calls would show the pieces. Instead the whole sequence is
+run again on a copy of the module, with the gradient that came to its outputs: the measures then say what the full
+gradient is, and what the estimator throws away of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import unserializable_hook
+
+from rnndiag.engine.truncation.estimators.estimator import Estimator
+from rnndiag.recorder.capture import BackwardPass, Capture
+from rnndiag.recorder.replay.kept_call import (
+    KeptCall,
+    autocast_of,
+    mapped,
+    near,
+    run_again,
+    tensors_in,
+    versions_of,
+)
+
+RunWhole = Callable[..., tuple[Any, Any]]
+"""(module, inputs, state) -> (outputs, final state), with the full gradient."""
+
+_OTHER = (
+    "the sequence does not come out the same when it is run again (inputs written to, or dropout drawn by pieces), "
+    "so what the estimator throws away is not known"
+)
+
+_listening: list[UnrolledCalls] = []
+
+
+@dataclass
+class _Kept:
+    """One sequence: its call, the estimator, and what the call returned."""
+
+    call: KeptCall
+    estimator: Estimator
+    outputs: Tensor
+    valid: Tensor | None
+    """Where outputs belong to a sequence, in their first two dimensions; None: everywhere."""
+
+    def came_out_again(self, outputs: Tensor) -> bool:
+        """Whether these are the outputs."""
+        if self.valid is None:
+            return near(self.outputs, outputs)
+        return near(self.outputs[self.valid], outputs[self.valid])
+
+
+@dataclass
+class UnrolledCalls:
+    """Keeps the sequences of the modules that a capture watches, while it is armed."""
+
+    capture: Capture
+    _kept: list[_Kept] = field(default_factory=list)
+
+    def listen(self) -> None:
+        """Keep what `unroll` runs from now on."""
+        self.forget()
+        if not any(known is self for known in _listening):
+            _listening.append(self)
+
+    def leave(self) -> None:
+        """Keep nothing more."""
+        _listening[:] = [known for known in _listening if known is not self]
+
+    def forget(self) -> None:
+        """Drop what was kept."""
+        self._kept.clear()
+
+    def name_of(self, module: object) -> str | None:
+        """The module's name in the watched model; None: it is not watched."""
+        watched = self.capture.modules.items()
+        return next((name for name, one in watched if one.module is module), None)
+
+    def keep(
+        self,
+        name: str,
+        module: nn.Module,
+        given: tuple[Any, Any],
+        estimator: Estimator,
+        ways: tuple[Callable[[], tuple[Any, Any]], RunWhole],
+        valid: Tensor | None,
+    ) -> tuple[Any, Any]:
+        """Run the estimator unseen by the capture, and keep the sequence.
+
+        Args:
+            name: The module's name.
+            module: What is unrolled.
+            given: Inputs and initial state.
+            estimator: Whose gradient is trained with.
+            ways: How to run it with the estimator's gradient, and whole.
+            valid: Where outputs belong to a sequence.
+        """
+        run, run_whole = ways
+        inputs, state = given
+        draws = torch.get_rng_state() if module.training else None
+        args = (inputs, state)
+        call = KeptCall(
+            name, module, args, {}, draws, autocast_of(tensors_in(inputs)[0]), versions_of(args, {})
+        )
+        call.run = run_whole
+        with self.capture.overlook(name):
+            outputs, final = run()
+        # A final state may be the last output itself: what comes to it as a state is told apart by a view.
+        returned = outputs, mapped(final, lambda part: part.view_as(part))
+        found = tensors_in(returned)
+        for number, tensor in enumerate(found):
+            if tensor.requires_grad:
+                tensor.register_hook(unserializable_hook(_arrival(call, number)))
+        self._kept.append(_Kept(call, estimator, found[0].detach(), valid))
+        return returned
+
+    def take(self, scale: float) -> list[BackwardPass]:
+        """The backward passes of the sequences that a gradient has come to since the last call."""
+        arrived = [kept for kept in self._kept if kept.call.gradients]
+        self._kept = [kept for kept in self._kept if not kept.call.gradients]
+        if not arrived:
+            return []
+        passes, returned = run_again([kept.call for kept in arrived], self.capture.faults, scale)
+        missed = {
+            kept.call.name: _OTHER
+            for kept, again in zip(arrived, returned, strict=True)
+            if not kept.came_out_again(tensors_in(again)[0])
+        }
+        estimators = {kept.call.name: kept.estimator for kept in arrived}
+        return [_told(found, estimators, missed) for found in passes]
+
+
+def _arrival(call: KeptCall, number: int) -> Callable[[Tensor], None]:
+    def arrive(gradient: Tensor) -> None:
+        known = call.gradients.get(number)
+        call.gradients[number] = gradient if known is None else known + gradient
+
+    return arrive
+
+
+def _told(
+    found: BackwardPass, estimators: dict[str, Estimator], missed: dict[str, str]
+) -> BackwardPass:
+    """The pass with the estimator of each layer run, and without sequences that came out differently."""
+    owners = {run.name: _owner(run.name, estimators) for run in found.layer_runs}
+    return replace(
+        found,
+        layer_runs=tuple(run for run in found.layer_runs if owners[run.name] not in missed),
+        missed={**found.missed, **missed},
+        estimators={run: estimators[owner] for run, owner in owners.items()},
+    )
+
+
+def _owner(run: str, names: dict[str, Estimator]) -> str:
+    """The longest module name that the layer run's name begins with."""
+    return max((name for name in names if run.startswith(name)), key=len)
+
+
+def as_recorded(
+    module: object,
+    given: tuple[Any, Any],
+    estimator: Estimator,
+    run: Callable[[], tuple[Any, Any]],
+    run_whole: RunWhole,
+    valid: Tensor | None = None,
+) -> tuple[Any, Any]:
+    """Run an unrolled sequence; where a recorder watches its module, keep it whole.
+
+    Args:
+        module: nn.RNN, nn.LSTM, nn.GRU or a cell; anything else is run as it is.
+        given: Inputs and initial state.
+        estimator: Whose gradient `run` leaves.
+        run: The sequence with that gradient.
+        run_whole: (module, inputs, state): the sequence with the full gradient.
+        valid: Where outputs belong to a sequence, in their first two dimensions; None: everywhere.
+    """
+    if not _listening or not torch.is_grad_enabled():
+        return run()
+    if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return run()
+    named: Sequence[tuple[UnrolledCalls, str]] = [
+        (listener, name)
+        for listener in _listening
+        if (name := listener.name_of(module)) is not None
+    ]
+    if not named:
+        return run()
+    listener, name = named[-1]
+    return listener.keep(name, module, given, estimator, (run, run_whole), valid)
