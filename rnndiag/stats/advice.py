@@ -78,7 +78,7 @@ class Advice:
     def text(self) -> str:
         """The sentence, and how long chunks would have to be."""
         found, most = self.chunk, self.length or math.inf
-        if found is None or not 1 <= self.window.steps < most:
+        if found is None or found.within < 1 or not 1 <= self.window.steps < most:
             return self.sentence
         if not found.reached:
             needs = f"No chunks of up to {found.within} steps do that"
@@ -324,7 +324,9 @@ def _in_use(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
     bias = run.find("window_bias", place.name, place.steps)
     if used is None or bias is None:
         return None
-    steps = float(middle(used.values))
+    # the first chunks of a sequence reach less far than the window: the longest stretch is meant
+    known = used.values[np.isfinite(used.values)]
+    steps = float(known.max()) if len(known) else math.nan
     windows, values = _known(bias)
     off = at_window(values, windows, steps)
     if math.isnan(off):

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from rnndiag.recorder.capture.compiled import is_compiling
+from rnndiag.recorder.capture.weights import weights_asleep
 
 _replays: list[None] = []
 """One entry a replay that is running: what a replay calls is no call of the user's."""
@@ -28,7 +29,7 @@ def replaying() -> Iterator[None]:
 
 @contextmanager
 def unwatched(model: nn.Module) -> Iterator[None]:
-    """Hooks that are on the model at the start see nothing inside; those that a probe adds inside do."""
+    """Hooks on the model and its weights at the start see nothing inside; those that a probe adds inside do."""
     tables = [
         table
         for module in model.modules()
@@ -39,7 +40,8 @@ def unwatched(model: nn.Module) -> Iterator[None]:
     for hook in hooks:
         hook._watch = _see_nothing
     try:
-        yield
+        with weights_asleep():
+            yield
     finally:
         for hook, watch in before.items():
             hook._watch = watch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -58,6 +59,9 @@ class Weights:
         self._tasks = tasks
         self._known: dict[int, Weight] = {}
         self._handles: list[RemovableHandle] = []
+        self.asleep = False
+        """Gradients that come now are of no pass of the user's."""
+        _all.add(self)
 
     def __iter__(self) -> Iterator[Weight]:
         return iter(self._known.values())
@@ -76,7 +80,7 @@ class Weights:
         tasks = self._tasks
 
         def keep(gradient: Tensor | None) -> None:
-            if gradient is None or measuring():
+            if gradient is None or self.asleep or measuring():
                 return
             weight.gradients[tasks.enter()] = gradient.detach().clone()
             weight.copy = (
@@ -102,6 +106,22 @@ class Weights:
             weight.copy = None
             if weight.tensor() is None:
                 del self._known[key]
+
+
+_all: weakref.WeakSet[Weights] = weakref.WeakSet()
+
+
+@contextmanager
+def weights_asleep() -> Iterator[None]:
+    """Weights that are watched at the start keep no gradient inside; those of a probe made inside do."""
+    sleeping = [weights for weights in _all if not weights.asleep]
+    for weights in sleeping:
+        weights.asleep = True
+    try:
+        yield
+    finally:
+        for weights in sleeping:
+            weights.asleep = False
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
