@@ -20,9 +20,9 @@ from rnndiag.stats.need import need_measurements
 from rnndiag.store.recording import Recording
 from rnndiag.store.writer import RunWriter
 
-DAY = 24
-SHORT, LONG = 12, 36
-"""Hours of the window that is too short for a daily season, and of one that is not."""
+WEEK = 7
+SHORT, LONG = 4, 14
+"""Days of a window that is too short for a weekly season, and of one that is not."""
 
 
 class CharNet(nn.Module):
@@ -63,33 +63,34 @@ def pieces(text: Tensor, generator: torch.Generator, batch: int = 32, steps: int
 
 
 class Forecast(nn.Module):
-    """A GRU that forecasts the next hour."""
+    """A GRU that forecasts the next day."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rnn = nn.GRU(1, 24, batch_first=True)
         self.head = nn.Linear(24, 1)
 
-    def run(self, hours: Tensor, window: int | None) -> Tensor:
-        """Squared error of the next hour; the state is carried and detached every `window` hours."""
-        x, outputs, state = hours[:, :-1, None], [], None
+    def run(self, days: Tensor, window: int | None) -> Tensor:
+        """Squared error of the next day; the state is carried and detached every `window` days."""
+        x, outputs, state = days[:, :-1, None], [], None
         for piece in x.split(window or x.shape[1], 1):
             y, state = self.rnn(piece, state)
             state = state.detach()
             outputs.append(y)
-        return (self.head(torch.cat(outputs, 1)).squeeze(-1) - hours[:, 1:]).square().mean()
+        return (self.head(torch.cat(outputs, 1)).squeeze(-1) - days[:, 1:]).square().mean()
 
 
-def load_of_a_grid(hours: int, seed: int) -> Tensor:
-    """An hourly series: every hour is like the one a day before and like the last one, and noise of variance 1.
+def daily_sales(days: int, seed: int) -> Tensor:
+    """A daily series: every day is like the one a week before and like the last one, and noise of variance 1.
 
-    (1 - 0.3 B)(1 - 0.8 B^24) x = noise, so the best forecast has the loss 1 and needs the inputs 23 and 24 steps back.
+    (1 - 0.3 B)(1 - 0.8 B^7) x = noise: the best forecast has the loss 1 and needs the inputs 6 and 7 steps back.
     """
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(hours + 40 * DAY, generator=generator).tolist()
-    for t in range(DAY + 1, len(x)):
-        x[t] += 0.3 * x[t - 1] + 0.8 * x[t - DAY] - 0.24 * x[t - DAY - 1]
-    return torch.tensor(x[40 * DAY :])
+    start = 40 * WEEK
+    x = torch.randn(days + start, generator=generator).tolist()
+    for t in range(WEEK + 1, len(x)):
+        x[t] += 0.3 * x[t - 1] + 0.8 * x[t - WEEK] - 0.24 * x[t - WEEK - 1]
+    return torch.tensor(x[start:])
 
 
 def fitted(model: Any, series: Tensor, count: int, window: int, length: int, seed: int = 0) -> None:
@@ -108,16 +109,16 @@ def programs(quick: bool, figures: Path | None) -> None:
     """Train both with a short window, ask, train with a longer one, ask again."""
     print("| program | window | loss | lead | beyond the window | used inputs | CPU s |")
     print("|---|---|---|---|---|---|---|")
-    train, test = load_of_a_grid(60_000, 0), load_of_a_grid(40_000, 1)
-    steps = 30 if quick else 400
+    train, test = daily_sales(60_000, 0), daily_sales(40_000, 1)
+    steps = 30 if quick else 500
     for window in (SHORT, LONG):
         torch.manual_seed(0)
-        _asked("season of 24 hours", Forecast(), train, test, steps, window, 72, figures)
+        _asked("season of 7 days", Forecast(), train, test, steps, window, 42, figures)
     text = library_text()
     split = len(text) * 9 // 10
     for window in (2,) if quick else (2, 16):
         torch.manual_seed(0)
-        steps = 10 if quick else 400
+        steps = 10 if quick else 300
         _asked("text", CharNet(48), text[:split], text[split:], steps, window, 64, figures)
 
 

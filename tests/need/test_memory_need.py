@@ -199,6 +199,45 @@ def test_models_without_a_recurrent_layer_are_refused(
         rnndiag.memory_need(model, copy_batches(2, 2), loss_fn)
 
 
+def test_numbers_that_are_not_finite_are_refused_with_their_batch() -> None:
+    batches = copy_batches(2, 3, sequences=8)
+    batches[1]["x"][0, 3] = math.nan
+    with pytest.raises(BadArgument, match=r"batch 1 .* not finite"):
+        rnndiag.memory_need(ShiftRegister(2), batches, cross_entropy)
+
+
+def test_inputs_that_never_change_are_refused() -> None:
+    batches = copy_batches(2, 6, sequences=8)
+    for batch in batches:
+        batch["x"] = torch.ones_like(batch["x"])
+    with pytest.raises(NotSupported, match="same at every step"):
+        rnndiag.memory_need(ShiftRegister(2), batches, cross_entropy)
+
+
+def test_model_that_is_frozen_is_measured_and_stays_frozen() -> None:
+    model = ShiftRegister(3).requires_grad_(False)
+    need = rnndiag.memory_need(model, copy_batches(6, 6, sequences=16), cross_entropy, beyond=3)
+    assert need.lead == "needed_beyond"
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_batches_of_odd_sizes_and_lengths_are_measured_together() -> None:
+    batches = [
+        batch
+        for sequences, length in ((17, 14), (5, 9), (32, 11), (23, 14), (9, 20), (30, 14), (31, 8))
+        for batch in copy_batches(6, 1, length, sequences)
+    ]
+    need = rnndiag.memory_need(ShiftRegister(3), batches, cross_entropy, beyond=3)
+    assert need.lead == "needed_beyond"
+    assert need.peak_lag == 6
+
+
+def test_sequences_of_two_steps_are_not_resolved() -> None:
+    batches = noise_batches(6, length=2, sequences=16)
+    assert rnndiag.memory_need(ShiftRegister(2), batches, cross_entropy).lead == "unresolved"
+
+
 def test_bidirectional_layer_is_refused() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:

@@ -53,6 +53,17 @@ FAR = LagGain(0.1, 0.05, 0.15, 0.001, 0.001)
         ({"present": Gain(0.2, 0.1, 0.3), "present_p": 0.001, "within": FAR}, "readout"),
         ({"present": Gain(0.2, 0.1, 0.3), "present_p": 0.001, "further": FAR}, "needed_beyond"),
         ({"present": Gain(0.6, 0.5, 0.7), "present_p": 0.001, "further": FAR}, "readout"),
+        # The loss of a density has no natural zero: half of it means nothing, the gains can be compared.
+        (
+            {
+                "loss": -4.0,
+                "present": Gain(0.1, 0.08, 0.12),
+                "present_p": 0.001,
+                "further": FAR._replace(gain=0.4, lower=0.3),
+            },
+            "needed_beyond",
+        ),
+        ({"loss": -4.0, "present": Gain(0.1, 0.08, 0.12), "present_p": 0.001}, "readout"),
         ({"floor": math.inf, "reach": 9.0}, "reached_not_used"),
         ({"floor": math.inf, "reach": 3.0}, "unresolved"),
         ({"floor": math.inf, "reach": 9.0, "used_memory": None}, "unresolved"),
@@ -77,6 +88,16 @@ def test_lesser_verdicts_are_told_beside_the_leading_one() -> None:
 def test_scale_is_the_loss_without_memory() -> None:
     assert QUIET.scale == pytest.approx(1.2)
     assert QUIET.gate == pytest.approx(0.012)
+
+
+def test_gain_is_told_as_a_share_of_the_loss_only_where_the_loss_has_a_zero() -> None:
+    assert "(5 % of it)" in replace(QUIET, further=FAR).sentence
+    assert "of it)" not in replace(QUIET, further=FAR, loss=-2.0).sentence
+    assert "of it)" not in replace(QUIET, further=FAR, loss=0.01).sentence
+
+
+def test_scale_is_no_less_than_the_loss() -> None:
+    assert replace(QUIET, use=(Use(1, -0.2, -0.3, -0.1),)).scale == 1.0
 
 
 def test_p_of_noise_is_uniform_and_that_of_a_shift_is_small() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.errors import NotSupported
 from rnndiag.recorder.measures.measure import GroupCost, Measure, Subject, register_measure
 from rnndiag.recorder.need.features import BAG, BILINEAR, LINEAR, Basis, Block, Rows
 from rnndiag.recorder.need.layer_output import LayerPass
@@ -43,7 +44,11 @@ def need_screen(subject: Subject) -> Iterator[Measurement]:
             subject.not_measured[f"need_screen of {run.name}"] = why
             continue
         lags = screened_lags(run.T)
-        values = _scores(sample, lags)
+        try:
+            values = _scores(sample, lags)
+        except NotSupported as limit:
+            subject.not_measured[f"need_screen of {run.name}"] = limit.what
+            continue
         labels = {"screen_lag": tuple(map(str, lags))}
         yield Measurement.of("need_screen", values, run.name, labels)
 

@@ -33,6 +33,7 @@ def read_samples(loss: OutputLoss, batches: Iterable[Any]) -> list[Sample]:
     sequences = rows = 0
     for number, batch in enumerate(batches):
         sample = loss.sample(batch, number)
+        _refuse_not_finite(sample)
         if not bool(sample.active.any()):
             continue
         samples.append(sample)
@@ -48,6 +49,25 @@ def read_samples(loss: OutputLoss, batches: Iterable[Any]) -> list[Sample]:
             "No batch gave the layer's outputs a gradient.", "Give at least one batch with a loss."
         )
     return samples
+
+
+def _refuse_not_finite(sample: Sample) -> None:
+    """Numbers that are not finite would spoil every mean over sequences."""
+    seen = sample.seen
+    steps = torch.arange(seen.inputs.shape[1], device=seen.lengths.device)
+    valid = steps.unsqueeze(0) < seen.lengths.unsqueeze(1)
+    parts = {
+        "the loss": torch.tensor(sample.loss),
+        "the layer's inputs": seen.inputs[valid],
+        "the layer's states": seen.states[valid],
+        "the gradient of the loss": sample.gradient[valid],
+    }
+    for what, values in parts.items():
+        if not bool(values.isfinite().all()):
+            raise BadArgument(
+                f"In batch {sample.number} (counted from 0) {what} is not finite.",
+                "Leave such batches out, or mend the model first if its weights are not finite.",
+            )
 
 
 def divide(samples: list[Sample], seed: int, block: int) -> Parts:

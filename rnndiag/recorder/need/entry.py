@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -89,6 +90,7 @@ def memory_need(
     with (
         warnings.catch_warnings(),
         untouched(model),
+        _with_gradients(model),
         torch.backends.cudnn.flags(enabled=False),
     ):
         warnings.simplefilter("ignore")
@@ -250,6 +252,20 @@ def _training_step(model: nn.Module) -> LossFn:
             "Pass loss_fn, a function of (model, batch) that returns the scalar loss.",
         )
     return lambda own, batch: own.training_step(batch, 0)  # type: ignore[operator]
+
+
+@contextmanager
+def _with_gradients(model: nn.Module) -> Iterator[None]:
+    """A model that is frozen as a whole gets gradients meanwhile: the window in use shows in its graph."""
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    frozen = not any(p.requires_grad for p in parameters)
+    for parameter in parameters if frozen else ():
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters if frozen else ():
+            parameter.requires_grad_(False)
 
 
 def _mute_logging(model: nn.Module) -> None:

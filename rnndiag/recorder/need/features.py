@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rnndiag.errors import NotSupported
 from rnndiag.recorder.need.output_loss import Sample
 
 LINEAR, BILINEAR, SQUARE, BAG = KINDS = ("lin", "bil", "sq", "bag")
@@ -89,6 +90,11 @@ class Basis:
         present_input = by_input.first(MULTIPLIERS)
         present_state = by_state.first(MULTIPLIERS)
         n_input, n_state = present_input.axes.shape[1], present_state.axes.shape[1]
+        if not n_input:
+            raise NotSupported(
+                "The inputs of the layer are the same at every step, so that no past input tells anything.",
+                "Name a layer whose inputs differ with layer=, or give other batches.",
+            )
         generator = torch.Generator().manual_seed(0)
         size = n_input + n_state
         weights = torch.randn(size, RELUS, generator=generator, dtype=torch.float64)

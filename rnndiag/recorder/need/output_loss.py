@@ -201,14 +201,17 @@ def _order_of_calls(
             "Leave out torch.no_grad and .item() in loss_fn.",
         )
     flat = [(name, one) for name, found in outputs.items() for one in found if one.requires_grad]
-    reached = set()
+    reached, connected = set(), set()
     for name, one in flat:
         found: tuple[Tensor | None, ...] = torch.autograd.grad(
             loss, one, retain_graph=True, allow_unused=True
         )
-        if found[0] is not None and bool(found[0].any()):
-            reached.add(name)
-    return [name for name in outputs if name in reached]
+        if found[0] is not None:
+            connected.add(name)
+            if bool(found[0].any()):
+                reached.add(name)
+    # On a batch that is solved exactly no gradient is left.
+    return [name for name in outputs if name in (reached or connected)]
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -121,7 +121,7 @@ class NeedNumbers:
     @property
     def scale(self) -> float:
         """R, the loss that the net would have without memory: all effects are compared with it."""
-        return abs(self.loss) + max((point.rise for point in self.use), default=0.0)
+        return abs(self.loss) + max([0.0, *(point.rise for point in self.use)])
 
     @property
     def gate(self) -> float:

@@ -6,7 +6,12 @@ import math
 from collections.abc import Callable
 
 from rnndiag.stats.need.numbers import CONTROL, GATE, Group, NeedNumbers, P
-from rnndiag.stats.need.verdict import Lead, reaches_further_than_used, too_little_data
+from rnndiag.stats.need.verdict import (
+    Lead,
+    holds_most,
+    reaches_further_than_used,
+    too_little_data,
+)
 
 
 def sentence_of(need: NeedNumbers, lead: Lead) -> str:
@@ -26,8 +31,11 @@ def further_sentences(need: NeedNumbers, lead: Lead) -> tuple[str, ...]:
         "reached_not_used": reaches_further_than_used(need),
     }
     found = [_SENTENCES[one](need) for one, true in holds.items() if true and one != lead]
-    provisional = lead == "readout" and need.present.gain > need.loss / 2
-    if provisional and (holds["needed_beyond"] or holds["needed_within"]):
+    if (
+        lead == "readout"
+        and holds_most(need)
+        and (holds["needed_beyond"] or holds["needed_within"])
+    ):
         found.append(
             "While the state holds that much unused, what is said of past inputs is provisional."
         )
@@ -58,6 +66,11 @@ def lags(group: Group) -> str:
     return f"{group.low}-{group.high} steps back"
 
 
+def _share(gain: float, need: NeedNumbers) -> str:
+    """The gain as a share of the loss; nothing where the loss can fall below 0, as that of a density can."""
+    return f" ({percent(gain / need.loss)} of it)" if 0 < gain <= need.loss else ""
+
+
 def _largest(need: NeedNumbers, further: bool) -> Group | None:
     side = [g for g in need.groups if (g.low >= need.beyond) == further and g.gain > 0]
     return max(side, key=lambda group: group.gain, default=None)
@@ -73,7 +86,7 @@ def _needed_beyond(need: NeedNumbers) -> str:
     }[need.limit]
     return (
         f"Inputs {need.beyond} or more steps back would lower this net's loss by at least "
-        f"{number(need.further.lower)} ({percent(need.further.lower / need.loss)} of it){where} on {need.sequences} "
+        f"{number(need.further.lower)}{_share(need.further.lower, need)}{where} on {need.sequences} "
         f"sequences that it was not fitted to. {limit} Whether training with more learns it was not tried."
     )
 
@@ -89,8 +102,8 @@ def _needed_within(need: NeedNumbers) -> str:
 
 def _readout(need: NeedNumbers) -> str:
     return (
-        f"The state already holds what would lower the loss by {number(need.present.gain)} "
-        f"({percent(need.present.gain / need.loss)} of it); the layers above do not use it yet. "
+        f"The state already holds what would lower the loss by {number(need.present.gain)}"
+        f"{_share(need.present.gain, need)}; the layers above do not use it yet. "
         "It is not a question of memory."
     )
 

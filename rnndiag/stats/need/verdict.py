@@ -39,7 +39,7 @@ def lead_of(need: NeedNumbers) -> Lead:
     if 0 <= need.loss < GATE * need.scale:
         return "solved"
     readout = need.present_p <= P and need.present.gain > need.gate
-    if readout and need.present.gain > need.loss / 2:
+    if readout and holds_most(need):
         return "readout"
     if need.further.passes(need.gate):
         return "needed_beyond"
@@ -56,6 +56,14 @@ def lead_of(need: NeedNumbers) -> Lead:
     if reaches_further_than_used(need):
         return "reached_not_used"
     return "unresolved"
+
+
+def holds_most(need: NeedNumbers) -> bool:
+    """The state holds more than half of the loss unused, so that what is said of past inputs is provisional.
+
+    More than what far inputs add, too: that follows for a loss whose best value is 0, but not for others.
+    """
+    return need.present.gain > max(need.loss / 2, need.further.gain)
 
 
 def too_little_data(need: NeedNumbers) -> bool:
