@@ -132,12 +132,12 @@ class RnndiagFixture:
         config: str | Path | Mapping[str, Any] | None = None,
     ) -> list[Finding]:
         """Judge a run (None: the last) by the project's pyproject.toml; AssertionError names what failed."""
-        from rnndiag.health.config import find_config
+        from rnndiag.health.config import nearest_config
         from rnndiag.health.result import evaluate_runs
         from rnndiag.health.writers.console import console_text
 
         chosen = self.run() if run is None else run
-        settings = find_config(self._config.rootpath) if config is None else config
+        settings = nearest_config(self._config.rootpath) if config is None else config
         judgement = evaluate_runs(chosen, baseline, settings)
         if judgement.outcome.code:
             raise AssertionError("\n" + console_text(judgement))

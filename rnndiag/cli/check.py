@@ -103,9 +103,9 @@ def configuration(path: str | None, min_recordings: int | None = None) -> Config
     from dataclasses import replace
 
     from rnndiag.errors import BadArgument
-    from rnndiag.health.config import find_config, read_config
+    from rnndiag.health.config import nearest_config, read_config
 
-    config = read_config(path or find_config(Path.cwd()))
+    config = read_config(path) if path else nearest_config(Path.cwd())
     if min_recordings is None:
         return config
     if min_recordings < 1:
@@ -154,17 +154,18 @@ def _write(args: argparse.Namespace, judgement: CheckResult) -> None:
     )
     for path, writer in writers:
         if path:
-            _write_file(Path(path), writer(judgement))
+            write_file(Path(path), writer(judgement))
     if not args.github:
         return
     write_as_is(annotation_lines(judgement))
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if target:
         there = Path(target).stat().st_size if Path(target).is_file() else 0
-        _write_file(Path(target), summary(judgement, MOST_BYTES - there), append=True)
+        write_file(Path(target), summary(judgement, MOST_BYTES - there), append=True)
 
 
-def _write_file(path: Path, text: str, append: bool = False) -> None:
+def write_file(path: Path, text: str, append: bool = False) -> None:
+    """Write a whole file, or append to one; BadArgument where that is impossible."""
     from rnndiag.errors import BadArgument
     from rnndiag.store.whole_files import append_text, write_whole
 

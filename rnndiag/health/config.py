@@ -74,15 +74,29 @@ def find_config(start: Path) -> Path | None:
     return None
 
 
+def nearest_config(start: Path) -> Config:
+    """The configuration of the nearest pyproject.toml, which may say nothing of rnndiag; else the defaults."""
+    found = find_config(start)
+    return Config() if found is None else _from_file(found, named=False)
+
+
 def read_config(source: Config | str | Path | Mapping[str, Any] | None) -> Config:
-    """The configuration from a file, from the content of [tool.rnndiag] as a dict, or the defaults."""
+    """The configuration from a file, from the content of [tool.rnndiag] as a dict, or the defaults.
+
+    Raises:
+        BadConfig: The file cannot be read, has no table [tool.rnndiag], or holds what is not understood.
+    """
     if source is None:
         return Config()
     if isinstance(source, Config):
         return source
     if isinstance(source, Mapping):
         return _from_table(source, "the configuration", Path())
-    path = Path(source)
+    return _from_file(Path(source), named=True)
+
+
+def _from_file(path: Path, named: bool) -> Config:
+    """The configuration in a file; where a person named the file, it must have the table."""
     try:
         document = tomllib.loads(read_regular(path, _MOST_BYTES).decode())
     except OSError as error:
@@ -93,8 +107,18 @@ def read_config(source: Config | str | Path | Mapping[str, Any] | None) -> Confi
     except (ValueError, RecursionError) as error:
         raise BadConfig(f"{path} is not valid TOML: {error}.", "Correct that line.") from error
     tool = document.get("tool", {})
-    table = tool.get("rnndiag", {}) if isinstance(tool, dict) else {}
-    return _from_table(_table(table, "tool.rnndiag", str(path)), str(path), path.parent)
+    tool = tool if isinstance(tool, dict) else {}
+    if "rnndiag" not in tool:
+        meant = difflib.get_close_matches("rnndiag", tool, n=1, cutoff=0.8)
+        if named or meant:
+            raise BadConfig(
+                f"{path} has no table [tool.rnndiag].",
+                f"Rename [tool.{meant[0]}]."
+                if meant
+                else "Write the checks there, or name another file.",
+            )
+    table = _table(tool.get("rnndiag", {}), "tool.rnndiag", str(path))
+    return _from_table(table, str(path), path.parent)
 
 
 def _from_table(table: Mapping[str, Any], source: str, folder: Path) -> Config:
@@ -165,6 +189,11 @@ def _bounds(name: str, value: Any, source: str) -> Bounds:
             raise _wrong(f"{where}.level", table["level"], " or ".join(map(repr, _LEVELS)), source)
     if "min_recordings" in table:
         read["min_recordings"] = _count(table["min_recordings"], f"{where}.min_recordings", source)
+    if "layers" in table and all_rules()[name].owner == "model":
+        raise BadConfig(
+            f"{where} has layers, but {name} is a number of the whole model ({source}).",
+            "Leave layers out.",
+        )
     if "layers" in table:
         read["layers"] = _texts(table["layers"], f"{where}.layers", source)
     bounds = all_rules()[name].defaults.but(**read)

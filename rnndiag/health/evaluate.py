@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from rnndiag.errors import RunUnreadable
-from rnndiag.health.bounds import Bounds
+from rnndiag.health.bounds import EVERY_LAYER, Bounds
 from rnndiag.health.config import Config
 from rnndiag.health.finding import Finding, Status
 from rnndiag.health.numbers import DoesNotApply, NotRecorded, RunNumbers
@@ -37,6 +37,25 @@ UNFIT = (ValueError, IndexError, KeyError, TypeError, ArithmeticError, RunUnread
 
 class TooFewValues(NotRecorded):
     """The number was measured in too few of the judged recordings."""
+
+
+class EndsEarly(TooFewValues):
+    """The number stopped being measured before the end of the window."""
+
+
+def ends_early(steps: np.ndarray, window: np.ndarray) -> bool:
+    """Whether a quantity stopped being measured before its window ends.
+
+    Costly quantities are measured in every so many recordings. The recordings after the last value are therefore
+    compared with the longest distance between two values: more than twice as many mean that no more would come.
+
+    Args:
+        steps: Steps (n,) of the recordings that hold a value, rising.
+        window: Steps (N,) of all recordings of the window, rising.
+    """
+    places = np.searchsorted(window, steps)
+    since_last = len(window) - 1 - int(places[-1])
+    return since_last > 2 * int(np.max(np.diff(places, prepend=-1)))
 
 
 @dataclass(frozen=True)
@@ -117,12 +136,22 @@ class RunEvaluator:
             TooFewValues: It was, in fewer recordings than the check needs.
         """
         bounds = self.config.bounds(rule.name)
+        window = self.scope(bounds).steps
         found = self.series(rule, layer, self.scope(bounds))
+        if rule.of_the_run:
+            return reduced(rule, found.values), found
         needed = self.needed(rule, bounds)
-        if not rule.of_the_run and found.count < needed:
+        if found.count < needed:
             raise TooFewValues(
-                f"{found.count} of the {len(self.scope(bounds).steps)} recordings in its window "
+                f"{found.count} of the {len(window)} recordings in its window "
                 f"({bounds.window or self.config.window}) hold a value, the check needs {needed}"
+            )
+        if found.rests_on is None and (
+            found.steps[-1] < window[0] or ends_early(found.steps, window)
+        ):
+            raise EndsEarly(
+                f"it was measured last at step {int(found.steps[-1])}, and its window "
+                f"({bounds.window or self.config.window}) ends at step {int(window[-1])}"
             )
         return reduced(rule, found.values), found
 
@@ -152,18 +181,24 @@ class RunEvaluator:
                 found[layer] = self.finding(rule, layer, bounds)
             except NotRecorded as why:  # noqa: PERF203 - a few layers
                 missing[layer] = why
-        if not covered:
-            unmatched = f"no layer matches {', '.join(bounds.layers)}"
-            return [not_judged(rule, "", unmatched if self.layers else _NO_LAYER, bounds)]
+        if not self.layers and not covered:
+            return [not_judged(rule, "", _NO_LAYER, bounds)]
+        unmatched = [
+            not_judged(rule, "", f"no layer matches {pattern}", bounds)
+            for pattern in (bounds.layers if bounds.layers != EVERY_LAYER else ())
+            if not any(bounds.but(layers=(pattern,)).covers(layer) for layer in self.layers)
+        ]
         judged = {recurrence(layer) for layer, one in found.items() if one.value is not None}
         untold = []
         for layer, reason in missing.items():
             told = not_judged(rule, layer, str(reason), bounds)
             if self._excused(rule, layer, reason, judged, bounds):
                 told = told.but(status="note", remedy="")
+            elif isinstance(reason, EndsEarly):
+                told = told.but(status="not_judged", remedy=_ENDED)
             if told.status != "note" or not found or bounds.bounded:
                 untold.append(told)
-        return [*found.values(), *untold]
+        return [*found.values(), *untold, *unmatched]
 
     def _excused(
         self, rule: Rule, layer: str, reason: NotRecorded, judged: set[str], bounds: Bounds
@@ -180,14 +215,17 @@ class RunEvaluator:
         return False
 
     def _ran_throughout(self, rule: Rule, layer: str, bounds: Bounds) -> bool:
-        """Whether the window holds anything of this layer in as many recordings as the check needs."""
-        scope = self.scope(bounds)
-        present = 0
+        """Whether the window holds something of this layer in enough recordings, and up to its end."""
+        window = self.scope(bounds).steps
         for quantity in self.run.quantities:
             if (quantity, layer) in self.run:
-                with_it = self.run.find(quantity, layer, scope.steps.tolist())
-                present = max(present, 0 if with_it is None else len(with_it.steps))
-                if present >= self.needed(rule, bounds):
+                found = self.run.find(quantity, layer, window.tolist())
+                count = 0 if found is None else len(found.steps)
+                if (
+                    found is not None
+                    and count >= self.needed(rule, bounds)
+                    and not ends_early(found.steps, window)
+                ):
                     return True
         return False
 
@@ -210,6 +248,10 @@ class RunEvaluator:
         if math.isnan(value):
             raise NotRecorded(
                 f"{rule.meaning}: not a number in {_share_without(series)} judged recordings"
+            )
+        if math.isinf(value) and bounds.min is not None and series.known_above < bounds.min:
+            raise NotRecorded(
+                f"it is known to lie above {series.known_above:g} only, and the limit is {bounds.min:g}"
             )
         return self._finding(rule, layer, bounds, value, series)
 
@@ -345,6 +387,7 @@ def sentence(rule: Rule, value: float, layer: str, time_steps: int | None) -> st
 
 
 _NO_LAYER = "the recordings hold no measurement of a recurrent layer"
+_ENDED = "See what the recorder could not do any more: rnndiag show RUN; fit once with strict=True to raise it."
 
 
 def _is_certain(rule: Rule, bounds: Bounds, series: RuleSeries) -> bool:

@@ -26,7 +26,6 @@ from rnndiag.health.fingerprint import differences, fingerprint
 from rnndiag.health.numbers import NotRecorded
 from rnndiag.health.recorder_findings import (
     COVERAGE,
-    PROOF,
     coverage_findings,
     preflight_findings,
     proof_findings,
@@ -85,6 +84,7 @@ def check(
     found += apart
     if against is not None and not apart:
         found += against_baseline(evaluators, against)
+    found += _without_a_limit(settings, compared=against is not None)
     asked = [one for one in found if one.check not in {*OF_THE_RUN, COVERAGE}]
     nothing = not any(one.judged or one.status == "not_judged" for one in asked)
     if nothing and any(of.layers for of in evaluators):
@@ -113,6 +113,19 @@ def _of_one(of: RunEvaluator) -> list[Finding]:
     found = [*proof_findings(of), *(f for rule in all_rules().values() for f in of.findings(rule))]
     found = [*diagnosis_findings(of.run, of.config), *found]
     return [*found, *coverage_findings(of, found), *preflight_findings(of.run)]
+
+
+def _without_a_limit(config: Config, compared: bool) -> Iterator[Finding]:
+    """A finding for each configured check that has nothing to be held against: no bound, and no baseline."""
+    for name, bounds in config.checks.items():
+        changes = compared and all_rules()[name].comparable and bounds.change != "off"
+        if bounds.configured and not bounds.bounded and not changes and bounds.level != "off":
+            yield Finding(
+                name,
+                "not_judged",
+                message=f"not judged: {config.source} sets neither min nor max, and no baseline is compared",
+                remedy=f'Set min or max in [tool.rnndiag.checks.{name}], name a baseline, or set level = "off".',
+            )
 
 
 def _cannot(reason: CannotJudge | RunUnreadable) -> Finding:
@@ -342,20 +355,22 @@ def _ended(run: StoredRun) -> str:
     return f"{why}: last written {written}."
 
 
-def require_proof(run: StoredRun, config: Config) -> None:
-    """Raise where a proof failed or was never made: numbers that are not to be trusted are no baseline."""
+def require_sound(run: StoredRun, config: Config) -> None:
+    """Raise where a run cannot be a baseline: a proof failed, the training was cut short, or recordings are missing."""
     of = RunEvaluator(run, config)
-    for one in [*proof_findings(of), *of.findings(all_rules()[UNTRUSTED])]:
-        if one.check in (UNTRUSTED, PROOF) and one.status == "not_judged":
+    rules = [all_rules()[name] for name in (UNTRUSTED, "unfinished", "damage")]
+    for one in [*proof_findings(of), *(one for rule in rules for one in of.findings(rule))]:
+        if one.status == "not_judged":
             place = f"{one.layer}: " if one.layer else ""
-            raise CannotJudge(f"{run.path} cannot be a baseline: {place}{one.message}.", one.remedy)
+            why = "; ".join((one.message, *one.details))
+            raise CannotJudge(f"{run.path} cannot be a baseline: {place}{why}.", one.remedy)
 
 
 def baseline_of(source: Baseline | RunLike | None, config: Config) -> Baseline | None:
     """What to compare with: a baseline, the one in a file, or the one that a single run makes.
 
     Raises:
-        CannotJudge: The file cannot be read, or the run is too short or not proved.
+        CannotJudge: The file cannot be read, or the run is too short, cut short, damaged or not proved.
     """
     if source is None or isinstance(source, Baseline):
         return source
@@ -363,5 +378,5 @@ def baseline_of(source: Baseline | RunLike | None, config: Config) -> Baseline |
         return read_baseline(Path(source))
     run = source if isinstance(source, StoredRun) else StoredRun(source)
     require_enough(run, config)
-    require_proof(run, config)
+    require_sound(run, config)
     return measure([run], config)

@@ -14,6 +14,9 @@ from rnndiag.errors import RunUnreadable
 from rnndiag.store.quantities import MODEL, fits_registry
 from rnndiag.store.reader import StoredRun
 
+_END = "end"
+"""The phase of the last recording: what the recorder still held when the training ended."""
+
 TIMED = ("valid_samples", "adjoint_norm", "contribution_norm", "nonfinite_states")
 """Quantities that tell how long the sequences were."""
 
@@ -86,7 +89,8 @@ class RunNumbers:
             self._stacks[key] = self._read(quantity, layer)
         found = self._stacks[key]
         if found is None or len(found.steps) == 0:
-            raise NotRecorded(f"{quantity} was not recorded for {layer}")
+            where = " by every rank" if len(self.run.ranks) > 1 else ""
+            raise NotRecorded(f"{quantity} was not recorded for {layer}{where}")
         return found
 
     def lengths(self, quantity: str, layer: str, dim: str) -> np.ndarray:
@@ -105,6 +109,12 @@ class RunNumbers:
                     return self.lengths(quantity, layer, "time")
         return None
 
+    @cached_property
+    def _ranks(self) -> dict[int, int]:
+        """Step -> how many ranks recorded it."""
+        main = self.run.phases[:1]
+        return {g[0].step: len(g) for g in self.run.groups if g[0].phase in main}
+
     def _read(self, quantity: str, layer: str) -> StackNumbers | None:
         if (quantity, layer) not in self.run:
             return None
@@ -115,12 +125,17 @@ class RunNumbers:
             return None
         if not fits_registry(quantity, found.dims[1:], found.coordinates):
             return None  # ill-shaped, or of a version of rnndiag that stored it in another form
+        if found.phase not in (*self.run.phases[:1], _END):
+            return None  # of recordings that no check judges
+        whole = np.ones(len(found.steps), dtype=bool)
+        if layer != MODEL:  # what some ranks could not measure is not known of the batch
+            whole = found.ranks >= [self._ranks.get(step, 1) for step in found.steps.tolist()]
         return StackNumbers(
-            np.asarray(found.steps, dtype=np.int64),
-            np.asarray(found.values, dtype=np.float64),
+            np.asarray(found.steps, dtype=np.int64)[whole],
+            np.asarray(found.values, dtype=np.float64)[whole],
             tuple(found.dims[1:]),
             found.coordinates,
-            found.lengths,
+            {dim: np.asarray(length)[whole] for dim, length in found.lengths.items()},
         )
 
 

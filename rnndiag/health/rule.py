@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,16 +35,13 @@ class RuleSeries:
     """A sentence of what would do instead."""
     rests_on: int | None = None
     """How many recordings one pooled value rests on; None: every value is of one recording."""
+    known_above: float = math.inf
+    """An infinite value is only known to lie above this number."""
 
     @property
     def count(self) -> int:
         """How many values of recordings the number rests on."""
         return int(np.sum(~np.isnan(self.values))) if self.rests_on is None else self.rests_on
-
-    def upto(self, last_step: int) -> RuleSeries:
-        """Only the recordings up to and with this step."""
-        keep = self.steps <= last_step
-        return RuleSeries(self.steps[keep], self.values[keep], self.note, self.advice)
 
 
 Range = tuple[float | None, float | None]

@@ -19,6 +19,7 @@ from rnndiag.recorder.output.notebook import run_html
 from rnndiag.recorder.output.run_names import default_directory
 from rnndiag.recorder.settings import LogChoice, settings_from
 from rnndiag.stats.need import MemoryNeed, need_measurements
+from rnndiag.store.ending import reason_of
 from rnndiag.store.limits import BUDGET_BYTES
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ class GradientDiagnostics(_Adopting):
             budget, and is stored in the run.
         max_bytes: Size limit of the run on disk, all ranks together. Recordings become rarer as it fills up; when it is
             reached, recording stops, and `rnndiag check` says that the end of the training was not recorded.
+        max_memory: Bytes that the measures of one recording may take beyond what its backward pass has freed. Lag
+            sweeps and scores of estimators then look at fewer sequences; contributions, which cannot, are refused, and
+            the recording is not proved. None: a quarter of what autograd keeps for the recurrent layers, at least 64
+            MB, and contributions are never refused.
     """
 
     def __init__(
@@ -124,6 +129,7 @@ class GradientDiagnostics(_Adopting):
         needs: int | str | None = None,
         need: bool = False,
         max_bytes: float = BUDGET_BYTES,
+        max_memory: float | None = None,
     ) -> None:
         super().__init__()
         self._settings = settings_from(
@@ -149,6 +155,7 @@ class GradientDiagnostics(_Adopting):
             needs=needs,
             need=need,
             max_bytes=max_bytes,
+            max_memory=max_memory,
         )
         chosen_measures(self._settings.measures)
         self._run_dir = default_directory() if dirpath is None else Path(dirpath)
@@ -300,7 +307,7 @@ class GradientDiagnostics(_Adopting):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The fit ends with an exception, which stays as it is."""
-        self._close(ending_of(exception))
+        self._close(reason_of(exception))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Whatever happened, nothing stays attached to the model."""
@@ -313,12 +320,6 @@ class GradientDiagnostics(_Adopting):
             with fit.faults.guard("the end of the recorder"):
                 fit.close(reason)
             self._wrote = self._wrote or fit.chronicle.opened
-
-
-def ending_of(exception: BaseException) -> str:
-    """What the run says of an exception that ended the fit: `interrupted`, `SIGTERM`, or the exception's name."""
-    name = type(exception).__name__
-    return {"KeyboardInterrupt": "interrupted", "SIGTERMException": "SIGTERM"}.get(name, name)
 
 
 def _first_free_ordinal(dirpath: str | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from rnndiag.recorder.output.directory import RunPlace
 from rnndiag.recorder.output.notebook import run_html
 from rnndiag.recorder.output.run_names import default_directory
 from rnndiag.recorder.settings import settings_from
+from rnndiag.store.ending import FINISHED, reason_of
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.starts import free_directory
 
@@ -99,6 +101,8 @@ class Recorder:
         self._loss: Tensor | float | None = None
         self._fit: FitRecorder | None = None
         self._closed = False
+        self._handled = sys.exc_info()[1]
+        """What is being handled already where the recorder is made in an `except`: it does not end this training."""
         self._recorded = 0
         """Recordings in the run, once it is closed."""
 
@@ -133,7 +137,7 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close("finished" if kind is None else kind.__name__)
+        self.close(FINISHED if error is None else reason_of(error))
 
     def step(self, batch: Any = None) -> RecordedStep:
         """A context for one pass through the body of the loop: forward passes and their backward passes.
@@ -169,12 +173,16 @@ class Recorder:
             )
         self._fit.added += measurements
 
-    def close(self, reason: str = "finished") -> None:
+    def close(self, reason: str | None = None) -> None:
         """Write what is left, close the run and, where the training finished, say what it showed.
 
         Args:
-            reason: How the training ended, as the run says it.
+            reason: How the training ended, as the run says it. None: `finished`, or in a `finally` or an `except`
+                the exception that ended it.
         """
+        if reason is None:
+            error = sys.exc_info()[1]
+            reason = FINISHED if error is None or error is self._handled else reason_of(error)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -229,7 +237,7 @@ class Recorder:
         fit = self._fit
         if fit is None:
             return
-        if reason == "finished":
+        if reason == FINISHED:
             fit.handle("finish")
             fit.handle("conclude")
         self._recorded = fit.chronicle.count

@@ -14,6 +14,8 @@ from rnndiag.store.segment import Segment
 
 FINISHED = "finished"
 
+_SHORT_REASONS = {"KeyboardInterrupt": "interrupted", "SIGTERMException": "SIGTERM"}
+
 _CUT_SHORT = re.compile(r"\w*(Error|Exception|Interrupt)|stopped|superseded .*|.* was raised")
 """Reasons by which writers before `cut_short` was stored said that training did not make its last step."""
 
@@ -38,6 +40,12 @@ class Ending:
     """The training step at which the writer closed."""
     gave_up: Mapping[str, str] = field(default_factory=dict)
     """Part of the recorder that was left out after repeated faults -> its last fault."""
+
+
+def reason_of(exception: BaseException) -> str:
+    """What a run says of an exception that ended its training: `interrupted`, `SIGTERM`, or the exception's name."""
+    name = type(exception).__name__
+    return _SHORT_REASONS.get(name, name)
 
 
 def ending_of(segment: Segment) -> Ending | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rnndiag.errors import RnndiagError, RunNotWritten
 from rnndiag.store import limits, problem, stored, tar
-from rnndiag.store.ending import FINISHED
+from rnndiag.store.ending import FINISHED, reason_of
 from rnndiag.store.problem import Problem
 from rnndiag.store.process import host_name, process_started
 from rnndiag.store.provenance import prepared
@@ -149,12 +149,13 @@ class RunWriter:
         """
         wanted = self.budget.wants(step)
         if wanted and self.stopped and not self._closed:
-            self._dropped.add(step, self._why_stopped)
+            self.drop(step, self._why_stopped)
         return wanted and not self.stopped
 
     def drop(self, step: int, why: str) -> None:
-        """Count a recording that was due at `step` and could not be made."""
+        """Count a recording that was due at `step` and is not in the run; the next is due an interval later."""
         self._dropped.add(step, why)
+        self.budget.last_step = step
 
     @property
     def _why_stopped(self) -> str:
@@ -173,7 +174,7 @@ class RunWriter:
         if not (told_apart or self.budget.wants(recording.step)):
             return False
         if self.stopped:
-            self._dropped.add(recording.step, self._why_stopped)
+            self.drop(recording.step, self._why_stopped)
             return False
         try:
             return self._store(self.budget.thinned(recording))
@@ -189,7 +190,7 @@ class RunWriter:
         data = tar.member(tar.recording_name(recording.step, phase), content, recording.time)
         if not self.budget.fits(len(data)):
             self._full = True
-            self._dropped.add(recording.step, self._why_stopped)
+            self.drop(recording.step, self._why_stopped)
             log.warning(
                 "rnndiag: the size limit of %.0f MiB is used up at step %d: recording stops, training goes on. "
                 "Give the callback a larger max_bytes, or a larger every_n_steps.",
@@ -300,7 +301,7 @@ class RunWriter:
         if not self.problems:
             log.warning("rnndiag: %s", found)
         self.problems.append(found)
-        self._dropped.add(step, f"it could not be written: {why}")
+        self.drop(step, f"it could not be written: {why}")
         self._failures += 1
         if self._failures >= FAILURES_THAT_STOP:
             self._stopped = True
@@ -378,8 +379,8 @@ class RunWriter:
         fault: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        reason = FINISHED if kind is None else f"{kind.__name__} was raised"
-        self.close(reason, cut_short=kind is not None)
+        reason = FINISHED if fault is None else reason_of(fault)
+        self.close(reason, cut_short=fault is not None)
 
     def __del__(self) -> None:
         if getattr(self, "_owner", None) == os.getpid():

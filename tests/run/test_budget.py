@@ -216,5 +216,5 @@ def test_leaving_by_an_exception_is_said(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         train()
     run = open_run(tmp_path / "run")
-    assert run.status == "ended early, ZeroDivisionError was raised"
+    assert run.status == "ended early, ZeroDivisionError"
     assert run.status.word == "ended early"

@@ -32,7 +32,7 @@ def clip_share(numbers: LayerNumbers) -> RuleSeries:
         steps = np.intersect1d(norm.steps, limit.steps)
         one = norm.values[np.isin(norm.steps, steps)].reshape(len(steps))
         other = limit.values[np.isin(limit.steps, steps)].reshape(len(steps))
-        known = np.isfinite(other)
+        known = np.isfinite(one) & np.isfinite(other)
         if not known.any():
             raise NotRecorded("gradients are not clipped") from None
         return RuleSeries(steps[known], (one[known] > other[known]).astype(float))

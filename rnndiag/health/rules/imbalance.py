@@ -32,7 +32,9 @@ def imbalance(numbers: LayerNumbers) -> RuleSeries:
         raise DoesNotApply(f"{numbers.layer} has one gate only")
     if "time" not in found.dims:
         raise NotRecorded("the contributions of the gates are not stored by time")
-    per_gate = np.nansum(found.values, axis=1 + found.dims.index("time"))
+    axis = 1 + found.dims.index("time")
+    per_gate = np.nansum(found.values, axis=axis)  # shorter sequences are padded with NaN
+    per_gate[np.isnan(found.values).all(axis=axis)] = np.nan
     return _largest_share(found.steps, per_gate, numbers.layer)
 
 

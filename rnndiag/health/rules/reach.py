@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from rnndiag.health.numbers import LayerNumbers
@@ -43,8 +45,9 @@ def reach(numbers: LayerNumbers) -> RuleSeries:
     """The reach of each recording's credit profile, in steps."""
     profile = numbers.profiles()
     lags = numbers.lags(profile.steps)
-    values = [
-        reach_of_profile(row, SHARE, steps).value
-        for row, steps in zip(profile.values, lags, strict=True)
+    found = [
+        reach_of_profile(row, SHARE, steps) for row, steps in zip(profile.values, lags, strict=True)
     ]
-    return RuleSeries(profile.steps, np.array(values))
+    longer = [one.within for one in found if one.value == math.inf]
+    values = np.array([one.value for one in found])
+    return RuleSeries(profile.steps, values, known_above=float(min(longer, default=math.inf)))

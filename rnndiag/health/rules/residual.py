@@ -8,6 +8,7 @@ from rnndiag.health.bounds import Bounds
 from rnndiag.health.finding import UNTRUSTED
 from rnndiag.health.numbers import LayerNumbers, NotRecorded
 from rnndiag.health.rule import RuleSeries, rule
+from rnndiag.stats.over_recordings import nonfinite_counts
 
 LIMIT = 1e-2
 
@@ -28,11 +29,14 @@ LIMIT = 1e-2
     violation="not_judged",
 )
 def residual(numbers: LayerNumbers) -> RuleSeries:
-    """The worst residual over the parameters of each recording that has one; what is not finite has no proof."""
+    """The worst residual over the parameters of each recording; where states are not finite there is no proof."""
     found = numbers.get("residual")
     flat = found.values.reshape(len(found.steps), -1)
-    known = np.isfinite(flat).any(axis=1)
+    counts = nonfinite_counts(numbers.whole.run, numbers.layer) or {}
+    finite = np.array([not counts.get(step) for step in found.steps.tolist()], dtype=bool)
+    known = np.isfinite(flat).any(axis=1) | (finite & np.isposinf(flat).any(axis=1))
     if not known.any():
         raise NotRecorded(f"no recording of {numbers.layer} is finite, so none can be proved")
-    worst = np.max(np.where(np.isfinite(flat[known]), flat[known], -np.inf), axis=1)
-    return RuleSeries(found.steps[known], worst)
+    usable = np.isfinite(flat) | (np.isposinf(flat) & finite[:, None])
+    worst = np.max(np.where(usable, flat, -np.inf), axis=1)
+    return RuleSeries(found.steps[known], worst[known])

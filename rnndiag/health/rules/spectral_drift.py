@@ -35,11 +35,14 @@ def _typical(numbers: LayerNumbers) -> tuple[float | None, float | None]:
     words=("SHRINKING RECURRENCE", "GROWING RECURRENCE"),
 )
 def spectral_drift(numbers: LayerNumbers) -> RuleSeries:
-    """ρ(W_hh) of each recording over that of the first."""
+    """ρ(W_hh) of each later recording over that of the first."""
     here = spectral_radius.measure(numbers)
     run = numbers.whole
+    later = here.steps > run.all_steps[0]
+    if not later.any():
+        raise NotRecorded("the spectral radius was not measured after the first recording")
     first = spectral_radius.measure(
         RunNumbers(run.run, run.all_steps[:1]).of(numbers.layer)
     ).values[0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return RuleSeries(here.steps, here.values / first)
+        return RuleSeries(here.steps[later], here.values[later] / first)
