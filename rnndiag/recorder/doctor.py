@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 LIGHTNING = ("lightning", "pytorch_lightning")
-OLDEST = {"torch": (2, 4), "lightning": (2, 4), "pytorch_lightning": (2, 4)}
+OLDEST = {"torch": (2, 6), "lightning": (2, 4), "pytorch_lightning": (2, 4)}
 
 
 def examine() -> list[dict[str, str]]:
@@ -67,7 +67,12 @@ def _torch() -> dict[str, str]:
             "Install rnndiag[train] to record; reading runs needs no torch.",
         )
     if not _new_enough("torch", version):
-        return _row("torch", "fault", version, "Upgrade to torch 2.4 or later.")
+        return _row(
+            "torch",
+            "fault",
+            version,
+            "Upgrade to torch 2.6 or later: older ones may run code while they read a checkpoint (CVE-2025-32434).",
+        )
     return _guarded("torch", lambda: _row("torch", "ok", __import__("torch").__version__))
 
 

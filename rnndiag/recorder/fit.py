@@ -387,6 +387,8 @@ class FitRecorder:
                 self._say_if_none()
                 if self.faults.caught > pending.faults_before:
                     self.chronicle.drop(pending.step, self.faults.last)
+                else:
+                    self.chronicle.add_empty(pending.step)
                 continue
             more = (
                 training_measurements(facts, loss, self.overhead.spent, self.overhead.share)

@@ -55,7 +55,12 @@ class Reader:
     def read(self, pending: Pending, passes: Sequence[BackwardPass]) -> None:
         """Measure the passes into the recording. Of batches that accumulate gradients the first is measured."""
         for seen in passes:
-            extent = Extent(self.settings.samples, thrifty=pending.thrifty, seed=pending.step)
+            extent = Extent(
+                self.settings.samples,
+                max_memory=self.settings.max_memory,
+                thrifty=pending.thrifty,
+                seed=pending.step,
+            )
             known = self._layers if pending.only_new else set()
             subject = subject_of(pending, seen, extent, known)
             self._layers |= names_of(pending, seen)

@@ -41,6 +41,7 @@ class Settings:
     needs: int | str | None = None
     need: bool = False
     max_bytes: float = BUDGET_BYTES
+    max_memory: float | None = None
 
     def __post_init__(self) -> None:
         if self.every_n_steps is not None and self.every_n_steps < 1:
@@ -65,8 +66,8 @@ class Settings:
             _refuse("jump", self.jump, "a factor above 1")
         if self.log not in ("worst", "all", "none"):
             _refuse("log", self.log, '"worst", "all" or "none"')
-        if not self.max_bytes > 0:
-            _refuse("max_bytes", self.max_bytes, "a number of bytes above 0")
+        if self.max_memory is not None and not self.max_memory > 0:
+            _refuse("max_memory", self.max_memory, "a number of bytes above 0, or None")
         if self.stride < 1:
             _refuse("stride", self.stride, "a whole number from 1 up")
         if self.chance is not None and not 0 < self.chance < math.inf:
@@ -112,6 +113,7 @@ class Options(TypedDict, total=False):
     chance: float | None
     needs: int | str | None
     max_bytes: float
+    max_memory: float | None
 
 
 def name_of(function: Callable[..., Any] | None) -> str | None:

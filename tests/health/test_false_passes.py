@@ -22,6 +22,7 @@ from rnndiag.errors import CannotJudge
 from rnndiag.health import exit_code
 from rnndiag.health.finding import Finding
 from rnndiag.recorder.measures import MEASURES
+from rnndiag.store.ending import reason_of
 from rnndiag.store.recording import Recording
 from rnndiag.store.writer import RunWriter
 
@@ -333,10 +334,8 @@ def test_a_fit_that_was_cut_short_is_not_judged_unless_asked(
 
 
 def test_sigterm_is_named(tmp_path: Path) -> None:
-    from rnndiag.recorder.callback import ending_of
-
     named = type("SIGTERMException", (SystemExit,), {})
-    assert ending_of(named()) == "SIGTERM"
+    assert reason_of(named()) == "SIGTERM"
     with RunWriter(tmp_path / "run", PROVENANCE) as writer:
         for step in range(10):
             record(writer, step)

@@ -12,6 +12,8 @@ from rnndiag.engine.truncation.estimators import ESTIMATORS, Full
 from rnndiag.engine.truncation.estimators.estimate import Score, compare_estimators, estimate
 from rnndiag.engine.truncation.estimators.estimator import RecordedStep
 from rnndiag.recorder.measures.measure import GroupCost, Measure, Subject, register_measure
+from rnndiag.recorder.measures.memory import SCORES as ESTIMATORS_TAKE
+from rnndiag.recorder.measures.memory import allowed, sequences_that_fit
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import SCORES
 
@@ -26,7 +28,9 @@ def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     if not any(bool(part.any()) for part in run.direct):
         subject.not_measured[f"estimators of {run.name}"] = "no gradient of the loss reaches it"
         return
-    count = min(run.B, subject.extent.samples or run.B)
+    limit = allowed(subject.runs, subject.extent.max_memory)
+    wanted = min(run.B, subject.extent.samples or run.B)
+    count = sequences_that_fit("scores of estimators", ESTIMATORS_TAKE, (run,), limit, wanted)
     part = run
     if count < run.B:
         part = run.select(np.linspace(0, run.B - 1, count).round().astype(int).tolist())

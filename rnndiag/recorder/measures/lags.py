@@ -15,6 +15,7 @@ from rnndiag.errors import NotSupported
 from rnndiag.recorder.measures.cause import cause_of
 from rnndiag.recorder.measures.coarse import coarse
 from rnndiag.recorder.measures.measure import GroupCost, Measure, Subject, register_measure
+from rnndiag.recorder.measures.memory import SWEEP
 from rnndiag.recorder.measures.pooling import Array, array
 from rnndiag.stats.reach import reach_error
 from rnndiag.store.layer_names import stack_name
@@ -58,6 +59,10 @@ def _sweep(subject: Subject, runs: Runs, name: str, shared: bool) -> LagSweep:
     """A sweep at the price of one; a stack and its layers share it, half for the stack and half for the layers."""
     draw = torch.Generator().manual_seed(subject.extent.seed)
     price = subject.extent.sweep_steps / (2 if shared else 1)
+    if isinstance(runs, LayerRun):
+        (runs,) = subject.within_memory("lag sweep", SWEEP, (runs,))
+    else:
+        runs = subject.within_memory("lag sweep", SWEEP, tuple(runs))
     adj = subject.made_already(runs) if isinstance(runs, LayerRun) else None
     sweep = lag_sweep(runs, budget=price, generator=draw, adj=adj)
     if sweep.sampling.sampled:

@@ -17,6 +17,7 @@ from rnndiag.engine.truncation.chains.stack import recurrences
 from rnndiag.engine.truncation.estimators.estimator import Estimator
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.capture.loops import Loops
+from rnndiag.recorder.measures.memory import allowed, sequences_that_fit
 from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.measurement import Measurement
 
@@ -46,6 +47,8 @@ class Extent:
     """Price of a lag sweep in plain training steps, which its sampling is chosen by."""
     seconds: float = 0.3
     """About how long the Jacobian products of one layer may take; their sampling is chosen by it."""
+    max_memory: float | None = None
+    """Bytes that they may take beyond what the backward pass has freed; None: see `measures.memory`."""
     thrifty: bool = False
     """Leave out what can be done without, as the budget is short."""
     seed: int = 0
@@ -119,6 +122,29 @@ class Subject:
         picked = torch.linspace(0, run.B - 1, count).round().long()
         self.say_sampled(run.name, f"gates: {count} of {run.B} sequences")
         return run.select(picked)
+
+    def within_memory(
+        self, what: str, times: float, runs: tuple[LayerRun, ...]
+    ) -> tuple[LayerRun, ...]:
+        """The runs of as many evenly spread sequences as fit into memory; fewer than all are said in `sampling`.
+
+        Args:
+            what: The measure, for messages.
+            times: What it takes of all sequences, over what autograd kept for the layers.
+            runs: Layers of one batch.
+
+        Raises:
+            NotSupported: Not even one sequence fits.
+        """
+        batch = runs[0].B
+        limit = allowed(self.runs, self.extent.max_memory)
+        count = sequences_that_fit(what, times, runs, limit, batch)
+        if count == batch:
+            return runs
+        for run in runs:
+            self.say_sampled(run.name, f"{what}: {count} of {batch} sequences, for want of memory")
+        picked = torch.linspace(0, batch - 1, count).round().long()
+        return tuple(run.select(picked) for run in runs)
 
     def say_sampled(self, layer: str, words: str) -> None:
         """Note what a measure looked at, where that is not everything."""

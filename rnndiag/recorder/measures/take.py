@@ -14,6 +14,7 @@ from rnndiag.recorder.capture import Loops
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.measures.graph_lags import graph_contributions, graph_lags
 from rnndiag.recorder.measures.measure import MEASURES, Measure, Subject
+from rnndiag.recorder.measures.memory import refuse_contributions
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import MODEL
 from rnndiag.store.recording import VERDICTS, Verdict
@@ -53,6 +54,13 @@ def take(
     if not subject.runs and not loops.tells:
         return taken
     device = subject.runs[0].device if subject.runs else torch.device("cpu")
+    try:
+        refuse_contributions(subject.runs, subject.extent.max_memory)
+    except NotSupported as limit:
+        # every other group rests on them, or on their proof
+        taken.reasons = {run.name: str(limit) for run in subject.runs}
+        taken.notes = {"not_measured": dict.fromkeys(groups, str(limit))}
+        return taken
     with untouched(device):
         _take_loops(subject, taken, set(groups))
         for group in groups:

@@ -31,6 +31,10 @@ class RunOutput:
     _writer: RunWriter | None = field(default=None, repr=False)
     _not_opened: list[int] = field(default_factory=list)
     """Steps whose recordings were lost because the run could not be opened yet."""
+    _empty: list[int] = field(default_factory=list)
+    """Due steps since the last recording in which no recurrent layer was trained."""
+    _most_empty: int = 0
+    """The most of them between two recordings."""
 
     def wants(self, step: int) -> bool:
         """Whether a recording of this step would be stored, so that nothing is measured for nothing."""
@@ -54,6 +58,9 @@ class RunOutput:
         with self.faults.guard("writing a recording"):
             stored = writer.append(recording)
         self.count += stored
+        if stored and recording.phase == "train":
+            self._most_empty = max(self._most_empty, len(self._empty))
+            self._empty.clear()
         return stored
 
     def _open(self) -> RunWriter:
@@ -80,10 +87,18 @@ class RunOutput:
         if self._writer is not None:
             self._writer.drop(step, why)
 
+    def add_empty(self, step: int) -> None:
+        """Note that a recording was due at `step`, and no gradient went through a recurrent layer."""
+        self._empty.append(step)
+
     def close(self, reason: str, final_step: int | None = None) -> None:
         """Close the run: `finished`, or what cut the fit short at `final_step`."""
         self.closed = True
         if self._writer is not None:
+            # Layers may be trained in turns; a longer pause than any before is the end of their training.
+            if len(self._empty) > 2 * max(1, self._most_empty):
+                for step in self._empty:
+                    self._writer.drop(step, "no gradient went through a recurrent layer any more")
             with self.faults.guard("closing the run"):
                 self._writer.close(
                     reason, final_step, self.faults.given_up, cut_short=reason != FINISHED
