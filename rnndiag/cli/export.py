@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
 def _latex(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from rnndiag.cli.check import write_file
     from rnndiag.report.latex_table import latex_table
     from rnndiag.report.write_report import report_context
 
@@ -105,7 +106,7 @@ def _latex(args: argparse.Namespace) -> int:
     if args.output == "-":
         sys.stdout.write(text)
     else:
-        Path(args.output).write_text(text, encoding="utf-8")
+        write_file(Path(args.output), text)
     return 0
 
 

@@ -26,13 +26,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-lag", type=int, metavar="D", help="longest lag to test")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the tests")
     parser.add_argument("--json", metavar="FILE", help="also write all numbers as JSON")
+    parser.add_argument(
+        "--trust", action="store_true", help="also run a factory that lies inside of the snapshot"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure in a process with torch, print the verdict and the curves."""
+    from rnndiag.cli.check import write_file
+    from rnndiag.health.frozen import factory_of
     from rnndiag.health.torch_side import ask
     from rnndiag.stats.need.as_json import need_text
 
+    factory = factory_of(Path(args.snapshot), args.trust)
+    sys.stderr.write(f"rnndiag: running the code that the snapshot names: {factory}\n")
     words = [args.snapshot, "--seed", str(args.seed)]
     for option, value in (
         ("--layer", args.layer),
@@ -44,5 +51,5 @@ def run(args: argparse.Namespace) -> int:
     found = ask("frozen.need", words)
     sys.stdout.write(need_text(found))
     if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_file(Path(args.json), json.dumps(found, indent=1) + "\n")
     return 0

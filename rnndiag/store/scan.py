@@ -30,7 +30,9 @@ class Scan:
             why = getattr(fault, "strerror", None) or str(fault)
             raise RunUnreadable(
                 f"{_short(self._directory.name)} cannot be read ({why}).",
-                "Give a directory that you have the right to read.",
+                "Name the directory that the link leads to, if it is yours."
+                if isinstance(fault, NotRegular)
+                else "Give a directory that you have the right to read.",
             ) from fault
 
     def _start(self) -> None:

@@ -53,7 +53,9 @@ def sync_directory(path: Path) -> None:
 def refuse_to_leave(root: Path, folder: Path) -> None:
     """Raise NotRegular where `folder`, inside of the run directory `root`, is a link that leads out of it."""
     if folder.is_symlink() and not folder.resolve().is_relative_to(root.resolve()):
-        raise NotRegular(errno.ELOOP, f"{folder.name} is a link that leads out of the run")
+        raise NotRegular(
+            errno.ELOOP, f"{folder.name} is a link that leads out of the run, to {folder.resolve()}"
+        )
 
 
 class File(Protocol):
@@ -143,11 +145,7 @@ class LocalDirectory:
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder of the directory, sorted; empty where there is none."""
-        if folder not in (
-            "",
-            "recordings",
-        ):  # recordings may lie on another disk; reading harms nobody
-            refuse_to_leave(self.path, self.path / folder)
+        refuse_to_leave(self.path, self.path / folder)
         try:
             return sorted(os.listdir(self.path / folder))
         except (FileNotFoundError, NotADirectoryError):

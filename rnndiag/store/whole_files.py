@@ -43,7 +43,7 @@ def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[I
     """
     target = Path(path)
     if str(target) in _STREAMS or str(target).startswith(_STREAM_FOLDERS):
-        with target.open("wb", buffering=0) as stream:
+        with target.open("wb") as stream:
             yield stream
         return
     target.parent.mkdir(parents=True, exist_ok=True)

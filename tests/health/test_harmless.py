@@ -75,6 +75,25 @@ def test_set_aside_recordings_are_not_read_through_a_link(tmp_path: Path) -> Non
         rnndiag.open_run(tmp_path / "mine")
 
 
+def test_recordings_are_not_read_through_a_link_out_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = writes_below(tmp_path)(range(10), name="theirs")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / FOLDER).symlink_to(theirs / FOLDER, target_is_directory=True)
+    assert main(["check", str(tmp_path / "mine")]) == 3
+    told = capsys.readouterr().err
+    assert "recordings is a link that leads out of the run" in told
+    assert "Name the directory that the link leads to" in told
+
+
+def test_recordings_are_read_through_a_link_within_the_run(tmp_path: Path) -> None:
+    run = writes_below(tmp_path)(range(10), name="run")
+    (run / FOLDER).rename(run / "kept")
+    (run / FOLDER).symlink_to("kept", target_is_directory=True)
+    assert len(rnndiag.open_run(run)) == 10
+
+
 def test_a_run_is_not_written_through_a_link_out_of_it(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").mkdir()
@@ -118,10 +137,14 @@ def test_a_report_replaces_a_link_and_leaves_its_target(make_run: MakeRun, tmp_p
         ["compare", "{run}", "{run}", "-o", "{out}"],
         ["compare", "{run}", "{run}", "--json", "{out}"],
         ["export", "{run}", "--format", "csv", "-o", "{out}"],
+        ["export", "{run}", "--latex", "-o", "{out}"],
         ["baseline", "{run}", "-o", "{out}"],
     ],
 )
-def test_no_output_follows_a_link(make_run: MakeRun, tmp_path: Path, words: list[str]) -> None:
+def test_no_output_follows_a_link(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # compare writes its page into the working directory
     run = make_run(count=6)
     mine, out = tmp_path / "mine.txt", tmp_path / "out"
     mine.write_text("mine")
@@ -329,6 +352,61 @@ def test_no_command_prints_what_a_terminal_or_a_log_obeys(
     assert seen - {EVIL} <= set(COMMANDS)
 
 
+HOSTILE_ANSWERS: dict[str, dict[str, Any]] = {
+    "doctor": {"rows": [{"name": EVIL, "state": "fault", "found": EVIL, "remedy": EVIL}]},
+    "frozen.snapshot": {
+        "numbers": {f"{EVIL}@{EVIL}": [1.0]},
+        "layers": {EVIL: EVIL},
+        "dtype": "float32",
+        "inexact": {},
+    },
+    "frozen.need": {
+        "sentences": [EVIL],
+        "loss": 1.0,
+        "scale": 2.0,
+        "present": {"gain": 0.1, "lower": 0.0, "upper": 0.2},
+        "groups": [],
+        "use": [{"inputs": EVIL, "rise": 0.1, "lower": 0.0, "upper": 0.2}],
+    },
+}
+"""What a process with a hostile model in it may answer."""
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_nothing_that_a_model_says_is_obeyed(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    raises: bool,
+) -> None:
+    def ask(module: str, words: object) -> dict[str, Any]:
+        if raises:
+            raise CannotJudge(EVIL, EVIL)
+        return HOSTILE_ANSWERS[module]
+
+    monkeypatch.setattr("rnndiag.health.torch_side.ask", ask)
+    monkeypatch.setattr("rnndiag.health.frozen.ask", ask)
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "snapshot.json").write_text(json.dumps({"factory": f"{EVIL}:make"}))
+    stored = {**HOSTILE_ANSWERS["frozen.snapshot"], "layers": {EVIL: f"{EVIL} of old"}}
+    (folder / "numbers.json").write_text(json.dumps(stored))
+    frozen = ["--snapshot", str(folder)]
+    for words in (
+        ["doctor"],
+        ["doctor", "--json"],
+        ["need", *frozen, "--json", str(tmp_path / "need.json")],
+        ["check", *frozen, "--github"],
+        ["baseline", *frozen],
+        ["snapshot", EVIL, "-o", str(tmp_path / "new")],
+    ):
+        code = main(words)
+        told = capsys.readouterr()
+        assert code != 4, (words, told.err)
+        for line in (told.out + told.err).split("\n"):
+            assert OURS.fullmatch(line) or not is_obeyed(line), (words, line)
+
+
 def test_no_page_or_file_holds_a_control_character(tmp_path: Path) -> None:
     run = hostile_run(tmp_path / "run")
     result = evaluate_runs(run, config={"checks": {"min_recordings": 2}})
@@ -429,7 +507,7 @@ def test_a_factory_inside_of_a_snapshot_is_not_run_untrusted(
     (folder / "link.py").symlink_to(tmp_path / "outside.py")
     (folder / "snapshot.json").write_text(json.dumps({"factory": factory}))
     (folder / "numbers.json").write_text("{}")
-    for words in (["check"], ["baseline"]):
+    for words in (["check"], ["baseline"], ["need"]):
         assert main([*words, "--snapshot", str(folder)]) == 3
         told = capsys.readouterr().err
         assert "lies inside of the snapshot" in told

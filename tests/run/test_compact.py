@@ -165,7 +165,6 @@ def test_recordings_behind_a_link_stay_there(write: Write) -> None:
     with pytest.raises(RunUnreadable, match="is a link, and compacting would move the recordings"):
         compact(run, 10**9)
     assert (run / "recordings").is_symlink()
-    assert open_run(run).verify() == ()
 
 
 def test_a_damaged_array_does_not_stop_it_and_is_never_made_whole(tmp_path: Path) -> None:
