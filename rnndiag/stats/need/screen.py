@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
 
 from rnndiag.stats.need.flips import Array
 from rnndiag.stats.need.numbers import P
@@ -37,6 +36,9 @@ class ScreenCurve:
     @property
     def p(self) -> Array:
         """(kind, lag): one-sided, corrected for the number of kinds and lags (Bonferroni)."""
+        # Imported here: a check of a run without a screen needs no scipy, and starts faster without it.
+        from scipy.special import ndtr
+
         count = int(np.isfinite(self.z).sum())
         return np.asarray(np.minimum(1.0, ndtr(-self.z) * max(count, 1)))
 
