@@ -43,6 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("pdf", "svg", "png"), default="pdf", help="of those files"
     )
+    parser.add_argument(
+        "--width", type=float, metavar="INCHES", help="of those figures: 3.3 for a paper's column"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(f"{found.shape} {found.word}  {found.sentence}\n{page}\n")
     warn_of_size(page)
     if args.figures:
-        _figures(context, args.figures, args.format)
+        _figures(context, args.figures, args.format, args.width)
     if args.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
@@ -113,9 +116,9 @@ def warn_of_size(page: Path) -> None:
         sys.stderr.write(f"rnndiag: the page is large: {size / 1e6:.1f} MB.\n")
 
 
-def _figures(context: Context, folder: str, form: str) -> None:
+def _figures(context: Context, folder: str, form: str, width: float | None) -> None:
     from rnndiag import plot
 
-    written, missing = plot.save_figures(context, folder, form)
+    written, missing = plot.save_figures(context, folder, form, width)
     sys.stdout.write("".join(f"{file}\n" for file in written))
     sys.stdout.write("".join(f"not drawn: {sentence}\n" for sentence in missing))

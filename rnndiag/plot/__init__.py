@@ -3,7 +3,7 @@
 Every function takes a run, its directory, a recording or a probe. It draws on `ax` if one is given, else on a new
 figure, and returns the axes. Of a figure with several panels these are the axes of the first one; `ax.figure` holds
 all. `panel` chooses the panel that is drawn on a given `ax`. `layer` is the layer to show; by default the one that the
-report shows first.
+report shows first. `width` is that of a new figure in inches, with text of 8 points: 3.3 for one column of a paper.
 """
 
 from __future__ import annotations

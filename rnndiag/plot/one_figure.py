@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rnndiag.errors import BadArgument, NotInstalled, RunUnreadable
 from rnndiag.plot.panel_axes import draw_panel, drawable
@@ -30,6 +30,15 @@ FORMATS = ("pdf", "svg", "png")
 PANEL = (5.6, 3.2)
 SQUARE = (4.4, 4.2)
 """Inches of one panel."""
+MIN_PANEL = 2.2
+"""Inches: the narrowest panel whose labels can be read."""
+PAPER: dict[Any, Any] = {
+    "font.size": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "lines.linewidth": 1.2,
+}
+"""Settings of a figure whose width is given."""
 
 
 class HoldsRecording(Protocol):
@@ -48,6 +57,7 @@ class Shown(Protocol):
         ax: Axes | None = None,
         layer: str = "",
         panel: int = 0,
+        width: float | None = None,
     ) -> Axes: ...
 
 
@@ -59,7 +69,9 @@ def shown(name: str, title: str, about: str) -> Shown:
         ax: Axes | None = None,
         layer: str = "",
         panel: int = 0,
+        width: float | None = None,
     ) -> Axes:
+        _check_width(width, ax is not None)
         opened = run if isinstance(run, (str, os.PathLike)) else as_run(run)
         data = FIGURES[name].make(report_context(opened, layer=layer))
         if data.absent:
@@ -71,7 +83,7 @@ def shown(name: str, title: str, about: str) -> Shown:
         if not all(drawable(one) for one in data.panels):
             raise RunUnreadable("There is nothing to draw.", TOO_LARGE)
         if ax is None:
-            axes: Axes = whole_figure(data).axes[0]
+            axes: Axes = whole_figure(data, width=width).axes[0]
             return axes
         draw_panel(data.panels[panel], ax)
         return ax
@@ -82,9 +94,26 @@ def shown(name: str, title: str, about: str) -> Shown:
     return draw
 
 
-def whole_figure(data: FigureData, pyplot: bool = True) -> Figure:
-    """A new figure with all panels. With `pyplot` it is registered there, so that notebooks and windows show it."""
+def _check_width(width: float | None, on_axes: bool = False) -> None:
+    if width is not None and (on_axes or not 1 <= width <= 40):
+        where = " on given axes" if on_axes else ""
+        raise BadArgument(
+            f"A figure was asked for with width={width:g} inches{where}.",
+            "Give a width from 1 to 40 inches, or `ax`, whose figure has a width already.",
+        )
+
+
+def whole_figure(data: FigureData, pyplot: bool = True, width: float | None = None) -> Figure:
+    """A new figure with all panels.
+
+    Args:
+        data: What is drawn.
+        pyplot: Register the figure in pyplot, so that notebooks and windows show it.
+        width: Inches across, for a paper: its text is then 8 points high, and panels that would be narrower than
+            MIN_PANEL stand below each other. None: as large as the panels ask for.
+    """
     try:
+        import matplotlib as mpl
         from matplotlib import pyplot as plt
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -94,18 +123,25 @@ def whole_figure(data: FigureData, pyplot: bool = True) -> Figure:
         ) from error
     count = len(data.panels)
     columns = 1 if count == 1 else 2 if count < 5 else 3
+    across, high = SQUARE if data.panels[0].shape == "square" else PANEL
+    if width is not None:
+        columns = max(1, min(columns, int(width / MIN_PANEL)))
+        across, high = width / columns, width / columns * high / across
     rows = -(-count // columns)
-    width, height = SQUARE if data.panels[0].shape == "square" else PANEL
-    size = (columns * width, rows * height)
-    figure = plt.figure(figsize=size) if pyplot else Figure(figsize=size)
-    figure.set_layout_engine("constrained")
-    for k, panel in enumerate(data.panels):
-        draw_panel(panel, figure.add_subplot(rows, columns, k + 1))
+    size = (columns * across, rows * high)
+    with mpl.rc_context({} if width is None else PAPER):
+        figure = plt.figure(figsize=size) if pyplot else Figure(figsize=size)
+        figure.set_layout_engine("constrained")
+        for k, panel in enumerate(data.panels):
+            draw_panel(panel, figure.add_subplot(rows, columns, k + 1), width is not None)
     return figure
 
 
 def save_figures(
-    context: Context, folder: str | os.PathLike[str], form: str = "pdf"
+    context: Context,
+    folder: str | os.PathLike[str],
+    form: str = "pdf",
+    width: float | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Write every figure that the run has data for.
 
@@ -113,6 +149,7 @@ def save_figures(
         context: The run with its findings.
         folder: The folder to write to; made if it is not there.
         form: "pdf", "svg" or "png".
+        width: Width of each figure in inches, for a paper; None: its own.
 
     Returns:
         The files, and one sentence for each figure that could not be drawn.
@@ -125,6 +162,7 @@ def save_figures(
         raise BadArgument(
             f"{form!r} is no format for figures.", f"It is one of {', '.join(FORMATS)}."
         )
+    _check_width(width)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     written, missing = [], []
@@ -137,7 +175,7 @@ def save_figures(
             missing.append(f"{name} {FIGURES[name].title}: {TOO_LARGE}")
             continue
         file = target / f"{name}-{FIGURES[name].title.lower().replace(' ', '-')}.{form}"
-        save(whole_figure(data, pyplot=False), file, form)
+        save(whole_figure(data, pyplot=False, width=width), file, form)
         written.append(file)
     return written, missing
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rnndiag.report.canvas import shortened
 from rnndiag.report.figure_data import Axis, Panel
+from rnndiag.report.label_places import LabelPlaces, around, clusters
 from rnndiag.report.palette import DASHES, TONES, colours, indices
 from rnndiag.report.ticks import ticks
 
@@ -18,12 +20,14 @@ LARGEST = 1e150
 """Limits beyond this overflow in matplotlib's own arithmetic."""
 
 LETTER, LABEL_HEIGHT = 4.6, 10.0
-"""Points: width of an average letter and height of a line at font size 8."""
+"""Points: width of an average letter and height of a line of small text."""
+NEAR = 10.0
+"""Bubbles nearer than so many points share one label."""
 MARKERS = {"second": "s", "third": "^", "bound": "D", "limit": "v", "bad": ">"}
 
 
-def draw_panel(panel: Panel, ax: Axes) -> None:
-    """Draw everything that a panel holds."""
+def draw_panel(panel: Panel, ax: Axes, legend_below: bool = False) -> None:
+    """Draw everything that a panel holds; a small figure has its legend below the axes, where it covers nothing."""
     _axes(panel, ax)
     if panel.allowed is not None:
         low, high = np.clip(panel.allowed, panel.y.low, panel.y.high)
@@ -59,34 +63,44 @@ def draw_panel(panel: Panel, ax: Axes) -> None:
         ax.scatter(
             dots.x, dots.y, s=14, marker=marker, color=TONES[dots.tone][0], label=_plain(dots.label)
         )
-    for bubble in panel.bubbles:
-        ax.scatter(
-            bubble.x, bubble.y, s=40 + 260 * bubble.area, color=TONES[bubble.tone][0], alpha=0.55
-        )
-    _bubble_labels(panel, ax)
-    _words(panel, ax)
+    _bubbles(panel, ax)
+    _words(panel, ax, legend_below)
 
 
-def _bubble_labels(panel: Panel, ax: Axes) -> None:
-    """A word beside each bubble, moved up or down where it would lie over another one."""
-    taken: list[tuple[float, float, float]] = []
-    middle = ax.transAxes.transform((0.5, 0.5))[1]
+def _bubbles(panel: Panel, ax: Axes) -> None:
+    """Dots with their numbers in the legend beside them; near ones share a label, placed where it covers least."""
     points = 72 / ax.figure.dpi
-    for bubble in panel.bubbles:
-        x, y = ax.transData.transform((bubble.x, bubble.y))
-        if not np.isfinite(x + y):
-            continue
-        left, right = x * points + 8, x * points + 8 + LETTER * len(bubble.label)
-        at, way = y * points + 4, -LABEL_HEIGHT if y > middle else LABEL_HEIGHT
-        while any(abs(at - b) < LABEL_HEIGHT and left < end and right > a for a, end, b in taken):
-            at += way
-        taken.append((left, right, at))
+    low, high = (ax.transAxes.transform(corner) * points for corner in ((0, 0), (1, 1)))
+    places = LabelPlaces(low[0], high[0], low[1], high[1])
+    found: list[tuple[int, float, float, float]] = []
+    for k, bubble in enumerate(panel.bubbles, 1):
+        area = 40 + 260 * bubble.area
+        ax.scatter(
+            bubble.x,
+            bubble.y,
+            s=area,
+            color=TONES[bubble.tone][0],
+            alpha=0.55,
+            label=_plain(f"{k} {bubble.label}"),
+        )
+        x, y = ax.transData.transform((bubble.x, bubble.y)) * points
+        if np.isfinite(x + y):
+            found.append((k, x, y, math.sqrt(area / math.pi)))
+            places.add_point(x, y, found[-1][3])
+    for group in clusters([one[1] for one in found], [one[2] for one in found], NEAR):
+        words = ", ".join(str(found[k][0]) for k in group)
+        _, x, y, _ = found[group[0]]
+        gap = max(found[k][3] for k in group)
+        at = places.choose(around(x, y, gap, LETTER * len(words), LABEL_HEIGHT))
+        first = panel.bubbles[found[group[0]][0] - 1]
         ax.annotate(
-            bubble.label,
-            (bubble.x, bubble.y),
-            (8, at - y * points),
+            words,
+            (first.x, first.y),
+            (at.x - x, at.y - y),
             textcoords="offset points",
-            fontsize=8,
+            ha={"start": "left", "middle": "center", "end": "right"}[at.anchor],
+            va="center",
+            fontsize="small",
         )
 
 
@@ -124,7 +138,7 @@ def _axes(panel: Panel, ax: Axes) -> None:
         )
         (ax.set_xlabel if across else ax.set_ylabel)(_plain(axis.label))
     title = f"{panel.title}: {panel.remark}" if panel.remark else panel.title
-    ax.set_title(_plain(title), fontsize=10, loc="left")
+    ax.set_title(_plain(title), fontsize="medium", loc="left")
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
@@ -152,10 +166,10 @@ def _matrix(panel: Panel, ax: Axes) -> None:
     label = f"log10 of {matrix.label}" if matrix.log else matrix.label
     ax.figure.colorbar(scale, ax=ax, label=_plain(label))
     if matrix.frame:
-        ax.set_title(_plain(matrix.frame), fontsize=10, loc="left")
+        ax.set_title(_plain(matrix.frame), fontsize="medium", loc="left")
 
 
-def _words(panel: Panel, ax: Axes) -> None:
+def _words(panel: Panel, ax: Axes, legend_below: bool) -> None:
     for mark in panel.marks:
         draw = ax.axvline if mark.axis == "x" else ax.axhline
         draw(mark.at, lw=1, label=_plain(mark.label), **_stroke(mark.tone))
@@ -167,9 +181,21 @@ def _words(panel: Panel, ax: Axes) -> None:
             transform=ax.transAxes,
             ha="right",
             va="bottom",
-            fontsize=8,
+            fontsize="small",
         )
     handles, labels = ax.get_legend_handles_labels()
     named = {label: handle for handle, label in zip(handles, labels, strict=True) if label}
     if len(named) > 1 or panel.marks or panel.allowed is not None:
-        ax.legend(named.values(), named.keys(), fontsize=8, frameon=False)
+        place: dict[str, Any] = {}
+        if (
+            legend_below
+        ):  # borderaxespad: font heights of room for the numbers and the label of the axis
+            place = {
+                "loc": "upper center",
+                "bbox_to_anchor": (0.5, 0),
+                "borderaxespad": 4.2,
+                "ncols": 2,
+            }
+        elif panel.bubbles:  # many bubbles leave no room for their names within the axes
+            place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        ax.legend(named.values(), named.keys(), fontsize="small", frameon=False, **place)

@@ -17,6 +17,8 @@ Size = Literal["wide", "narrow", "small"]
 
 CHARACTER = 6.7
 """Width of an average character at font size 12."""
+MATRIX_CHARACTER = 9.0
+"""The same beside a matrix, whose text the stylesheet enlarges on narrow screens: there is one drawing for all."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Frame:
 WIDE = Frame()
 LOW = Frame(height=190)
 SQUARE = Frame(width=490, height=462, right=16)
-SMALL = Frame(width=300, height=190, left=54, right=14, top=26, bottom=40)
+SMALL = Frame(width=300, height=190, left=62, right=14, top=26, bottom=40)
 SMALL_SQUARE = replace(SMALL, width=300, height=190, left=96, right=80)
 NARROW_WIDTH = 340.0
 """Units across on a narrow screen, where they are about a pixel each: words keep their size."""
@@ -53,20 +55,23 @@ def frame_of(panel: Panel, size: Size = "wide") -> Frame:
         return SMALL_SQUARE if panel.shape == "square" else SMALL
     frame = {"wide": WIDE, "low": LOW, "square": SQUARE}[panel.shape]
     if size == "narrow":
-        frame = replace(
-            frame, width=NARROW_WIDTH, height=min(frame.height, 320.0), left=56, right=14
-        )
+        frame = replace(frame, width=NARROW_WIDTH, height=min(frame.height, 320.0), right=14)
         if panel.y.names:
             rows = min(60, len(panel.y.names))
             frame = replace(frame, left=NARROW_LABEL, height=max(120.0, 84.0 + 16 * rows))
         return frame
     if not panel.y.names:
         return frame
-    left = min(200.0, 34 + CHARACTER * max(len(shortened(name)) for name in panel.y.names))
+    left = min(200.0, 40 + character(panel) * max(len(shortened(name)) for name in panel.y.names))
     if panel.shape == "square":
         return replace(frame, left=max(frame.left, left), width=frame.width + left - frame.left)
     rows = min(60, len(panel.y.names))
     return replace(frame, left=max(frame.left, left), height=max(120.0, 84.0 + 16 * rows))
+
+
+def character(panel: Panel) -> float:
+    """Width of an average character of the panel's text where it is largest."""
+    return MATRIX_CHARACTER if panel.matrices else CHARACTER
 
 
 def shortened(name: str, most: int = 24) -> str:
@@ -135,7 +140,9 @@ class Canvas:
             y = float(self.y(value))
             if not panel.matrices:
                 self.line(wall, y, end, y)
-            self.text(wall - 7, y + 4, shortened(words, self._letters(wall)), anchor="end")
+            if panel.y.names:
+                words = shortened(words, self._letters(wall))
+            self.text(wall - 7, y + 4, words, anchor="end")
         for value, words in ticks(panel.x, self._most(panel.x, frame.inner[0], 62, 62)):
             x = float(self.x(value))
             self.line(x, floor, x, floor + 4, "frame")
@@ -145,8 +152,8 @@ class Canvas:
             self.text((wall + end) / 2, frame.height - 6, panel.x.label, anchor="middle")
         if panel.y.label:
             middle = (roof + floor) / 2
-            turned = f' transform="rotate(-90 13 {middle:.1f})"'
-            self.text(13, middle, panel.y.label, anchor="middle", more=turned)
+            turned = f' transform="rotate(-90 15 {middle:.1f})"'
+            self.text(15, middle, panel.y.label, anchor="middle", more=turned)
         if panel.title:
             title = f"{panel.title}: {panel.remark}" if panel.remark else panel.title
             self.text(
@@ -157,10 +164,9 @@ class Canvas:
                 more=' font-weight="600"',
             )
 
-    @staticmethod
-    def _letters(room: float) -> int:
+    def _letters(self, room: float) -> int:
         """Number of letters that fit beside the y axis, at most those of a wide drawing."""
-        return max(4, min(24, int((room - 26) / CHARACTER)))
+        return max(4, min(24, int((room - 30) / character(self.panel))))
 
     @staticmethod
     def _most(axis: Axis, length: float, apart: float, apart_names: float) -> int:

@@ -11,12 +11,14 @@ import numpy as np
 
 from rnndiag.errors import RunUnreadable
 from rnndiag.health.config import Config
+from rnndiag.health.diagnosis.features import steps_needed
 from rnndiag.health.diagnosis.finding import CHECK
 from rnndiag.health.finding import Finding
 from rnndiag.health.verdict import Verdict, leading, verdict
 from rnndiag.stats.advice import Advice, advice
 from rnndiag.stats.headline import lengths_of, run_reach
 from rnndiag.stats.reach import Decay, Reach, decay, reach
+from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.measurement import Measurement, Series
 from rnndiag.store.quantities import QUANTITIES, fits_registry
 from rnndiag.store.reader import StoredRun
@@ -173,6 +175,16 @@ class Context:
             except RunUnreadable:
                 self._advices[layer] = None
         return self._advices[layer]
+
+    @property
+    def needed_lag(self) -> int | None:
+        """The lag that the task needs, as the configuration or the run states it (`needs`); None: not stated."""
+        recorder = self.run.provenance.get("config")
+        stated = recorder.get("needs") if isinstance(recorder, dict) else None
+        return steps_needed(
+            stated if self.config.needs is None else self.config.needs,
+            TimeWords.of_provenance(self.run.provenance),
+        )
 
     def time_steps(self, layer: str) -> int | None:
         """T: the longest sequence recorded for a layer, or for the layers of a stack."""

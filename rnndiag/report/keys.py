@@ -14,6 +14,7 @@ from rnndiag.report.palette import (
     NOT_FINITE,
     QUIET,
     SPECIAL,
+    TEXT,
     TONES,
     ZERO,
     colours,
@@ -37,6 +38,7 @@ def key(panel: Panel) -> list[tuple[str, str]]:
         (_swatch(_area(band)), band.label) for band in panel.bands if band.label and band.visible
     ]
     found += [(_swatch(shape(d.tone, 11, 5, 4, d.tone)), d.label) for d in panel.dots if d.label]
+    found += [(_swatch(_index(k, one.tone)), one.label) for k, one in enumerate(panel.bubbles, 1)]
     if panel.allowed is not None:
         found.append((_swatch(_filled("third", 0.25)), "allowed by the checks"))
     if len(found) == 1 and not panel.matrices and panel.allowed is None:
@@ -56,6 +58,12 @@ def _special(matrices: tuple[Matrix, ...]) -> list[tuple[str, str]]:
 
 def _swatch(content: str) -> str:
     return f'<svg width="22" height="10" viewBox="0 0 22 10" aria-hidden="true">{content}</svg>'
+
+
+def _index(k: int, tone: str) -> str:
+    """The number of a bubble, as it stands beside it; bold where the bubble is the highlighted one."""
+    weight = "" if tone == "main" else ' font-weight="700"'
+    return f'<text x="11" y="10" text-anchor="middle" font-size="12" fill="{TEXT[0]}" class="f-text"{weight}>{k}</text>'
 
 
 def _stroke(tone: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,6 +20,7 @@ from rnndiag.health.finding import STATUSES, Finding
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData, Panel
 from rnndiag.report.figures import FIGURES, ORDER
+from rnndiag.report.figures.figure import steps_shown
 from rnndiag.report.keys import colour_bar, key
 from rnndiag.report.layers import layer_dates, layer_rows
 from rnndiag.report.measured import measured
@@ -34,6 +36,11 @@ _UNSHOWABLE = re.compile(
     "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufdd0-\\ufdef\\ufffe\\uffff]"
 )
 """What HTML does not allow, and marks that would turn the words around them from right to left."""
+
+EVIDENCE = ("F1", "F9")
+"""The figure that stands under the verdict: the first of these that the run has data for."""
+MOST_ROWS, WORST = 8, 5
+"""Of more than MOST_ROWS layers the page shows the WORST open, and folds the others; so with results of one check."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Section:
     frames: tuple[str, ...]
     """Labels of the matrices that the slider offers."""
     small: bool
+    steps: str = ""
+    """The training steps that it is from."""
 
 
 @np.errstate(all="ignore")  # what is not finite is shown as such, and no reason for a warning
@@ -70,6 +79,10 @@ def page(context: Context, reload_seconds: int = 0) -> str:
     """
     sections = sections_of(context)
     checks = ordered(context.findings)
+    opened = open_checks(checks)
+    folded = [one for one in checks if not any(one is other for other in opened)]
+    evidence = next((s for s in sections if s.data.name in EVIDENCE and not s.data.absent), None)
+    rows = layer_rows(context)
     return render(
         "page.html",
         context=context,
@@ -77,12 +90,17 @@ def page(context: Context, reload_seconds: int = 0) -> str:
         run=context.run,
         verdict=context.verdict,
         tiles=tiles(context),
-        open_checks=[f for f in checks if needs_eyes(f)],
-        folded_checks=[f for f in checks if not needs_eyes(f)],
-        layers=layer_rows(context),
+        open_checks=opened,
+        folded_checks=folded,
+        folded_words=folded_words(folded),
+        layers=rows if len(rows) <= MOST_ROWS else rows[:WORST],
+        folded_layers=[] if len(rows) <= MOST_ROWS else rows[WORST:],
         dates=layer_dates(context),
-        sections=sections,
+        evidence=evidence,
+        sections=[s for s in sections if s is not evidence and not s.data.absent],
+        absent=[s for s in sections if s.data.absent],
         remedies=remedies(context.findings),
+        most_names=WORST,
         measured=measured(context),
         numbers=embedded(page_numbers(context, [s.data for s in sections])),
     )
@@ -115,9 +133,26 @@ def policy(script: str) -> str:
     )
 
 
-def needs_eyes(finding: Finding) -> bool:
-    """Whether the page shows a finding open. Passes and plain statements are folded."""
-    return finding.status in ("fail", "warn", "not_judged") or finding.notable
+def open_checks(checks: Sequence[Finding]) -> list[Finding]:
+    """The findings that are shown open: every failure, and of the other results of a check the WORST that need eyes."""
+    shown: list[Finding] = []
+    of_check: Counter[tuple[str, str]] = Counter()
+    for one in checks:
+        if one.status in ("fail", "warn", "not_judged") or one.notable:
+            of_check[one.check, one.status] += 1
+            if one.status == "fail" or of_check[one.check, one.status] <= WORST:
+                shown.append(one)
+    return shown
+
+
+def folded_words(folded: Sequence[Finding]) -> str:
+    """What the folded findings are: `6 passed, 35 not judged, 13 statements`."""
+    count = Counter[str](one.status for one in folded)
+    words = {"pass": "passed", "warn": "more warnings", "not_judged": "more not judged"}
+    said = [f"{count[status]} {word}" for status, word in words.items() if count[status]]
+    if count["note"]:
+        said.append(f"{count['note']} statement{'' if count['note'] == 1 else 's'}")
+    return ", ".join(said)
 
 
 def asset(name: str) -> str:
@@ -136,8 +171,8 @@ def ordered(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: (STATUSES.index(f.status), not f.notable, f.check))
 
 
-def section(data: FigureData, title: str) -> Section:
-    """One figure, drawn."""
+def section(data: FigureData, title: str, steps: str = "") -> Section:
+    """One figure, drawn; `steps` are the training steps that it is from."""
     small = len(data.panels) > 2
 
     def said(panel: Panel) -> str:
@@ -155,13 +190,21 @@ def section(data: FigureData, title: str) -> Section:
     matrices = [panel.matrices for panel in data.panels if panel.matrices]
     frames = tuple(m.frame for m in matrices[0]) if matrices and len(matrices[0]) > 1 else ()
     return Section(
-        data, title, pictures, colour_bar(matrices[0][0]) if matrices else "", frames, small
+        data, title, pictures, colour_bar(matrices[0][0]) if matrices else "", frames, small, steps
     )
 
 
 def sections_of(context: Context) -> list[Section]:
     """All figures of the page, computed and drawn."""
-    return [section(figure_of(name, context), FIGURES[name].title) for name in ORDER]
+    found = []
+    for name in ORDER:
+        data = figure_of(name, context)
+        found.append(
+            section(
+                data, FIGURES[name].title, steps_shown(name, data.layer or context.lead, context)
+            )
+        )
+    return found
 
 
 def write_page(context: Context, path: str | os.PathLike[str], reload_seconds: int = 0) -> Path:

@@ -13,9 +13,15 @@ import numpy as np
 
 from rnndiag.report.canvas import CHARACTER, Canvas, Frame, Size, frame_of
 from rnndiag.report.decimate import thin_line
-from rnndiag.report.figure_data import Axis, Band, Bubble, Dots, Line, Mark, Matrix, Panel
+from rnndiag.report.figure_data import Axis, Band, Dots, Line, Matrix, Panel
+from rnndiag.report.label_places import LabelPlaces, Place, around, clusters
 from rnndiag.report.palette import DASHES, TONES, colours, indices, png
 from rnndiag.report.shapes import hatching, shape
+
+LINE = 13.0
+"""Height of a line of text."""
+BUBBLES_NEAR = 15.0
+"""Bubbles nearer than this share one label."""
 
 
 class Drawing(Canvas):
@@ -23,7 +29,9 @@ class Drawing(Canvas):
 
     def __init__(self, panel: Panel, frame: Frame) -> None:
         super().__init__(panel, frame)
-        self._labels: list[tuple[float, float, float]] = []
+        self.places = LabelPlaces(
+            frame.left - 8, frame.width, frame.top - 12, frame.height - frame.bottom
+        )
 
     def allowed(self) -> None:
         """Shade the range that a check allows."""
@@ -75,6 +83,7 @@ class Drawing(Canvas):
         seen = np.isfinite(x) & np.isfinite(y) & (y <= floor + 0.5) & (y >= roof - 0.5)
         dash = f' stroke-dasharray="{DASHES[line.tone]}"' if DASHES[line.tone] else ""
         width = 1.3 if line.tone == "baseline" else 2
+        self.places.add_curve(x, np.where(seen, y, np.nan))
         for run in _stretches(seen):
             points = list(zip(x[run], y[run], strict=True))
             if len(points) > 1:
@@ -86,33 +95,27 @@ class Drawing(Canvas):
             if len(points) == 1 or line.dots:
                 self.parts += [shape("main", a, b, 3.0, line.tone) for a, b in points]
 
-    def bubble(self, bubble: Bubble) -> None:
-        """A dot whose area is proportional to the third number."""
-        x, y = float(self.x(bubble.x)), float(self.y(bubble.y))
-        if not (np.isfinite(x) and np.isfinite(y)):
-            return
-        radius = 4.0 + 9.0 * float(np.sqrt(max(0.0, min(1.0, bubble.area))))
-        self.parts.append(shape("main", x, y, radius, bubble.tone, ' fill-opacity="0.55"'))
-        width = CHARACTER * len(bubble.label)
-        near_end = x + radius + 4 + width > self.frame.width
-        side = x - radius - 4 if near_end else x + radius + 4
-        left = side - width if near_end else side
-        self.text(
-            side,
-            self._free(left, left + width, y + 4),
-            bubble.label,
-            anchor="end" if near_end else "start",
-            kind="text",
-            halo=True,
-        )
+    def bubbles(self) -> None:
+        """Dots with areas proportional to a third number, and their numbers in the key; near ones share a label."""
+        shown = [
+            (k, float(self.x(one.x)), float(self.y(one.y)), one)
+            for k, one in enumerate(self.panel.bubbles, 1)
+            if np.isfinite(self.x(one.x) + self.y(one.y))
+        ]
+        radii = [4.0 + 9.0 * float(np.sqrt(max(0.0, min(1.0, one.area)))) for _, _, _, one in shown]
+        for (_, x, y, one), radius in zip(shown, radii, strict=True):
+            self.parts.append(shape("main", x, y, radius, one.tone, ' fill-opacity="0.55"'))
+            self.places.add_point(x, y, radius)
+        for group in clusters([s[1] for s in shown], [s[2] for s in shown], BUBBLES_NEAR):
+            words = ", ".join(str(shown[k][0]) for k in group)
+            _, x, y, _ = shown[group[0]]
+            gap = max(radii[k] for k in group)
+            self.label(around(x, y, gap, CHARACTER * len(words), LINE), words, "text")
 
-    def _free(self, left: float, right: float, y: float) -> float:
-        """A height for a label that no other label uses, searched away from the nearer edge."""
-        way = 13 if y < self.frame.height / 2 else -13
-        while any(abs(y - at) < 13 and left < b and right > a for a, b, at in self._labels):
-            y += way
-        self._labels.append((left, right, y))
-        return y
+    def label(self, candidates: list[Place], words: str, kind: str) -> None:
+        """Text with an outline at the place that covers least."""
+        at = self.places.choose(candidates)
+        self.text(at.x, at.y + 4, words, anchor=at.anchor, kind=kind, halo=True)
 
     def dots(self, dots: Dots) -> None:
         """A cloud of points in the shape of its tone."""
@@ -123,30 +126,37 @@ class Drawing(Canvas):
             for a, b in zip(x[good], y[good], strict=True)
         ]
 
-    def mark(self, mark: Mark, level: int) -> None:
-        """A dashed line with its label; labels of several marks are placed below each other."""
-        frame = self.frame
-        if mark.axis == "x":
-            x = float(self.x(mark.at))
-            if not frame.left - 1 <= x <= frame.width - frame.right + 1:
-                return
-            self.line(x, frame.top, x, frame.height - frame.bottom, mark.tone, dashed=True)
-            late = x + 5 + CHARACTER * len(mark.label) > frame.width - frame.right
-            self.text(
-                x - 5 if late else x + 5,
-                frame.top + 12 + 15 * level,
-                mark.label,
-                anchor="end" if late else "start",
-                kind=mark.tone,
-                halo=True,
-            )
-            return
-        y = float(self.y(mark.at))
-        if frame.top - 1 <= y <= frame.height - frame.bottom + 1:
-            end = frame.width - frame.right
-            self.line(frame.left, y, end, y, mark.tone, dashed=True)
-            beside = y + 14 if y < frame.top + 14 else y - 5
-            self.text(end - 4, beside, mark.label, anchor="end", kind=mark.tone, halo=True)
+    def marks(self) -> None:
+        """Dashed lines, then their labels, each where it covers no curve, line or other label if there is room."""
+        frame, found = self.frame, []
+        floor, end = frame.height - frame.bottom, frame.width - frame.right
+        for mark in self.panel.marks:
+            at = float(self.x(mark.at) if mark.axis == "x" else self.y(mark.at))
+            if mark.axis == "x" and frame.left - 1 <= at <= end + 1:
+                ends = (at, frame.top, at, floor)
+            elif mark.axis == "y" and frame.top - 1 <= at <= floor + 1:
+                ends = (frame.left, at, end, at)
+            else:
+                continue
+            self.line(*ends, mark.tone, dashed=True)
+            self.places.add_curve(np.array(ends[::2]), np.array(ends[1::2]))
+            found.append((mark, at))
+        for mark, at in found:
+            width = CHARACTER * len(mark.label)
+            if mark.axis == "x":
+                rows = np.arange(frame.top + 8, floor, LINE)
+                spots = [
+                    Place.of(at + side, float(y), anchor, width, LINE)
+                    for y in rows
+                    for side, anchor in ((5, "start"), (-5, "end"))
+                ]
+            else:
+                spots = [
+                    Place.of(x, at + side, anchor, width, LINE)
+                    for x, anchor in ((end - 4, "end"), (frame.left + 6, "start"))
+                    for side in (-9, 10)
+                ]
+            self.label(spots, mark.label, mark.tone)
 
     def matrix(self, matrix: Matrix, shown: bool) -> None:
         """The palette PNG, stretched over the plotting area; row 0 is at the bottom."""
@@ -161,13 +171,6 @@ class Drawing(Canvas):
             f'data-block="{matrix.block[0]} {matrix.block[1]}" data-frame="{escape(matrix.frame)}" '
             f'href="data:image/png;base64,{data}"/>'
         )
-
-    def notes(self) -> None:
-        """The panel's notes, inside the picture at its lower right."""
-        frame = self.frame
-        end, floor = frame.width - frame.right - 6, frame.height - frame.bottom - 8
-        for k, words in enumerate(reversed(self.panel.notes)):
-            self.text(end, floor - 15 * k, words, anchor="end", halo=True)
 
     def unit_circle(self) -> None:
         """The circle |z| = 1."""
@@ -188,7 +191,7 @@ def draw(panel: Panel, label: str, size: Size = "wide") -> str:
     Args:
         panel: What to draw.
         label: What a screen reader says.
-        size: Only a wide drawing has its notes inside; the others leave them to the page.
+        size: Its size. The panel's notes stand below it on the page.
     """
     frame = frame_of(panel, size)
     drawing = Drawing(panel, frame)
@@ -203,12 +206,8 @@ def draw(panel: Panel, label: str, size: Size = "wide") -> str:
         drawing.curve(line)
     for dots in panel.dots:
         drawing.dots(dots)
-    for bubble in panel.bubbles:
-        drawing.bubble(bubble)
-    for level, mark in enumerate(panel.marks):
-        drawing.mark(mark, level)
-    if size == "wide":
-        drawing.notes()
+    drawing.bubbles()
+    drawing.marks()
     cells = f"{_cells('x', panel.x)}{_cells('y', panel.y)}" if panel.matrices else ""
     return (
         f'<svg viewBox="0 0 {frame.width:g} {frame.height:g}" width="{frame.width:g}" '

@@ -234,6 +234,30 @@ def test_360_pixels_need_no_sideways_scrolling(
     assert wide == []
 
 
+@pytest.mark.parametrize("width", [400, 1200])
+def test_no_label_of_a_picture_is_cut_or_lies_over_another(
+    width: int, browser: Browser, pages: dict[str, Path]
+) -> None:
+    browser.width(width)
+    browser.open(pages["full"].as_uri())
+    found = browser.run(
+        """const found = [];
+        for (const svg of document.querySelectorAll('figure .panel > svg')) {
+          const all = [...svg.querySelectorAll('text')]
+            .map((text) => [text.textContent, text.getBoundingClientRect()]).filter((one) => one[1].width);
+          const edge = svg.getBoundingClientRect();
+          all.forEach(([words, a], i) => {
+            if (a.left < edge.left - 1 || a.right > edge.right + 1) found.push(['cut', words]);
+            for (const [other, b] of all.slice(0, i))
+              if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+                  Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4) found.push([words, other]);
+          });
+        }
+        return found;"""
+    )
+    assert found == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ALL)
 def test_axe_finds_nothing_serious(

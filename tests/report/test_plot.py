@@ -56,6 +56,32 @@ def test_a_given_axes_is_drawn_on(made: Callable[[str], Path]) -> None:
     plt.close(figure)
 
 
+def test_a_figure_for_a_paper_is_as_wide_as_its_column(made: Callable[[str], Path]) -> None:
+    for name, panels in (("reach", 1), ("truncation", 2), ("estimators", 1)):
+        axes = getattr(plot, name)(made("full"), width=3.3)
+        figure = axes.figure
+        figure.canvas.draw()
+        assert figure.get_figwidth() == pytest.approx(3.3)
+        assert len(figure.axes) == panels
+        assert axes.xaxis.label.get_fontsize() == 8
+        edge = figure.bbox.x1 + 1
+        assert all(
+            t.get_window_extent().x0 >= 0 and t.get_window_extent().x1 <= edge
+            for t in axes.get_legend().get_texts()
+        )
+        assert axes.get_legend().get_window_extent().y1 < axes.bbox.y0
+        plt.close(figure)
+
+
+def test_a_width_of_given_axes_or_of_nothing_is_refused(made: Callable[[str], Path]) -> None:
+    figure, ax = plt.subplots()
+    with pytest.raises(BadArgument, match="on given axes"):
+        plot.reach(made("full"), ax=ax, width=3.3)
+    plt.close(figure)
+    with pytest.raises(BadArgument, match="width=0 inches"):
+        plot.reach(made("full"), width=0)
+
+
 def test_what_is_not_there_is_a_sentence(made: Callable[[str], Path]) -> None:
     with pytest.raises(RunUnreadable, match=r"nothing to draw: No recordings"):
         plot.reach(made("nothing"))

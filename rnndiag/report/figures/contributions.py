@@ -15,7 +15,7 @@ TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit")
 FLOOR = 1e-12
 
 
-@figure("F4", "Contributions", QUESTION)
+@figure("F4", "Contributions", QUESTION, newest=("contribution_norm",))
 def make(context: Context) -> FigureData:
     """From the newest recording of the lead layer: |g_t| per parameter and per gate, adjoint norms, alignment."""
     layer = context.lead

@@ -27,7 +27,7 @@ COLUMNS = {
 """Score -> what its column is called. A standard error stands behind what was drawn."""
 
 
-@figure("F7", "Estimators", QUESTION)
+@figure("F7", "Estimators", QUESTION, newest=("estimator_score",))
 def make(context: Context) -> FigureData:
     """The newest scores of the lead layer."""
     layer = context.lead

@@ -23,6 +23,8 @@ class Figure:
     make: Callable[[Context], FigureData]
     place: float
     """Where it stands on the page."""
+    newest: tuple[str, ...] = ()
+    """Quantities of which it shows the newest recording; empty: it shows all recordings."""
 
     @property
     def file(self) -> str:
@@ -31,18 +33,45 @@ class Figure:
 
 
 def figure(
-    name: str, title: str, question: str, place: float | None = None
+    name: str,
+    title: str,
+    question: str,
+    place: float | None = None,
+    newest: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Context], FigureData]], Callable[[Context], FigureData]]:
-    """Register a function that computes a figure; its place on the page is its number where none is given."""
+    """Register a function that computes a figure.
+
+    Args:
+        name: F and a number.
+        title: One or two words, for the contents.
+        question: The heading.
+        place: Where it stands on the page. None: its number.
+        newest: As `Figure.newest`.
+
+    Returns:
+        A decorator.
+    """
 
     def keep(make: Callable[[Context], FigureData]) -> Callable[[Context], FigureData]:
         quiet = np.errstate(all="ignore")(make)
         FIGURES[name] = Figure(
-            name, title, question, quiet, float(name[1:]) if place is None else place
+            name, title, question, quiet, float(name[1:]) if place is None else place, newest
         )
         return quiet
 
     return keep
+
+
+def steps_shown(name: str, layer: str, context: Context) -> str:
+    """The training steps that a figure is from: `step 980`, or `steps 0 to 980`."""
+    for quantity in FIGURES[name].newest:
+        step = context.step_of_last(quantity, layer)
+        if step is not None:
+            return f"step {step}"
+    steps = context.run.steps
+    if FIGURES[name].newest or not len(steps):
+        return ""
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
 
 
 def absent(name: str, reason: str) -> FigureData:

@@ -13,7 +13,7 @@ TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit", "bad")
 MOST = 400
 
 
-@figure("F11", "Memory", QUESTION)
+@figure("F11", "Memory", QUESTION, newest=("state_map",))
 def make(context: Context) -> FigureData:
     """One panel per layer, at most four."""
     layers = context.run.layers_of("state_map")[:4]

@@ -20,7 +20,7 @@ LARGEST = 1e9
 """Larger numbers are no lags and no losses."""
 
 
-@figure("F12", "Need", QUESTION, place=1.5)
+@figure("F12", "Need", QUESTION, place=1.5, newest=("need_fact", "need_screen"))
 def make(context: Context) -> FigureData:
     """Three strips, if `memory_need` was measured: of the lead layer, or of the one layer that it was measured of."""
     layers = context.run.layers_of("need_fact") if len(context.run.steps) else ()
@@ -183,15 +183,21 @@ def _need(need: MemoryNeed, lags: int) -> Panel:
     )
 
 
+def _why_nothing(context: Context) -> str:
+    why = context.nothing("need_fact")
+    asked = "Not recorded in this run: call rnndiag.memory_need, or give the callback need=True."
+    return asked if why.startswith("Not recorded") else why
+
+
 def _screened(context: Context) -> FigureData:
     """Where the need was not measured: what the recorded screen points at, if it was recorded."""
     layers = context.run.layers_of("need_screen") if len(context.run.steps) else ()
     if not layers:
-        return absent("F12", context.nothing("need_fact"))
+        return absent("F12", _why_nothing(context))
     layer = next((one for one in layers if one == context.lead), layers[-1])
     curve = next((one for one in screens_in(_screens(context, layer))), None)
     if curve is None or not np.isfinite(curve.explained).any():
-        return absent("F12", context.nothing("need_fact"))
+        return absent("F12", _why_nothing(context))
     lags = np.asarray(curve.lags, float)
     rows = np.clip(curve.explained, -1.0, 2.0)
     lines = [

@@ -14,7 +14,7 @@ QUESTION = "Do Jacobian products shrink or grow?"
 DECADES = 24
 
 
-@figure("F5", "Jacobian products", QUESTION)
+@figure("F5", "Jacobian products", QUESTION, newest=("product_spectral",))
 def make(context: Context) -> FigureData:
     """Gain of Φ(t, t-d) over d: largest, median and smallest singular value, the bound, and ρ(W_hh)^d."""
     layer = context.lead

@@ -16,12 +16,14 @@ FLOOR = 16
 """Decades below the largest credit at which the picture ends; what is lower is not drawn, and said so."""
 
 MOST_LAYERS = 3
+MARKED = 2.0
+"""The axis reaches to marks at up to this many times the number of lags; later ones are told in words."""
 
 
 QUESTION = "How far back does the gradient reach?"
 
 
-@figure("F1", "Reach", QUESTION)
+@figure("F1", "Reach", QUESTION, newest=("credit_profile",))
 def make(context: Context) -> FigureData:
     """The newest profile of the lead layer, its quantiles, and the profiles of other layers."""
     layer = context.lead
@@ -43,16 +45,21 @@ def make(context: Context) -> FigureData:
     lowest = float(np.floor(np.min(profile[np.isfinite(profile)])))
     bottom = max(lowest, top - FLOOR)
     lines = _lines(context, layer, profile)
+    marks = _marks(context, layer, profile.size)
+    # A mark a little beyond the last lag still has a place: a reach of all 50 steps lies at 49.2 of lags 0 to 49.
+    last = max(
+        1, _shown(lines, bottom) - 1, *(m.at for m in marks if m.at <= MARKED * profile.size)
+    )
     panel = Panel(
-        Axis("lag: steps back from the loss", 0.0, float(max(1, _shown(lines, bottom) - 1))),
+        Axis("lag: steps back from the loss", 0.0, float(last)),
         Axis("credit, relative to lag 0", ten_to(bottom), ten_to(top), "log10"),
         lines=tuple(lines),
         bands=(
             Band(lags, _plain(log10["q05"]), _plain(log10["q95"]), "90 % of outputs", 0.18),
             Band(lags, _plain(log10["q25"]), _plain(log10["q75"]), "half of outputs", 0.3),
         ),
-        marks=_marks(context, layer, profile.size),
-        notes=_notes(profile, bottom),
+        marks=marks,
+        notes=_notes(profile, bottom) + _beyond(marks, last),
     )
     return FigureData(
         "F1",
@@ -106,6 +113,7 @@ def _plain(log10: np.ndarray) -> np.ndarray:
 
 
 def _marks(context: Context, layer: str, lags: int) -> tuple[Mark, ...]:
+    """Reach, window for 10 % bias, window in use, and the lag that the task needs, as far as they are known."""
     marks = []
     reached = context.reach(layer)
     if reached is not None and reached.reached:
@@ -117,7 +125,18 @@ def _marks(context: Context, layer: str, lags: int) -> tuple[Mark, ...]:
         if found is not None and found.window.reached and found.window.steps < lags:
             steps = found.window.steps
             marks.append(Mark("x", steps, f"window for 10 % bias: {steps:.0f}", "third"))
+        if found is not None and found.in_use is not None and found.in_use.steps >= 1:
+            used = found.in_use.steps
+            marks.append(Mark("x", used, f"window in use: {used:.0f}", "bound"))
+    needed = context.needed_lag
+    if needed is not None:
+        marks.append(Mark("x", float(needed), f"the task needs lag {needed}", "limit"))
     return tuple(marks)
+
+
+def _beyond(marks: tuple[Mark, ...], last: float) -> tuple[str, ...]:
+    """Marks that lie beyond the end of the axis, as text."""
+    return tuple(f"{mark.label} (beyond the axis)" for mark in marks if mark.at > last)
 
 
 def _notes(log10: np.ndarray, bottom: float) -> tuple[str, ...]:

@@ -13,7 +13,12 @@ QUESTION = "Is the dynamics stable?"
 TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit")
 
 
-@figure("F8", "Stability", QUESTION)
+@figure(
+    "F8",
+    "Stability",
+    QUESTION,
+    newest=("lyapunov_exponents", "recurrent_eigenvalues", "jacobian_radius"),
+)
 def make(context: Context) -> FigureData:
     """The newest spectra of the lead layer; those that were not recorded are left out."""
     layer = context.lead
