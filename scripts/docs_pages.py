@@ -1,7 +1,8 @@
 """What the documentation site adds to its Markdown: formulas as MathML, and tables made from the registries.
 
 A formula stands between dollar signs and is turned into MathML when the site is built, so that no page needs a script
-or the network. A line `{{ table NAME }}` becomes a table of what the code registers under that name.
+or the network. A line `{{ table NAME }}` becomes a table of what the code registers under that name, and a line
+`{{ notebook NAME }}` becomes the cells of that notebook with the outputs stored in it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # what mkdocs loads as a hook stands alone
 
 import docs_api
+import notebooks
 
 FENCE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 BLOCK = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 INLINE = re.compile(r"(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)")
+NOTEBOOK = re.compile(r"^\{\{ notebook (\w+) \}\}$", re.MULTILINE)
 TABLE = re.compile(r"^\{\{ table (\w+) \}\}$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs for every page."""
-    return formulas(TABLE.sub(lambda found: TABLES[found.group(1)](), markdown))
+    text = NOTEBOOK.sub(
+        lambda found: notebooks.markdown(notebooks.FOLDER / f"{found.group(1)}.ipynb"), markdown
+    )
+    return formulas(TABLE.sub(lambda found: TABLES[found.group(1)](), text))
 
 
 def formulas(text: str) -> str:
