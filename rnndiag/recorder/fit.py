@@ -18,6 +18,7 @@ from rnndiag.recorder.facts.optimizer_setup import training_setup
 from rnndiag.recorder.facts.own_clipping import OwnClipping
 from rnndiag.recorder.facts.provenance import provenance
 from rnndiag.recorder.facts.recurrent_weights import recurrent_weights
+from rnndiag.recorder.facts.sharded import refuse_sharded
 from rnndiag.recorder.facts.training_loop import TrainingLoop, loss_of, training_measurements
 from rnndiag.recorder.facts.weight_change import WeightChange
 from rnndiag.recorder.faults import Faults, logger, tell
@@ -60,6 +61,7 @@ class FitRecorder:
     def __init__(
         self, settings: Settings, loop: TrainingLoop, place: RunPlace, faults: Faults
     ) -> None:
+        refuse_sharded(loop.model)
         self.settings, self.loop = settings, loop
         self.run_dir, self.faults = place.path, faults
         self.overhead = Overhead()
