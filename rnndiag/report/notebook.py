@@ -23,6 +23,11 @@ def verdict_strip(run: StoredRun) -> str:
 
     Returns:
         One `<div>`. Text and background have the colours of the notebook's own theme.
+
+    Example:
+        >>> html = rnndiag.verdict_strip(rnndiag.open_run("logs/exp1"))
+        >>> html.startswith("<div")
+        True
     """
     context = report_context(run)
     found = context.verdict

@@ -78,5 +78,9 @@ def write_report(
 
     Returns:
         The path of the page.
+
+    Example:
+        >>> rnndiag.write_report("logs/exp1", "page.html").name
+        'page.html'
     """
     return write_page(report_context(run, baseline), path)

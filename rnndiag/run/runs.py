@@ -78,6 +78,10 @@ def open_runs(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
     Raises:
         RunUnreadable: Nothing that was found is a run.
+
+    Example:
+        >>> [run.name for run in rnndiag.open_runs("logs")]
+        ['exp1']
     """
     if isinstance(pattern, (str, os.PathLike)):
         pattern = [pattern]

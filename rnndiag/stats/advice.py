@@ -221,6 +221,12 @@ def advice(
 
     Returns:
         The advice; None where no windows were measured.
+
+    Example:
+        >>> with rnndiag.probe(model) as probe:
+        ...     loss_of(model, batch).backward()
+        >>> print(rnndiag.advice(probe.recording).sentence)
+        A window of ... keeps the gradient within 10 % of full BPTT ...
     """
     run = as_run(run)
     steps = run.judged()

@@ -124,11 +124,27 @@ def _fault(profile: np.ndarray) -> str:
 
 
 def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Reach:
-    """The n at which F(n) = `share`, where F(n) = Σ_{d<n} profile(d) / Σ_{d<D} profile(d).
+    """Number of steps back within which a share of the credit lies.
 
-    F is piecewise linear with F(0) = 0. `steps` is how many lags there are (T). Where only D < T were measured and
-    the measured decay of the tail leaves more than 1 - `share` of the credit beyond them, the answer is 'not reached
-    within D'.
+    It is the n at which F(n) = `share`, where F(n) = Σ_{d<n} profile(d) / Σ_{d<D} profile(d) is piecewise linear with
+    F(0) = 0.
+
+    Args:
+        profile_log: ln of the credit profile over the lags 0 .. D - 1, (D,).
+        share: The share of the credit, above 0 and at most 1.
+        steps: Number of lags that there are (T). Where only D < T were measured, and the measured decay of the tail leaves
+            more than 1 - `share` of the credit beyond them, the answer is 'not reached within D'. None: D.
+
+    Returns:
+        A float with `.reached`, `.within` and `.text`; NaN where it was not reached.
+
+    Raises:
+        BadArgument: `share` is no such number.
+
+    Example:
+        >>> import numpy as np
+        >>> print(f"{rnndiag.reach(np.log(0.5) * np.arange(50)):.2f}")  # credit halves with each step
+        3.40
     """
     try:
         fits = 0 < share <= 1
@@ -170,6 +186,15 @@ def reach_error(
     Returns:
         The root of variance plus squared bias, in steps: the reach of a sample is too short on average, because the few
         losses whose credit reaches far are often not in it. 0 where nothing was sampled, NaN where it is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> profile = np.log(0.5) * np.arange(50)
+        >>> rnndiag.reach_error(profile)  # every output step was followed
+        0.0
+        >>> without_one = np.stack([np.log(rate) * np.arange(50) for rate in (0.45, 0.5, 0.55)])
+        >>> print(f"{rnndiag.reach_error(profile, without_one, unsampled=0.9):.2f}")
+        0.53
     """
     if without_one is None:
         return 0.0

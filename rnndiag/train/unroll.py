@@ -165,6 +165,14 @@ def truncated_unroll(
 
     Returns:
         Outputs (T, B, ...) and the final state.
+
+    Example:
+        >>> cell = nn.GRUCell(3, 5)
+        >>> step = lambda x, h: (cell(x, h),) * 2
+        >>> window = rnndiag.estimators.Window(4)
+        >>> outputs, last = rnndiag.truncated_unroll(step, batch, torch.zeros(4, 5), window)
+        >>> outputs.shape
+        torch.Size([12, 4, 5])
     """
     return unroll(step, inputs, state, estimator, generator=generator)
 

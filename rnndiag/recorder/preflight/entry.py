@@ -44,10 +44,26 @@ def preflight(
 ) -> list[Finding]:
     """Look for faults of structure that every recurrent project makes once: one finding a check and layer.
 
-    `loss_fn(model, batch)` returns the scalar loss; without it the model's own `training_step(batch, 0)` is used.
-    `batch_dim` says which dim of the batch's tensors are the samples (0, or 1 for time first), `lengths` how many steps
-    of each sample are real, `detach` every how many steps the state is meant to be detached (`any`: wherever it is).
-    The model, its gradients and the random number streams are left as they were.
+    No step is trained. The model, its gradients and the random number streams are left as they were.
+
+    Args:
+        model: The module that is to be trained.
+        batch: One batch, as the training loop gives it.
+        loss_fn: `loss_fn(model, batch)` returns the scalar loss. None: the model's own `training_step(batch, 0)`.
+        batch_dim: Which dim of the batch's tensors are the samples: 0, or 1 for time first. None: read off the tensors.
+        lengths: How many steps of each sample are real. None: all.
+        detach: Every how many steps the state is meant to be detached; "any": wherever it is. None: nowhere.
+
+    Returns:
+        One finding for each check and layer: status "fail" or "warn" is a fault, "pass" is none.
+
+    Raises:
+        BadArgument: There is no `loss_fn`, and the model has no `training_step`.
+
+    Example:
+        >>> found = rnndiag.preflight(model, batch, loss_of, batch_dim=1)
+        >>> [(one.check, one.message) for one in found if one.status == "fail"]
+        []
     """
     if loss_fn is None:
         loss_fn = _training_step(model)
