@@ -1,4 +1,4 @@
-"""A program: a plain loop on two gloo processes. Arguments: kind of parallelism, run directory, file for the weights."""
+"""A program: a plain loop on two gloo processes. Arguments: kind of parallelism, run directory, file of weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 import rnndiag
 
-STEPS = 6
+STEPS = 4
 
 
 class Net(nn.Module):

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import report_runs
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_run import LAYER, Write, recording, same, segment_of
 
 import rnndiag
+from rnndiag.cli import main
 from rnndiag.errors import BadArgument, RunUnreadable
 from rnndiag.run.run import open_run
 from rnndiag.run.runs import open_runs
@@ -378,6 +380,33 @@ def test_remote_paths_go_through_fsspec(write: Write) -> None:
         open_run("memory://bucket/nothing")
     with pytest.raises(RunUnreadable, match="cannot be opened"):
         open_run("nosuchprotocol://x")
+
+
+def test_a_run_in_object_storage_is_read_while_it_is_written(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory, url = fsspec.filesystem("memory"), "memory://growing/run"
+
+    def upload() -> None:
+        memory.put(f"{tmp_path}/run/", "/growing/run/", recursive=True)
+
+    writer = report_runs.RunWriter(tmp_path / "run", report_runs.FACTS, durable=False)
+    try:
+        for steps in ((0, 10), (20,)):
+            for step in steps:
+                found = report_runs.layer_content(LAYER, step, 6)
+                writer.append(Recording(step, verdict="exact", measurements=tuple(found)))
+            upload()
+            if steps[0] == 0:
+                run = open_run(url)
+                assert (run.steps.tolist(), run.status.word) == ([0, 10], "running")
+        assert run.refresh() == 1
+        assert run.steps.tolist() == [0, 10, 20]
+        page = tmp_path / "page.html"
+        assert main(["report", url, "-o", str(page)]) == 0
+        assert "Training is still running" in page.read_text(encoding="utf-8")
+        assert main(["report", url]) == 2  # a page is not written behind a URL
+    finally:
+        writer.close()
 
 
 def test_without_fsspec_remote_paths_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
