@@ -6,8 +6,9 @@
         assert 10 <= rnndiag.run().reach(0.9) <= 40
         rnndiag.check()
 
-The fixture has everything that the module `rnndiag` has, so that its name hides nothing: in a test `rnndiag.probe(model)` is
-the module's. Its own `run`, `check`, `preflight`, `diagnose` and `gradcheck` concern this test.
+The fixture has everything that the module `rnndiag` has, so that its name hides nothing: in a test
+`rnndiag.probe(model)` is the module's. Its own `run`, `check`, `preflight`, `diagnose` and `gradcheck` concern this
+test.
 
 Loading it costs no torch: the callback and the preflight load it where a test uses them.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,9 +94,7 @@ class RnndiagFixture:
 
     def __getattr__(self, name: str) -> Any:
         """What the fixture does not have itself is the module's."""
-        import rnndiag as module
-
-        return getattr(module, name)
+        return getattr(sys.modules["rnndiag"], name)
 
     def callback(self, **arguments: Any) -> Any:
         """A GradientDiagnostics that writes below this test's folder; its faults are raised (strict=True)."""

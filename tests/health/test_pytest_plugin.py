@@ -7,6 +7,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,3 +144,12 @@ def test_asked_for_and_not_used(rnndiag):
 """,
     )
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_fixture_hides_nothing_of_the_module(rnndiag: Any) -> None:
+    module = sys.modules["rnndiag"]
+    assert rnndiag.probe is module.probe
+    assert rnndiag.estimators is module.estimators
+    assert rnndiag.check != module.check
+    with pytest.raises(AttributeError, match="no attribute 'nothing_of_the_kind'"):
+        rnndiag.nothing_of_the_kind
