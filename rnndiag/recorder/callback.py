@@ -17,6 +17,7 @@ from rnndiag.recorder.need.at_end import need_of_fit
 from rnndiag.recorder.output.directory import RunPlace, chosen_directory
 from rnndiag.recorder.output.notebook import run_html
 from rnndiag.recorder.output.run_names import default_directory
+from rnndiag.recorder.output.run_output import recordings
 from rnndiag.recorder.settings import LogChoice, settings_from
 from rnndiag.stats.need import MemoryNeed, need_measurements
 from rnndiag.store.ending import reason_of
@@ -170,7 +171,7 @@ class GradientDiagnostics(_Adopting):
 
     def __repr__(self) -> str:
         if self._fit is not None:
-            state = f"recording, {self._fit.chronicle.count} recordings"
+            state = f"recording, {recordings(self._fit.chronicle.steps)}"
         else:
             state = "recorded" if self._wrote else "nothing recorded yet"
         return f"<rnndiag.GradientDiagnostics in {str(self._run_dir)!r}: {state}>"

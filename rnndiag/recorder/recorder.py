@@ -19,6 +19,7 @@ from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.output.directory import RunPlace
 from rnndiag.recorder.output.notebook import run_html
 from rnndiag.recorder.output.run_names import default_directory
+from rnndiag.recorder.output.run_output import recordings
 from rnndiag.recorder.settings import settings_from
 from rnndiag.store.ending import FINISHED, reason_of
 from rnndiag.store.measurement import Measurement
@@ -104,17 +105,17 @@ class Recorder:
         self._handled = sys.exc_info()[1]
         """What is being handled already where the recorder is made in an `except`: it does not end this training."""
         self._recorded = 0
-        """Recordings in the run, once it is closed."""
+        """Recorded training steps in the run, once it is closed."""
 
     @property
     def _count(self) -> int:
-        return self._recorded if self._fit is None else self._fit.chronicle.count
+        return self._recorded if self._fit is None else self._fit.chronicle.steps
 
     def __repr__(self) -> str:
         word = "closed" if self._closed else "recording" if self._fit is not None else "not started"
         what = repr(str(self._run_dir))
         if self._count:
-            what = f"{self._count} recordings in {what}"
+            what = f"{recordings(self._count)} in {what}"
         return f"<rnndiag.Recorder of {type(self._loop.model).__name__}, {word}: {what}>"
 
     def _repr_html_(self) -> str:
@@ -240,7 +241,7 @@ class Recorder:
         if reason == FINISHED:
             fit.handle("finish")
             fit.handle("conclude")
-        self._recorded = fit.chronicle.count
+        self._recorded = fit.chronicle.steps
         fit.close(reason)
 
     def _begin_batch(self, batch: Any) -> None:

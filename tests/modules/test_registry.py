@@ -59,7 +59,7 @@ def test_options_without_a_name():
         ({"task": "adding", "cell": "gru", "estimator": {"name": "window", "tau": 0}}, "tau is 0"),
         (
             {"task": "adding", "cell": "gru", "estimator": {"name": "bernoulli", "p": 0.0}},
-            "keeping is 0.0",
+            "p is 0.0",
         ),
         (
             {"task": "text", "cell": "gru", "regularisation": {"name": "variational", "p": 1.0}},

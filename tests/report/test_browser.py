@@ -147,6 +147,8 @@ def test_without_scripts_words_tables_curves_and_matrices_are_there(
     tree = browser.cdp("DOM.getDocument", depth=-1)
     source = browser.cdp("DOM.getOuterHTML", nodeId=tree["root"]["nodeId"])["outerHTML"]
     assert "How far back does the gradient reach?" in source
+    assert ">window in use: " in source
+    assert "the window in use leaves out" in source
     assert source.count("<polyline") > 20
     assert source.count("<table") > 8
     images = browser.cdp("DOM.querySelectorAll", nodeId=tree["root"]["nodeId"], selector="image")

@@ -14,6 +14,11 @@ from rnndiag.store.recording import Recording
 from rnndiag.store.writer import RunWriter
 
 
+def recordings(count: int) -> str:
+    """`1 recording`, `2 recordings`."""
+    return f"{count} recording{'' if count == 1 else 's'}"
+
+
 @dataclass
 class RunOutput:
     """Writes the recordings of one fit on one rank."""
@@ -27,6 +32,9 @@ class RunOutput:
     resumed_from_step: int | None = None
     max_bytes: float = BUDGET_BYTES
     count: int = 0
+    """Recordings on disk, that of the end of the fit among them."""
+    steps: int = 0
+    """Recordings of training steps on disk."""
     closed: bool = False
     _writer: RunWriter | None = field(default=None, repr=False)
     _not_opened: list[int] = field(default_factory=list)
@@ -59,6 +67,7 @@ class RunOutput:
             stored = writer.append(recording)
         self.count += stored
         if stored and recording.phase == "train":
+            self.steps += 1
             self._most_empty = max(self._most_empty, len(self._empty))
             self._empty.clear()
         return stored

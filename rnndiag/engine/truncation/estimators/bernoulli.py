@@ -68,7 +68,8 @@ class Bernoulli:
         for p in values:
             if not 0 < p <= 1:
                 raise BadArgument(
-                    f"A probability of keeping is {p}.", "Give numbers above 0 and up to 1."
+                    f"keep is {p}.",
+                    "Give a probability above 0 and up to 1, or a sequence of them.",
                 )
 
     @property
