@@ -54,7 +54,7 @@ LAYERS = {
     "train": layer(
         "errors engine recorder", "torch numpy scipy", lazy="lightning pytorch_lightning"
     ),
-    "cli": layer(f"{READING} plot run", "numpy"),
+    "cli": layer(f"{READING} plot run", "numpy", lazy="shtab"),
     "pytest_plugin": layer(f"engine {READING} run recorder cli", "pytest"),
     "__main__": layer("cli"),
 }

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("rnndiag.cli.export", "write the numbers of a run as csv, json or LaTeX"),
     "verify": ("rnndiag.cli.verify", "read every byte of runs and check every checksum"),
     "compact": ("rnndiag.cli.compact", "make a finished run smaller"),
+    "completion": ("rnndiag.cli.completion", "print a script of completions for a shell"),
     "doctor": ("rnndiag.cli.doctor", "say what is installed, and whether recording works here"),
 }
 
@@ -134,7 +135,7 @@ def _command(words: list[str]) -> int:
 
 def overview() -> str:
     """What `rnndiag --help` prints."""
-    rows = "".join(f"  {name:9s} {about}\n" for name, (_, about) in COMMANDS.items())
+    rows = "".join(f"  {name:10s} {about}\n" for name, (_, about) in COMMANDS.items())
     return (
         "usage: rnndiag COMMAND ...\n\nGradient diagnostics for recurrent nets.\n\n"
         f"{rows}\n`rnndiag COMMAND --help` says more.\n{EXIT_CODES}\n"

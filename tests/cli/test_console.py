@@ -54,6 +54,21 @@ def test_help_names_every_command_and_loads_nothing(capsys: Screen) -> None:
     assert "LOADED False" in loaded
 
 
+def test_a_completion_script_knows_commands_and_options(
+    capsys: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "shtab, which is not installed. Write: pip install shtab" in capsys.readouterr().err
+    monkeypatch.undo()
+    pytest.importorskip("shtab")
+    for shell in ("bash", "zsh"):
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert all(name in script for name in COMMANDS)
+        assert "--min-recordings" in script
+
+
 def test_no_command_is_a_usage_error(capsys: Screen) -> None:
     assert main([]) == 2
     assert "usage: rnndiag COMMAND" in capsys.readouterr().out
