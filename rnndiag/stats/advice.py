@@ -337,14 +337,21 @@ def _in_use(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
     off = at_window(values, windows, steps)
     if math.isnan(off):
         return InUse(steps, off)
-    tail, whole, error = (
-        run.find(name, place.name, place.steps)
-        for name in ("tail_mean_square", "gradient_mean_square", "tail_mean_square_error")
-    )
-    squares = None if tail is None or whole is None else shared_squares(tail, whole, error)
-    systematic = None if squares is None else _systematic_at(squares, steps, epsilon)
+    systematic = window_systematic(run, place.name, steps, place.steps, epsilon)
     beyond = float(windows[-1]) if steps > windows[-1] else None
     return InUse(steps, off, systematic, measured=beyond, about=steps not in windows)
+
+
+def window_systematic(
+    run: StoredRun, name: str, window: float, steps: Sequence[int], epsilon: float = EPSILON
+) -> float | None:
+    """The systematic bias of a window, of the mean gradient over these recordings; None: not resolved."""
+    tail, whole, error = (
+        run.find(quantity, name, steps)
+        for quantity in ("tail_mean_square", "gradient_mean_square", "tail_mean_square_error")
+    )
+    squares = None if tail is None or whole is None else shared_squares(tail, whole, error)
+    return None if squares is None else _systematic_at(squares, window, epsilon)
 
 
 def _systematic_at(squares: Squares, window: float, epsilon: float) -> float | None:

@@ -6,14 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from rnndiag.health.numbers import DoesNotApply, LayerNumbers, NotRecorded, StackNumbers
+from rnndiag.health.numbers import DoesNotApply, LayerNumbers, NotRecorded
 from rnndiag.health.rule import RuleSeries, rule
-from rnndiag.stats.advice import advice, at_hand, seam_name, seam_systematic
+from rnndiag.stats.advice import advice, at_hand, seam_name, seam_systematic, window_systematic
 from rnndiag.stats.between_windows import at_window
 from rnndiag.stats.reach import decay as decay_of_profile
-
-_RESOLVED = 2.0
-"""So many standard errors above zero the mean gradient must stand for its bias to count as resolved."""
 
 
 @rule(
@@ -50,7 +47,8 @@ def _within_the_call(numbers: LayerNumbers) -> RuleSeries:
     if not keep.any():
         raise NotRecorded("no recording holds both the window in use and the window's bias")
     steps, at = bias.steps[keep], np.array([window[int(step)] for step in bias.steps[keep]])
-    pooled = systematic(numbers, float(np.median(at)))
+    run, judged = numbers.whole.run, numbers.whole.steps.tolist()
+    pooled = window_systematic(run, numbers.layer, float(np.median(at)), judged)
     if pooled is not None:
         note = "systematic: the bias of the mean gradient, pooled over the judged recordings"
         return RuleSeries(steps, np.full(len(steps), pooled), note)
@@ -70,28 +68,6 @@ def windows_in_use(numbers: LayerNumbers) -> dict[int, float]:
         known = zip(bias.steps.tolist(), numbers.lags(bias.steps), strict=True)
         return {step: float(lags) for step, lags in known if lags is not None}
     return dict(zip(found.steps.tolist(), found.values.reshape(-1).tolist(), strict=True))
-
-
-def systematic(numbers: LayerNumbers, window: float) -> float | None:
-    """|E S_τ| / |E g| pooled over recordings; None where the mean gradient does not stand above its noise."""
-    try:
-        tail, whole = numbers.get("tail_mean_square"), numbers.get("gradient_mean_square")
-    except NotRecorded:
-        return None
-    steps = np.intersect1d(tail.steps, whole.steps)
-    squares = [at_window(row, tail.positions("lag"), window) for row in _rows(tail, steps)]
-    total = _rows(whole, steps)[:, 0]
-    known = np.isfinite(squares) & np.isfinite(total)
-    if known.sum() < 2:
-        return None
-    mean, error = total[known].mean(), total[known].std(ddof=1) / np.sqrt(known.sum())
-    if not mean > _RESOLVED * error:
-        return None
-    return float(np.sqrt(max(np.array(squares)[known].mean(), 0.0) / mean))
-
-
-def _rows(stack: StackNumbers, steps: np.ndarray) -> np.ndarray:
-    return stack.values[np.isin(stack.steps, steps)].reshape(len(steps), -1)
 
 
 def _across_seams(numbers: LayerNumbers) -> RuleSeries | None:
