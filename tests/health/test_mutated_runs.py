@@ -1,4 +1,4 @@
-"""300 damaged runs through four commands: no traceback, no exit code 4, no write outside, no pass out of nothing."""
+"""Damaged runs through four commands: no traceback, no exit code 4, no write outside, no pass out of nothing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from report_runs import write
 
 from rnndiag.cli import main
 
-COUNT = 300
 CONFIG = '[tool.rnndiag.checks.reach]\nmin = 23\nchange = "off"\n'
 """The unharmed run reaches less far, so that it fails: an exit code of 0 would be a pass out of nothing."""
 
 
-@pytest.mark.long
+@pytest.mark.parametrize(("count", "seed"), [(6, 4), pytest.param(300, 17, marks=pytest.mark.long)])
 def test_damaged_runs_end_no_command_and_never_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, seed: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = write(tmp_path / "run", steps=range(0, 60, 10), T=12)
@@ -31,7 +30,7 @@ def test_damaged_runs_end_no_command_and_never_pass(
         ["compare", "run", "run", "-o", "compare.html"],
         ["show", "run"],
     )
-    for number in mutants(run, COUNT, seed=17):
+    for number in mutants(run, count, seed):
         for words in commands:
             told = io.StringIO()
             with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
