@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rnndiag.errors import BadArgument, RunNotWritten, RunUnreadable
 from rnndiag.store import npz, stored, tar
-from rnndiag.store.alone import alone
 from rnndiag.store.limits import SEGMENT_RECORDINGS, SEGMENT_ROLLS_AT
 from rnndiag.store.reader import StoredRun
 from rnndiag.store.scan import FOLDER, SET_ASIDE
@@ -75,7 +76,7 @@ def compact(path: str | os.PathLike[str], max_bytes: int, dry_run: bool = False)
     if dry_run:
         return _compacted(root, max_bytes, dry_run)
     try:
-        with alone(root):
+        with _alone(root):
             _finish_interrupted(root)
             return _compacted(root, max_bytes, dry_run)
     except OSError as fault:
@@ -315,3 +316,35 @@ def _remove(folder: Path) -> None:
         os.rename(folder, folder.with_name(f"{folder.name}.{secrets.token_hex(4)}"))
     else:
         folder.rmdir()
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Lock the run directory while it is rewritten; RunNotWritten where another process has the lock.
+
+    The system frees the lock with the process, so a kill leaves nothing behind. Where there are no such locks (Windows,
+    some file systems), no process is kept out.
+    """
+    if not root.is_dir() or os.name == "nt":
+        yield
+        return
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        _lock(descriptor, root)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, root: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunNotWritten(
+            f"Another process is compacting {root}.", "Wait until it is done."
+        ) from None
+    except OSError as fault:
+        if fault.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.EBADF):
+            raise

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rnndiag.health.interval import prediction_interval
+from rnndiag.health.change import prediction_interval
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 200])
