@@ -23,6 +23,8 @@ class KernelMode(TorchFunctionMode):
         self._table = table
         self._stack = ExitStack()
         self._open = False
+        self._handling = 0
+        """Calls of kernels that are being handled, one inside of the other."""
 
     def open(self) -> None:
         """Be active, if not already, until `close`."""
@@ -31,9 +33,11 @@ class KernelMode(TorchFunctionMode):
             self._open = True
 
     def close(self) -> None:
-        """Be active no longer."""
-        self._open = False
-        self._stack.close()
+        """Be active no longer. Inside of a kernel's call this does nothing: close again after it."""
+        # While a mode handles a call, torch has taken it off its stack, and puts it back afterwards.
+        if not self._handling:
+            self._open = False
+            self._stack.close()
 
     def __torch_function__(
         self,
@@ -49,4 +53,8 @@ class KernelMode(TorchFunctionMode):
             found = None
         if found is None:
             return func(*args, **kwargs)
-        return self._on_kernel(*found, func, args, kwargs)
+        self._handling += 1
+        try:
+            return self._on_kernel(*found, func, args, kwargs)
+        finally:
+            self._handling -= 1

@@ -228,6 +228,8 @@ class Capture:
             raise why
 
     def _leave(self, compiling: bool, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.spoilt:
+            self._mode.close()  # the fault may have come up inside of a kernel's call
         if not self._frames or self._frames[-1].module is not module:
             return None
         frame = self._frames.pop()
