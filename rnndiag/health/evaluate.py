@@ -47,7 +47,8 @@ def ends_early(steps: np.ndarray, window: np.ndarray) -> bool:
     """Whether a quantity stopped being measured before its window ends.
 
     Costly quantities are measured in every so many recordings. The recordings after the last value are therefore
-    compared with the longest distance between two values: more than twice as many mean that no more would come.
+    compared with the longest distance between two values, or of one value from the start: more than twice as many mean
+    that no more would come.
 
     Args:
         steps: Steps (n,) of the recordings that hold a value, rising.
@@ -55,7 +56,8 @@ def ends_early(steps: np.ndarray, window: np.ndarray) -> bool:
     """
     places = np.searchsorted(window, steps)
     since_last = len(window) - 1 - int(places[-1])
-    return since_last > 2 * int(np.max(np.diff(places, prepend=-1)))
+    longest = int(np.max(np.diff(places))) if len(places) > 1 else int(places[0]) + 1
+    return since_last > 2 * longest
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,20 @@ class RunEvaluator:
                 f"{found.count} of the {len(window)} recordings in its window "
                 f"({bounds.window or self.config.window}) hold a value, the check needs {needed}"
             )
-        if found.rests_on is None and (
-            found.steps[-1] < window[0] or ends_early(found.steps, window)
-        ):
+        if found.rests_on is None and self._stopped(rule, layer, found, window):
             raise EndsEarly(
                 f"it was measured last at step {int(found.steps[-1])}, and its window "
                 f"({bounds.window or self.config.window}) ends at step {int(window[-1])}"
             )
         return reduced(rule, found.values), found
+
+    def _stopped(self, rule: Rule, layer: str, found: RuleSeries, window: np.ndarray) -> bool:
+        """Whether the values in a window end before it does, by the distances between values in the whole run."""
+        if found.steps[-1] < window[0]:
+            return True
+        if not ends_early(found.steps, window):
+            return False
+        return ends_early(self.series(rule, layer, self.whole).steps, self.whole.all_steps)
 
     def stated(self, rule: Rule, layer: str) -> tuple[float, RuleSeries]:
         """The number for a statement that judges nothing: of the window, else of the last recording that has it."""

@@ -134,6 +134,12 @@ def test_weights_at_the_beginning_say_nothing_of_the_end(
     unjudged(rnndiag.check(run, config=config), check)
 
 
+def test_weights_of_every_fifth_recording_are_judged(make_run: MakeRun) -> None:
+    run = make_run(count=10, layer_changes=lambda i: {"spectral_radius": None} if i % 5 else {})
+    checks = {name: {"max": 2} for name in ("spectral_radius", "spectral_drift")}
+    assert exit_code(rnndiag.check(run, config={"checks": checks})) == 0
+
+
 def test_weights_at_the_beginning_and_the_end_are_judged(make_run: MakeRun) -> None:
     run = make_run(layer_changes=lambda i: {"spectral_radius": None} if 0 < i < 49 else {})
     checks = {name: {"max": 2} for name in ("spectral_radius", "spectral_drift")}
