@@ -32,8 +32,3 @@ def safe_line(line: str) -> str:
     if "::" in line:
         line = _COMMAND.sub(r"\1\\x3a", line)
     return _OLD_COMMAND.sub(r"#\\x23", line) if "##" in line else line
-
-
-def safe_text(text: str) -> str:
-    """Several lines, each made safe; only their line breaks stay."""
-    return "\n".join(safe_line(line) for line in text.split("\n"))
