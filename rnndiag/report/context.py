@@ -16,7 +16,8 @@ from rnndiag.health.diagnosis.finding import CHECK
 from rnndiag.health.finding import Finding
 from rnndiag.health.verdict import Verdict, leading, verdict
 from rnndiag.stats.advice import Advice, advice
-from rnndiag.stats.headline import lengths_of, run_reach
+from rnndiag.stats.headline import run_reach
+from rnndiag.stats.over_recordings import lengths_of
 from rnndiag.stats.reach import Decay, Reach, decay, reach
 from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.measurement import Measurement, Series

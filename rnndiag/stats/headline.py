@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rnndiag.stats.advice import measured
+from rnndiag.stats.over_recordings import lengths_of, of_several_steps
 from rnndiag.stats.reach import Reach, reach
 from rnndiag.stats.window import EPSILON, Recommendation, recommended
 from rnndiag.store.judged import DEFAULT_WINDOW
@@ -31,7 +32,9 @@ def run_reach(
     """`Run.reach`: of one layer, or of the one that reaches least far."""
     steps = run.judged(window)
     layers = run.layers_for("credit_profile", layer, steps)
-    layers = tuple(name for name in layers if layer is not None or not is_stack(name))
+    if layer is None:
+        layers = tuple(name for name in layers if not is_stack(name))
+        layers = of_several_steps(run, layers, steps)
     answers = [_layer_reach(run, name, share, steps) for name in layers]
     return min(answers, key=lambda answer: (math.isnan(answer), float(answer)))
 
@@ -78,15 +81,6 @@ def _median(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     if len(ordered) % 2:
         return high, above
     return high if math.isinf(high) else (low + high) / 2, math.hypot(below, above) / 2
-
-
-def lengths_of(run: StoredRun, layer: str, steps: Sequence[int] | np.ndarray) -> list[int | None]:
-    """T at each of these steps: how many lags there are, measured or not; None where it was not recorded."""
-    series = run.find("valid_samples", layer, steps)
-    if series is None:
-        return [None] * len(steps)
-    length = dict(zip(series.steps.tolist(), series.lengths["time"].tolist(), strict=True))
-    return [length.get(int(step)) for step in steps]
 
 
 def run_window(

@@ -38,6 +38,16 @@ def longest(run: StoredRun, layer: str, steps: Sequence[int] | np.ndarray) -> in
     return max((n for n in lengths_of(run, layer, steps) if n is not None), default=None)
 
 
+def of_several_steps(
+    run: StoredRun, layers: Sequence[str], steps: Sequence[int] | np.ndarray
+) -> tuple[str, ...]:
+    """The layers without those of one step, such as a call on a begin-of-sequence token, which reach back over nothing.
+
+    All of them where there are no others.
+    """
+    return tuple(name for name in layers if longest(run, name, steps) != 1) or tuple(layers)
+
+
 def nonfinite_counts(run: StoredRun, layer: str) -> dict[int, int]:
     """Training step -> how many entries of the layer's states and adjoints were not finite there."""
     found: dict[int, int] = {}

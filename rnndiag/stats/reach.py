@@ -107,7 +107,13 @@ class HalfLife(Answer):
 
 def measured(profile_log: Any) -> np.ndarray:
     """The profile as float64 without the NaN padding at its end."""
-    profile = np.asarray(profile_log, dtype=np.float64).reshape(-1)
+    profile = np.asarray(profile_log, dtype=np.float64)
+    if profile.ndim != 1:
+        raise BadArgument(
+            f"A credit profile has one number a lag, and this is an array of shape {profile.shape}.",
+            "Give ln profile: `sweep.profile.log` of a lag sweep, or the column `profile` of the quantity "
+            "credit_profile, `values[:, 0]`.",
+        )
     if profile.size and not math.isnan(profile[-1]):
         return profile
     known = np.flatnonzero(~np.isnan(profile))

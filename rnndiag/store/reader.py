@@ -318,6 +318,12 @@ class StoredRun:
         layers = tuple(of for name, of in keys if name == quantity)
         if not layers:
             when = "" if steps is None else " at these steps"
+            if any(name == quantity for name, _ in self.collector.keys):
+                raise RunUnreadable(
+                    f"{self.name} has no {quantity!r}{when}.",
+                    "It has it at others: `run.at(step).notes['not_measured']` says why it was left out here, states "
+                    "or gradients that are not finite, say.",
+                )
             raise RunUnreadable(
                 f"{self.name} has no quantity {quantity!r}{when}.",
                 f"{meant(quantity, self.quantities)}It has {', '.join(self.quantities) or 'none'}.",

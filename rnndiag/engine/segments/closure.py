@@ -93,8 +93,17 @@ def closure_of(
     """
     if not marks:
         return Closure()
-    stops = stops_of(marks)
     oldest = min(mark.number for mark in marks)
+    found = _closure_since(oldest, marks, roots, others)
+    # weights or gates that were computed before the first step: their parameters lie behind
+    return found if found.leaves else _closure_since(0, marks, roots, others)
+
+
+def _closure_since(
+    oldest: int, marks: Sequence[Mark], roots: Sequence[Edge], others: Sequence[AbstractSet[Edge]]
+) -> Closure:
+    """`closure_of` on the nodes made since that sequence number."""
+    stops = stops_of(marks)
     within = False
     leaves: dict[int, Tensor] = {}
     of_first: set[int] = set()

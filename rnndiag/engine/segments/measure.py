@@ -80,7 +80,7 @@ class LoopMeasurement:
     bound: float
     """What rounding may leave of both residuals."""
     adjoint_residual: float
-    """Largest |δ_t - Σ_d a^d_t| / |δ_t|; NaN where marks of a step lead to others of it."""
+    """Largest |δ_t - Σ_d a^d_t| / |δ_t|; NaN where not all lags were measured."""
 
     @property
     def window_bias(self) -> Tensor:
@@ -157,9 +157,10 @@ def measure_loop(
         if stopped:
             windows.beyond(cut.all_the_way(here).gradients)
         contributions = _contributions(cut, loop, {} if stopped else partial)
-    adjoint = norms.by_step(whole.arrived)
-    off = norms.by_step({k: v - partial[k] for k, v in whole.arrived.items() if k in partial})
-    residual = math.nan if loop.within or stopped else float((off / adjoint).nan_to_num(0.0).max())
+        adjoints = _of_parts(cut, loop, whole.arrived)
+    adjoint = norms.by_step(adjoints)
+    off = norms.by_step({k: v - partial[k] if k in partial else v for k, v in adjoints.items()})
+    residual = math.nan if stopped else float((off / adjoint).nan_to_num(0.0).max())
     names = tuple(loop.parameters)
     norm, alignment = contributions.finish(names, whole.gradients) if not stopped else ({}, {})
     return LoopMeasurement(
@@ -223,6 +224,28 @@ def _with_whole_steps(loop: MarkedLoop, seeds: dict[int, Tensor]) -> dict[int, T
         if mark.time in times and key not in seeds
     }
     return {**seeds, **others}
+
+
+def _of_parts(
+    cut: CutGraph, loop: MarkedLoop, arrived: dict[int, Tensor]
+) -> dict[int, Tensor]:
+    """δ of each part of the state by itself, without the way through other parts of the same step.
+
+    A backward pass gives w = δ + Wᵀw, where W leads from parts of a step to others of it (h = o·tanh(c)): pulled back
+    through its own step alone, w gives Wᵀw. The even and the odd steps are taken one after the other, so that nothing
+    else arrives.
+    """
+    if not loop.within:
+        return arrived
+    found = dict(arrived)
+    for kind in (0, 1):
+        seeds = {key: v for key, v in arrived.items() if loop.marks[key].time % 2 == kind}
+        if not seeds:
+            continue
+        for key, value in cut.from_marks(seeds).arrived.items():
+            if loop.marks[key].time % 2 == kind:
+                found[key] = found[key] - value if key in found else -value
+    return found
 
 
 def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -148,8 +148,8 @@ def spectral_radius(run: LayerRun, times: Sequence[int] | None = None) -> Spectr
 
 def _blocks(run: LayerRun) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
     """Names, blocks as they are, and the square matrices whose eigenvalues say what the loop through h does."""
-    if "weight_hh" not in run.weights:
-        return (), [], []
+    if "weight_hh" not in run.weights or not run.cell.blocks:
+        return (), [], []  # a module run as it is may call its weights so, in a layout of its own
     weight = run.weights["weight_hh"].double()
     names = list(run.cell.blocks)
     matrices = list(weight.chunk(len(names)))

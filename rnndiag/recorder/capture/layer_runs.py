@@ -55,6 +55,10 @@ def layer_runs(
         above = make.sent_down(layer, analysed)
 
 
+SAFE = (1e-12, 1e15)
+"""Largest gradients of this size are squared in float32: their squares, and those of a millionth, keep their digits."""
+
+
 def run_name(owner: str, layer: int, direction: int, one_step: bool, suffix: str) -> str:
     """encoder.lstm.l0, .l1.reverse, .l0#2; a cell's loop has the cell's own name."""
     place = "" if one_step else f"l{layer}" + (".reverse" if direction else "")
@@ -167,7 +171,7 @@ class _ChainReplay:
         initial = self._initial(index)
         inputs = self._in_order(self._below(layer), direction)
         states, gates = self._states(layer, direction, weights, inputs, initial)
-        return LayerRun(
+        run = LayerRun(
             name=run_name(chain[0].owner, layer, direction, plan.one_step, self.suffix),
             cell=plan.cell,
             weights=weights,
@@ -190,6 +194,7 @@ class _ChainReplay:
             scale=self.backward.scale,
             gates=gates,
         )
+        return run.to(torch.float64) if _squares_leave_float32(run) else run
 
     def _initial(self, index: int) -> State:
         parts = range(len(self.plan.cell.parts))
@@ -296,3 +301,15 @@ class _ChainReplay:
             kinds = (set(first.hx_kind) or {"given"}) | resets.kinds_of_reset(self.chain)
             return next(kind for kind in ("learnt", "given", "zero") if kind in kinds)
         return f"{'run' if link.attached else 'detached'}:{source}"
+
+
+def _squares_leave_float32(run: LayerRun) -> bool:
+    """Whether squares of the gradients, or of their sums, are too small or too large for float32.
+
+    The loss was multiplied by a very small or a very large number; in float64 norms are what they are.
+    """
+    if run.dtype != torch.float32:
+        return False
+    sizes = [part.abs().max() for part in (*run.direct, *run.gradients.values()) if part.numel()]
+    largest = float(torch.stack(sizes).max()) if sizes else 0.0
+    return 0.0 < largest < SAFE[0] or SAFE[1] < largest < float("inf")

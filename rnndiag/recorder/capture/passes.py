@@ -119,7 +119,7 @@ def backward_passes(
     found = []
     for task, scale in tasks.scales.items():
         taking_part = [call for call in calls if task in call.output_gradients]
-        gradients = _by_name(weights, task)
+        gradients = _by_name(weights, task, taking_part)
         own = loops.get(task, Loops())
         if taking_part or gradients or own.tells:
             shared = Pass(task, scale, gradients, names.of_end)
@@ -131,12 +131,18 @@ def backward_passes(
     return tuple(found)
 
 
-def _by_name(weights: list[Weight], task: int) -> dict[str, Tensor]:
-    """G by parameter: a parametrized weight is computed anew for every call, and its gradients add up."""
+def _by_name(weights: list[Weight], task: int, calls: Iterable[Call]) -> dict[str, Tensor]:
+    """G by parameter: a parametrized weight is computed anew for every call, and its gradients add up.
+
+    Where `functional_call` puts a tensor made from a parameter in its place, the gradient of the parameter itself is
+    that of the tensor once more, by the chain rule, and counts only if no call used the tensor.
+    """
+    used = {id(weight) for call in calls for own in call.weights for weight, _ in own.values()}
+    by_calls = {weight.name for weight in weights if id(weight) in used}
     found: dict[str, Tensor] = {}
     for weight in weights:
         gradient = weight.gradients.get(task)
-        if gradient is None:
+        if gradient is None or (weight.name in by_calls and id(weight) not in used):
             continue
         known = found.get(weight.name)
         found[weight.name] = gradient if known is None else known + gradient
@@ -153,7 +159,8 @@ def _one_pass(
 ) -> BackwardPass:
     seen = _without_lone_guesses(calls)
     refused = {**refused, **{call.owner: call.refusal for call in seen if call.refusal}}
-    in_loops = {owner: refused.pop(owner) for owner in loops.owners if owner in refused}
+    for owner in loops.owners:
+        refused.pop(owner, None)
     found_chains = chains([call for call in seen if not call.refusal and call.owner not in refused])
     recurrences = [part for chain in found_chains for part in unless_scattered(chain)]
     suffixes = [names.suffix(chain) for chain in recurrences]
@@ -176,10 +183,14 @@ def _one_pass(
         for name in shared.gradients
         if name not in claimed
         and name in expected
-        and not {name.rpartition(".")[0]} & {*refused, *in_loops}
+        and not any(_lies_in(name, owner) for owner in (*refused, *loops.owners))
     }
     dtype = min((call.dtype for call in calls), key=_PRECISION.index, default=torch.float32)
     return BackwardPass(tuple(runs), made, dtype, missed, shared.scale, reset, loops)
+
+
+def _lies_in(parameter: str, owner: str) -> bool:
+    return not owner or parameter.startswith(f"{owner}.")
 
 
 def _without_lone_guesses(calls: list[Call]) -> list[Call]:
@@ -207,6 +218,7 @@ def runs_beside_loops(seen: BackwardPass) -> tuple[list[LayerRun], tuple[LayerRu
     loops = seen.loops
     whole = {found.name: found.T for found in loops.measured}
     of_members = {name for members in loops.members.values() for name in members}
+    proved = whole.keys() | of_members
     kept: list[LayerRun] = []
     pieces: list[LayerRun] = []
     scattered: dict[str, list[LayerRun]] = defaultdict(list)
@@ -223,4 +235,9 @@ def runs_beside_loops(seen: BackwardPass) -> tuple[list[LayerRun], tuple[LayerRu
         # the steps of an open loop, one run each, as one run over a larger batch: their sums are what they were
         together, _ = gathered([replace(run, name=loop) for run in own], {loop})
         (kept if len(together) == 1 else pieces).extend(together)
-    return kept, tuple(pieces)
+    # the sum law of a loop that was measured holds on the graph; its pieces are for weights that others use too
+    shared = {name for run in kept for name in run.parameters.values()}
+    needed = [
+        run for run in pieces if run.loop not in proved or shared & {*run.parameters.values()}
+    ]
+    return kept, tuple(needed)

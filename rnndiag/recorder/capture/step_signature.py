@@ -154,7 +154,13 @@ class Arguments:
         cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], owner: str
     ) -> Arguments:
         """The first two parameters of `forward` are the input and the state."""
-        first, second = list(inspect.signature(module.forward).parameters)[:2]
+        parameters = list(inspect.signature(module.forward).parameters)
+        if len(parameters) < 2:
+            raise NotSupported(
+                f"The step module {owner!r} takes one argument, its state.",
+                "Its loop is measured on the graph where it is called in one.",
+            )
+        first, second = parameters[:2]
         found = cls(args, dict(kwargs), (first, second))
         others = [*args[2:], *(v for k, v in kwargs.items() if k not in found.names)]
         if any(isinstance(value, Tensor) for value in others):

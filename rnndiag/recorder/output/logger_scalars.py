@@ -82,11 +82,13 @@ def scalars(recording: Recording, which: LogChoice) -> dict[str, float]:
 
 
 def worst_layer(recording: Recording) -> str:
-    """The layer with the shortest reach; without one, the first layer."""
+    """The layer of several steps with the shortest reach; without one, the first layer."""
 
     def rank(layer: str) -> float:
         value = _reach(recording, layer)
-        return math.inf if math.isnan(value) else value
+        samples = recording.get("valid_samples", layer)
+        one_step = samples is not None and len(samples.values) == 1
+        return math.inf if math.isnan(value) or one_step else value
 
     return min(recording.layers, key=rank)
 

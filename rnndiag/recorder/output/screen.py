@@ -14,6 +14,7 @@ from rnndiag.health.diagnosis import Diagnosis, diagnose
 from rnndiag.health.diagnosis.finding import paragraphs
 from rnndiag.stats.advice import advice
 from rnndiag.stats.headline import run_reach, run_window
+from rnndiag.stats.over_recordings import of_several_steps
 from rnndiag.stats.reach import decay
 from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.reader import StoredRun
@@ -214,7 +215,8 @@ def _reach_sentence(run: StoredRun, words: TimeWords) -> list[str]:
     stacks = [name for name in run.stacks if name in measured]
     if not measured:
         return []
-    worst = min(stacks or measured, key=lambda layer: _or_inf(run_reach(run, 0.9, layer)))
+    layers = stacks or of_several_steps(run, measured, run.judged())
+    worst = min(layers, key=lambda layer: _or_inf(run_reach(run, 0.9, layer)))
     answer = run_reach(run, 0.9, worst)
     if not answer.reached:
         return []
