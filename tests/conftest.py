@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -41,6 +44,23 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "rnndiag.engine.truncation.sweep.sampling.exact_cost", lambda *given: float("inf")
     )
+
+
+@pytest.fixture
+def diagnostics(tmp_path: Path) -> Callable[..., Any]:
+    """Makes a callback: records every step, raises its own faults, prints and reports nothing."""
+    import rnndiag
+
+    def make(name: str = "run", **options: Any) -> Any:
+        chosen = {
+            "every_n_steps": None if {"budget", "schedule"} & options.keys() else 1,
+            "strict": True,
+            "report": False,
+            **options,
+        }
+        return rnndiag.GradientDiagnostics(tmp_path / name, **chosen)
+
+    return make
 
 
 @pytest.fixture(scope="session")

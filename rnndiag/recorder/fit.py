@@ -189,7 +189,8 @@ class FitRecorder:
             self._pending = None
         with self.faults.guard("watching the model"):
             if self.loop.steps_within_batch:
-                self.watch.forget()
+                # a generator's outputs, detached in the discriminator's step, are trained by a later one
+                self.watch.forget_spent()
                 self._begin_step(step + 1)
                 self._watch_next()
             else:  # the optimizer's step needs memory: what was kept of the passes has been measured

@@ -93,11 +93,11 @@ class Watch:
         self.new_passes()
         return list(self._passes)
 
-    def forget(self) -> None:
-        """Drop what is kept; the hooks stay as they are."""
+    def forget_spent(self) -> None:
+        """Drop what is kept of passes that are over; the hooks, and calls not trained yet, stay as they are."""
         self._passes.clear()
         if self._capture is not None:
-            self._capture.forget()
+            self._capture.forget_spent()
 
     def disarm(self) -> None:
         """Take the hooks off and drop what is kept."""

@@ -131,13 +131,22 @@ class Features:
         return self.needs or max((layer.length for layer in self.layers), default=0)
 
 
+def _losses(recorded: Recorded) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and losses; none where the training step returned no loss, as under manual optimization."""
+    steps, losses = recorded.history("history_loss")
+    _, norms = recorded.history("history_gradient_norm")
+    if losses.size and np.isnan(losses).all() and np.isfinite(norms).all():
+        return steps[:0], losses[:0]
+    return steps, losses
+
+
 def features_of(
     recorded: Recorded, chance: float | None = None, needs: int | str | None = None
 ) -> Features:
     """Read all evidence; `chance` and `needs` take the place of what the run says of them."""
     config = recorded.provenance.get("config")
     config = config if isinstance(config, Mapping) else {}
-    curve = loss_curve(*recorded.history("history_loss"))
+    curve = loss_curve(*_losses(recorded))
     setup = setup_of(recorded)
     model = recorded.provenance.get("model")
     cells = _cells(model if isinstance(model, Mapping) else {})

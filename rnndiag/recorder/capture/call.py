@@ -100,6 +100,8 @@ class Call:
     notes: list[str] = field(default_factory=list)
     refusal: str = ""
     """Why the call cannot be replayed."""
+    spent: bool = False
+    """A backward pass went through it and freed its graph."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -37,6 +37,7 @@ class CallLog:
     calls: list[Call] = field(default_factory=list)
     ends: Ends = field(default_factory=Ends)
     _arrivals: InputGradients = field(default_factory=InputGradients)
+    _count: int = 0
 
     def clear(self) -> None:
         """Forget all calls. Hooks on a graph that is still alive refer to them, so their tensors are let go of."""
@@ -44,6 +45,27 @@ class CallLog:
             call.release()
         self.calls.clear()
         self.ends.clear()
+
+    def clear_spent(self) -> None:
+        """Forget the calls whose graph is gone."""
+        kept = [call for call in self.calls if not call.spent]
+        for call in self.calls:
+            if call.spent:
+                call.release()
+        self.calls[:] = kept
+        self.ends.clear()
+        for call in kept:
+            self.ends.add(call)
+
+    def next_number(self) -> int:
+        """A number that no call has had."""
+        self._count += 1
+        return self._count - 1
+
+    def spend(self) -> None:
+        """The graph of the calls that gradients came back to is gone."""
+        for call in self.calls:
+            call.spent |= bool(call.output_gradients)
 
     def forget_gradients(self) -> None:
         """Keep the calls, so that later ones find where they start, without what came back to them."""

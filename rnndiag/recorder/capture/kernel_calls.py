@@ -123,7 +123,7 @@ class KernelCalls:
         given = asked.hx if frame.hx is None else frame.hx
         links = log.ends.links(given, frame.owner, plan.one_step)
         return Call(
-            number=len(log.calls),
+            number=log.next_number(),
             owner=frame.owner,
             plan=plan,
             inputs=asked.inputs.detach(),

@@ -99,7 +99,7 @@ class StepModules:
             for key, value in found.parameters.items()
         }
         call = Call(
-            number=len(self.log.calls),
+            number=self.log.next_number(),
             owner=frame.owner,
             plan=Plan(found.cell, frame.module, one_step=True),
             inputs=inputs.detach(),

@@ -60,6 +60,8 @@ class Capture:
         self._tasks = Tasks(loss_scale, guard=self._guarded)
         self.spoilt = False
         """Whether a fault of the recorder ended the watching of this step."""
+        self._keeps_graph = False
+        """Whether a backward pass left its graph for another one."""
         self._weights = Weights(self._tasks)
         self._log = CallLog(self._tasks, self._weights)
         self._kernels = KernelCalls(self._log, self.faults)
@@ -131,8 +133,20 @@ class Capture:
         self._loops.clear()
         self._tasks.clear()
         self._weights.forget()
+        if not self._keeps_graph:
+            self._log.spend()
         self._log.forget_gradients()
         return found
+
+    def forget_spent(self) -> None:
+        """Drop what is kept of calls whose graph a backward pass has freed; the rest may still be trained."""
+        self._log.clear_spent()
+        self._loops.clear()
+        self._tasks.clear()
+        self._weights.forget()
+        self._names = Names()
+        self.refused.clear()
+        self.spoilt = self._keeps_graph = False
 
     def forget(self) -> None:
         """Drop all that was kept, keep watching."""
@@ -144,7 +158,7 @@ class Capture:
         self._steps.clear()
         self._names = Names()
         self.refused.clear()
-        self.spoilt = False
+        self.spoilt = self._keeps_graph = False
 
     @contextmanager
     def overlook(self, name: str) -> Iterator[None]:
@@ -274,6 +288,7 @@ class Capture:
     def _before_backward(
         self, roots: Sequence[Any], given: Sequence[Tensor | None], keeps_graph: bool
     ) -> Callable[[], None] | None:
+        self._keeps_graph |= keeps_graph
         try:
             done = None if self.spoilt else self._find_loops(roots, given, keeps_graph)
         except Exception as error:  # noqa: BLE001 - no fault may end a backward pass

@@ -76,6 +76,8 @@ class Seams:
         """Look for chunks that go on where an earlier one ended, among the runs of one backward pass."""
         if not self._most or GROUP not in pending.groups or self._faults.gave_up(WHAT):
             return
+        # what the replay does not describe cannot be followed across a seam either
+        runs = [run for run in runs if not run.open]
         self._chunks.add(runs)
         for group in recurrences([run for run in runs if not run.reverse]):
             name = recurrence(_name(group))
