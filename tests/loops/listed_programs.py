@@ -29,6 +29,8 @@ class Program(nn.Module):
     watched: str | None = "cell"
     at_end = False
     """Whether only the last step has a loss."""
+    steps: tuple[str, ...] = ()
+    """Modules to be named to the recorder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -689,3 +691,80 @@ class SlowAndFast(Jumping):
         slow = self.slow(old["h"], old["slow"]) if t % 3 == 0 else old["slow"]
         h = self.cell(self.x[t], old["h"] + slow)
         return {"h": h, "slow": slow}, self.head(h)
+
+
+class StateFirst(nn.Module):
+    """A step called as (h, x), which returns (state, output)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(N, H), nn.Linear(H, H), nn.Linear(H, H)
+
+    def forward(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = (self.a(x) + self.b(h)).tanh()
+        return h, self.o(h)
+
+
+@listed
+class StateBeforeInput(Program):
+    """A step called as (h, x), which returns (state, output)."""
+
+    def build(self) -> None:
+        self.cell, self.head = StateFirst(), nn.Linear(H, 1)
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        h, out = self.cell(old["h"], self.x[t])
+        return {"h": h}, self.head(out)
+
+
+class NormalisedCell(nn.Module):
+    """A GRU cell whose state is normalised before it is handed on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = nn.GRUCell(N, H), nn.LayerNorm(H)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.norm(self.inner(x, h))
+
+
+@listed
+class WrappedCell(Program):
+    """A registered cell inside of a module with a normalisation."""
+
+    watched = "cell.inner"
+
+    def build(self) -> None:
+        self.cell, self.head = NormalisedCell(), nn.Linear(H, 1)
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        h = self.cell(self.x[t], old["h"])
+        return {"h": h}, self.head(h)
+
+
+class Residual(nn.Module):
+    """A step on the state alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(H, H)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.f(h).tanh()
+
+
+@listed
+class OneArgument(Program):
+    """A module that takes the state and nothing else, named in `steps`."""
+
+    steps = ("cell",)
+
+    def build(self) -> None:
+        self.cell, self.head = Residual(), nn.Linear(H, 1)
+
+    def start(self) -> State:
+        return {"h": self.masks[0]}
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        h = self.cell(old["h"])
+        return {"h": h}, self.head(h)

@@ -13,9 +13,48 @@ import rnndiag
 
 pytestmark = pytest.mark.usefixtures("double")
 
-NAMES = """AntisymmetricRNN ATR BR CFN coRNN DSGU FastGRNN FastRNN GatedAntisymmetricRNN IndRNN IntersectionRNN JANET LEM
-LiGRU LightRU MCLSTM MGU MinimalRNN MiRU1 MiRU2 MultiplicativeLSTM MUT1 MUT2 MUT3 NAS NBR OriginalLSTM PeepholeLSTM RAN
-ResLSTM SCRN SGRN SGU STAR TGRU TLSTM TRNN UGRNN UnICORNN WMCLSTM""".split()
+NAMES = (
+    "AntisymmetricRNN",
+    "ATR",
+    "BR",
+    "CFN",
+    "coRNN",
+    "DSGU",
+    "FastGRNN",
+    "FastRNN",
+    "GatedAntisymmetricRNN",
+    "IndRNN",
+    "IntersectionRNN",
+    "JANET",
+    "LEM",
+    "LiGRU",
+    "LightRU",
+    "MCLSTM",
+    "MGU",
+    "MinimalRNN",
+    "MiRU1",
+    "MiRU2",
+    "MultiplicativeLSTM",
+    "MUT1",
+    "MUT2",
+    "MUT3",
+    "NAS",
+    "NBR",
+    "OriginalLSTM",
+    "PeepholeLSTM",
+    "RAN",
+    "ResLSTM",
+    "SCRN",
+    "SGRN",
+    "SGU",
+    "STAR",
+    "TGRU",
+    "TLSTM",
+    "TRNN",
+    "UGRNN",
+    "UnICORNN",
+    "WMCLSTM",
+)
 T = 5
 
 needs_it = pytest.mark.skipif(
@@ -40,7 +79,9 @@ def windows_by_hand(layer: Any, x: Tensor) -> list[Tensor]:
         start = () if width == T else (detached(layer(x[: T - width])[1]),)
         loss = layer(x[T - width :], *start)[0][-1].square().sum()
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-        whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads)]
+        whole = [
+            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)
+        ]
         found.append(torch.cat([g.flatten() for g in whole]))
     return found
 

@@ -40,7 +40,11 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     where = Path(sys.argv[1])
     callback = rnndiag.GradientDiagnostics(
-        where / "run", every_n_steps=1, strict=True, report=False, measures=("lags", "contributions")
+        where / "run",
+        every_n_steps=1,
+        strict=True,
+        report=False,
+        measures=("lags", "contributions"),
     )
     train(where / "with.pt", [callback])
     train(where / "without.pt", [])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rnndiag.errors import BadArgument, RunUnreadable
 from rnndiag.run.run import open_run
 from rnndiag.stats.reach import decay, half_life, measured, reach, reach_error
 from rnndiag.store.measurement import Measurement
@@ -255,3 +256,38 @@ def test_the_error_of_another_phase_is_not_taken(tmp_path: object) -> None:
     run = open_run(path)
     assert run.find("reach_error", "a") is not None
     assert math.isnan(run.reach(window="all").error)
+
+
+def test_an_array_of_several_columns_is_no_profile() -> None:
+    with pytest.raises(BadArgument, match="one number a lag"):
+        reach(np.zeros((40, 6)))
+    with pytest.raises(BadArgument, match="one number a lag"):
+        decay(np.zeros((1, 40)))
+
+
+def test_a_call_of_one_step_does_not_stand_for_the_run(tmp_path: object) -> None:
+    """Such as that of a begin-of-sequence token, beside the decoder's run."""
+    path = f"{tmp_path}/run"
+    with RunWriter(path) as writer:
+        made = []
+        for layer, lags in (("rnn.l0", 1), ("rnn.l0#2", 8)):
+            made.append(Measurement.of("credit_profile", np.zeros((lags, 6)), layer))
+            made.append(Measurement.of("valid_samples", np.ones(lags), layer))
+        writer.append(Recording(0, measurements=tuple(made)))
+    run = open_run(path)
+    assert run.reach(window="all") == pytest.approx(7.2)
+    assert run.reach(layer="rnn.l0", window="all") == pytest.approx(0.9)
+
+
+def test_a_quantity_that_the_judged_recordings_lack_is_not_said_to_be_misspelt(
+    tmp_path: object,
+) -> None:
+    path = f"{tmp_path}/run"
+    with RunWriter(path) as writer:
+        profile = Measurement.of("credit_profile", np.zeros((4, 6)), "a")
+        writer.append(Recording(0, measurements=(profile,)))
+        for step in range(1, 9):
+            writer.append(Recording(step, measurements=(Measurement.of("loss", np.nan),)))
+    with pytest.raises(RunUnreadable, match="at these steps") as error:
+        open_run(path).reach()
+    assert "Did you mean" not in str(error.value)

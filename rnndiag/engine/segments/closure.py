@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -36,6 +36,8 @@ class Closure:
     """ids of the leaves that the marks of later steps depend on directly."""
     leaves_of_loss: frozenset[int] = frozenset()
     """ids of the leaves that the loss depends on before any mark."""
+    leaves_around: Mapping[int, str] = field(default_factory=dict)
+    """id of a leaf -> how a step depends on its use in an earlier step by no state in between."""
 
 
 def marks_behind(
@@ -111,12 +113,23 @@ def _closure_since(
     passed: set[Edge] = set()
     jump = ""
     first_time = min(mark.time for mark in marks)
+    begins = _begins(marks)
+    # what the first step computes may be kept for all later ones, such as a projection of the inputs
+    kept_until = begins[min(first_time + 1, len(begins) - 1)]
+    around: dict[int, str] = {}
     keys_of: dict[Any, list[int]] = {}
     for key, mark in enumerate(marks):
         keys_of.setdefault(mark.edge.node, []).append(key)
     for node, keys in keys_of.items():
         time = marks[keys[0]].time
-        found, met = marks_behind(node.next_functions, stops, oldest, passed)
+        own: set[Edge] = set()
+        found, met = marks_behind(node.next_functions, stops, oldest, own)
+        passed |= own
+        for earlier, _ in own if time > first_time else ():
+            if kept_until < sequence_number(earlier) < begins[time - 1]:
+                for child, _ in earlier.next_functions:
+                    if child is not None and sequence_number(child) >= LEAF:
+                        around.setdefault(id(child.variable), _AROUND.format(time))
         for key in found:
             hop = time - marks[key].time
             within |= hop == 0
@@ -133,11 +146,27 @@ def _closure_since(
         frozenset(k for k, own in enumerate(others) if own & passed),
         tuple(leaves.values()),
         *(frozenset(of_first), frozenset(of_later), frozenset(of_loss)),
+        around,
     )
 
 
 _JUMP = "the state of step {} depends on that of step {} by a way that goes through no state in between ({} steps)"
+_AROUND = (
+    "step {} uses a value that an earlier step made from the same parameters, and that is no marked state (a memory "
+    "kept in an attribute, say)"
+)
 _READ = "step {} uses a value of step {} that is no marked state"
+
+
+def _begins(marks: Sequence[Mark]) -> list[int]:
+    """Sequence number of each step's first mark; of a step without one, that of the step before."""
+    first: dict[int, int] = {}
+    for mark in marks:
+        first[mark.time] = min(mark.number, first.get(mark.time, LEAF))
+    begins: list[int] = []
+    for time in range(max(first) + 1):
+        begins.append(first.get(time, begins[-1] if begins else 0))
+    return begins
 
 
 def _readout(
@@ -153,11 +182,7 @@ def _readout(
 
     After the last step everything may be read, as the outputs of a layer are: the loss enters where it reads.
     """
-    begins: list[int] = []
-    last = max(mark.time for mark in marks)
-    for time in range(last + 1):
-        numbers = [mark.number for mark in marks if mark.time == time]
-        begins.append(min(numbers, default=begins[-1] if begins else 0))
+    begins, last = _begins(marks), max(mark.time for mark in marks)
 
     def step_of(node: Any) -> int:
         return bisect_right(begins, sequence_number(node)) - 1
@@ -183,6 +208,20 @@ def _readout(
             for child, number in node.next_functions
             if child is not None and (child, number) not in stops and (child, number) not in others
         )
+    consumers: dict[Any, list[Any]] = {}
+    for node in seen:
+        for child, _ in node.next_functions:
+            consumers.setdefault(child, []).append(node)
+
+    def is_pooled(node: Any, child: Any) -> bool:
+        """Whether a sum over steps goes on, read by nobody before the last step: each step enters where it is added."""
+        after = consumers.get(node, [])
+        adds = node.name().startswith("Add") and len(consumers[child]) == 1 == len(after)
+        return adds and all(
+            (one.name().startswith("Add") and step_of(one) > step_of(node)) or step_of(one) >= last
+            for one in after
+        )
+
     leads: dict[Any, bool] = {}
     for node in sorted(seen, key=sequence_number):
         step, reads = step_of(node), False
@@ -195,7 +234,8 @@ def _readout(
             reads = True
             earlier = step_of(child) if key is None else marks[key].time
             if earlier < step < last and (
-                key is not None or not _is_running_sum(node, child, number)
+                key is not None
+                or not (_is_running_sum(node, child, number) or is_pooled(node, child))
             ):
                 return _READ.format(step, earlier), leaves
         leads[node] = reads

@@ -21,6 +21,10 @@ ALL = "all"
 """All parameters together."""
 
 
+LEAST_SHARE = 1e-2
+"""Residuals are relative to a parameter's own lag gradients, or to this share of the largest parameter's."""
+
+
 @dataclass(frozen=True)
 class MarkedLoop:
     """What is to be measured: the marks of one loop, and the parameters that its windows are about."""
@@ -226,9 +230,7 @@ def _with_whole_steps(loop: MarkedLoop, seeds: dict[int, Tensor]) -> dict[int, T
     return {**seeds, **others}
 
 
-def _of_parts(
-    cut: CutGraph, loop: MarkedLoop, arrived: dict[int, Tensor]
-) -> dict[int, Tensor]:
+def _of_parts(cut: CutGraph, loop: MarkedLoop, arrived: dict[int, Tensor]) -> dict[int, Tensor]:
     """δ of each part of the state by itself, without the way through other parts of the same step.
 
     A backward pass gives w = δ + Wᵀw, where W leads from parts of a step to others of it (h = o·tanh(c)): pulled back
@@ -317,9 +319,12 @@ class _Windows:
     def residual(self, names: Sequence[str]) -> dict[str, float]:
         """What is left after all lags, over the sum of the sizes of what was taken off."""
         off = [float(rest.norm()) for rest in self.rest]
+        # a gradient that is zero up to rounding, as of a bias before a normalisation, is held against the others
+        least = LEAST_SHARE * max(self.sums, default=0.0)
+        sizes = [max(size, least) for size in self.sums]
         return {
             name: value / size if size else math.inf if value else 0.0
-            for name, value, size in zip(names, off, self.sums, strict=True)
+            for name, value, size in zip(names, off, sizes, strict=True)
         }
 
 

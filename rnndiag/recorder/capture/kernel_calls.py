@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.kernels import KernelCall
 from rnndiag.recorder.capture.stack_replay import OTHER_MASKS, tells_masks
 from rnndiag.recorder.capture.state_origin import kind_of_start, start_of
-from rnndiag.recorder.faults import Faults
 
 
 @dataclass
@@ -45,58 +44,32 @@ class KernelFrame:
     """Arguments of the module's call."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A kernel call before it ran: what is kept of it, and its arguments as the kernel gets them."""
+
+    asked: KernelCall
+    call: Call
+    inputs: Tensor
+    hx: State
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
 @dataclass
 class KernelCalls:
-    """Runs kernels as asked, and keeps their calls."""
+    """Keeps calls of kernels: one half before the kernel runs, the other half after it."""
 
     log: CallLog
-    faults: Faults
 
-    def run(
-        self, frame: KernelFrame, asked: KernelCall, on_fault: Callable[[Exception], None]
-    ) -> tuple[Tensor, ...]:
-        """Run the kernel as asked and keep the call, if gradients can flow back through it.
-
-        Args:
-            frame: The module whose forward calls the kernel.
-            asked: The call.
-            on_fault: Takes a fault that arises after the kernel ran, when its outputs are returned all the same.
-        """
-        seen: list[tuple[Call, Tensor, State]] = []
-        with self.faults.guard("watching a recurrent call"):
-            seen.append(self._before(frame, asked))
-        if not seen:
-            return asked.run(asked.inputs, asked.hx)
-        call, inputs, hx = seen[0]
-        outputs = asked.run(inputs, hx)
-        try:
-            if any(output.requires_grad for output in outputs):
-                if call.plan.one_step:
-                    outputs = _own_names(outputs)
-                self._keep(frame, asked, call, inputs, hx, outputs)
-        except Exception as error:  # noqa: BLE001 - whatever fails here, the outputs are right
-            on_fault(error)
-        return outputs
-
-    def _keep(
+    def before(
         self,
         frame: KernelFrame,
         asked: KernelCall,
-        call: Call,
-        inputs: Tensor,
-        hx: State,
-        outputs: tuple[Tensor, ...],
-    ) -> None:
-        with self.faults.guard("watching a recurrent call"):
-            if call.plan.one_step:
-                trained = tuple(w.requires_grad for w in asked.weights[0].values())
-                same = (call.plan.kernel, trained)
-                self.log.watch_inputs(call, outputs, inputs, dict(enumerate(hx)), same)
-            self.log.keep(call, outputs)
-            frame.last = call
-
-    def _before(self, frame: KernelFrame, asked: KernelCall) -> tuple[Call, Tensor, State]:
-        """The call so far, and its inputs and initial state, as aliases whose gradients are this call's alone.
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Prepared:
+        """Its inputs and initial state become aliases whose gradients are this call's alone.
 
         A sequence kernel reads h_0 once, and x once in one direction; in two directions, and in a kernel of one step,
         an alias would change the order in which gradients add up.
@@ -106,14 +79,31 @@ class KernelCalls:
         if plan.one_step:
             if any(inputs is part for part in hx):
                 inputs = inputs.view_as(inputs)
-            return call, inputs, hx
-        if plan.directions == 1:
-            inputs = alias_in(inputs, keep_under(self.log.tasks, call.input_gradients))
-        hx = tuple(
-            alias_in(part, keep_slot(self.log.tasks, call.hx_gradients, k, torch.clone))
-            for k, part in enumerate(hx)
-        )
-        return call, inputs, hx
+        else:
+            if plan.directions == 1:
+                inputs = alias_in(inputs, keep_under(self.log.tasks, call.input_gradients))
+            hx = tuple(
+                alias_in(part, keep_slot(self.log.tasks, call.hx_gradients, k, torch.clone))
+                for k, part in enumerate(hx)
+            )
+        args, kwargs = asked.replaced(args, kwargs, inputs, hx)
+        return Prepared(asked, call, inputs, hx, args, kwargs)
+
+    def after(self, frame: KernelFrame, prepared: Prepared, returned: Any) -> Any:
+        """Keep the call, if gradients can flow back through it; what the kernel returned, under names of its own."""
+        outputs = tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
+        if not any(output.requires_grad for output in outputs):
+            return returned
+        asked, call = prepared.asked, prepared.call
+        if call.plan.one_step:
+            outputs = _own_names(outputs)
+            trained = tuple(w.requires_grad for w in asked.weights[0].values())
+            state = dict(enumerate(prepared.hx))
+            same = (call.plan.kernel, trained)
+            self.log.watch_inputs(call, outputs, prepared.inputs, state, same)
+        self.log.keep(call, outputs)
+        frame.last = call
+        return outputs if isinstance(returned, (tuple, list)) else outputs[0]
 
     def _new_call(self, frame: KernelFrame, asked: KernelCall) -> Call:
         plan, log = asked.plan, self.log

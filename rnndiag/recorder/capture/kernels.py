@@ -63,15 +63,16 @@ class KernelCall:
     weights: tuple[Mapping[str, Tensor], ...]
     """Per layer and direction: weight key -> tensor, as the kernel got it."""
 
-    def run(self, inputs: Tensor, hx: State) -> tuple[Tensor, ...]:
-        """The kernel on other inputs and initial states; the outputs as (y, h_n[, c_n]), or (h[, c]) for one step."""
+    def replaced(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], inputs: Tensor, hx: State
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The kernel's arguments with other inputs and initial states."""
         plan = self.plan
-        first: Any = hx if len(plan.cell.parts) > 1 else hx[0]
-        flat = [value for group in self.weights for value in group.values()]
-        if plan.one_step:
-            out = plan.kernel(inputs, first, *flat)
-            return tuple(out) if isinstance(out, (tuple, list)) else (out,)
-        return run_sequence(plan, inputs, first, flat)
+        state: Any = hx if len(plan.cell.parts) > 1 else hx[0]
+        names = _STEP if plan.one_step else _PACKED if plan.packed else _PADDED
+        new = {names[0]: inputs, "hx": state}
+        given = tuple(new.get(name, value) for name, value in zip(names, args, strict=False))
+        return given + args[len(given) :], {k: new.get(k, value) for k, value in kwargs.items()}
 
 
 def run_sequence(plan: Plan, inputs: Tensor, hx: Any, flat: Sequence[Tensor]) -> tuple[Tensor, ...]:

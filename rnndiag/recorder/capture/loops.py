@@ -8,56 +8,24 @@ through the states in between. What is neither is open, and its reach is withdra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
-from rnndiag.engine.segments.closure import Closure, closure_of, marks_behind
+from rnndiag.engine.segments.closure import Closure, closure_of
 from rnndiag.engine.segments.marks import LEAF, Edge, Mark, sequence_number
 from rnndiag.engine.segments.measure import LoopMeasurement, MarkedLoop, measure_loop
-from rnndiag.recorder.capture.chains import chains
 from rnndiag.recorder.capture.engine_entry import own_passes, run_backward
 from rnndiag.recorder.capture.loop_calls import LoopCall
 from rnndiag.recorder.capture.reset_proof import unpacks_quietly
-from rnndiag.recorder.capture.resets import unless_scattered
+from rnndiag.recorder.capture.tracks import Track, for_replay, groups_of, together, tracks_of
 from rnndiag.recorder.faults import describe
 
 CARRY = "mark all that lives from step to step: `h, old, ... = rnndiag.carry(h, old, ...)` at the head of the loop"
-
-
-@dataclass
-class Track:
-    """Calls of one module, or of one `carry`, each of which goes on from the state of the one before."""
-
-    owner: str
-    calls: list[LoopCall]
-    name: str = ""
-    fault: str = ""
-    """Why the calls are no loop that could be measured."""
-
-    @property
-    def marks(self) -> tuple[Mark, ...]:
-        """The marks of all calls, each with the call's number in the track as its time."""
-        return tuple(
-            replace(mark, time=time) for time, call in enumerate(self.calls) for mark in call.marks
-        )
-
-    @property
-    def of_carry(self) -> bool:
-        """Whether `carry` made the marks."""
-        return self.calls[0].module is None
-
-    def overlaps(self, other: Track) -> bool:
-        """Whether calls of both alternate."""
-        return (
-            self.calls[0].number < other.calls[-1].number
-            and other.calls[0].number < self.calls[-1].number
-        )
 
 
 @dataclass(frozen=True)
@@ -88,72 +56,6 @@ class Loops:
     def tells(self) -> bool:
         """Whether anything was found that the replay does not tell."""
         return bool(self.measured or self.open)
-
-
-def tracks_of(calls: Sequence[LoopCall]) -> list[Track]:
-    """The calls by module, and within a module by the state that they go on from."""
-    by_owner: dict[str, list[LoopCall]] = {}
-    for call in calls:
-        by_owner.setdefault(call.owner, []).append(call)
-    found: list[Track] = []
-    for owner, own in by_owner.items():
-        tracks = _tracks_of_one(owner, own)
-        for number, track in enumerate(tracks, 1):
-            track.name = f"{own[0].name or owner or 'cell'}" + (f"#{number}" if number > 1 else "")
-        found += tracks
-    return sorted(found, key=lambda track: track.calls[0].number)
-
-
-def _tracks_of_one(owner: str, calls: Sequence[LoopCall]) -> list[Track]:
-    stops: dict[Edge, int] = {}
-    oldest = 2**63
-    tracks: list[Track] = []
-    track_of: dict[int, Track] = {}
-    for call in calls:
-        found = _sources(call.others, stops, oldest) or _sources(call.inputs, stops, oldest)
-        track: Track | None = None
-        if found:
-            track = track_of[max(found)]
-            if track.calls[-1].number != max(found):
-                track.fault = "more than one call goes on from the same state"
-                track = Track(owner, [], fault=track.fault)
-                tracks.append(track)
-        elif tracks and call.module is None and not tracks[-1].calls[-1].marks:
-            track = tracks[-1]  # the state that the loop began with had no gradient
-        if track is None:
-            track = Track(owner, [])
-            tracks.append(track)
-        track.calls.append(call)
-        track_of[call.number] = track
-        for mark in call.marks:
-            stops[mark.place] = call.number
-            oldest = min(oldest, mark.number)
-    return tracks
-
-
-def _sources(tensors: Iterable[Tensor], stops: Mapping[Edge, int], oldest: int) -> set[int]:
-    """The calls whose outputs the tensors are made of, without those behind them."""
-    edges = [get_gradient_edge(tensor) for tensor in tensors if tensor.grad_fn is not None]
-    return marks_behind([(edge.node, edge.output_nr) for edge in edges], stops, oldest)[0]
-
-
-def for_replay(track: Track) -> str:
-    """Empty if the replay describes the track as it is; else why not."""
-    records = [call.record for call in track.calls]
-    known = [record for record in records if record is not None and not record.refusal]
-    if len(known) < len(records):
-        return "its steps cannot be replayed"
-    found = chains(known)
-    if len(found) != 1 or len(unless_scattered(found[0])) != 1:
-        return "its state is changed between the steps, or only a part of it is handed on"
-    if any(call.has_hooks for call in track.calls):
-        return "a hook stands on its state"
-    stops = {mark.place: call.number for call in track.calls for mark in call.marks}
-    oldest = min(mark.number for call in track.calls for mark in call.marks)
-    for call in track.calls[1:]:
-        if _sources(call.inputs, stops, oldest):
-            return "what it returned comes back as its input"
-    return ""
 
 
 def find_loops(
@@ -242,12 +144,12 @@ class _Finder:
             self.closures[id(track)] = closure_of(track.marks, self.edges)
         self._close(modules)
         covered: list[Track] = []
-        for group in _groups(carried):
+        for group in groups_of(carried):
             covered += self._settle(group)
         for track in modules:
             closed = not self.closures[id(track)].open
             self.why[id(track)] = for_replay(track) if closed else self.closures[id(track)].open
-        for group in _groups(modules):
+        for group in groups_of(modules):
             rest = [track for track in group if self.why[id(track)]]
             by_carry = [t for t in rest if any(t.overlaps(other) for other in covered)]
             for track in by_carry:
@@ -287,8 +189,9 @@ class _Finder:
                 return []
             return group if self._measure(track.name, track.marks, self._of(track), group) else []
         names = tuple(track.name for track in group)
-        joint = _together(group)
-        fault = f"it alternates with {', '.join(names)} in no fixed order"
+        joint = together(group)
+        fault = next((track.fault for track in group if track.fault), "")
+        fault = fault or f"it alternates with {', '.join(names)} in no fixed order"
         if joint is not None:
             closure = closure_of(joint, self.edges)
             fault = closure.open
@@ -322,7 +225,8 @@ class _Finder:
             return False
         coarse = any(call.autocast for track in tracks for call in track.calls)
         parameters = self._parameters(closure, tracks)
-        fault = unpacking_fault(marks)
+        around = [closure.leaves_around.get(id(value), "") for value in parameters.values()]
+        fault = next(filter(None, around), "") or unpacking_fault(marks)
         if fault:
             self.open[name] = fault
             return False
@@ -332,12 +236,9 @@ class _Finder:
             with own_passes(), _kept_gradients(tracks), _same_random_state(marks[0].root.device):
                 try:
                     result = self._run(loop)
-                except Exception:
-                    if hooks:
-                        raise
-                    # a hook elsewhere may not take None for a gradient
-                    loop = replace(loop, hooks=True)
-                    result = self._run(loop)
+                except (AttributeError, TypeError):
+                    # a hook between two states may not take None for a gradient: give it zeros
+                    result = self._run(replace(loop, hooks=True))
         except Exception as error:  # noqa: BLE001 - whatever a hook raises, the loop is not measured
             self.open[name] = f"measuring it on the graph failed ({describe(error)})"
             return False
@@ -418,36 +319,6 @@ def _stands_ahead(track: Track, closure: Closure) -> bool | None:
     if not track.calls[0].marks or not first & later:
         return True
     return False if later <= first and not later <= closure.leaves_of_loss else None
-
-
-def _together(group: Sequence[Track]) -> list[Mark] | None:
-    """The marks of several tracks as one state, if every step calls each of them once, in the same order."""
-    T = len(group[0].calls)
-    if any(len(track.calls) != T or track.fault for track in group):
-        return None
-    if any(call.steps != 1 for track in group for call in track.calls):
-        return None
-    ordered = sorted(
-        (call.number, k, time)
-        for k, track in enumerate(group)
-        for time, call in enumerate(track.calls)
-    )
-    expected = [(k, time) for time in range(T) for k in range(len(group))]
-    if [(k, time) for _, k, time in ordered] != expected:
-        return None
-    return [
-        replace(mark, part=f"{track.name} {mark.part}") for track in group for mark in track.marks
-    ]
-
-
-def _groups(tracks: Sequence[Track]) -> list[list[Track]]:
-    """Tracks whose calls alternate, together."""
-    found: list[list[Track]] = []
-    for track in tracks:
-        touching = [group for group in found if any(track.overlaps(other) for other in group)]
-        merged = [other for group in touching for other in group] + [track]
-        found = [group for group in found if group not in touching] + [merged]
-    return [sorted(group, key=lambda track: track.calls[0].number) for group in found]
 
 
 def _disproved(found: LoopMeasurement) -> str:

@@ -28,6 +28,7 @@ from rnndiag.recorder.capture.step_signature import (
 )
 
 _RANDOM = "its step draws random numbers (dropout, say), which a replay cannot draw again"
+_KEEPS = "its step keeps a tensor in an attribute of its module, which a replay does not have"
 _WRITTEN = "its step writes to its input or state in place"
 _MIXES = "its step normalises over the batch, so its sequences cannot be told apart"
 
@@ -39,6 +40,8 @@ class Asked:
     arguments: Arguments
     random_state: Tensor
     versions: tuple[int, ...]
+    kept: dict[tuple[int, str], int]
+    """Attributes of the module and its parts that hold tensors -> the tensors' ids."""
     given: Shape | None
 
 
@@ -58,7 +61,9 @@ class StepModules:
                 f"The state given to the step module {frame.owner!r} is neither a tensor nor a tuple of tensors.",
                 "Give every part of the state as a tensor, batch first.",
             )
-        return Asked(arguments, torch.get_rng_state(), _versions(arguments), given)
+        return Asked(
+            arguments, torch.get_rng_state(), _versions(arguments), _kept_in(frame.module), given
+        )
 
     def after(self, frame: KernelFrame, asked: Asked, value: Any) -> Any:
         """Keep the call; what the step returned, with names of their own for tensors that depend on one another."""
@@ -135,9 +140,20 @@ def _refusal(module: nn.Module, asked: Asked) -> str:
         return _RANDOM
     if asked.versions != _versions(asked.arguments):
         return _WRITTEN
+    if asked.kept != _kept_in(module):
+        return _KEEPS
     if any(part.training for part in module.modules() if isinstance(part, _BatchNorm)):
         return _MIXES
     return ""
+
+
+def _kept_in(module: nn.Module) -> dict[tuple[int, str], int]:
+    return {
+        (number, name): id(value)
+        for number, part in enumerate(module.modules())
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _versions(asked: Arguments) -> tuple[int, ...]:

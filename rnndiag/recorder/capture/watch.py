@@ -18,9 +18,9 @@ from rnndiag.recorder.capture.backward_pass import Hook, Tasks
 from rnndiag.recorder.capture.call_log import CallLog
 from rnndiag.recorder.capture.compiled import compiles_layers, pass_over, refuse_compiled, shielded
 from rnndiag.recorder.capture.hook import ModuleHook
-from rnndiag.recorder.capture.kernel_calls import KernelCalls, KernelFrame
+from rnndiag.recorder.capture.kernel_calls import KernelCalls, KernelFrame, Prepared
 from rnndiag.recorder.capture.kernel_mode import KernelMode
-from rnndiag.recorder.capture.kernels import KernelCall, kernel_table, read_call
+from rnndiag.recorder.capture.kernels import kernel_table, read_call
 from rnndiag.recorder.capture.loop_calls import LoopCalls
 from rnndiag.recorder.capture.loops import Loops, find_loops
 from rnndiag.recorder.capture.modules import Watched, recurrent_modules
@@ -64,7 +64,7 @@ class Capture:
         """Whether a backward pass left its graph for another one."""
         self._weights = Weights(self._tasks)
         self._log = CallLog(self._tasks, self._weights)
-        self._kernels = KernelCalls(self._log, self.faults)
+        self._kernels = KernelCalls(self._log)
         self._steps = StepModules(self._log)
         self._names = Names()
         self._timer = timer
@@ -344,35 +344,37 @@ class Capture:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
+        prepared = self._before_kernel(cell, one_step, kernel, args, kwargs)
+        if prepared is None:
+            return kernel(*args, **kwargs)
+        # under no guard: what the kernel raises is the user's, or the signal that ends a checkpoint's recomputation
+        returned = kernel(*prepared.args, **prepared.kwargs)
         try:
-            return self._watch_kernel(cell, one_step, kernel, args, kwargs)
-        except Exception as error:
-            if _raised_by_torch(error):
-                # the kernel's own, such as the signal by which checkpointing ends a recomputation early
-                raise
-            # a fault of the call itself is raised once more here, by the plain call, and is the user's
-            returned = kernel(*args, **kwargs)
+            with self.faults.guard("watching a recurrent call"):
+                return self._kernels.after(self._frames[-1], prepared, returned)
+        except Exception as error:  # noqa: BLE001 - whatever fails here, what the kernel returned is right
             self._spoil(error)
-            return returned
+        return returned
 
-    def _watch_kernel(
+    def _before_kernel(
         self,
         cell: Cell,
         one_step: bool,
         kernel: Any,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-    ) -> Any:
+    ) -> Prepared | None:
+        """The call, prepared to be kept; None where it is not watched."""
         frame = self._frames[-1] if self._frames else None
         if frame is None or not torch.is_grad_enabled():
-            return kernel(*args, **kwargs)
-        found: list[KernelCall] = []
-        with self.faults.guard("reading a kernel call"):
-            found.append(read_call(cell, one_step, kernel, args, kwargs))
-        if not found:
-            return kernel(*args, **kwargs)
-        outputs = self._kernels.run(frame, found[0], self._spoil)
-        return outputs if len(outputs) > 1 else outputs[0]
+            return None
+        try:
+            with self.faults.guard("reading a kernel call"):
+                asked = read_call(cell, one_step, kernel, args, kwargs)
+                return self._kernels.before(frame, asked, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - no fault may end a forward pass
+            self._spoil(error)
+        return None
 
     def _note_final(self, frame: KernelFrame, output: Any) -> None:
         """The final state as an unsorted packed call returned it: in the user's order, elsewhere in memory."""
@@ -382,15 +384,6 @@ class Capture:
         final = output[1] if isinstance(output[1], tuple) else (output[1],)
         for slot, part in enumerate(final, 1):
             self._log.ends.add_alias(frame.last, slot, part)
-
-
-def _raised_by_torch(error: Exception) -> bool:
-    """Whether the innermost Python frame of the error lies in torch, and so neither here nor in a user's code."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] == "torch"
 
 
 def _inside_a_transform() -> bool:
