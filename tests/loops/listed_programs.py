@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ State = dict[str, Any]
 class Program(nn.Module):
     """One step as a function of the state, and the loop over it.
 
-    `watched` is the module whose outputs are the state; None where `carry` marks it.
+    `watched` is the module whose outputs are the state, or several joined by `+`; None where `carry` marks it.
     """
 
     T = 10
@@ -108,7 +109,6 @@ def _real(value: Tensor) -> Tensor:
 @contextmanager
 def _leaf_at(program: Program, t: int, leaves: list[Tensor]) -> Iterator[Any]:
     """Put leaves in the place of the state that the t-th call returns; for programs with `carry`, gets."""
-    calls = iter(range(10**6))
 
     def leaf(value: Any) -> Any:
         if isinstance(value, dict):
@@ -126,14 +126,20 @@ def _leaf_at(program: Program, t: int, leaves: list[Tensor]) -> Iterator[Any]:
 
     made: list[tuple[Tensor, Tensor]] = []
     if program.watched is None:
+        calls = count()
         yield lambda state, name: leaf(state) if next(calls) == t else state
         return
-    module = program.get_submodule(program.watched)
-    handle = module.register_forward_hook(
-        lambda _module, _given, output: leaf(output) if next(calls) == t else None
-    )
+    handles = []
+    for name in program.watched.split("+"):
+        own = count()
+        handles.append(
+            program.get_submodule(name).register_forward_hook(
+                lambda _module, _given, output, own=own: leaf(output) if next(own) == t else None
+            )
+        )
     yield None
-    handle.remove()
+    for handle in handles:
+        handle.remove()
 
 
 PROGRAMS: dict[str, Callable[[], Program]] = {}

@@ -65,7 +65,10 @@ def trained(module: L.LightningModule, callbacks: list[Any], **options: Any) -> 
 
 
 def recorded(
-    make: Callable[[], L.LightningModule], diagnostics: Callable[..., Any], steps: Any = (), **options: Any
+    make: Callable[[], L.LightningModule],
+    diagnostics: Callable[..., Any],
+    steps: Any = (),
+    **options: Any,
 ) -> Run:
     """The run of a fit, whose weights are those of a fit without the callback."""
     torch.manual_seed(0)
