@@ -287,10 +287,13 @@ class FitRecorder:
         if reason != FINISHED:
             # the person's own exception is on its way, and stays what it is
             self.faults.strict = False
-        with self.faults.guard("letting go of the model"):
-            self.watch.release()
-            self.black_box.release()
-            self.reader.seams.release()
+        for release in (self.watch.release, self.black_box.release, self.reader.seams.release):
+            caught = self.faults.caught
+            for _ in range(2):  # an attempt that failed half way leaves hooks on the user's model
+                with self.faults.guard("letting go of the model"):
+                    release()
+                if self.faults.caught == caught:
+                    break
         if not self.chronicle.closed:
             with self.overhead.own():
                 self._store_rest()

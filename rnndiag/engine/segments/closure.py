@@ -96,15 +96,6 @@ def closure_of(
     if not marks:
         return Closure()
     oldest = min(mark.number for mark in marks)
-    found = _closure_since(oldest, marks, roots, others)
-    # weights or gates that were computed before the first step: their parameters lie behind
-    return found if found.leaves else _closure_since(0, marks, roots, others)
-
-
-def _closure_since(
-    oldest: int, marks: Sequence[Mark], roots: Sequence[Edge], others: Sequence[AbstractSet[Edge]]
-) -> Closure:
-    """`closure_of` on the nodes made since that sequence number."""
     stops = stops_of(marks)
     within = False
     leaves: dict[int, Tensor] = {}
@@ -138,6 +129,10 @@ def _closure_since(
         for leaf in met:
             leaves[id(leaf.variable)] = leaf.variable
             (of_first if time == first_time else of_later).add(id(leaf.variable))
+    if not leaves:
+        # weights or gates that were computed before the first step: their parameters lie further back
+        starts = [edge for node in keys_of for edge in node.next_functions]
+        leaves = {id(leaf.variable): leaf.variable for leaf in marks_behind(starts, stops, 0)[1]}
     above = {edge for own in others if not own & passed for edge in own}
     read, of_loss = _readout(marks, roots, stops, above, oldest)
     return Closure(
