@@ -164,10 +164,10 @@ PROMISED = (
     Case("copy 6", copy(6), 2, 2, 300, 3, 3),
     Case("xor 0 and 6", copy(6, product=True), 2, 2, 300, 3, 3),
     Case("x at lag 8, squared error", delayed(8), 1, 1, 300, 3, 3),
-    Case("AR(8) .4", autoregressive({8: 0.4}), 1, 1, 500, 3, 3),
+    Case("AR(8) .4", autoregressive({8: 0.4}), 1, 1, 300, 3, 3),
     Case("AR(1) .4", autoregressive({1: 0.4}), 1, 1, 300, 3, 3),
 )
-MORE_STEPS = 700
+MORE_STEPS = 400
 
 
 def promise(quick: bool) -> None:
