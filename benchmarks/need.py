@@ -6,8 +6,8 @@ Tables: truth (gains where the need is known), ar (against the closed form), lea
 known truth, RNN, LSTM and GRU: those that the rules were tried on, and others), use (used memory), nulls (how often a
 need is claimed where there is none), power (over the number of sequences), control (planted needs), fitters (boosting
 rounds, and Adam), promise (the promised gain against what training with the longer window brought), bytes (the same
-on the source text of Python's library), programs (a forecast of a seasonal series
-and a model of text, before and after). The whole form of the false alarms is --null-seeds 120.
+on the source text of Python's library), programs (a forecast of a seasonal series and a model of text, before and
+after), cost (of a default call). The whole form of the false alarms is --null-seeds 120.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks.need_cases import (
     train,
     trained,
 )
-from benchmarks.need_programs import programs
+from benchmarks.need_programs import cost, programs
 from benchmarks.need_tables import bytes_of_python, control, fitters, pooled_screen, power, truth
 
 AR = ((8, 0.4, 3), (8, 0.4, 1), (8, 0.2, 3), (8, 0.1, 3), (12, 0.3, 4), (4, 0.4, 1), (8, 0.0, 3))
@@ -223,6 +223,7 @@ def main() -> None:
         "fitters": lambda: fitters(quick),
         "promise": lambda: promise(quick),
         "bytes": lambda: bytes_of_python(quick),
+        "cost": lambda: cost(quick),
         "programs": lambda: programs(quick, args.figures),
     }
     unknown = set(args.only or ()) - set(tables)

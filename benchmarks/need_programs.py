@@ -122,6 +122,28 @@ def programs(quick: bool, figures: Path | None) -> None:
         _asked("text", CharNet(48), text[:split], text[split:], steps, window, 64, figures)
 
 
+def cost(quick: bool) -> None:
+    """A default call on a model of text with 128 units and sequences of 80 steps: at most 600 plain steps and 60 s."""
+    text = library_text()
+    torch.manual_seed(0)
+    model = CharNet(128)
+    fitted(model, text, 3 if quick else 60, 80, 80)
+    generator = torch.Generator().manual_seed(3)
+    batches = [pieces(text, generator) for _ in range(4 if quick else 24)]
+    before = time.process_time()
+    for batch in batches[:3]:
+        model.run(batch, None).backward()
+    plain = (time.process_time() - before) / 3
+    before = time.process_time()
+    need = rnndiag.memory_need(model, batches, lambda net, batch: net.run(batch, None))
+    seconds = time.process_time() - before
+    print(
+        f"{need.plain_steps:.0f} plain steps of {plain:.3f} CPU s, {seconds:.0f} CPU s in all, of which "
+        f"{need.plain_steps * plain:.0f} s are such steps; {need.sequences} test sequences, lags to {need.max_lag}: "
+        f"{need.lead}"
+    )
+
+
 def _asked(
     name: str,
     model: Any,

@@ -208,9 +208,7 @@ def _screened(context: Context) -> FigureData:
     high = max(0.1, 1.1 * float(np.nanmax(rows)))
     panel = Panel(
         _axis(int(lags[-1])),
-        Axis(
-            "share of the error that a skip would explain", min(-0.02, float(np.nanmin(rows))), high
-        ),
+        Axis("share explained", min(-0.02, float(np.nanmin(rows))), high),
         title="SCREEN",
         lines=(Line(np.array([-0.5, lags[-1] + 0.5]), np.zeros(2), tone="limit"), *lines),
         marks=() if curve.peak is None else (Mark("x", curve.peak[1], "points here", "third"),),
