@@ -1,7 +1,7 @@
 """Does a window that sets itself learn what the best fixed one learns, and what do its looks cost?
 
     python -m benchmarks.auto_training recall --gap 50 --seeds 1
-    python -m benchmarks.auto_training ar3
+    python -m benchmarks.auto_training ar3 --steps 3000 --every "10 %"
     python -m benchmarks.auto_training cost
 
 Sequences of 200 steps with one loss at the end, an LSTM of 32 units, batches of 32. Steps are those until the mean loss
@@ -89,14 +89,14 @@ def fit(
     return None, sum(recent[-100:]) / 100, cost, process_time() - begun
 
 
-def table_recall(gap: int, windows: list[int], seeds: int, steps: int) -> None:
+def table_recall(gap: int, windows: list[int], seeds: int, steps: int, every: int | str) -> None:
     """A line a window."""
     forget_bias = {10: 1.0, 50: 2.0}.get(gap)
     for window in (None, *windows):
         for seed in range(seeds):
             torch.manual_seed(seed)
             net = Net(2 * SYMBOLS, SYMBOLS, forget_bias)
-            auto = train.Auto(T, every=25) if window is None else None
+            auto = train.Auto(T, every=every) if window is None else None
             reached, loss, cost, seconds = fit(
                 lambda draw: recall(gap, draw), net, window, auto, steps, 0.1, seed
             )
@@ -110,12 +110,12 @@ def table_recall(gap: int, windows: list[int], seeds: int, steps: int) -> None:
             _changes(auto)
 
 
-def table_ar3(windows: list[int], seeds: int, steps: int) -> None:
+def table_ar3(windows: list[int], seeds: int, steps: int, every: int | str) -> None:
     """A line a window."""
     for window in (None, T, *windows):
         for seed in range(seeds):
             torch.manual_seed(seed)
-            auto = train.Auto(T, every=25) if window is None else None
+            auto = train.Auto(T, every=every) if window is None else None
             net = Net(1, 1, 1.0)
             _, loss, cost, seconds = fit(ar3, net, window, auto, steps, 0.0, seed)
             name = "auto" if auto else f"window {window}"
@@ -174,15 +174,20 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="*", default=None)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument(
+        "--every", default="25", help="how often to look: steps, or a share of time"
+    )
     options = parser.parse_args()
+    every = int(options.every) if options.every.isdigit() else options.every
     torch.set_num_threads(1)
     if "cost" in options.what:
         table_cost(15)
     if "recall" in options.what:
         best = {10: [35], 50: [35, 96], 150: [35, 160]}.get(options.gap, [35])
-        table_recall(options.gap, options.windows or best, options.seeds, options.steps or 1500)
+        windows, steps = options.windows or best, options.steps or 1500
+        table_recall(options.gap, windows, options.seeds, steps, every)
     if "ar3" in options.what:
-        table_ar3(options.windows or [8], options.seeds, options.steps or 1000)
+        table_ar3(options.windows or [8], options.seeds, options.steps or 1000, every)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ Directory = dict[str, npz.Entry]
 
 LABEL_BYTES = 4 * 2**20
 """Labels that differ are kept up to so many bytes in all, as they are stored; those beyond are read each time."""
+FOUND_BYTES = 32 * 2**20
+"""Series that were asked for are kept up to so many bytes in all."""
 
 
 class Collector:
@@ -32,6 +34,9 @@ class Collector:
     def __init__(self, groups: Sequence[Sequence[Place]]) -> None:
         self._groups = groups
         self._directories: dict[Place, Directory | None] = {}
+        self._layers: dict[object, dict[str, tuple[str, ...]]] = {}
+        self._found: dict[object, Series | None] = {}
+        self._found_bytes = 0
         self._labels: dict[Place, stored.Labels] = {}
         self._labels_seen: set[int] = set()
         self._label_bytes = 0
@@ -64,6 +69,42 @@ class Collector:
                 names.update(dict.fromkeys(self.directory(place)))
         found = (stored.entry_key(name) for name in names)
         return {key: None for key in found if key is not None}
+
+    def found(
+        self,
+        quantity: str,
+        layer: str,
+        steps: Iterable[int] | slice | None,
+        phases: Sequence[str],
+    ) -> Series | None:
+        """The series of the first phase that has one, kept as long as all that is kept takes FOUND_BYTES at most.
+
+        Rules and tables ask for the same few numbers of every layer again and again.
+        """
+        steps = steps if steps is None or isinstance(steps, slice) else tuple(map(int, steps))
+        key = (quantity, layer, _choice(steps))
+        if key in self._found:
+            return self._found[key]
+        tried = (self.series(quantity, layer, steps, None, phase) for phase in phases)
+        found = next((series for series in tried if series is not None), None)
+        size = 0 if found is None else found.values.nbytes
+        if self._found_bytes + size <= FOUND_BYTES:
+            self._found[key] = found
+            self._found_bytes += size
+        return found
+
+    def layers_of(
+        self, quantity: str, steps: Iterable[int] | slice | None = None
+    ) -> tuple[str, ...]:
+        """Layers with a measurement of a quantity at these steps; a table of them is made once for each choice."""
+        steps = steps if steps is None or isinstance(steps, slice) else tuple(map(int, steps))
+        choice = _choice(steps)
+        if choice not in self._layers:
+            table: dict[str, list[str]] = {}
+            for name, layer in self.keys if steps is None else self.keys_at(steps):
+                table.setdefault(name, []).append(layer)
+            self._layers[choice] = {name: tuple(layers) for name, layers in table.items()}
+        return self._layers[choice].get(quantity, ())
 
     def directory(self, place: Place) -> Directory:
         """All entries of a recording, read once; empty where it is unreadable, which `problems` then says."""
@@ -277,6 +318,11 @@ def _on_steps(series: Series, steps: np.ndarray) -> Series:
     for dim, given in (*series.lengths.items(), ("", series.ranks)):
         counts[dim][rows] = given
     return replace(series, values=values, steps=steps, ranks=counts.pop(""), lengths=counts)
+
+
+def _choice(steps: tuple[int, ...] | slice | None) -> object:
+    """A choice of steps as a key; Python before 3.12 hashes no slice."""
+    return (steps.start, steps.stop, steps.step) if isinstance(steps, slice) else steps
 
 
 def _step_filter(steps: Iterable[int] | slice | None) -> Callable[[int], bool]:

@@ -303,10 +303,7 @@ class StoredRun:
         self, quantity: str, layer: str, steps: Iterable[int] | slice | None = None
     ) -> Series | None:
         """Like `select` for one layer, but None where there is nothing."""
-        found = (
-            self.collector.series(quantity, layer, steps, None, phase) for phase in self.phases
-        )
-        return next((series for series in found if series is not None), None)
+        return self.collector.found(quantity, layer, steps, self.phases)
 
     def layers_for(
         self, quantity: str, layer: str | None, steps: Iterable[int] | slice | None = None
@@ -314,8 +311,7 @@ class StoredRun:
         """The layers that a choice stands for: the one named, or all that have the quantity (at these steps)."""
         if not len(self):
             raise no_recordings(self)
-        keys = self.collector.keys if steps is None else self.collector.keys_at(steps)
-        layers = tuple(of for name, of in keys if name == quantity)
+        layers = self.collector.layers_of(quantity, steps)
         if not layers:
             when = "" if steps is None else " at these steps"
             if any(name == quantity for name, _ in self.collector.keys):

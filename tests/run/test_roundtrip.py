@@ -184,7 +184,8 @@ def test_what_is_no_number_is_refused(values: np.ndarray) -> None:
         Measurement("q", values, ("n",))
 
 
-def test_limits_hold_for_the_writer(tmp_path: Path) -> None:
+def test_limits_hold_for_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz, "ARRAYS", 4096)
     many = tuple(Measurement(f"q{n}", np.zeros(1, "i1"), ("n",)) for n in range(4096))
     deep = (Measurement("q", np.zeros((1,) * 9), tuple("abcdefghi")),)
     chatty = {"notes": {"text": "x" * (1 << 20)}}
