@@ -18,7 +18,33 @@ class Entry:
     every: int = 40
 
 
+_RECALL = '--model.task={"name": "copy_memory", "symbols": 1, "alphabet": 4, "delay": 28}'
+"""One symbol of four, asked back 29 steps later."""
+
+_CHANCE = "--trainer.callbacks.chance=0.1667"
+"""The variance of the sum of two uniform numbers: the loss of always saying 1."""
+
 ENTRIES = (
+    Entry(
+        "stuck",
+        "Stuck: an LSTM is asked what it saw 29 steps ago, with a forget bias of 0",
+        "adding_lstm",
+        (
+            _RECALL,
+            '--model.initialisation={"forget_bias": 0.0}',
+            "--trainer.callbacks.chance=1.386",
+        ),
+    ),
+    Entry(
+        "learned",
+        "Learned: the same LSTM, with the forget bias that the diagnosis names",
+        "adding_lstm",
+        (
+            _RECALL,
+            '--model.initialisation={"forget_bias": 3.4}',
+            "--trainer.callbacks.chance=1.386",
+        ),
+    ),
     Entry(
         "rnn-forgets",
         "A tanh RNN that forgets: adding two numbers over 50 steps",
@@ -26,10 +52,11 @@ ENTRIES = (
         (
             "--model.cell=elman_tanh",
             '--model.initialisation={"hidden": "orthogonal", "hidden_gain": 0.8}',
+            _CHANCE,
         ),
     ),
     Entry("irnn", "An IRNN: a relu net that starts as the identity", "adding_irnn"),
-    Entry("lstm", "An LSTM whose forget gate starts open", "adding_lstm"),
+    Entry("lstm", "An LSTM whose forget gate starts open", "adding_lstm", (_CHANCE,)),
     Entry("gru", "A GRU that copies symbols over a delay", "copy_gru"),
     Entry("bidirectional", "A bidirectional LSTM on bracket depth", "brackets_bidirectional"),
     Entry("seq2seq", "An encoder and a decoder that reverse digits", "reverse_seq2seq"),
@@ -47,15 +74,15 @@ ENTRIES = (
     ),
     Entry(
         "truncated-too-short",
-        "The LSTM again, trained in chunks of 5 steps: the state is carried, the gradient is cut",
+        "An LSTM trained in chunks of 5 steps: the state is carried, the gradient is cut",
         "adding_chunked",
         (
-            '--model.task={"name": "adding", "length": 20}',
+            '--model.task={"name": "copy_memory", "symbols": 1, "alphabet": 4, "delay": 18}',
             '--model.estimator={"name": "chunked", "k": 5}',
-            '--trainer.callbacks.measures=["contributions", "lags"]',
+            '--trainer.callbacks.measures=["contributions", "lags", "gates", "swing"]',
         ),
-        steps=36,
-        every=9,
+        steps=120,
+        every=30,
     ),
     Entry(
         "seam",

@@ -32,7 +32,7 @@ ul{{list-style:none;padding:0}}
 </head>
 <body>
 <main>
-<h1>Reports of nine small runs</h1>
+<h1>Reports of eleven small runs</h1>
 <p>Each was recorded from a program of lightning_modules by one command, <code>make gallery</code>, which takes a few
 minutes on two CPU cores. The recorded runs are committed beside their pages.</p>
 <ul>
