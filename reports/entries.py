@@ -80,6 +80,7 @@ ENTRIES = (
             '--model.task={"name": "copy_memory", "symbols": 1, "alphabet": 4, "delay": 18}',
             '--model.estimator={"name": "chunked", "k": 5}',
             '--trainer.callbacks.measures=["contributions", "lags", "gates", "swing"]',
+            "--trainer.callbacks.needs=19",
         ),
         steps=120,
         every=30,

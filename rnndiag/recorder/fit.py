@@ -108,6 +108,8 @@ class FitRecorder:
         self._batch_number = 0
         self._batch_groups: tuple[str, ...] | None = None
         self._said_none = False
+        self._spoilt_data = False
+        """Whether a batch since the last optimizer step held numbers that are not finite, and its loss showed it."""
         self.quiet = False
         """Nothing of the running batch is watched: its backward pass and its optimizer step need no look."""
 
@@ -181,6 +183,7 @@ class FitRecorder:
                 self._measure()
             if facts is not None:
                 self._judge(facts)
+            self._spoilt_data = False
             self.black_box.rest()
         if self._pending is not None:
             with self.faults.guard("copying the weights"):
@@ -202,6 +205,9 @@ class FitRecorder:
         loss = loss_of(outputs)
         # between two looks, a loss that is not finite is the only sign of an accident
         self._look_next = isinstance(loss, float) and not math.isfinite(loss)
+        if self._look_next:
+            with self.faults.guard("reading a batch"):
+                self._spoilt_data = not all_finite(self.reader.batch)
         if not self.quiet:
             self._end_watched(loss)
         self.reader.batch = None
@@ -383,7 +389,8 @@ class FitRecorder:
             passes = passes or box.kept_passes()
             self.reader.read(self._pending, passes)
         told = self.black_box.story(alarm, passes)
-        self._pending.facts["black_box"] = {**told, "batch_finite": all_finite(self.reader.batch)}
+        finite = not self._spoilt_data and all_finite(self.reader.batch)
+        self._pending.facts["black_box"] = {**told, "batch_finite": finite}
 
     def _write_done(self, loss: Any, in_batch: bool = False) -> None:
         """Store the recordings that are complete; `in_batch`: at the end of a batch, where a module may log."""

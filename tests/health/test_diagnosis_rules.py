@@ -154,6 +154,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str, Any]] = {
         round(math.log(T - 1), 1),
     ),
     "too short": (layer(), {"config": {"needs": 40}}, "window_too_short", "window", 41),
+    "cut before the need": (
+        layer(),
+        {"config": {"needs": 20}, "model": {"window_in_use": 14.0}},
+        "window_too_short",
+        "window",
+        21,
+    ),
     "contracts": (
         elman(credit_profile=profile(0.3)),
         {"cell": "elman_tanh"},

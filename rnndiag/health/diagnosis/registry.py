@@ -36,6 +36,7 @@ RULES = (
     Rule("dead_units", "start", UNLEARNED, start.dead_units),
     Rule("exploding", "start", UNLEARNED, start.exploding),
     Rule("window_too_short", "start", UNLEARNED, window.sequence_too_short),
+    Rule("window_too_short", "window", BAD, window.gradient_too_short),
     Rule("forget_gates_shut", "start", UNLEARNED, start.forget_gates_shut),
     Rule("window_too_short", "window", UNLEARNED, window.detached_every_step),
     Rule("window_too_short", "window", UNLEARNED, window.window_too_short),

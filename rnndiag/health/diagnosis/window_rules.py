@@ -32,6 +32,24 @@ def sequence_too_short(view: View) -> Found | None:
     )
 
 
+def gradient_too_short(view: View) -> Found | None:
+    """The gradient is cut before it reaches what the task is said to need."""
+    features = view.features
+    window, needs = features.window_in_use, features.needs
+    if needs is None or not window.value <= needs:
+        return None
+    layer = features.layers[0].name if features.layers else ""
+    return Found(
+        f"The gradient passes through {window.value:.0f} steps (step {window.step}), and the task needs {needs} steps "
+        "back (needs=).",
+        evidence(window_in_use=window),
+        layer,
+        remedy=Remedy(
+            "window", needs + 1, f"Carry the gradient through at least {needs + 1} steps."
+        ),
+    )
+
+
 def window_too_short(view: View) -> Found | None:
     """A share of the credit lies behind the cut."""
     return first_layer(view, _cut)
