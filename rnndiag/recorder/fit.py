@@ -484,7 +484,7 @@ class FitRecorder:
                 "none of its modules is a known recurrence (nn.RNN, nn.LSTM, nn.GRU, their cells, registered cells)"
             )
         )
-        return (
-            f"No recurrence of {model} was recorded: {refused or seen}. Name the module that does one step with "
-            "steps=[...], or mark the state of the loop with rnndiag.carry."
-        )
+        todo = "Name the module that does one step with steps=[...], or mark the state of the loop with rnndiag.carry."
+        if names and not refused:
+            todo = "Its weights are frozen, or the loss does not reach them: see the diagnosis."
+        return f"No recurrence of {model} was recorded: {refused or seen}. {todo}"

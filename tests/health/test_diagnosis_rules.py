@@ -455,3 +455,11 @@ def test_diagnosis_is_plain_data(tmp_path: Path) -> None:
     plain = diagnosed(tmp_path, layer(gate_mean=SHUT)).as_json()
     assert plain["causes"][0]["remedy"]["knob"] == "forget_bias"
     assert plain["causes"][0]["evidence"][0]["step"] == 0
+
+
+def test_a_monitored_metric_stands_beside_the_loss(tmp_path: Path) -> None:
+    model = {"monitored_metric": [0.25, 0.9]}
+    losses = falling_losses(1.4, 0.01, 0.2)
+    found = diagnosed(tmp_path, layer(swing=0.5), losses=losses, model=model)
+    assert found.state == "learned"
+    assert "(the monitored metric from 0.25 at step 0 to 0.9 at step 399)" in found.headline

@@ -168,6 +168,12 @@ def _what_the_loss_did(features: Features, state: State, at_rest: bool) -> str:
     if not loss.count:
         return "no loss was recorded"
     went = f"the loss went from {number(loss.start)} to {number(loss.end)} in {loss.steps} steps"
+    metric = [one for one in features.metric if math.isfinite(one.value)]
+    if len(metric) > 1:
+        went += (
+            f" (the monitored metric from {number(metric[0].value)} at step {metric[0].step} to "
+            f"{number(metric[-1].value)} at step {metric[-1].step})"
+        )
     if loss.ends_nonfinite:
         return f"the loss is not finite at step {loss.last_step}"
     if state == "stuck":

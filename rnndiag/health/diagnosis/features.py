@@ -31,6 +31,8 @@ from rnndiag.stats.time_words import TimeWords
 
 LATE = 0.6
 """The state is read from recordings of the last 40 % of a fit."""
+GROWS = math.log(10.0)
+"""Credit at the last lag over that at lag 0 above which states explode."""
 EARLY_STEPS = 16
 """Steps at the start whose size tells a learning rate that is too high."""
 
@@ -60,8 +62,14 @@ class Features:
 
     @property
     def reference_loss(self) -> float:
-        """The loss of a model that has learned nothing: of the first steps, or of a constant answer where given."""
+        """The loss of a model that has learned nothing: of the first steps, or of a constant answer where given.
+
+        A net whose states explode at step 0 begins far above a constant's loss and falls to it in a few steps, which
+        is no learning: what it has fallen to then counts.
+        """
         known = [self.loss.start, self.loss.first, self.chance or math.inf]
+        if any(self.far_credit(layer, 0).above(GROWS) for layer in self.layers):
+            known.append(self.loss.early)
         return (
             min(value for value in known if not math.isnan(value)) if self.loss.count else math.nan
         )

@@ -31,6 +31,8 @@ class LossCurve:
     """Loss of the first step."""
     start: float
     """Median of the first 3."""
+    early: float
+    """Median from 5 to 15 % of the steps: past the first fall of a net that began far off."""
     end: float
     """Median of the last tenth."""
     best: float
@@ -62,18 +64,19 @@ def loss_curve(steps: np.ndarray, losses: np.ndarray) -> LossCurve:
     length = last_step - int(steps[0]) + 1 if count else 0
     if not known.size:
         nan = math.nan
-        numbers = (nan, nan, nan, nan, 0, nan, nan)
+        numbers = (nan, nan, nan, nan, nan, 0, nan, nan)
         return LossCurve(count, length, last_step, *numbers, 1, False, nan, ends_bad, first_bad)
     window = max(10, int(np.sum(at > last_step - TAIL * length)))
     start = float(np.median(known[:3]))
     medians = _running_median(known, window)
-    lowest = int(np.argmin(medians))
+    lowest, first = int(np.argmin(medians)), int(steps[0])
     return LossCurve(
         count=count,
         steps=length,
         last_step=last_step,
         first=float(known[0]),
         start=start,
+        early=_median(known[(at >= first + 0.05 * length) & (at <= first + 0.15 * length)], start),
         end=float(np.median(known[-window:])),
         best=float(medians[lowest]),
         best_step=int(at[min(lowest + window // 2, len(at) - 1)]),
@@ -85,6 +88,10 @@ def loss_curve(steps: np.ndarray, losses: np.ndarray) -> LossCurve:
         ends_nonfinite=ends_bad,
         first_nonfinite=first_bad,
     )
+
+
+def _median(values: np.ndarray, otherwise: float) -> float:
+    return float(np.median(values)) if values.size else otherwise
 
 
 def _running_median(values: np.ndarray, window: int) -> np.ndarray:

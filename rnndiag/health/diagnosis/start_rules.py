@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from rnndiag.health.diagnosis.diagnosis import Remedy
-from rnndiag.health.diagnosis.features import Features
+from rnndiag.health.diagnosis.features import GROWS, Features
 from rnndiag.health.diagnosis.layer_evidence import LARGEST_LOG, LayerEvidence
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number, percent, power
 
@@ -18,8 +18,6 @@ FLAT = 0.2
 """Mean derivative of tanh over all units and steps."""
 DEAD = 0.5
 """Share of relu units that are zero at every step of every sequence."""
-GROWS = math.log(10.0)
-"""Credit at the last lag over that at lag 0."""
 SHUT = 0.1
 """Mean forget gate: a memory of 1.1 steps."""
 CONTRACTS = 0.4

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from rnndiag.health.diagnosis.diagnosis import Remedy
-from rnndiag.health.diagnosis.features import Features
+from rnndiag.health.diagnosis.features import GROWS, Features
 from rnndiag.health.diagnosis.layer_evidence import Dated
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number
-from rnndiag.health.diagnosis.start_rules import GROWS, explosion, start_of_recurrence
+from rnndiag.health.diagnosis.start_rules import explosion, start_of_recurrence
 from rnndiag.health.diagnosis.step_rules import lower_rate, wild
 from rnndiag.health.sentence_case import sentence_case
 
