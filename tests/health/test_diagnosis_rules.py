@@ -457,6 +457,16 @@ def test_diagnosis_is_plain_data(tmp_path: Path) -> None:
     assert plain["causes"][0]["evidence"][0]["step"] == 0
 
 
+def test_a_net_that_explodes_and_falls_to_a_constant_has_not_learned(tmp_path: Path) -> None:
+    """A squared loss of 16 that is 0.34 after a few steps: that of always answering the mean."""
+    states = relu(credit_profile=profile(1.2), swing=0.5)
+    losses = np.concatenate([falling_losses(16.0, 0.36, steps=12), falling_losses(0.36, 0.34)])
+    found = diagnosed(tmp_path, states, losses=losses, cell="elman_relu")
+    assert (found.state, found.causes[0].name) == ("stuck", "exploding")
+    learns = falling_losses(16.0, 0.01, 0.7)
+    assert diagnosed(tmp_path / "2", states, losses=learns, cell="elman_relu").state == "learned"
+
+
 def test_a_monitored_metric_stands_beside_the_loss(tmp_path: Path) -> None:
     model = {"monitored_metric": [0.25, 0.9]}
     losses = falling_losses(1.4, 0.01, 0.2)
