@@ -19,7 +19,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the JSON file to write, and to commit",
     )
     parser.add_argument(
-        "--snapshot", metavar="DIR", help="accept what a frozen snapshot gives now (needs torch)"
+        "--snapshot",
+        metavar="DIR",
+        help="store the numbers that a frozen snapshot gives now (needs torch)",
     )
     parser.add_argument(
         "--trust", action="store_true", help="also run a factory that lies inside of the snapshot"
@@ -33,12 +35,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unfinished",
         action="store_true",
-        help="take a run that was cut short, or goes on, for what it holds",
+        help="also take a run that was cut short or is still running",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print old -> new, write."""
+    """Measure the runs, print old -> new numbers, and write the baseline."""
     if bool(args.runs) == bool(args.snapshot):
         return _usage("Name either runs or --snapshot DIR.")
     if args.snapshot:

@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unfinished",
         action="store_true",
-        help="judge a run that was cut short, or goes on, for what it holds",
+        help="also judge a run that was cut short or is still running",
     )
     parser.add_argument(
         "--snapshot",
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge, print, write what was asked for, and give the exit code."""
+    """Judge the runs, print the findings, write the files asked for, and return the exit code."""
     from rnndiag.errors import CannotJudge, RunUnreadable
     from rnndiag.health.outcome import CANNOT_JUDGE
     from rnndiag.health.result import cannot_judge
@@ -116,7 +116,7 @@ def configuration(path: str | None, min_recordings: int | None = None) -> Config
 
 
 def _why_not(judgement: CheckResult) -> str:
-    """One line on the first thing that was not judged, for a log that shows only the errors."""
+    """One line about the first check that was not judged, for logs that show errors only."""
     first = next((one for one in judgement.findings if one.status == "not_judged"), None)
     if first is None:
         return f"rnndiag: nothing was judged in {', '.join(judgement.paths)}\n"

@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bytes", type=size, required=True, metavar="N", help="size to reach: 500M, 1GiB, ..."
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be dropped")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be removed, and remove nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,14 +18,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="A", help="the run that the others are compared with")
     parser.add_argument("others", metavar="B", nargs="+", help="other runs")
     parser.add_argument("-o", "--output", metavar="FILE", default="compare.html")
-    parser.add_argument("--layer", default="", help="the layer to show (default: A's verdict's)")
+    parser.add_argument(
+        "--layer", default="", help="the layer to show (default: that of the verdict on A)"
+    )
     parser.add_argument("--config", metavar="FILE", help="a pyproject.toml with [tool.rnndiag]")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--json", metavar="FILE", help="also write the changes as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and say what changed."""
+    """Write the page; print what changed."""
     from rnndiag.cli.report import warn_of_size
     from rnndiag.report.compare_page import comparable, heading, run_names, write_comparison
     from rnndiag.report.deltas import deltas

@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file and say what is in it."""
+    """Write the file; print how many numbers it holds."""
     from rnndiag.errors import BadConfig, RunUnreadable
     from rnndiag.run.run import open_run
     from rnndiag.store.reader import listed
@@ -111,7 +111,7 @@ def _latex(args: argparse.Namespace) -> int:
 
 
 def chosen(one: Run, args: argparse.Namespace) -> Iterator[Series]:
-    """Every series asked for, phase by phase."""
+    """All series that were asked for, phase by phase."""
     from rnndiag.run.frames import chosen as keys
     from rnndiag.store.reader import no_recordings
 
@@ -149,7 +149,7 @@ def _steps(text: str | None) -> slice | None:
 
 
 def write_csv(one: Run, found: list[Series], file: IO[str]) -> int:
-    """One row per number; the number of rows."""
+    """Write one row per number; return the number of rows."""
     import csv
 
     from rnndiag.run.frames import column_of, columns
@@ -184,7 +184,7 @@ def _cell(value: Any) -> Any:
 
 
 def write_json(one: Run, found: list[Series], file: IO[str]) -> int:
-    """One object per quantity and layer; the number of numbers."""
+    """Write one object per quantity and layer; return the number of numbers."""
     import json
 
     file.write(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rnndiag.report.context import Context
 
 LARGE = 1_000_000
-"""Bytes from which a page is called large: a browser takes it, a mail or a ticket may not."""
+"""Bytes above which a page is called large: browsers open it, mail systems may refuse it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="the page to write (default: RUN/report.html)"
     )
-    parser.add_argument("--layer", default="", help="the layer to show (default: the verdict's)")
+    parser.add_argument(
+        "--layer", default="", help="the layer to show (default: that of the verdict)"
+    )
     parser.add_argument("--baseline", help="a baseline file or a run to compare with")
     parser.add_argument("--config", metavar="FILE", help="a pyproject.toml with [tool.rnndiag]")
     parser.add_argument(
@@ -33,7 +35,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="write the page anew as a running fit records, until it ends",
     )
     parser.add_argument(
-        "--every", type=float, default=5.0, metavar="SECONDS", help="how often --watch looks (5)"
+        "--every",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="time between two reads of --watch (5)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--json", metavar="FILE", help="also write the page's numbers as JSON")
@@ -41,15 +47,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--figures", metavar="DIR", help="also write each figure as a file (needs matplotlib)"
     )
     parser.add_argument(
-        "--format", choices=("pdf", "svg", "png"), default="pdf", help="of those files"
+        "--format", choices=("pdf", "svg", "png"), default="pdf", help="format of those files (pdf)"
     )
     parser.add_argument(
-        "--width", type=float, metavar="INCHES", help="of those figures: 3.3 for a paper's column"
+        "--width",
+        type=float,
+        metavar="INCHES",
+        help="width of those figures; 3.3 for one column of a paper",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and say where it is."""
+    """Write the page; print the verdict and the path of the page."""
     from rnndiag.report.numbers import run_numbers
     from rnndiag.report.page import write_page
     from rnndiag.report.progress import Progress
@@ -75,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _target(args: argparse.Namespace) -> Path:
-    """Where the page goes: into the run, unless another place is named."""
+    """Path of the page: within the run unless --output names another."""
     from rnndiag.errors import BadArgument
 
     if not args.output and "://" in args.run:
@@ -110,7 +119,7 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def warn_of_size(page: Path) -> None:
-    """One sentence where a page is large."""
+    """Print one sentence if a page is large."""
     size = page.stat().st_size
     if size > LARGE:
         sys.stderr.write(f"rnndiag: the page is large: {size / 1e6:.1f} MB.\n")

@@ -1,4 +1,4 @@
-"""What a command prints, made safe line by line: names in a run are a stranger's, and a CI log obeys some lines."""
+"""Escapes what a command prints: a stranger may have chosen the names in a run, and CI logs interpret some lines."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class SafeStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what is held back."""
+        """Write the line that has no end yet."""
         if self._line:
             line, self._line = self._line, ""
             self.raw.write(safe_line(line))
         self.raw.flush()
 
     def writable(self) -> bool:
-        """Always."""
+        """True: it can be written to."""
         return True
 
     def isatty(self) -> bool:
-        """Whether a person reads it."""
+        """Whether the stream below is a terminal."""
         return self.raw.isatty()
 
     def fileno(self) -> int:
-        """The descriptor below."""
+        """The file descriptor of the stream below."""
         return self.raw.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream below."""
+        """The encoding of the stream below."""
         return self.raw.encoding
 
 
@@ -70,7 +70,7 @@ def safe_streams() -> Iterator[None]:
 
 
 def write_as_is(text: str) -> None:
-    """Write to standard output what is known to be safe, such as the workflow commands that a command makes itself."""
+    """Write text to standard output without escaping it: workflow commands that rnndiag made itself."""
     stream = sys.stdout
     stream.flush()
     raw = stream.raw if isinstance(stream, SafeStream) else stream

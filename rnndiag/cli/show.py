@@ -31,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="Q",
         help="the quantity to show: its meaning and its range per layer",
     )
-    parser.add_argument("-l", "--layer", metavar="L", help="of one layer only")
-    parser.add_argument("--step", type=int, metavar="N", help="at one training step only")
+    parser.add_argument("-l", "--layer", metavar="L", help="only this layer")
+    parser.add_argument("--step", type=int, metavar="N", help="only this training step")
     parser.add_argument(
         "--registry",
         action="store_true",
@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was asked for."""
+    """Print the overview, one quantity, or the registry of quantities."""
     from rnndiag.errors import BadConfig
     from rnndiag.run.run import open_run
     from rnndiag.run.runs import open_runs
@@ -169,7 +169,7 @@ def _verdicts(one: Run) -> dict[str, int]:
 
 
 def overview(one: Run) -> Iterator[str]:
-    """The overview in lines: how it stands, where it is from, layers, quantities, problems."""
+    """The overview as lines: status, provenance, layers, quantities, problems."""
     steps = one.steps
     span = f"steps {steps[0]} to {steps[-1]}" if steps.size else "no steps"
     phases = ", ".join(f"{len(one.steps_of(phase))} {phase}" for phase in one.phases)
@@ -196,7 +196,7 @@ def overview(one: Run) -> Iterator[str]:
 
 
 def limited(problems: Sequence[object]) -> Iterator[str]:
-    """Problems in lines; of very many the first ones and how many there are."""
+    """Problems as lines; of very many, the first ones and their number."""
     for problem in problems[:_PROBLEMS_SHOWN]:
         yield str(problem)
     if len(problems) > _PROBLEMS_SHOWN:
@@ -232,7 +232,7 @@ def _headline_lines(one: Run) -> Iterator[str]:
 
 
 def _seam_lines(one: Run) -> Iterator[str]:
-    """What the cut between chunks throws away, as the newest recording that measured it says."""
+    """What the cut between chunks removes of the gradient, from the newest recording that measured it."""
     told = [o.notes["seam"] for o in one.outlines if isinstance(o.notes.get("seam"), dict)]
     if told:
         yield "  across the seam"
