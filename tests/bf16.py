@@ -14,7 +14,7 @@ def lstm_runs_in_bf16() -> bool:
     """Try a small LSTM under autocast, as a plain program would."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         try:
-            nn.LSTM(2, 2)(torch.randn(2, 1, 2))
+            nn.LSTM(2, 2, dtype=torch.float32)(torch.randn(2, 1, 2, dtype=torch.float32))
         except RuntimeError:
             return False
     return True
