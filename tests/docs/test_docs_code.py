@@ -51,7 +51,7 @@ TRAINS = {ROOT / "docs/tutorial.md"}
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=[pytest.mark.long] if p in TRAINS else []) for p in WITH_PYTHON],
+    [pytest.param(p, marks=[pytest.mark.slow] if p in TRAINS else []) for p in WITH_PYTHON],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 @pytest.mark.filterwarnings("ignore::rnndiag.recorder.faults.RnndiagWarning")
@@ -115,7 +115,7 @@ make_data = delay_loader
 """What the tests that the docs show take from their project: here that of the CI example."""
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_tests_that_the_docs_show_pass_in_a_project(tmp_path: Path) -> None:
     """The blocks for pytest, run by pytest with the plugin."""
     found = [b for p in PAGES for b in blocks(p, "python") if b.startswith(FOR_PYTEST)]
