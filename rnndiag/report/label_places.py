@@ -7,7 +7,7 @@ from its number of letters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,9 +61,16 @@ class LabelPlaces:
 
     def choose(self, candidates: Iterable[Place]) -> Place:
         """The least bad candidate, the first of equal ones. Later labels avoid it."""
-        best = min(candidates, key=self._badness)
+        given = list(candidates)
+        best = min([*given, *map(self._moved_in, given)], key=self._badness)
         self._boxes.append((best, OVER_LABEL))
         return best
+
+    def _moved_in(self, place: Place) -> Place:
+        """The place moved sideways to lie between both ends."""
+        left, right, _, _ = self._ends
+        by = max(0.0, left - place.left) + min(0.0, right - place.right)
+        return replace(place, x=place.x + by, left=place.left + by, right=place.right + by)
 
     def _badness(self, place: Place) -> float:
         left, right, low, high = self._ends

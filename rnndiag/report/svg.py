@@ -30,7 +30,7 @@ class Drawing(Canvas):
     def __init__(self, panel: Panel, frame: Frame) -> None:
         super().__init__(panel, frame)
         self.places = LabelPlaces(
-            frame.left - 8, frame.width, frame.top - 12, frame.height - frame.bottom
+            frame.left, frame.width, frame.top - 12, frame.height - frame.bottom
         )
 
     def allowed(self) -> None:
