@@ -5,12 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rnndiag.errors import BadArgument, BadConfig
 from rnndiag.health.config import find_config, read_config
 from rnndiag.store.limits import BUDGET_BYTES
+
+_NUMBERS: tuple[tuple[str, bool, Callable[[float], bool], str], ...] = (
+    ("every_n_steps", True, lambda n: n >= 1, "a whole number of steps from 1 up"),
+    ("budget", False, lambda x: 0 < x <= 10, "a share of training time, such as 0.03 for 3 %"),
+    ("samples", True, lambda n: n >= 1, "a number of sequences from 1 up"),
+    ("max_bytes", False, lambda n: n > 0, "a number of bytes above 0, such as 2 << 30 for 2 GiB"),
+    ("seam", False, lambda n: n >= 0, "a number of chunks from 0 up"),
+    ("jump", False, lambda x: x > 1, "a factor above 1"),
+    ("max_memory", True, lambda n: n > 0, "a number of bytes above 0"),
+    ("stride", False, lambda n: n >= 1, "a whole number from 1 up"),
+    ("chance", True, lambda x: 0 < x < math.inf, "the loss of a constant answer, a number above 0"),
+)
+"""Of every number: its name, whether it may be None, what fits, and what it must be."""
 
 LogChoice = Literal["worst", "all", "none"]
 
@@ -44,37 +58,19 @@ class Settings:
     max_memory: float | None = None
 
     def __post_init__(self) -> None:
-        if self.every_n_steps is not None and self.every_n_steps < 1:
-            _refuse(
-                "every_n_steps", self.every_n_steps, "a whole number of steps from 1 up, or None"
-            )
+        for name, optional, fits, wanted in _NUMBERS:
+            value = getattr(self, name)
+            if optional and value is None:
+                continue
+            if not isinstance(value, Real) or not fits(float(value)):
+                _refuse(name, value, f"{wanted}{', or None' if optional else ''}")
         if self.every_n_steps is not None and self.schedule is not None:
             raise BadArgument(
                 "Both every_n_steps and schedule say when to record.", "Give one of them."
             )
-        if not 0 < self.budget <= 10:
-            _refuse("budget", self.budget, "a share of training time, such as 0.03 for 3 %")
-        if self.samples is not None and self.samples < 1:
-            _refuse("samples", self.samples, "a number of sequences from 1 up, or None for all")
-        if not self.max_bytes > 0:
-            _refuse(
-                "max_bytes", self.max_bytes, "a number of bytes above 0, such as 2 << 30 for 2 GiB"
-            )
-        if self.seam < 0:
-            _refuse("seam", self.seam, "a number of chunks from 0 up")
-        if not self.jump > 1:
-            _refuse("jump", self.jump, "a factor above 1")
         if self.log not in ("worst", "all", "none"):
             _refuse("log", self.log, '"worst", "all" or "none"')
-        if self.max_memory is not None and not self.max_memory > 0:
-            _refuse("max_memory", self.max_memory, "a number of bytes above 0, or None")
-        if self.stride < 1:
-            _refuse("stride", self.stride, "a whole number from 1 up")
-        if self.chance is not None and not 0 < self.chance < math.inf:
-            _refuse(
-                "chance", self.chance, "the loss of a constant answer, a number above 0, or None"
-            )
-        if not isinstance(self.needs, str) and self.needs is not None and self.needs < 1:
+        if not isinstance(self.needs, str) and self.needs is not None and not self.needs >= 1:
             _refuse("needs", self.needs, 'a number of steps from 1 up, or a duration such as "6 h"')
         if self.time_unit is not None and not self.time_unit[1] > 0:
             _refuse("time_unit", self.time_unit, 'a name and a positive length, such as ("h", 1)')

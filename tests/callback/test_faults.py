@@ -105,6 +105,9 @@ def test_keyboard_interrupts_are_no_faults() -> None:
     [
         ({"every_n_steps": 0}, "every_n_steps is 0"),
         ({"budget": 0.0}, "budget is 0.0"),
+        ({"budget": None}, "budget is None"),
+        ({"seam": "2"}, "seam is '2'"),
+        ({"max_memory": -1}, "max_memory is -1"),
         ({"measures": ["lag"]}, "no measure 'lag'. Choose from: contributions"),
         ({"log": "some"}, "log is 'some'"),
         ({"every_n_steps": 2, "schedule": bool}, "Both every_n_steps and schedule"),
