@@ -208,14 +208,15 @@ def test_a_fault_in_every_function_of_the_recorder_leaves_training_alone(
     try_all(kind, tmp_path, None)
 
 
+@pytest.mark.parametrize("part", ["before", "after"])
 @pytest.mark.parametrize("kind", ["layer", "cell", "chunks"])
-def test_a_fault_inside_of_a_kernels_call_ends_the_watching_only(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fault_around_a_kernels_call_leaves_training_alone(
+    kind: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise Planted("planted")
 
-    monkeypatch.setattr(KernelCalls, "_keep", broken)
+    monkeypatch.setattr(KernelCalls, part, broken)
     plain, stream = train(kind, None)
     with pytest.warns(RnndiagWarning, match="planted") as told:
         model, after = train(kind, recorder_in(tmp_path / "run"))
