@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.facts.lightning_loop import LightningLoop
+from rnndiag.recorder.facts.training_loop import loss_of
 from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
@@ -251,7 +253,8 @@ class GradientDiagnostics(_Adopting):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether this step is recorded, and watch it."""
-        self._pass("batch_started", batch)
+        if self._fit is None or not self._fit.leave_alone():
+            self._pass("batch_started", batch)
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """A backward pass through the Trainer is over; weights and gradients are as it left them."""
@@ -267,7 +270,10 @@ class GradientDiagnostics(_Adopting):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step is over: store what was measured."""
-        self._pass("batch_ended", outputs)
+        if self._fit is None or not self._fit.left_alone:
+            self._pass("batch_ended", outputs)
+        elif isinstance(loss := loss_of(outputs), float) and not math.isfinite(loss):
+            self._pass("alarmed", batch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """The story of clipping is told by epoch."""

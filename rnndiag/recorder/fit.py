@@ -42,7 +42,7 @@ from rnndiag.store.measurement import Measurement
 
 _MOMENTS = (
     *("batch_started", "after_backward", "before_optimizer_step", "batch_ended", "batch_dropped"),
-    *("epoch_ended", "paused", "resumed", "finish", "conclude"),
+    *("alarmed", "epoch_ended", "paused", "resumed", "finish", "conclude"),
 )
 _PARTS = {moment: f"the recorder ({moment})" for moment in _MOMENTS}
 """How a fault of a moment is named in messages."""
@@ -112,6 +112,10 @@ class FitRecorder:
         """Whether a batch since the last optimizer step held numbers that are not finite, and its loss showed it."""
         self.quiet = False
         """Nothing of the running batch is watched: its backward pass and its optimizer step need no look."""
+        self.skip = 0
+        """So many coming batches need no moment at all, but for a glance at their loss."""
+        self.left_alone = False
+        """Whether the running batch is one of them."""
 
     def handle(self, moment: str, *facts: Any) -> None:
         """Call one of the moments below; whatever goes wrong in it, training goes on.
@@ -214,6 +218,32 @@ class FitRecorder:
         plain = self.overhead.batch_ended(self.reader.measured)
         if plain is not None:
             self.looks.plain_step(self._looking, *plain)
+        self.skip = self._batches_to_skip()
+        self.overhead.plain += self.skip
+
+    def leave_alone(self) -> bool:
+        """Whether the batch that begins needs no moment at all."""
+        self.left_alone = self.skip > 0
+        if self.left_alone:
+            self.skip -= 1
+            self.quiet = True
+        return self.left_alone
+
+    def alarmed(self, batch: Any) -> None:
+        """The loss of a batch that was left alone is not finite: look at the next one."""
+        self.skip, self._look_next = 0, True
+        self._spoilt_data = not all_finite(batch)
+
+    def _batches_to_skip(self) -> int:
+        """Batches up to the next look or recording, but for the one before it, which is timed as a plain step.
+
+        Even a few lines of Python cost tens of microseconds in a step, since their code has left the caches.
+        """
+        if self._look_next or self._pending is not None or self.loop.steps_within_batch:
+            return 0
+        tick = self._batch_number if self.schedule.by_batch else self._decided
+        free = self.schedule.next_tick - tick - self.reader.seams.most
+        return max(0, min(free, self.looks.until_next(self._decided)) - 2)
 
     def _end_watched(self, loss: Scalar | None) -> None:
         """Judge the step that was watched, and store what was recorded of it."""
@@ -264,7 +294,7 @@ class FitRecorder:
     def finish(self) -> None:
         """The fit ended as it should: store what is left and close the run."""
         self._store_rest()
-        self.chronicle.close(FINISHED, self._batch_step)
+        self.chronicle.close(FINISHED, self._last_step)
 
     def conclude(self) -> None:
         """After everything else of the fit: say what it showed."""
@@ -303,9 +333,14 @@ class FitRecorder:
         if not self.chronicle.closed:
             with self.overhead.own():
                 self._store_rest()
-                self.chronicle.close(reason, self._batch_step)
+                self.chronicle.close(reason, self._last_step)
 
     # -- parts -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _last_step(self) -> int:
+        """The step of the last batch, also where that was left alone."""
+        return max(self._batch_step, self.loop.step - 1) if self.left_alone else self._batch_step
 
     def _begin_step(self, step: int) -> None:
         """Is this step recorded? Within one batch, later steps are recorded for the layers that they alone train."""

@@ -63,6 +63,11 @@ class Seams:
             self._call_memory.rest()
 
     @property
+    def most(self) -> int:
+        """So many chunks before a recorded step are kept."""
+        return self._most
+
+    @property
     def standing(self) -> bool:
         """Whether calls are being kept."""
         return self._call_memory.standing

@@ -45,6 +45,11 @@ class LightLooks:
         """Whether this step is looked at."""
         return step % (2 if self._in_trial else self.every) == 0
 
+    def until_next(self, step: int) -> int:
+        """Steps from this one to the next that is looked at."""
+        every = 2 if self._in_trial else self.every
+        return every - step % every
+
     def plain_step(self, looked: bool, seconds: float, own: float) -> None:
         """A step that was not recorded is over.
 
