@@ -42,9 +42,11 @@ $(VENV)/docs: $(VENV)/dev
 
 # --- what people run ---------------------------------------------------------------------------
 
+COVERAGE ?= --cov=rnndiag
+
 .PHONY: test
-test: $(VENV)/dev  ## run all tests, two at a time, and print the coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=rnndiag -m "not long" $(TESTS)
+test: $(VENV)/dev  ## run all tests, two at a time, and print the coverage (COVERAGE= leaves that out)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(COVERAGE) -m "not long" $(TESTS)
 
 .PHONY: test-long
 test-long: $(VENV)/dev  ## run the tests that take many minutes: whole trials, random programs, fuzzing

@@ -21,7 +21,7 @@ second: pl.Callback = cb
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trainer_of_either_package_takes_it(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     program = tmp_path / "train.py"
