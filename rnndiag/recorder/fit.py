@@ -112,6 +112,8 @@ class FitRecorder:
         """Whether a batch since the last optimizer step held numbers that are not finite, and its loss showed it."""
         self.quiet = False
         """Nothing of the running batch is watched: its backward pass and its optimizer step need no look."""
+        self._free = 0
+        """Batches from the running one to the next that may be recorded."""
         self.skip = 0
         """So many coming batches need no moment at all, but for a glance at their loss."""
         self.left_alone = False
@@ -149,6 +151,7 @@ class FitRecorder:
 
     def batch_started(self, batch: Any) -> None:
         """Decide, and watch the forward pass that comes."""
+        self._free = 0
         self.reader.batch_started(batch)
         self._batch_number = self.loop.batches
         self._batch_step = self.loop.step
@@ -162,6 +165,8 @@ class FitRecorder:
             or self.reader.seams.standing
             or self.loop.steps_within_batch
         )
+        tick = self._batch_number if self.schedule.by_batch else self._decided
+        self._free = self.schedule.next_tick - tick - self.reader.seams.most
         self.overhead.batch_started()
 
     def after_backward(self) -> None:
@@ -239,11 +244,10 @@ class FitRecorder:
 
         Even a few lines of Python cost tens of microseconds in a step, since their code has left the caches.
         """
-        if self._look_next or self._pending is not None or self.loop.steps_within_batch:
+        waiting = self._look_next or self._pending is not None or self.black_box.waits
+        if waiting or self.loop.steps_within_batch:
             return 0
-        tick = self._batch_number if self.schedule.by_batch else self._decided
-        free = self.schedule.next_tick - tick - self.reader.seams.most
-        return max(0, min(free, self.looks.until_next(self._decided)) - 2)
+        return max(0, min(self._free, self.looks.until_next(self._decided)) - 2)
 
     def _end_watched(self, loss: Scalar | None) -> None:
         """Judge the step that was watched, and store what was recorded of it."""

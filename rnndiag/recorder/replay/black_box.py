@@ -122,6 +122,11 @@ class BlackBox:
         alarm = Alarm("loss", step, number(norm), math.nan, number(loss))
         self._next = _told(alarm, f"{alarm.sentence} Its gradient is finite. {_NEXT}")
 
+    @property
+    def waits(self) -> bool:
+        """Whether the step that comes is to be recorded."""
+        return self._next is not None
+
     def wants_next(self) -> dict[str, Any] | None:
         """What to tell of an accident with the step that comes, which is recorded for it; asked once."""
         told, self._next = self._next, None

@@ -57,11 +57,13 @@ class LightHooks:
             if name in self._loops:
                 continue
             leave = LightHook(self, name, module)
-            handles = [module.register_forward_hook(leave, with_kwargs=True)]
+            handles = self._handles[
+                name
+            ] = []  # known at once: a fault on the way leaves no hook behind
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
             if module.dropout > 0 and module.num_layers > 1:
                 enter = RandomHook(self, name, module)
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            self._handles[name] = handles
 
     def fail(self, error: Exception) -> None:
         """A hook failed: nothing more is kept of this step."""
