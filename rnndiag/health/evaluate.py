@@ -381,7 +381,7 @@ def _limit(rule: Rule, bound: float) -> str:
 
 
 def sentence(rule: Rule, value: float, layer: str, time_steps: int | None) -> str:
-    """What is so, as the rule says it of this value."""
+    """The rule's statement with this value in place, or that there is no number."""
     if math.isnan(value):
         return f"{rule.meaning}: not a number in most of the judged recordings"
     text = rule.infinite if math.isinf(value) and rule.infinite else rule.statement

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.facts.lightning_loop import LightningLoop
-from rnndiag.recorder.facts.training_loop import loss_of
 from rnndiag.recorder.faults import Faults, tell
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
@@ -270,10 +268,10 @@ class GradientDiagnostics(_Adopting):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step is over: store what was measured."""
-        if self._fit is None or not self._fit.left_alone:
+        if self._fit is not None and self._fit.left_alone:
+            self._fit.glance(outputs, batch)
+        else:
             self._pass("batch_ended", outputs)
-        elif isinstance(loss := loss_of(outputs), float) and not math.isfinite(loss):
-            self._pass("alarmed", batch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """The story of clipping is told by epoch."""
@@ -325,7 +323,10 @@ class GradientDiagnostics(_Adopting):
         fit, self._fit = self._fit, None
         if fit is not None:
             with fit.faults.guard("the end of the recorder"):
-                fit.close(reason)
+                try:
+                    fit.close(reason)
+                finally:
+                    fit.release()
             self._wrote = self._wrote or fit.chronicle.opened
 
 

@@ -42,7 +42,7 @@ from rnndiag.store.measurement import Measurement
 
 _MOMENTS = (
     *("batch_started", "after_backward", "before_optimizer_step", "batch_ended", "batch_dropped"),
-    *("alarmed", "epoch_ended", "paused", "resumed", "finish", "conclude"),
+    *("epoch_ended", "paused", "resumed", "finish", "conclude"),
 )
 _PARTS = {moment: f"the recorder ({moment})" for moment in _MOMENTS}
 """How a fault of a moment is named in messages."""
@@ -212,11 +212,8 @@ class FitRecorder:
     def batch_ended(self, outputs: Any) -> None:
         """The step is over; weights have moved, or not yet where gradients accumulate."""
         loss = loss_of(outputs)
-        # between two looks, a loss that is not finite is the only sign of an accident
-        self._look_next = isinstance(loss, float) and not math.isfinite(loss)
-        if self._look_next:
-            with self.faults.guard("reading a batch"):
-                self._spoilt_data = not all_finite(self.reader.batch)
+        self._look_next = False
+        self._look_at_loss(loss, self.reader.batch)
         if not self.quiet:
             self._end_watched(loss)
         self.reader.batch = None
@@ -234,10 +231,17 @@ class FitRecorder:
             self.quiet = True
         return self.left_alone
 
-    def alarmed(self, batch: Any) -> None:
-        """The loss of a batch that was left alone is not finite: look at the next one."""
-        self.skip, self._look_next = 0, True
-        self._spoilt_data = not all_finite(batch)
+    def glance(self, outputs: Any, batch: Any) -> None:
+        """The end of a batch that was left alone."""
+        with self.faults.guard("reading a loss"):
+            self._look_at_loss(loss_of(outputs), batch)
+
+    def _look_at_loss(self, loss: Scalar | None, batch: Any) -> None:
+        """Between two looks, a loss that is not finite is the only sign of an accident: watch the next batch."""
+        if isinstance(loss, float) and not math.isfinite(loss):
+            self.skip, self._look_next = 0, True
+            with self.faults.guard("reading a batch"):
+                self._spoilt_data = not all_finite(batch)
 
     def _batches_to_skip(self) -> int:
         """Batches up to the next look or recording, but for the one before it, which is timed as a plain step.
@@ -285,7 +289,7 @@ class FitRecorder:
         self.overhead.pause()
 
     def resumed(self) -> None:
-        """Training goes on."""
+        """Validation is over: time counts as training again."""
         self.overhead.resume()
 
     def epoch_ended(self) -> None:
@@ -327,6 +331,14 @@ class FitRecorder:
         if reason != FINISHED:
             # the person's own exception is on its way, and stays what it is
             self.faults.strict = False
+        self.release()
+        if not self.chronicle.closed:
+            with self.overhead.own():
+                self._store_rest()
+                self.chronicle.close(reason, self._last_step)
+
+    def release(self) -> None:
+        """Take all hooks off the model; a second call does nothing."""
         for release in (self.watch.release, self.black_box.release, self.reader.seams.release):
             caught = self.faults.caught
             for _ in range(2):  # an attempt that failed half way leaves hooks on the user's model
@@ -334,10 +346,6 @@ class FitRecorder:
                     release()
                 if self.faults.caught == caught:
                     break
-        if not self.chronicle.closed:
-            with self.overhead.own():
-                self._store_rest()
-                self.chronicle.close(reason, self._last_step)
 
     # -- parts -----------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def _names(seen: BackwardPass) -> set[str]:
 def _named(
     pending: Pending, runs: Sequence[LayerRun], known: Collection[str]
 ) -> tuple[LayerRun, ...]:
-    """The runs under the names that they have in the recording."""
+    """Runs that are not recorded yet, at most BACKWARDS of a layer: the second one is named `rnn.l0@2`."""
     kept = []
     for run in runs:
         if run.name in known:

@@ -193,7 +193,7 @@ class Recorder:
         self._fit = None
 
     def _guarded(self, action: Callable[..., None], *arguments: Any) -> None:
-        """Every entry from the training loop goes through here: a fault of the recorder does not end training."""
+        """Call `action`; an exception of the recorder is kept as a fault and does not reach the training loop."""
         try:
             action(*arguments)
         except Exception as error:
@@ -242,7 +242,10 @@ class Recorder:
             fit.handle("finish")
             fit.handle("conclude")
         self._recorded = fit.chronicle.steps
-        fit.close(reason)
+        try:
+            fit.close(reason)
+        finally:
+            fit.release()
 
     def _begin_batch(self, batch: Any) -> None:
         self._end_batch()

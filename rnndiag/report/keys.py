@@ -92,7 +92,7 @@ def _filled(tone: str, strength: float) -> str:
 
 
 def colour_bar(matrix: Matrix) -> str:
-    """The colour scale of a matrix as a horizontal bar with labels."""
+    """HTML of a matrix's colour key: a horizontal bar between its lowest and its highest value."""
     ramp = np.arange(FIRST, 256, dtype=np.uint8)[None]
     data = base64.b64encode(png(ramp, colours(matrix.diverging))).decode()
     words = power_of_ten if matrix.log else number

@@ -75,7 +75,7 @@ class Reach(Answer):
 
     @property
     def number(self) -> str:
-        """The number in three digits, or as closely as it is known; or why there is none."""
+        """The number without its error, in three digits or as many as the error allows; or why there is none."""
         if self.give_or_take:
             return f"{self.value:.{self._places}f}"
         return super().text

@@ -184,7 +184,7 @@ class StoredRun:
 
     def layers_of(self, quantity: str) -> tuple[str, ...]:
         """The layers (or the whole model, `model`) for which a quantity was measured."""
-        return tuple(layer for name, layer in self.collector.keys if name == quantity)
+        return self.collector.layers_of(quantity)
 
     @property
     def groups(self) -> tuple[tuple[Place, ...], ...]:

@@ -86,7 +86,7 @@ class Cell:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Names of the blocks of rows of W_hh."""
+        """Names of the gates that have rows in W_hh (blocks * H, R), in their order."""
         return self.gates if self.recurrent_gates is None else self.recurrent_gates
 
     def units(self, weights: Weights) -> int:

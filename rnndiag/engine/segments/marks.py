@@ -165,10 +165,10 @@ class CutGraph:
         return self._run(roots, given, {})
 
     def from_marks(self, seeds: Mapping[int, Tensor], pass_on: bool = False) -> _Pulled:
-        """One backward pass from all seeded marks, cut at every mark.
+        """One backward pass that begins at the marks in `seeds` and ends at the next marks behind them.
 
-        seeds: what each mark sends on, whatever arrives there. pass_on: seeded marks also send on what arrives from
-            other seeded ones; their own arrivals are then not to be used.
+        seeds: mark -> the gradient that it sends on, whatever arrives there. pass_on: seeded marks also send on
+            what arrives from other seeded ones; their own arrivals are then not to be used.
         """
         keys = list(seeds)
         roots = [self.marks[key].root for key in keys]

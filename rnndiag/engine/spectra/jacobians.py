@@ -124,7 +124,7 @@ class Tangents:
 
 
 def tangents(run: LayerRun, start: int, stop: int, dtype: torch.dtype) -> Tangents:
-    """The tangents of steps start..stop-1 in the given precision."""
+    """The one-step Jacobians of steps start..stop-1, ready to be multiplied, in the given precision."""
     part = stretch(run, start, stop).to(dtype=dtype)
     if part.cell.is_elementwise(part.weights):
         return Tangents(part, coefficients(part), None)

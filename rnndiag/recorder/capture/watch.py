@@ -39,7 +39,7 @@ def _unscaled() -> float:
 
 
 class Capture:
-    """Hooks on the recurrent modules of one model. Nothing is hooked until `arm` or left after `disarm`.
+    """Records the calls of a model's recurrent modules by hooks, which are on from `arm` to `disarm`.
 
     steps: names or classes of further modules that do one step of a recurrence. loss_scale: read during every backward
     pass; its value is divided out. timer: runs around what is measured before a backward pass.
@@ -57,7 +57,7 @@ class Capture:
         self.model = model
         self.faults = Faults(strict=True) if faults is None else faults
         self.modules = recurrent_modules(model, steps)
-        self._tasks = Tasks(loss_scale, guard=self._guarded)
+        self._tasks = Tasks(loss_scale, guard=self.guarded)
         self.spoilt = False
         """Whether a fault of the recorder ended the watching of this step."""
         self._keeps_graph = False
@@ -172,8 +172,8 @@ class Capture:
         finally:
             self._overlooked.discard(name)
 
-    def _guarded(self, hook: Hook) -> Hook:
-        """A hook of autograd that cannot end the backward pass."""
+    def guarded(self, hook: Hook) -> Hook:
+        """The hook, such that its fault ends the watching of this step and not the backward pass."""
 
         def guarded(*args: Any) -> None:
             if self.spoilt:
@@ -294,7 +294,7 @@ class Capture:
         except Exception as error:  # noqa: BLE001 - no fault may end a backward pass
             self._spoil(error)
             return None
-        return None if done is None else self._guarded(done)
+        return None if done is None else self.guarded(done)
 
     def _find_loops(
         self, roots: Sequence[Any], given: Sequence[Tensor | None], keeps_graph: bool
@@ -344,7 +344,11 @@ class Capture:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        prepared = self._before_kernel(cell, one_step, kernel, args, kwargs)
+        prepared: Prepared | None = None
+        try:
+            prepared = self._before_kernel(cell, one_step, kernel, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - no fault may end a forward pass
+            self._spoil(error)
         if prepared is None:
             return kernel(*args, **kwargs)
         # under no guard: what the kernel raises is the user's, or the signal that ends a checkpoint's recomputation
@@ -368,12 +372,9 @@ class Capture:
         frame = self._frames[-1] if self._frames else None
         if frame is None or not torch.is_grad_enabled():
             return None
-        try:
-            with self.faults.guard("reading a kernel call"):
-                asked = read_call(cell, one_step, kernel, args, kwargs)
-                return self._kernels.before(frame, asked, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - no fault may end a forward pass
-            self._spoil(error)
+        with self.faults.guard("reading a kernel call"):
+            asked = read_call(cell, one_step, kernel, args, kwargs)
+            return self._kernels.before(frame, asked, args, kwargs)
         return None
 
     def _note_final(self, frame: KernelFrame, output: Any) -> None:

@@ -79,6 +79,11 @@ class KeptCall:
                 self._layer_runs = {recurrence(run.name): without_gradients(run) for run in runs}
         return self._layer_runs
 
+    def receive(self, number: int, gradient: Tensor) -> None:
+        """Keep a gradient that came back to an output; several to one output add up."""
+        known = self.gradients.get(number)
+        self.gradients[number] = gradient if known is None else known + gradient
+
     def copy_of_module(self) -> nn.Module:
         """The module as it was, without anybody's hooks and gradients."""
         copied = copy.deepcopy(self.module)

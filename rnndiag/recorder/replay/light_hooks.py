@@ -117,7 +117,7 @@ class LightHooks:
                     versions_of(args, kwargs),
                 )
                 self.calls.append(call)
-            arrival = Arrival(call.gradients, number, self.overhead)
+            arrival = Arrival(call, number, self.overhead)
             node: Any = tensor.grad_fn
             if tensor._backward_hooks is None and node is not None:
                 # what Tensor.register_hook does, without a handle, which costs three times as much
@@ -175,17 +175,16 @@ class RandomHook(LightHook):
 class Arrival:
     """A hook on what a call returned: keeps the gradient that comes to it."""
 
-    __slots__ = ("_gradients", "_number", "_overhead")
+    __slots__ = ("_call", "_number", "_overhead")
     __torch_unserializable__ = True
 
-    def __init__(self, gradients: dict[int, Tensor], number: int, overhead: Overhead) -> None:
-        self._gradients, self._number, self._overhead = gradients, number, overhead
+    def __init__(self, call: KeptCall, number: int, overhead: Overhead) -> None:
+        self._call, self._number, self._overhead = call, number, overhead
 
     def __call__(self, gradient: Tensor) -> None:
         try:
             start = perf_counter()
-            known = self._gradients.get(self._number)
-            self._gradients[self._number] = gradient if known is None else known + gradient
+            self._call.receive(self._number, gradient)
             self._overhead.spent += perf_counter() - start
         except Exception:  # noqa: BLE001 - no fault may end a backward pass
-            self._gradients.clear()  # a call without gradients is not replayed
+            self._call.gradients.clear()  # a call without gradients is not replayed

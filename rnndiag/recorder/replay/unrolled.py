@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ _OTHER = (
     "the sequence does not come out the same when it is run again (inputs written to, or dropout drawn by pieces), "
     "so what the estimator throws away is not known"
 )
+
+_KEEPING = "keeping an unrolled sequence"
 
 _listening: list[UnrolledCalls] = []
 
@@ -101,23 +104,25 @@ class UnrolledCalls:
             valid: Where outputs belong to a sequence.
         """
         run, run_whole = ways
-        inputs, state = given
-        draws = torch.get_rng_state() if module.training else None
-        args = (inputs, state)
-        call = KeptCall(
-            name, module, args, {}, draws, autocast_of(tensors_in(inputs)[0]), versions_of(args, {})
-        )
-        call.run = run_whole
+        call: KeptCall | None = None
+        with self.capture.faults.guard(_KEEPING):
+            call = _call_of(name, module, given, run_whole)
+        if call is None:
+            return run()
+        # under no guard: what the user's sequence raises is the user's
         with self.capture.overlook(name):
             outputs, final = run()
-        # A final state may be the last output itself: what comes to it as a state is told apart by a view.
-        returned = outputs, mapped(final, lambda part: part.view_as(part))
-        found = tensors_in(returned)
-        for number, tensor in enumerate(found):
-            if tensor.requires_grad:
-                tensor.register_hook(unserializable_hook(_arrival(call, number)))
-        self._kept.append(_Kept(call, estimator, found[0].detach(), valid))
-        return returned
+        with self.capture.faults.guard(_KEEPING):
+            # A final state may be the last output itself: what comes to it as a state is told apart by a view.
+            returned = outputs, mapped(final, lambda part: part.view_as(part))
+            found = tensors_in(returned)
+            for number, tensor in enumerate(found):
+                if tensor.requires_grad:
+                    arrive = self.capture.guarded(partial(call.receive, number))
+                    tensor.register_hook(unserializable_hook(arrive))
+            self._kept.append(_Kept(call, estimator, found[0].detach(), valid))
+            return returned
+        return outputs, final
 
     def take(self, scale: float) -> list[BackwardPass]:
         """The backward passes of the sequences that a gradient has come to since the last call."""
@@ -135,12 +140,13 @@ class UnrolledCalls:
         return [_told(found, estimators, missed) for found in passes]
 
 
-def _arrival(call: KeptCall, number: int) -> Callable[[Tensor], None]:
-    def arrive(gradient: Tensor) -> None:
-        known = call.gradients.get(number)
-        call.gradients[number] = gradient if known is None else known + gradient
-
-    return arrive
+def _call_of(name: str, module: nn.Module, given: tuple[Any, Any], run_whole: RunWhole) -> KeptCall:
+    """The sequence as a call, before it is run: dropout draws from the random state that holds now."""
+    draws = torch.get_rng_state() if module.training else None
+    autocast = autocast_of(tensors_in(given[0])[0])
+    call = KeptCall(name, module, given, {}, draws, autocast, versions_of(given, {}))
+    call.run = run_whole
+    return call
 
 
 def _told(
