@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -190,7 +191,9 @@ class Recorder:
         self._guarded(self._end_batch)
         self._closed = True
         self._guarded(self._conclude, reason)
-        self._fit = None
+        if self._fit is not None:
+            self._guarded(self._fit.release)
+            self._fit = None
 
     def _guarded(self, action: Callable[..., None], *arguments: Any) -> None:
         """Call `action`; an exception of the recorder is kept as a fault and does not reach the training loop."""
@@ -242,10 +245,7 @@ class Recorder:
             fit.handle("finish")
             fit.handle("conclude")
         self._recorded = fit.chronicle.steps
-        try:
-            fit.close(reason)
-        finally:
-            fit.release()
+        fit.close(reason)
 
     def _begin_batch(self, batch: Any) -> None:
         self._end_batch()
@@ -261,7 +261,7 @@ class Recorder:
         def hook() -> None:
             self._loss = loss.detach()
             if loss.requires_grad and loss.numel() == 1:
-                found.append(loss.register_hook(note))
+                found.append(loss.register_hook(partial(self._guarded, note)))
 
         def note(gradient: Tensor) -> None:
             self._loop.factor_of_loss = gradient.detach()

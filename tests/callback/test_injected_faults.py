@@ -34,7 +34,7 @@ GUARDS = {
     "RecordedStep.__enter__",
     "RecordedStep.__exit__",
     "RecordedStep.backward",
-    "Capture._guarded.<locals>.guarded",
+    "Capture.guarded.<locals>.guarded",
     "Capture._on_kernel",
     "Capture._before_backward",
     "Capture._spoil",

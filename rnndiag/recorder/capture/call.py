@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rnndiag.engine.cells import State
-from rnndiag.recorder.capture.backward_pass import Tasks
+from rnndiag.recorder.capture.backward_pass import Hook, Tasks
 from rnndiag.recorder.capture.engine_entry import measuring
 from rnndiag.recorder.capture.kernels import Plan
 from rnndiag.recorder.capture.weights import Weight, hook_first
@@ -18,6 +18,7 @@ from rnndiag.recorder.capture.weights import Weight, hook_first
 Keep = Callable[[Tensor | None], None]
 Shaping = Callable[[Tensor], Tensor]
 CallMemory = Callable[[Shaping], Keep]
+Guard = Callable[[Hook], Hook]
 
 OUTPUT = 0
 """Slot of the outputs y; the final state's part p has slot 1 + p."""
@@ -162,14 +163,14 @@ def keep_slot(
     return tasks.guard(keep)
 
 
-def watch_output(output: Tensor, keep: CallMemory) -> None:
+def watch_output(output: Tensor, keep: CallMemory, guard: Guard) -> None:
     """Keep what goes from an output into its call, after the hooks that users put on the output have changed it.
 
-    Of a view the base is watched: a view's own hook is lost on a write in place.
+    Of a view the base is watched: a view's own hook is lost on a write in place. guard: wraps what autograd calls.
     """
     base = output._base
     if base is None or base.grad_fn is None:
-        _watch_node(output, keep(lambda gradient: gradient))
+        _watch_node(output, keep(lambda gradient: gradient), guard)
         return
     size, stride = output.size(), output.stride()
     offset = output.storage_offset() - base.storage_offset()
@@ -179,10 +180,10 @@ def watch_output(output: Tensor, keep: CallMemory) -> None:
         laid_out = gradient.new_empty_strided(base_size, base_stride).copy_(gradient)
         return laid_out.as_strided(size, stride, offset)
 
-    _watch_node(base, keep(as_seen))
+    _watch_node(base, keep(as_seen), guard)
 
 
-def _watch_node(output: Tensor, keep: Keep) -> None:
+def _watch_node(output: Tensor, keep: Keep, guard: Guard) -> None:
     node, place = output.grad_fn, output.output_nr
     if node is None:
         hook_first(output, keep)
@@ -191,4 +192,4 @@ def _watch_node(output: Tensor, keep: Keep) -> None:
     def arrived(gradients: tuple[Tensor | None, ...]) -> None:
         keep(gradients[place])
 
-    node.register_prehook(arrived)
+    node.register_prehook(guard(arrived))

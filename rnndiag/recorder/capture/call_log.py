@@ -89,7 +89,7 @@ class CallLog:
             if one_step or (slot != OUTPUT and _one_long(call)):
                 call.copies[slot] = value.clone()
             if output.requires_grad:
-                watch_output(output, self._call_memory(call, slot))
+                watch_output(output, self._call_memory(call, slot), self.tasks.guard)
                 mark(output, call.number, slot)
         self.calls.append(call)
         self.ends.add(call)
@@ -134,7 +134,7 @@ class CallLog:
         if len({id(tensor) for tensor in targets.values()}) < len(targets):
             known = Counter(map(id, targets.values()))
             targets = {key: tensor for key, tensor in targets.items() if known[id(tensor)] == 1}
-        self._arrivals.watch(outputs, targets, self.tasks.guard(arrived), same)
+        self._arrivals.watch(outputs, targets, arrived, self.tasks.guard, same)
 
 
 def _one_long(call: Call) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from rnndiag.errors import CaptureFault
+from rnndiag.recorder.capture.backward_pass import Hook
 
 LIMIT = 20_000
 """Nodes that one step may have."""
@@ -48,11 +49,12 @@ class InputGradients:
         outputs: Iterable[Tensor],
         targets: Mapping[int, Tensor],
         arrived: Arrived,
+        guard: Callable[[Hook], Hook],
         same: Hashable = None,
     ) -> None:
         """Call arrived(key, gradient) for each gradient that the nodes behind the outputs send to a target.
 
-        same: what tells alike graphs; None: this one may look like no other.
+        guard: wraps what autograd calls. same: what tells alike graphs; None: this one may look like no other.
         """
         edges: Edges = {}
         for key, tensor in targets.items():
@@ -71,7 +73,7 @@ class InputGradients:
                 self._routes[sign] = routes
             hits = _follow(starts, edges, routes) or []
         for node, reached in hits:
-            node.register_hook(_passing(reached, arrived))
+            node.register_hook(guard(_passing(reached, arrived)))
 
 
 def _follow(starts: list[Any], edges: Edges, routes: list[Route]) -> Hits | None:
@@ -132,7 +134,7 @@ def _number(node: Any) -> int:
     return int(node._sequence_nr())
 
 
-def _passing(reached: Mapping[int, int], arrived: Arrived) -> Callable[[Any, Any], None]:
+def _passing(reached: Mapping[int, int], arrived: Arrived) -> Hook:
     def passing(inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
         for place, key in reached.items():
             gradient = inputs[place]

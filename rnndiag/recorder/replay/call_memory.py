@@ -52,11 +52,11 @@ class CallMemory:
             if isinstance(module, nn.RNNBase):
                 enter, leave = self._entering(name), self._leaving(name)
                 on_fault = self._faults.handler("keeping a chunk for the seam")
+                before = ModuleHook(module, enter, on_fault)
+                after = ModuleHook(module, leave, on_fault)
                 self._handles += [
-                    module.register_forward_pre_hook(
-                        ModuleHook(module, enter, on_fault), with_kwargs=True
-                    ),
-                    module.register_forward_hook(ModuleHook(module, leave, on_fault)),
+                    module.register_forward_pre_hook(before, with_kwargs=True),
+                    module.register_forward_hook(after),
                 ]
 
     def rest(self) -> None:

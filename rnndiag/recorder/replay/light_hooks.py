@@ -117,7 +117,7 @@ class LightHooks:
                     versions_of(args, kwargs),
                 )
                 self.calls.append(call)
-            arrival = Arrival(call, number, self.overhead)
+            arrival = Arrival(call, number, self)
             node: Any = tensor.grad_fn
             if tensor._backward_hooks is None and node is not None:
                 # what Tensor.register_hook does, without a handle, which costs three times as much
@@ -175,16 +175,17 @@ class RandomHook(LightHook):
 class Arrival:
     """A hook on what a call returned: keeps the gradient that comes to it."""
 
-    __slots__ = ("_call", "_number", "_overhead")
+    __slots__ = ("_call", "_light_hooks", "_number")
     __torch_unserializable__ = True
 
-    def __init__(self, call: KeptCall, number: int, overhead: Overhead) -> None:
-        self._call, self._number, self._overhead = call, number, overhead
+    def __init__(self, call: KeptCall, number: int, light_hooks: LightHooks) -> None:
+        self._call, self._number, self._light_hooks = call, number, light_hooks
 
     def __call__(self, gradient: Tensor) -> None:
         try:
             start = perf_counter()
             self._call.receive(self._number, gradient)
-            self._overhead.spent += perf_counter() - start
-        except Exception:  # noqa: BLE001 - no fault may end a backward pass
+            self._light_hooks.overhead.spent += perf_counter() - start
+        except Exception as error:  # noqa: BLE001 - no fault may end a backward pass
             self._call.gradients.clear()  # a call without gradients is not replayed
+            self._light_hooks.fail(error)
