@@ -55,6 +55,8 @@ class LayerRun:
     """The loop that an open run is a part of."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
+    independent: bool = True
+    """Whether the loss is a sum over the sequences, so that their gradients are independent draws."""
     gates: Mapping[str, Tensor] | None = None
     """Values of the gates of all steps, (T, B, H) each, kept where they are known already; None: computed."""
 

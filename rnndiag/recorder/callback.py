@@ -104,6 +104,8 @@ class GradientDiagnostics(_Adopting):
             sweeps and scores of estimators then look at fewer sequences; contributions, which cannot, are refused, and
             the recording is not proved. None: a quarter of what autograd keeps for the recurrent layers, at least 64
             MB, and contributions are never refused.
+        independent: Whether the loss is a sum over the sequences of the batch, as noise and systematic bias assume.
+            None: the recorder looks, by the second derivative of the loss between two sequences.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class GradientDiagnostics(_Adopting):
         need: bool = False,
         max_bytes: float = BUDGET_BYTES,
         max_memory: float | None = None,
+        independent: bool | None = None,
     ) -> None:
         super().__init__()
         self._settings = settings_from(
@@ -157,6 +160,7 @@ class GradientDiagnostics(_Adopting):
             need=need,
             max_bytes=max_bytes,
             max_memory=max_memory,
+            independent=independent,
         )
         chosen_measures(self._settings.measures)
         self._run_dir = default_directory() if dirpath is None else Path(dirpath)

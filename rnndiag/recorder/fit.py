@@ -81,6 +81,7 @@ class FitRecorder:
             self.faults,
             settings.steps,
             self.overhead.own,
+            settings.independent,
         )
         self.layers = recurrent_weights(loop.model, settings.steps)
         self.setup: dict[str, Any] = {}

@@ -28,6 +28,9 @@ def subject_of(
     """
     if told := {**seen.cut, **seen.missed}:
         pending.facts.setdefault("not_measured", {}).update(told)
+    if (samples := seen.samples).said:
+        key = "samples" if samples.independent else "noise"
+        pending.facts.setdefault("not_measured", {})[key] = samples.said
     if seen.resets:
         pending.facts.setdefault("resets", {}).update(seen.resets)
     kept, pieces = runs_beside_loops(seen)

@@ -56,6 +56,7 @@ class Settings:
     need: bool = False
     max_bytes: float = BUDGET_BYTES
     max_memory: float | None = None
+    independent: bool | None = None
 
     def __post_init__(self) -> None:
         for name, optional, fits, wanted in _NUMBERS:
@@ -70,6 +71,8 @@ class Settings:
             )
         if self.log not in ("worst", "all", "none"):
             _refuse("log", self.log, '"worst", "all" or "none"')
+        if self.independent not in (True, False, None):
+            _refuse("independent", self.independent, "True, False or None")
         if not isinstance(self.needs, str) and self.needs is not None and not self.needs >= 1:
             _refuse("needs", self.needs, 'a number of steps from 1 up, or a duration such as "6 h"')
         if self.time_unit is not None and not self.time_unit[1] > 0:
@@ -110,6 +113,7 @@ class Options(TypedDict, total=False):
     needs: int | str | None
     max_bytes: float
     max_memory: float | None
+    independent: bool | None
 
 
 def name_of(function: Callable[..., Any] | None) -> str | None:

@@ -25,8 +25,9 @@ class Watch:
         faults: Faults,
         steps: Sequence[str] = (),
         timer: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        independent: bool | None = None,
     ) -> None:
-        self._timer = timer
+        self._timer, self._independent = timer, independent
         self._model, self._loss_scale, self._faults = model, loss_scale, faults
         self._steps = tuple(steps)
         self._capture: Capture | None = None
@@ -73,6 +74,7 @@ class Watch:
         if self._capture is not None:
             self._capture.measure_lags = lags
             self._capture.max_lags = MAX_LAGS
+            self._capture.independent = self._independent
             self._capture.arm()
         if self._unrolled is not None:
             self._unrolled.listen()

@@ -15,7 +15,14 @@ import numpy as np
 from rnndiag.stats.between_windows import Squares, at_window, over_windows, shared_squares
 from rnndiag.stats.chunk import recommended_chunk
 from rnndiag.stats.time_words import TimeWords
-from rnndiag.stats.window import EPSILON, Recommendation, middle, recommended, systematic_bias
+from rnndiag.stats.window import (
+    EPSILON,
+    NOT_MEASURED,
+    Recommendation,
+    middle,
+    recommended,
+    systematic_bias,
+)
 from rnndiag.store.layer_names import recurrence
 from rnndiag.store.quantities import MODEL
 
@@ -127,7 +134,8 @@ class Advice:
         if math.isfinite(self.cosine) and not self.window.extrapolated:
             said.append(f"cosine {self.cosine:.3f}")
         if self.window.source == "minibatch":
-            said.append("on minibatches: the systematic part is not resolved")
+            known = "measured" if self.window.note == NOT_MEASURED else "resolved"
+            said.append(f"on minibatches: the systematic part is not {known}")
         return f" ({'; '.join(said)})" if said else ""
 
     @property

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rnndiag.store.reader import StoredRun
 
 Source = Literal["systematic", "minibatch"]
+NOT_MEASURED = "the systematic bias was not measured"
+"""As of a batch of one sequence, or of a loss that mixes them."""
 EPSILON = 0.1
 _RESOLVED = 3.0
 """A pooled mean square is resolved where it is this many standard errors from zero."""
@@ -253,7 +255,7 @@ def recommended(
     `prefix` seam_: over the chunk and the steps that were kept before it.
     """
     biases = run.select(f"{prefix}window_bias", layer, steps=steps)
-    note = "the systematic bias was not measured"
+    note = NOT_MEASURED
     tails, errors, gradients = (
         run.find(f"{prefix}{name}", layer, steps)
         for name in ("tail_mean_square", "tail_mean_square_error", "gradient_mean_square")
@@ -263,7 +265,7 @@ def recommended(
         answer = None if squares is None else _systematic_window(squares, epsilon, length)
         if answer is not None:
             return answer
-        note = "the systematic bias is not resolved"
+        note = NOT_MEASURED if squares is None else "the systematic bias is not resolved"
     windows, typical = biases.positions("lag"), middle(over_windows(biases))
     return smallest_window(
         typical, epsilon, windows, length, recordings=len(biases.steps), note=note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,11 @@ class Look:
     def of_sweep(cls, sweep: Any, windows: Sequence[int]) -> Look | None:
         """A look from `rnndiag.lag_sweep`. Windows that it did not measure are NaN; its groups count as sequences."""
         own, reach = sweep.sequence_squares, sweep.sequence_products
+        if own.shape[1] > 1 and math.isnan(sweep.noise):
+            raise BadArgument(
+                "The loss of the sweep mixes the sequences of the batch.",
+                "A look needs a loss that is a sum over sequences.",
+            )
         last = len(own) - 1
         places = [0, *windows]
         nan = torch.full_like(own[0], torch.nan)

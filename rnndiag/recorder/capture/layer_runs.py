@@ -31,6 +31,8 @@ class Pass:
     """G by the parameter's name, all calls that share it."""
     name_of_end: Callable[[int, int], str | None]
     """(call, layer * directions + direction) -> the name of the run that ended there; None: of no recorded one."""
+    independent: bool = True
+    """Whether the loss is a sum over the samples of the batch."""
 
 
 @torch.no_grad()
@@ -192,6 +194,7 @@ class _ChainReplay:
             tie=self._tie(index),
             notes=tuple(dict.fromkeys(note for call in chain for note in call.notes)),
             scale=self.backward.scale,
+            independent=self.backward.independent,
             gates=gates,
         )
         return run.to(torch.float64) if _squares_leave_float32(run) else run

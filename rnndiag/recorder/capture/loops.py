@@ -21,7 +21,7 @@ from rnndiag.engine.segments.marks import LEAF, Edge, Mark, sequence_number
 from rnndiag.engine.segments.measure import LoopMeasurement, MarkedLoop, measure_loop
 from rnndiag.recorder.capture.engine_entry import own_passes, run_backward
 from rnndiag.recorder.capture.loop_calls import LoopCall
-from rnndiag.recorder.capture.reset_proof import unpacks_quietly
+from rnndiag.recorder.capture.node_calls import unpacks_quietly
 from rnndiag.recorder.capture.tracks import Track, for_replay, groups_of, together, tracks_of
 from rnndiag.recorder.faults import describe
 

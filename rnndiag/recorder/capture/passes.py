@@ -19,6 +19,7 @@ from rnndiag.recorder.capture.gathered import gathered
 from rnndiag.recorder.capture.layer_runs import Pass, layer_runs, run_name
 from rnndiag.recorder.capture.loops import Loops
 from rnndiag.recorder.capture.resets import told, unless_scattered
+from rnndiag.recorder.capture.sample_mixing import Samples
 from rnndiag.recorder.capture.weights import Weight
 
 _GRADIENT_OF_GRADIENT = (
@@ -52,6 +53,8 @@ class BackwardPass:
 
     loops: Loops = field(default_factory=Loops)
     """What was measured on the graph, and what could not be."""
+    samples: Samples = field(default_factory=Samples)
+    """Whether the loss is a sum over the samples of the batch."""
     estimators: Mapping[str, Estimator] = field(default_factory=dict)
     """Layer run -> whose gradient it was trained with, where that was not the full one."""
 
@@ -113,6 +116,7 @@ def backward_passes(
     names: Names,
     refused: Mapping[str, str],
     loops: Mapping[int, Loops],
+    samples: Mapping[int, Samples],
 ) -> tuple[BackwardPass, ...]:
     """The passes in order, without those that no watched call took part in."""
     calls, weights = list(calls), list(weights)
@@ -122,8 +126,10 @@ def backward_passes(
         gradients = _by_name(weights, task, taking_part)
         own = loops.get(task, Loops())
         if taking_part or gradients or own.tells:
-            shared = Pass(task, scale, gradients, names.of_end)
-            found.append(_one_pass(shared, taking_part, weights, names, refused, own))
+            of_pass = samples.get(task, Samples())
+            shared = Pass(task, scale, gradients, names.of_end, of_pass.independent)
+            one = _one_pass(shared, taking_part, weights, names, refused, own)
+            found.append(replace(one, samples=of_pass))
         if task in tasks.double:
             for call in taking_part:  # a later pass through these is no plain backward pass
                 if _GRADIENT_OF_GRADIENT not in call.notes:

@@ -25,6 +25,7 @@ from rnndiag.recorder.capture.loop_calls import LoopCalls
 from rnndiag.recorder.capture.loops import Loops, find_loops
 from rnndiag.recorder.capture.modules import Watched, recurrent_modules
 from rnndiag.recorder.capture.passes import BackwardPass, Names, backward_passes
+from rnndiag.recorder.capture.sample_mixing import Samples, samples_of
 from rnndiag.recorder.capture.step_calls import StepModules
 from rnndiag.recorder.capture.weights import Weights
 from rnndiag.recorder.carry import collect, stop_collecting
@@ -77,8 +78,11 @@ class Capture:
         self.max_lags: int | None = None
         """Lags measured on a graph at most: each costs a backward pass of its loop."""
         self.loop_calls = LoopCalls()
+        self.independent: bool | None = None
+        """Whether the loss is a sum over the samples of the batch; None: look at each backward pass."""
         self._loops: dict[int, Loops] = {}
         """Backward pass -> what was found of its loops before it ran."""
+        self._samples: dict[int, Samples] = {}
         self._frames: list[KernelFrame] = []
         self._mode = KernelMode(self._on_kernel, kernel_table())
         self._handles: list[RemovableHandle] = []
@@ -128,9 +132,16 @@ class Capture:
         The calls stay known until `forget` or `arm`: later ones may go on where they ended.
         """
         found = backward_passes(
-            self._tasks, self._log.calls, self._weights, self._names, self.refused, self._loops
+            self._tasks,
+            self._log.calls,
+            self._weights,
+            self._names,
+            self.refused,
+            self._loops,
+            self._samples,
         )
         self._loops.clear()
+        self._samples.clear()
         self._tasks.clear()
         self._weights.forget()
         if not self._keeps_graph:
@@ -142,6 +153,7 @@ class Capture:
         """Drop what is kept of calls whose graph a backward pass has freed; the rest may still be trained."""
         self._log.clear_spent()
         self._loops.clear()
+        self._samples.clear()
         self._tasks.clear()
         self._weights.forget()
         self._names = Names()
@@ -153,6 +165,7 @@ class Capture:
         self._log.clear()
         self.loop_calls.clear()
         self._loops.clear()
+        self._samples.clear()
         self._tasks.clear()
         self._weights.forget()
         self._steps.clear()
@@ -290,36 +303,49 @@ class Capture:
     ) -> Callable[[], None] | None:
         self._keeps_graph |= keeps_graph
         try:
-            done = None if self.spoilt else self._find_loops(roots, given, keeps_graph)
+            if self.spoilt:
+                return None
+            samples = self._look_at_samples(roots, given)
+            return self.guarded(self._find_loops(roots, given, keeps_graph, samples))
         except Exception as error:  # noqa: BLE001 - no fault may end a backward pass
             self._spoil(error)
-            return None
-        return None if done is None else self.guarded(done)
+        return None
+
+    def _look_at_samples(self, roots: Sequence[Any], given: Sequence[Tensor | None]) -> Samples:
+        if not self._log.calls:
+            return Samples()
+        with self.faults.guard("looking whether the loss mixes samples"), self._timer():
+            return samples_of(self._log.calls, roots, given, self.independent)
+        return Samples()
 
     def _find_loops(
-        self, roots: Sequence[Any], given: Sequence[Tensor | None], keeps_graph: bool
-    ) -> Callable[[], None] | None:
+        self,
+        roots: Sequence[Any],
+        given: Sequence[Tensor | None],
+        keeps_graph: bool,
+        samples: Samples,
+    ) -> Callable[[], None]:
         """Find and measure the loops of a backward pass while its graph is whole."""
-        if not self.loop_calls.calls:
-            return None
         found, known = Loops(), set(self._tasks.scales)
-        with self.faults.guard("looking for loops"), self._timer():
-            found, reached = find_loops(
-                self.loop_calls.calls,
-                roots,
-                given,
-                self.model,
-                self.measure_lags,
-                self.max_lags,
-            )
-            scale = self._tasks.loss_scale()
-            if not keeps_graph:
-                self.loop_calls.drop(reached)
+        scale = 1.0
+        if self.loop_calls.calls:
+            with self.faults.guard("looking for loops"), self._timer():
+                found, reached = find_loops(
+                    self.loop_calls.calls,
+                    roots,
+                    given,
+                    self.model,
+                    self.measure_lags,
+                    self.max_lags,
+                )
+                scale = self._tasks.loss_scale()
+                if not keeps_graph:
+                    self.loop_calls.drop(reached)
 
         def done() -> None:
             new = [task for task in self._tasks.scales if task not in known]
             if new:
-                self._loops[new[0]] = found
+                self._loops[new[0]], self._samples[new[0]] = found, samples
             elif found.tells:
                 # a pass that nothing watched took part in: of `carry` alone
                 number = min((-2, *(task - 1 for task in self._tasks.scales)))

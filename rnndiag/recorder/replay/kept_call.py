@@ -140,7 +140,10 @@ def _with(run: LayerRun, gradients: Mapping[str, Tensor], notes: tuple[str, ...]
 
 
 def run_again(
-    calls: Sequence[KeptCall], faults: Faults | None = None, scale: float = 1.0
+    calls: Sequence[KeptCall],
+    faults: Faults | None = None,
+    scale: float = 1.0,
+    independent: bool | None = None,
 ) -> tuple[tuple[BackwardPass, ...], list[Any]]:
     """Run calls again, forward and backward, under the capture.
 
@@ -148,12 +151,14 @@ def run_again(
         calls: In their order; calls of one module share a copy of it.
         faults: Takes the faults of the capture; None: they are raised.
         scale: The loss scale that is still in the kept gradients.
+        independent: Whether the loss is a sum over samples, where a person said so: the kept gradients do not show it.
 
     Returns:
         The backward passes, and what each call returned.
     """
     copies = {call.name: call.copy_of_module() for call in calls}
     capture = Capture(_tree(copies), loss_scale=lambda: scale, faults=faults)
+    capture.independent = independent
     device = calls[0].inputs[0].device
     returned: list[Any] = []
     outputs: list[Tensor] = []

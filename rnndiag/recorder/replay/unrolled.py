@@ -130,7 +130,8 @@ class UnrolledCalls:
         self._kept = [kept for kept in self._kept if not kept.call.gradients]
         if not arrived:
             return []
-        passes, returned = run_again([kept.call for kept in arrived], self.capture.faults, scale)
+        calls, capture = [kept.call for kept in arrived], self.capture
+        passes, returned = run_again(calls, capture.faults, scale, capture.independent)
         missed = {
             kept.call.name: _OTHER
             for kept, again in zip(arrived, returned, strict=True)

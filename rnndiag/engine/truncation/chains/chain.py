@@ -86,6 +86,11 @@ class Chain:
         """Whether several layers are cut together."""
         return len(self.links) > 1
 
+    @property
+    def independent(self) -> bool:
+        """Whether the loss is a sum over sequences."""
+        return all(link.run.independent for link in self.links)
+
     def mask(self) -> Tensor:
         """(T, B) bool: which steps exist."""
         return self.links[0].run.mask()

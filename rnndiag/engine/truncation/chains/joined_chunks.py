@@ -62,6 +62,7 @@ def _join(earlier: Sequence[LayerRun], run: LayerRun) -> tuple[LayerRun, float]:
         direct=_cat([*[_zeros(chunk.direct) for chunk in earlier], run.direct]),
         parameters=run.parameters,
         tie=first.tie,
+        independent=run.independent,
     )
     return joined, moved
 

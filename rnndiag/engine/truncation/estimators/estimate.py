@@ -113,7 +113,7 @@ def estimate(
     estimator: Estimator,
     draws: int = DRAWS,
     *,
-    independent: bool = True,
+    independent: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Score:
     """Score one estimator of the gradient on one recorded step.
@@ -123,7 +123,8 @@ def estimate(
         estimator: One of `rnndiag.estimators`, or an object with the same methods.
         draws: Number of draws of an estimator with too many outcomes to enumerate (Bernoulli masks). Its numbers then
             have standard errors.
-        independent: Whether the loss is a sum over sequences; if not, there is no noise yardstick.
+        independent: Whether the loss is a sum over sequences; if not, there is no noise yardstick. None: as the
+            layer run says.
         generator: Source of the random draws. Default: a fixed seed.
 
     Returns:
@@ -146,7 +147,7 @@ def compare_estimators(
     estimators: Sequence[Estimator],
     draws: int = DRAWS,
     *,
-    independent: bool = True,
+    independent: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Score]:
     """Score several estimators on one recorded step.
@@ -155,7 +156,7 @@ def compare_estimators(
         layer_run: A layer run, or the layer runs of a stack, lowest first.
         estimators: The estimators.
         draws: Number of draws, as for `estimate`.
-        independent: Whether the loss is a sum over sequences.
+        independent: Whether the loss is a sum over sequences; None: as the layer run says.
         generator: Source of the random draws. Default: a fixed seed.
 
     Returns:
@@ -171,12 +172,13 @@ def compare_estimators(
 
 
 def _task(
-    layer_run: Runs, draws: int, independent: bool, generator: torch.Generator | None
+    layer_run: Runs, draws: int, independent: bool | None, generator: torch.Generator | None
 ) -> Task:
     if draws < 1:
         raise BadArgument(f"draws is {draws}.", "Give a number of 1 or more.")
     chain = chain_of(layer_run).prepared()
     generator = generator or torch.Generator().manual_seed(0)
+    independent = chain.independent if independent is None else independent
     return Task(chain, layout_of(chain), draws, generator, independent)
 
 

@@ -57,10 +57,12 @@ def chunk_score(layout: ParameterLayout, full: Tensor, cut: Tensor) -> ChunkScor
     return (bias, _ratio(inner, math.sqrt(square * own)), off.mean, off.mean_error)
 
 
-def chunk_scores(found: dict[int, ChunkScore]) -> ChunkScores:
-    """Scores by chunk size, the smallest first."""
+def chunk_scores(found: dict[int, ChunkScore], independent: bool = True) -> ChunkScores:
+    """Scores by chunk size, the smallest first; without mean squares where sequences are not independent."""
     sizes = tuple(sorted(found))
     table = torch.tensor([found[k] for k in sizes], dtype=torch.float64).reshape(-1, 4)
+    if not independent:
+        table[:, 2:] = math.nan
     return ChunkScores(sizes, table[:, 0], table[:, 1].clamp(-1, 1), table[:, 2], table[:, 3])
 
 

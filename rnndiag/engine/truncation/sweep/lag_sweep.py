@@ -62,7 +62,7 @@ def lag_sweep(
     anchors: int | None = None,
     lag_gradients: bool = False,
     chunks: tuple[int, ...] | None = None,
-    independent: bool = True,
+    independent: bool | None = None,
     generator: torch.Generator | None = None,
     adj: Adjoints | None = None,
 ) -> LagSweep:
@@ -81,7 +81,8 @@ def lag_sweep(
         anchors: Number of output steps whose losses are followed for the credit profile. Default: by budget.
         lag_gradients: Keep c_d of every lag; makes the sweep exact.
         chunks: Chunk sizes k to score. Default: 1, 2, 3, 4, 6, 8, ... up to T, fewer where sampled.
-        independent: Whether the loss is a sum over sequences; if not, noise and systematic part are NaN.
+        independent: Whether the loss is a sum over sequences; if not, noise and systematic part are NaN. None: as the
+            layer run says.
         generator: Source of the random draws. Default: a fixed seed.
         adj: `adjoints(layer_run)`, where they are known already.
 
@@ -119,7 +120,7 @@ def lag_sweep(
         budget=budget,
         keep=lag_gradients,
         chunks=chunks,
-        independent=independent,
+        independent=chain.independent if independent is None else independent,
         adj=adj,
     )
 
@@ -184,7 +185,7 @@ def sweep_chain(
         log_credit=log_matrix(credit),
         profile=profile,
         tails=tails,
-        chunks=chunk_scores(scores),
+        chunks=chunk_scores(scores, independent),
         noise=noise,
         gradient=layout.split(full.sum(0)),
         sampling=sampling,

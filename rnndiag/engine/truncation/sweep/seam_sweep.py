@@ -89,7 +89,7 @@ def seam_sweep(
     *,
     budget: float | None = None,
     samples: int | None = None,
-    independent: bool = True,
+    independent: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Seam:
     """What chunked training with a carried, detached state leaves out: a lag sweep through the chunks before the seam.
@@ -101,7 +101,8 @@ def seam_sweep(
         max_lag: Number of lags. Default: the steps of all chunks together.
         budget: Cost limit in plain training steps over all chunks, as for `lag_sweep`. None: exact.
         samples: Sweep at most this many sequences, drawn at random. All results are theirs.
-        independent: Whether the loss is a sum over sequences; if not, the systematic part is NaN.
+        independent: Whether the loss is a sum over sequences; if not, the systematic part is NaN. None: as the
+            runs say.
         generator: Source of the random draws. Default: a fixed seed.
 
     Returns:
@@ -121,6 +122,7 @@ def seam_sweep(
     if samples is not None:
         chain = chain.select(drawn_sequences(batch, samples, draw))
     chain = chain.prepared()
+    independent = chain.independent if independent is None else independent
     sampling = choose(chain, lag_count(chain, max_lag), budget, of_sequences=batch)
     sweep = sweep_chain(chain, sampling, draw, budget=budget, chunks=(), independent=independent)
     layout, full, cut = _with_and_without(chain, kept)

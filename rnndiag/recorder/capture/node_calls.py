@@ -1,0 +1,122 @@
+"""Gradients pulled through nodes of the user's graph that are called by themselves, outside of the engine.
+
+No hook of anybody fires, nothing is accumulated, and the graph stays whole. Under `torch.enable_grad` what arrives is
+part of a graph of its own, through which it can be differentiated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.segments.marks import Edge
+from rnndiag.recorder.capture.node_tags import ONE_BY_ONE
+
+
+def leading(
+    starts: Mapping[Edge, Tensor], ends: AbstractSet[Edge], nodes: AbstractSet[Any]
+) -> list[Any]:
+    """Those of the nodes through which a start reaches an end, children before parents."""
+    leads: dict[Any, bool] = {}
+    order: list[Any] = []
+    waiting = [(edge[0], False) for edge in starts]
+    while waiting:
+        node, visited = waiting.pop()
+        if visited:
+            leads[node] = any(e in ends or leads.get(e[0], False) for e in node.next_functions)
+            if leads[node]:
+                order.append(node)
+        elif node not in leads:
+            leads[node] = False
+            waiting.append((node, True))
+            waiting.extend((e[0], False) for e in node.next_functions if e[0] in nodes)
+    return order
+
+
+def pull_back(
+    starts: Mapping[Edge, Tensor], ends: AbstractSet[Edge], nodes: AbstractSet[Any]
+) -> dict[Edge, Tensor] | None:
+    """What gradients at the starts send to the ends; None where a node cannot be asked.
+
+    Args:
+        starts: Edge of the graph -> the gradient there.
+        ends: Edges at which the way stops.
+        nodes: Those that may be passed, the starts' own among them.
+    """
+    order = leading(starts, ends, nodes)
+    passed = set(order)
+    pending: dict[Any, dict[int, Tensor]] = {}
+    for (node, number), gradient in starts.items():
+        pending.setdefault(node, {})[number] = gradient
+    arrived: dict[Edge, Tensor] = {}
+    for node in reversed(order):
+        given = pending.pop(node, None)
+        if given is None:  # the nodes before it send nothing
+            continue
+        sent = _sent_by(node, given)
+        if sent is None:
+            return None
+        for edge, value in zip(node.next_functions, sent, strict=False):
+            if value is None or not (edge in ends or edge[0] in passed):
+                continue
+            gradient = _as_taken(value, *edge)
+            if edge in ends:
+                arrived[edge] = arrived[edge] + gradient if edge in arrived else gradient
+                continue
+            slots = pending.setdefault(edge[0], {})
+            slots[edge[1]] = slots[edge[1]] + gradient if edge[1] in slots else gradient
+    return arrived
+
+
+def _sent_by(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, ...] | None:
+    """The gradients that a node sends on. A node written in Python may do anything, so it is not asked."""
+    count = len(node._input_metadata) if hasattr(node, "_input_metadata") else max(given) + 1
+    inputs = tuple(given.get(place) for place in range(count))
+    kind: str = node.name()
+    if isinstance(node, torch._C._FunctionBase):
+        return inputs if kind in ONE_BY_ONE else None
+    if not unpacks_quietly(node):
+        return None
+    try:
+        sent = node(*inputs)
+    except (RuntimeError, TypeError):  # freed, or written to in place: backward will say so itself
+        return None
+    return sent if isinstance(sent, tuple) else (sent,)
+
+
+def _as_taken(gradient: Tensor, node: Any, number: int) -> Tensor:
+    """As the engine hands it on: in the shape and type of the value. Older versions of torch do not tell them."""
+    if not hasattr(node, "_input_metadata"):
+        return gradient
+    meta = node._input_metadata[number]
+    if gradient.shape != torch.Size(meta.shape):
+        gradient = gradient.sum_to_size(tuple(meta.shape))
+    return gradient.to(meta.dtype)
+
+
+_SAVED: dict[str, tuple[str, ...]] = {}
+"""Kind of node -> the names of the tensors that it may have saved."""
+
+
+def unpacks_quietly(node: Any) -> bool:
+    """Whether what the node saved lies there as it is: unpacking it calls no hook (a checkpoint's runs the forward)."""
+    kind = node.name()
+    if kind not in _SAVED:
+        _SAVED[kind] = tuple(name for name in dir(node) if name.startswith("_raw_saved_"))
+    return all(_no_hook(getattr(node, name)) for name in _SAVED[kind])
+
+
+def _no_hook(saved: Any) -> bool:
+    if isinstance(saved, (tuple, list)):
+        return all(map(_no_hook, saved))
+    if hasattr(saved, "unpack_hook"):
+        return saved.unpack_hook is None
+    try:  # an older version of torch, which tells only whether a hook is active now
+        with torch.autograd.graph.disable_saved_tensors_hooks("rnndiag looks at the graph"):
+            return True
+    except RuntimeError:
+        return False

@@ -1,0 +1,226 @@
+"""Whether the loss of a backward pass is a sum over the samples of the batch.
+
+Noise and systematic bias take the gradients of single sequences for independent draws. Where the loss mixes samples
+(batch normalisation in a head, a contrastive loss, the root of a mean), what it sends to one sample's outputs depends
+on the outputs of others. That dependence is the second derivative of the loss between two samples: the gradient at the
+outputs is taken as a graph and pulled back with a random cotangent on half of the samples; it arrives at the other half
+if they are mixed. The halves are those of the binary digits of the samples' numbers, so that any two samples are apart
+in one of them. Only the part of the graph between the loss and the nearest recurrent outputs is looked at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnndiag.engine.segments.marks import LEAF, Edge, sequence_number
+from rnndiag.recorder.capture.call import OUTPUT, Call
+from rnndiag.recorder.capture.node_calls import leading, pull_back
+from rnndiag.recorder.capture.node_tags import MARK
+
+MOST_NODES = 20_000
+"""Operations between the loss and the recurrent outputs at most."""
+MOST_BYTES = 64 * 2**20
+"""Bytes that the gradients of these operations may take at most: they are all kept until the second derivative."""
+ROUNDING = 1e-12
+"""Of the largest that arrives; what a sum over samples sends to the others is an exact zero in all usual operations."""
+SEED = 21
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is known of the samples of one backward pass."""
+
+    independent: bool = True
+    said: str = ""
+    """Why they are not, or why it is not known."""
+
+
+_MIXED = Samples(
+    False,
+    "the loss mixes the samples of the batch, so the gradients of single sequences are no independent draws: no noise, "
+    "no systematic bias",
+)
+_ASKED = Samples(False, "the samples of the batch are not independent, as `independent=False` says")
+
+
+def _unknown(why: str) -> Samples:
+    return Samples(
+        said=f"whether the loss mixes the samples of the batch is not known ({why}): it was taken for a sum over them. "
+        "Say independent=True or independent=False"
+    )
+
+
+def samples_of(
+    calls: Sequence[Call],
+    roots: Sequence[Any],
+    given: Sequence[Tensor | None],
+    independent: bool | None = None,
+) -> Samples:
+    """Whether what is differentiated is a sum over the samples of the watched calls.
+
+    Args:
+        calls: Those that the graph may go through.
+        roots: What is differentiated, with the graph behind it whole.
+        given: The gradient of each root; None: 1.
+        independent: What a person said of it; None: look.
+    """
+    if independent is not None:
+        return Samples() if independent else _ASKED
+    outputs = _Outputs({call.number: call for call in calls if not call.refusal})
+    edges = [_edge_of(root) for root in roots]
+    nodes, ends = outputs.nearest(edges)
+    axes = outputs.axes(ends)
+    if not axes or next(iter(axes.values())).samples < 2:
+        return Samples()
+    if any(isinstance(root, Tensor) and root.numel() > 1 for root in roots):
+        return _unknown("the backward pass starts from given gradients")
+    if len(nodes) > MOST_NODES:
+        return _unknown(f"it takes more than {MOST_NODES} operations")
+    starts = {
+        edge: torch.ones_like(root) if value is None else value
+        for edge, root, value in zip(edges, roots, given, strict=True)
+        if isinstance(root, Tensor) and edge not in ends
+    }
+    if _bytes_of(leading(starts, ends.keys(), nodes)) > MOST_BYTES:
+        return _unknown(f"to look takes more than {MOST_BYTES >> 20} MB")
+    with torch.enable_grad():
+        first = pull_back(starts, ends.keys(), nodes)
+    if first is None:
+        return _unknown("it goes through an operation in Python, or one that cannot be asked")
+    curved = {e: value for e, value in first.items() if e in axes and value.grad_fn is not None}
+    return _second_derivative(curved, ends.keys(), axes)
+
+
+@torch.no_grad()
+def _second_derivative(
+    gradients: Mapping[Edge, Tensor], ends: AbstractSet[Edge], axes: Mapping[Edge, _Axis]
+) -> Samples:
+    """Whether the gradients at some samples' outputs depend on the outputs of others."""
+    oldest = min(sequence_number(node) for node, _ in ends)
+    starts = {edge: (value.grad_fn, value.output_nr) for edge, value in gradients.items()}
+    nodes = _behind(starts.values(), ends, oldest)
+    draw = torch.Generator().manual_seed(SEED)
+    samples = torch.arange(next(iter(axes.values())).samples)
+    for digit in range((len(samples) - 1).bit_length()):
+        chosen = (samples >> digit) % 2 == 1
+        cotangents: dict[Edge, Tensor] = {}
+        for edge, value in gradients.items():
+            start, own = starts[edge], axes[edge].on(chosen, value, draw)
+            # two outputs may get one and the same gradient
+            cotangents[start] = cotangents[start] + own if start in cotangents else own
+        arrived = pull_back(cotangents, ends, nodes)
+        if arrived is None:
+            return _unknown("an operation has no second derivative")
+        largest = torch.zeros(len(samples), dtype=torch.float64)
+        for edge in arrived.keys() & axes.keys():
+            largest = largest.maximum(axes[edge].sizes(arrived[edge]))
+        if not bool(largest.isfinite().all()):
+            return _unknown("its second derivative is not finite")
+        if float(largest[~chosen].max()) > ROUNDING * float(largest.max()):
+            return _MIXED
+    return Samples()
+
+
+def _edge_of(root: Any) -> Edge:
+    return (
+        (root.grad_fn, root.output_nr) if isinstance(root, Tensor) else (root.node, root.output_nr)
+    )
+
+
+def _behind(starts: Iterable[Edge], ends: AbstractSet[Edge], oldest: int) -> set[Any]:
+    """The nodes between the starts and the ends, and those beside them that are not older than the oldest end."""
+    nodes: set[Any] = set()
+    waiting = [node for node, _ in starts]
+    while waiting and len(nodes) <= MOST_NODES:
+        node = waiting.pop()
+        if node is None or node in nodes or not oldest <= sequence_number(node) < LEAF:
+            continue
+        nodes.add(node)
+        waiting.extend(edge[0] for edge in node.next_functions if edge not in ends)
+    return nodes
+
+
+def _bytes_of(nodes: Sequence[Any]) -> int:
+    """Bytes of the gradients that the nodes take."""
+    return sum(
+        prod(one.shape) * one.dtype.itemsize
+        for node in nodes
+        for one in getattr(node, "_input_metadata", ())
+    )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Where the samples lie in one output."""
+
+    dim: int
+    samples: int
+    rows: Tensor | None = None
+    """Sample of each entry along the axis; None: entry k is sample k."""
+
+    def on(self, chosen: Tensor, like: Tensor, draw: torch.Generator) -> Tensor:
+        """Random numbers at the chosen samples, zeros elsewhere."""
+        taken = chosen if self.rows is None else chosen[self.rows]
+        values = torch.randn(like.shape, generator=draw).movedim(self.dim, -1) * taken
+        return values.movedim(-1, self.dim).to(like)
+
+    def sizes(self, value: Tensor) -> Tensor:
+        """Sum of the sizes of each sample's entries, (samples,)."""
+        entries = value.movedim(self.dim, 0).flatten(1).double().abs().sum(1).cpu()
+        if self.rows is None:
+            return entries
+        return entries.new_zeros(self.samples).index_add(0, self.rows, entries)
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The outputs of the watched calls in the graph."""
+
+    calls: Mapping[int, Call]
+
+    def nearest(self, edges: Sequence[Edge]) -> tuple[set[Any], dict[Edge, tuple[Call, int]]]:
+        """The nodes from the roots to the nearest outputs, and these outputs: edge -> (call, slot)."""
+        nodes: set[Any] = set()
+        ends: dict[Edge, tuple[Call, int]] = {}
+        waiting = list(edges)
+        while waiting and len(nodes) <= MOST_NODES:
+            node, number = waiting.pop()
+            if node is None:
+                continue
+            known = node.metadata.get(MARK, {}).get(number)
+            if known is not None and known[0] in self.calls:
+                ends[node, number] = self.calls[known[0]], known[1]
+                continue
+            if node in nodes or sequence_number(node) >= LEAF:
+                continue
+            nodes.add(node)
+            waiting.extend(node.next_functions)
+        return nodes, ends
+
+    def axes(self, ends: Mapping[Edge, tuple[Call, int]]) -> dict[Edge, _Axis]:
+        """The axis of the samples of each output whose batch is the most frequent one among them."""
+        found = {edge: _axis(call, slot) for edge, (call, slot) in ends.items()}
+        sizes = Counter(axis.samples for axis in found.values())
+        usual = max(sizes, key=lambda size: (sizes[size], size), default=0)
+        return {edge: axis for edge, axis in found.items() if axis.samples == usual}
+
+
+def _axis(call: Call, slot: int) -> _Axis:
+    plan = call.plan
+    if plan.one_step:
+        return _Axis(0, len(call.outputs[slot]))
+    if slot != OUTPUT:
+        return _Axis(1, call.outputs[slot].shape[1])
+    if plan.batch_sizes is not None:
+        sizes = plan.batch_sizes.tolist()
+        return _Axis(0, sizes[0], torch.cat([torch.arange(size) for size in sizes]))
+    dim = 0 if plan.batch_first else 1
+    return _Axis(dim, call.outputs[slot].shape[dim])
