@@ -132,3 +132,26 @@ def test_accidents_in_a_row_are_recorded_once(diagnostics: Any) -> None:
     callback = diagnostics(every_n_steps=1000, measures=["contributions"])
     fit(Explodes, [callback], steps=3 * fits.STEPS)
     assert rnndiag.open_run(callback.run_dir).steps_of("train").tolist() == [0, AT]
+
+
+def test_a_jump_just_before_does_not_hide_a_batch_that_holds_nan(diagnostics: Any) -> None:
+    class JumpsThenBreaks(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.global_step == 24:
+                batch[0][1, 4, 2] = torch.nan
+            out = self.rnn(batch[0])[0]
+            loss = self.head(out).square().mean()
+            return loss + 1e3 * out[:, 5].sum() if self.global_step == 20 else loss
+
+    callback = diagnostics(every_n_steps=100)
+    fit(JumpsThenBreaks, [callback], steps=30)
+    run = rnndiag.open_run(callback.run_dir)
+    told = {step: run.at(step).notes["black_box"] for step in (20, 24)}
+    assert [told[20]["kind"], told[24]["kind"]] == ["jump", "gradient"]
+    assert told[24]["batch_finite"] is False
+    assert run.steps_of("train").tolist() == [
+        0,
+        20,
+        24,
+    ]  # the NaN of every step after it is no news
+    assert rnndiag.diagnose(run).causes[0].remedy.knob == "skip_nonfinite_batches"

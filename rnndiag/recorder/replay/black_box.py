@@ -27,7 +27,7 @@ GROUPS = ("contributions", "gates")
 MOST = 16
 """So many accidents of a fit are recorded."""
 QUIET = 20
-"""After an accident, so many steps pass before the next one is recorded."""
+"""After an accident, so many steps pass before the next one is recorded; a first NaN is recorded even after a jump."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class BlackBox:
         self._light_hooks = LightHooks(faults, overhead)
         self._faults = faults
         self._epoch = -1
-        self._last: int | None = None
+        self._last: dict[
+            bool, int
+        ] = {}  # whether numbers were finite -> the last step of such an accident
         self.count = 0
         self._next: dict[str, Any] | None = None
         self.groups = tuple(name for name in GROUPS if name in groups)
@@ -103,24 +105,28 @@ class BlackBox:
         found = history.judge(facts, self._jump)
         if found is None:
             return None
-        recent = self._last is not None and facts.step - self._last < QUIET
-        self._last = facts.step
-        if recent or self.count >= MOST:
+        if not self._records(facts.step, finite=found[0] == "jump"):
             return None
-        self.count += 1
         return Alarm(found[0], facts.step, number(facts.norm), found[1], number(facts.loss))
 
     def loss_alarm(self, step: int, loss: Scalar | None, norm: Scalar | None) -> None:
         """A loss that is not finite, with a gradient that is: the weights have moved, so the next step is recorded."""
-        if not self._on or loss is None or math.isfinite(loss):
+        if not self._on or loss is None or math.isfinite(loss) or not math.isfinite(number(norm)):
             return
-        recent = self._last is not None and step - self._last < QUIET
-        self._last = step
-        if recent or self.count >= MOST or not math.isfinite(number(norm)):
+        if not self._records(step, finite=False):
             return
-        self.count += 1
         alarm = Alarm("loss", step, number(norm), math.nan, number(loss))
         self._next = _told(alarm, f"{alarm.sentence} Its gradient is finite. {_NEXT}")
+
+    def _records(self, step: int, finite: bool) -> bool:
+        """Whether an accident of this step is recorded: the first that is not finite always, a jump beside it never."""
+        first = not finite and False not in self._last
+        before = self._last.values() if finite else [self._last.get(False, -QUIET)]
+        quiet = any(step - last < QUIET for last in before)
+        self._last[finite] = step
+        records = first or (not quiet and self.count < MOST)
+        self.count += records
+        return records
 
     @property
     def waits(self) -> bool:
