@@ -37,7 +37,10 @@ def falling_losses(
 
 
 def layer(**changes: Any) -> dict[str, Any]:
-    """Quantities of an LSTM whose gates are open; a list holds the first and all later recordings' values."""
+    """Quantities of an LSTM whose gates are open; a list holds the first and all later recordings' values.
+
+    None: not recorded.
+    """
     values: dict[str, Any] = {
         "credit_profile": profile(0.97),
         "valid_samples": np.full(T, 8.0),
@@ -90,6 +93,7 @@ def write(
     config: Mapping[str, Any] | None = None,
     notes: Mapping[int, Mapping[str, Any]] | None = None,
     verdict: str = "exact",
+    trainer: Mapping[str, Any] | None = None,
 ) -> Run:
     """A run of these layers."""
     losses = stuck_losses() if losses is None else losses
@@ -98,7 +102,7 @@ def write(
     names = list(layers)
     provenance = {
         "model": {"layers": {name: {"cell": cell, "T": T, "B": 8} for name in names}},
-        "trainer": {"clip": clip},
+        "trainer": {"clip": clip, **(trainer or {})},
         "config": dict(config or {}),
         "training": {
             "optimizers": [{"kind": optimizer, "lr": rate, "weight_decay": weight_decay}],
@@ -127,6 +131,8 @@ def write(
             for name, values in (("model", whole), *layers.items()):
                 for quantity, value in values.items():
                     chosen = value[min(number, 1)] if isinstance(value, list) else value
+                    if chosen is None:
+                        continue
                     measured.append(
                         Measurement.of(
                             quantity, np.asarray(chosen, float), name, LABELS.get(quantity)

@@ -37,6 +37,9 @@ def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     draw = torch.Generator().manual_seed(subject.extent.seed)
     whole = estimate(part, Full()).mean.values()
     norm = CLIPPED * float(torch.stack([value.norm() for value in whole]).norm())
+    if norm == 0:
+        subject.not_measured[f"estimators of {run.name}"] = "its gradient is zero"
+        return
     step = RecordedStep(run.T, len(run.cell.parts), norm)
     candidates = [one for kind in ESTIMATORS.values() for one in kind.recorded(step)]
     used = subject.estimators.get(run.name)

@@ -113,7 +113,7 @@ def _line(run: StoredRun, layer: str) -> LayerLine:
         return _number(float(np.median(values.max(axis=1))), spec).replace("e-0", "e-") + old
 
     gain = math.nan
-    if ("credit_profile", layer) in run:
+    if layer in _judged_layers(run, "credit_profile"):
         profile = run["credit_profile", layer].sel(profile_stat="profile").values[-1]
         gain = float(decay(profile))
     return LayerLine(
@@ -127,8 +127,13 @@ def _line(run: StoredRun, layer: str) -> LayerLine:
     )
 
 
+def _judged_layers(run: StoredRun, quantity: str) -> tuple[str, ...]:
+    """Layers and stacks of which the judged recordings hold it: after a NaN, none."""
+    return tuple(run.collector.layers_of(quantity, run.judged()))
+
+
 def _reach_text(run: StoredRun, layer: str) -> str:
-    if ("credit_profile", layer) not in run:
+    if layer not in _judged_layers(run, "credit_profile"):
         return "-"
     answer = run_reach(run, 0.9, layer)
     if answer.reached:
@@ -137,7 +142,7 @@ def _reach_text(run: StoredRun, layer: str) -> str:
 
 
 def _window_text(run: StoredRun, layer: str) -> str:
-    if ("window_bias", layer) not in run:
+    if layer not in _judged_layers(run, "window_bias"):
         return "-"
     found = run_window(run, 0.1, layer)
     if math.isnan(found.steps):
@@ -200,18 +205,20 @@ def _sentences(run: StoredRun, words: TimeWords, diagnosis: Diagnosis) -> list[s
         )
     untrusted = [r.step for r in run.outlines if r.verdict == "inexact" and r.phase == "train"]
     if untrusted:
+        are = "recording is" if len(untrusted) == 1 else "recordings are"
         said.append(
-            f"  {len(untrusted)} recordings are not exact, the first at step {untrusted[0]}: the report says why."
+            f"  {len(untrusted)} {are} not exact, the first at step {untrusted[0]}: the report says why."
         )
     errors = [e for r in run.outlines for e in r.notes.get("errors", [])]
     if errors:
-        said.append(f"  {len(errors)} faults of the recorder itself: the report lists them.")
+        faults = "fault" if len(errors) == 1 else "faults"
+        said.append(f"  {len(errors)} {faults} of the recorder itself: the report lists them.")
     return said
 
 
 def _reach_sentence(run: StoredRun, words: TimeWords) -> list[str]:
     """The reach of a stack where there is one, else of the layer with the shortest one."""
-    measured = run.layers_of("credit_profile")
+    measured = _judged_layers(run, "credit_profile")
     stacks = [name for name in run.stacks if name in measured]
     if not measured:
         return []
