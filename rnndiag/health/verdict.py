@@ -71,7 +71,7 @@ def _of_diagnosis(stated: Finding, other: Finding | None, code: int) -> Verdict:
     if stated.word.startswith(("CANNOT TELL", "LEARN")):
         shape = "unsure"
     sentence = stated.message
-    if other is not None and stated.status != "fail" and _weighs(other):
+    if other is not None and stated.status != "fail" and _weighs(other) and _is_news(other, stated):
         where = f" in {other.layer}" if other.layer else ""
         sentence = f"{sentence} But: {_title(other).lower()}{where}: {other.message.rstrip('.')}."
         shape = "fault" if other.status == "fail" else "unsure" if shape == "well" else shape
@@ -80,6 +80,12 @@ def _of_diagnosis(stated: Finding, other: Finding | None, code: int) -> Verdict:
 
 def _weighs(other: Finding) -> bool:
     return other.status == "fail" or (other.check == UNTRUSTED and other.status == "not_judged")
+
+
+def _is_news(other: Finding, stated: Finding) -> bool:
+    """Whether a check says more than the diagnosis: not where both name the same, or say the same."""
+    same = _title(other).partition(" FAILED")[0] in stated.word
+    return not same and other.message.rstrip(".") not in stated.message
 
 
 def _title(found: Finding) -> str:

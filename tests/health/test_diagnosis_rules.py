@@ -473,3 +473,19 @@ def test_a_monitored_metric_stands_beside_the_loss(tmp_path: Path) -> None:
     found = diagnosed(tmp_path, layer(swing=0.5), losses=losses, model=model)
     assert found.state == "learned"
     assert "(the monitored metric from 0.25 at step 0 to 0.9 at step 399)" in found.headline
+
+
+def test_an_accuracy_that_rose_contradicts_a_loss_that_stands_still(tmp_path: Path) -> None:
+    monitored = {"monitor": "val_acc", "monitor_mode": "max"}
+    rose = {"monitored_metric": [0.25, 0.9]}
+    found = diagnosed(tmp_path / "1", layer(), model=rose, trainer=monitored)
+    assert (found.state, found.at_rest) == ("learned", True)
+    assert "(val_acc from 0.25 at step 0 to 0.9 at step 399)" in found.headline
+    stays = {"monitored_metric": [0.25, 0.3]}
+    found = diagnosed(tmp_path / "2", layer(), model=stays, trainer=monitored)
+    assert found.state == "stuck"
+    monitored["monitor_mode"] = "min"
+    found = diagnosed(
+        tmp_path / "3", layer(), model={"monitored_metric": [9.0, 1.0]}, trainer=monitored
+    )
+    assert found.state == "stuck"

@@ -50,6 +50,11 @@ CASES: dict[str, Callable[[Path], Run]] = {
     "explodes": lambda path: write(
         path, {"rnn.l0": relu(credit_profile=profile(1.3))}, cell="elman_relu"
     ),
+    "nothing finite after the first recording": lambda path: write(
+        path,
+        {"rnn.l0": layer(credit_profile=[profile(0.97), None])},
+        np.where(np.arange(STEPS) < 50, stuck_losses(), np.nan),
+    ),
     "few steps": lambda path: write(path, {"rnn.l0": layer()}, stuck_losses(steps=12)),
 }
 
@@ -85,6 +90,21 @@ def test_a_run_whose_proofs_failed_is_never_healthy_and_its_numbers_name_no_caus
     assert (found.state, [cause.name for cause in found.causes]) == ("not_trusted", ["not_trusted"])
     found = rnndiag.diagnose(CASES["learning rate too high, proofs failed"](tmp_path / "rate"))
     assert found.causes[0].name == "learning_rate_too_high"  # which rests on no proof
+
+
+def test_rounding_in_a_net_of_huge_numbers_is_no_second_cause(tmp_path: Path) -> None:
+    shut = layer(gate_low=np.full(3, 0.9), input_spread=300.0)
+    run = write(tmp_path / "run", {"rnn.l0": shut}, verdict="inexact")
+    assert [cause.name for cause in rnndiag.diagnose(run).causes] == ["saturated"]
+
+
+@pytest.mark.parametrize("case", ["dead units", "explodes"])
+def test_a_check_that_says_what_the_diagnosis_says_is_not_told_twice(
+    case: str, tmp_path: Path
+) -> None:
+    run = CASES[case](tmp_path / "run")
+    found = verdict(look(run), run)
+    assert "But: " not in found.sentence
 
 
 def test_a_check_that_fails_beside_a_healthy_model_is_told_in_the_sentence(tmp_path: Path) -> None:

@@ -52,10 +52,15 @@ def diagnosis_of(features: Features) -> Diagnosis:
         named = {earlier.cause for earlier, _ in found}
         if view.situation not in rule.situations or rule.cause in named or (rule.alone and found):
             continue
-        if (one := rule.find(view)) is not None:
+        if (one := rule.find(view)) is None:
+            continue
+        if rule.cause != "not_trusted":
             found.append((rule, one))
-            if rule.cause == "not_trusted":
-                break  # later rules read the numbers whose proof failed
+            continue
+        # Rounding fails the proofs of a net whose numbers are huge, which an earlier rule has said then.
+        if not any(earlier.group in ("data", "step", "start") for earlier, _ in found):
+            found.append((rule, one))
+        break  # later rules read the numbers whose proof failed
     state = _state(by_loss, found)
     if by_loss.state == "learned" and not by_loss.at_rest:
         found = [pair for pair in found if pair[0].group in _BROKEN]
@@ -170,8 +175,9 @@ def _what_the_loss_did(features: Features, state: State, at_rest: bool) -> str:
     went = f"the loss went from {number(loss.start)} to {number(loss.end)} in {loss.steps} steps"
     metric = [one for one in features.metric if math.isfinite(one.value)]
     if len(metric) > 1:
+        name = features.setup.monitored or "the monitored metric"
         went += (
-            f" (the monitored metric from {number(metric[0].value)} at step {metric[0].step} to "
+            f" ({name} from {number(metric[0].value)} at step {metric[0].step} to "
             f"{number(metric[-1].value)} at step {metric[-1].step})"
         )
     if loss.ends_nonfinite:

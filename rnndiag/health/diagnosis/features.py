@@ -74,6 +74,21 @@ class Features:
             min(value for value in known if not math.isnan(value)) if self.loss.count else math.nan
         )
 
+    @property
+    def metric_gain(self) -> float:
+        """Share of the way to 1 that a monitored share went, such as an accuracy; NaN of other metrics.
+
+        A monitored loss says no more than the loss does.
+        """
+        known = [one.value for one in self.metric if math.isfinite(one.value)]
+        if (
+            self.setup.monitored_mode != "max"
+            or not known
+            or not 0 <= min(known) <= max(known) <= 1
+        ):
+            return math.nan
+        return (known[-1] - known[0]) / (1 - known[0]) if known[0] < 1 else math.nan
+
     @cached_property
     def swing(self) -> Dated:
         """Swing of the top layers relative to the final loss: median of the last three recordings, all of them late."""

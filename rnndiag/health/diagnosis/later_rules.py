@@ -7,7 +7,7 @@ import math
 from rnndiag.health.diagnosis.diagnosis import Remedy
 from rnndiag.health.diagnosis.layer_evidence import LayerEvidence
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number, power
-from rnndiag.health.diagnosis.start_rules import first_layer, forgetting, start_of_recurrence
+from rnndiag.health.diagnosis.start_rules import DEAD, first_layer, forgetting, start_of_recurrence
 
 SHRANK = 0.85
 """Weights that ended below this share of their first size."""
@@ -84,6 +84,8 @@ def contracts(view: View) -> Found | None:
         features, credit = view.features, layer.credit[1]
         far = features.far_credit(layer, 1)
         if not layer.elman or credit is None or not far.below(LITTLE_LEFT):
+            return None
+        if layer.dead[1].above(DEAD):  # it is not the recurrence that shrinks it
             return None
         if _other_direction_reaches(view, layer):
             return None

@@ -65,7 +65,8 @@ def _saturated(view: View, layer: LayerEvidence) -> Found | None:
         remedy = Remedy(
             "input_scale",
             value,
-            f"Divide the inputs by their standard deviation ({number(spread.value)}).",
+            "Standardise the inputs: subtract their mean, and divide by their standard deviation "
+            f"({number(spread.value)}).",
         )
     else:
         why, remedy = "", start_of_recurrence(layer)

@@ -18,6 +18,8 @@ LEARNED = 0.25
 """A final loss below this share of the first one; a model that can be half right without memory stays above."""
 AT_FLOOR = 0.1
 """Below this share of the first loss a model that still improves has learned already."""
+METRIC_GAINED = 0.5
+"""A monitored accuracy that went this share of the way to 1 contradicts a loss that stands still."""
 UNMOVED = 0.05
 """A final loss that lies less than this share of the reference below it has not moved..."""
 FALLS = 0.02
@@ -57,7 +59,8 @@ def state_of(features: Features) -> StateOf:
         return StateOf("learning" if still_falls else "learned")
     if loss.falling and _came_down(features, FALLS):
         return StateOf("learning")
-    if swing < IGNORES_INPUT or not _came_down(features, UNMOVED):
+    still = swing < IGNORES_INPUT or not _came_down(features, UNMOVED)
+    if still and not features.metric_gain > METRIC_GAINED:
         return StateOf("stuck")
     return StateOf("learned", at_rest=True)
 

@@ -185,9 +185,17 @@ def nonfinite(view: View) -> Found | None:
         f"{fault.sentence}".strip(),
         evidence(first_nonfinite_step=Dated(float(fault.step), fault.step)),
         confidence="medium",
-        remedy=Remedy(
-            "gradient_clip_val",
-            1.0,
-            "Clip the gradient norm at 1, and look where the first number breaks in the report.",
-        ),
+        remedy=_FEEDS if fault.place == "inputs" else _CLIP,
     )
+
+
+_FEEDS = Remedy(
+    "skip_nonfinite_batches",
+    True,
+    "Look for a log or a division before that layer, or drop batches for which it gives nan or inf.",
+)
+_CLIP = Remedy(
+    "gradient_clip_val",
+    1.0,
+    "Clip the gradient norm at 1, and look where the first number breaks in the report.",
+)

@@ -30,6 +30,10 @@ class Setup:
     """Layer -> requires_grad | add_to_optimizer, the knob that would let it train."""
     layers: tuple[str, ...]
     """All recurrent layers of the model."""
+    monitored: str
+    """The metric that a callback monitors; empty where none does."""
+    monitored_mode: str
+    """min, max, or empty where it is not known."""
     scaled_gradients: bool
     """Whether a loss scaler makes gradients that are not finite a part of the routine."""
 
@@ -60,6 +64,8 @@ def setup_of(recorded: Recorded) -> Setup:
         clip=clip if clip > 0 else None,
         frozen=frozen,
         layers=tuple(recurrent),
+        monitored=str(trainer.get("monitor", "")),
+        monitored_mode=str(trainer.get("monitor_mode", "")),
         scaled_gradients=str(trainer.get("precision", "")).startswith("16"),
     )
 
@@ -170,6 +176,8 @@ class FirstFault:
     data_finite: bool
     """False: the batch itself holds numbers that are not finite."""
     sentence: str
+    place: str = ""
+    """Where it began in the recurrent layers: inputs, states, a gradient; empty where that was not seen."""
 
 
 def first_fault(recorded: Recorded, loss_step: int | None, setup: Setup) -> FirstFault | None:
@@ -191,7 +199,10 @@ def first_fault(recorded: Recorded, loss_step: int | None, setup: Setup) -> Firs
     if not first or int(first["step"]) > min(steps) + 1:  # the first fault itself was not looked at
         return FirstFault(min(steps), True, "")
     return FirstFault(
-        min(steps), bool(first.get("batch_finite", True)), str(first.get("sentence", ""))
+        min(steps),
+        bool(first.get("batch_finite", True)),
+        str(first.get("sentence", "")),
+        str(first.get("what", "")),
     )
 
 

@@ -96,12 +96,18 @@ class LightningLoop(TrainingLoop):
 
     @property
     def monitored_metric(self) -> float | None:
-        """The last value of the first metric that a callback monitors."""
+        """Its last value; None before it was logged."""
+        value = self.trainer.callback_metrics.get(self._monitored.get("monitor", ""))
+        return None if value is None else float(value)
+
+    @property
+    def _monitored(self) -> dict[str, str]:
+        """Name and mode (min, max) of the first metric that a callback monitors."""
         for callback in self.trainer.callbacks:
             name = getattr(callback, "monitor", None)
-            if isinstance(name, str) and name in self.trainer.callback_metrics:
-                return float(self.trainer.callback_metrics[name])
-        return None
+            if isinstance(name, str):
+                return {"monitor": name, "monitor_mode": str(getattr(callback, "mode", ""))}
+        return {}
 
     @property
     def batch_size(self) -> int | None:
@@ -160,6 +166,7 @@ class LightningLoop(TrainingLoop):
             "devices": trainer.num_devices,
             "world_size": trainer.world_size,
             "strategy": type(trainer.strategy).__name__,
+            **self._monitored,
         }
         truncation = getattr(self.model, "tbptt_label", None)
         return found if truncation is None else {**found, "truncation": truncation}

@@ -119,11 +119,11 @@ def _lengths(found: list[tuple[Path, Tensor]], layout: BatchLayout) -> tuple[Ten
             for real in (rows, ~rows):
                 counts = real.sum(1)
                 if bool(real[:, 0].all()) and bool((_prefix(counts, layout) == real.cpu()).all()):
-                    return counts, f"the mask {_named(path)} of the batch"
+                    return counts, f"the mask in {_named(path)} of the batch"
         elif not tensor.is_floating_point() and bool((rows == IGNORED).any()):
             counts = (rows != IGNORED).sum(1)
             if bool((_prefix(counts, layout) == (rows != IGNORED).cpu()).all()):
-                return counts, f"the targets {_named(path)} that are {IGNORED}"
+                return counts, f"the targets in {_named(path)} that are {IGNORED}"
     return None, ""
 
 
@@ -161,4 +161,4 @@ def _prefix(counts: Tensor, layout: BatchLayout) -> Tensor:
 
 
 def _named(path: Path) -> str:
-    return ".".join(map(str, path)) or "the only tensor"
+    return f"entry {'.'.join(map(str, path))}" if path else "the only tensor"
