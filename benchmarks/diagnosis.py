@@ -95,7 +95,11 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     held_out = asked.half == "held-out"
     given = (held_out, asked.seeds, asked.more_tasks)
-    cases = [*controls(*given), *planted(*given), *(shaped(held_out) if asked.forms else ())]
+    cases = [
+        *controls(*given),
+        *planted(*given),
+        *(shaped(held_out, asked.seeds) if asked.forms else ()),
+    ]
     random.Random(0).shuffle(cases)  # what is there of a trial that was cut short is a fair part
     if asked.cached:
         cases = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ def cells_of(task: str) -> tuple[str, ...]:
         return ("lstm",)
     if task in ("text", "count", "adding"):
         return ("lstm", "gru")
+    if task in ("keep", "delay"):
+        return ("lstm", "gru", "tanh")
     return ("lstm", "gru", "tanh", "relu")
 
 
@@ -74,14 +77,15 @@ def controls(held_out: bool, seeds: int, more: bool = False) -> Iterator[Case]:
 
 
 def planted(held_out: bool, seeds: int, more: bool = False) -> Iterator[Case]:
-    """Every fault in every task where it makes sense, each in one cell and seed, which take turns."""
+    """Every fault in every task where it makes sense, with every seed; cells are drawn."""
     for fault in FAULTS.values():
         for task in tasks_of(held_out, more):
             cells = [cell for cell in cells_of(task.name) if cell in fault.cells]
             if fault.fits(task) and cells:
-                draw = random.Random(f"{fault.name}, {task.name}")
-                cell = draw.choice(cells)
-                yield _case(fault, Program(task.name, cell, seed=draw.randrange(seeds)))
+                cells = random.Random(f"{fault.name}, {task.name}").sample(cells, len(cells))
+                for seed in range(seeds):
+                    cell = cells[seed % len(cells)]
+                    yield _case(fault, Program(task.name, cell, seed=seed))
 
 
 def _case(fault: Fault, base: Program) -> Case:
@@ -99,18 +103,18 @@ def _healthy(fault: Fault, base: Program) -> Program:
 FAULTS_OF_FORMS = ("forget-shut", "torch-default", "rate-high", "rate-low", "frozen", "nan")
 
 
-def shaped(held_out: bool, seed: int = 0) -> Iterator[Case]:
+def shaped(held_out: bool, seeds: int) -> Iterator[Case]:
     """In every form of net and loop a control, and three faults that take turns."""
     at_end, every_step = ("order", "flip-flop") if held_out else ("recall", "copy-lag")
-    turn = 0
-    for shape, changes in SHAPES.items():
+    for turn, (seed, (shape, changes)) in enumerate(
+        itertools.product(range(seeds), SHAPES.items())
+    ):
         task = at_end if shape in ("encoder-decoder", "packed") else every_step
         # torch has no LSTM in bf16 on a CPU
         cell = "gru" if shape in ("loop", "bf16") else "lstm"
         base = Program(task, cell, seed=seed).but(**changes)
         yield Case(f"none ({shape})", base, base, "learned")
         fitting = [name for name in FAULTS_OF_FORMS if FAULTS[name].fits(TASKS[task])]
-        for name in (fitting[(turn + i) % len(fitting)] for i in range(3)):
+        for name in (fitting[(3 * turn + seed + i) % len(fitting)] for i in range(3)):
             case = _case(FAULTS[name], base)
             yield Case(case.planted, case.program, base, f"shape: {shape}")
-        turn += 3

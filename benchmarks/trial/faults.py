@@ -94,6 +94,7 @@ FAULTS = {
         Fault("clipped", ("clipped_away",), {**_SGD, "clip": 1e-3}),
         Fault("clipped-adam", (), {"clip": 1e-3}),
         Fault("saturated", ("saturated",), {"input_scale": 50.0}, (*GATED, *TANH)),
+        Fault("raw-units", ("saturated",), {"input_scale": 300.0}, (*GATED, *TANH)),
         Fault("dead", ("dead_units",), {"bias": -4.0}, RELU),
         Fault(
             "contracting", ("contracting_recurrence",), {"gain": 0.2}, (*TANH, *RELU), _with_memory

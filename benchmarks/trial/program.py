@@ -329,8 +329,11 @@ def padded_data(program: Program, batches: int, seed: int) -> Dataset[Any]:
         targets.append(y if task.at_end else F.pad(y, (0, 2 * T - steps), value=IGNORED))
         lengths.append(torch.full((count,), steps))
     order = torch.randperm(len(LENGTHS) * count, generator=g)
-    parts = (torch.cat(inputs) * program.input_scale, torch.cat(targets), torch.cat(lengths))
-    return TensorDataset(*(part[order] for part in parts))
+    x, y, ends = (torch.cat(part)[order] for part in (inputs, targets, lengths))
+    x = x * program.input_scale
+    if program.nan_at is not None:
+        x[program.nan_at % batches * program.batch, 0] = float("nan")
+    return TensorDataset(x, y, ends)
 
 
 def loader_of(program: Program, batches: int, seed: int) -> Any:

@@ -189,6 +189,20 @@ def _echo(n: int, T: int, g: Generator) -> tuple[Tensor, Tensor]:
     return x[..., None], y[..., None]
 
 
+def _keep(n: int, T: int, g: Generator) -> tuple[Tensor, Tensor]:
+    """The first value, asked at the end; noise between."""
+    x = torch.rand(n, T, 1, generator=g) * 2 - 1
+    return x, x[:, 0].clone()
+
+
+def _delay(n: int, T: int, g: Generator) -> tuple[Tensor, Tensor]:
+    """At every step the bit eight steps ago; before there is one, class 0."""
+    x = torch.randint(0, 2, (n, T), generator=g)
+    y = torch.zeros_like(x)
+    y[:, 8:] = x[:, :-8]
+    return (2.0 * x - 1)[..., None], y
+
+
 _EVERY, _END = "class at every step", "class at end"
 _ROWS = (
     Task("recall", _recall, _END, 4, 25, 24, 350, rate=5e-3),
@@ -207,6 +221,8 @@ _ROWS = (
         "heavy-tails", _heavy_tails, "value at every step", 1, 20, 2, 400, held_out=True, rate=5e-3
     ),
     Task("sine", _sine, "value at every step", 1, 30, 3, 400, held_out=True, rate=5e-3),
+    Task("keep", _keep, "value at end", 1, 40, 39, 450, held_out=True, rate=5e-3),
+    Task("delay", _delay, _EVERY, 2, 24, 8, 400, held_out=True),
     Task("match", _match, _END, 2, 18, 17, 800, held_out=True, rate=5e-3),
 )
 TASKS = {task.name: task for task in _ROWS}
