@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.trial.program import Program
 from rnndiag.health.diagnosis import Remedy
+from rnndiag.health.diagnosis.step_rules import ADAM_RATE
 
 
 def _window(program: Program, steps: float) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def apply(program: Program, remedy: Remedy) -> Program | None:
         "skip_nonfinite_batches": lambda: {"skip_nonfinite": True},
         "learning_rate": lambda: {"rate": float(value)},
         "gradient_clip_val": lambda: {"clip": value},
-        "optimizer": lambda: {"optimizer": str(value).lower()},
+        "optimizer": lambda: {"optimizer": str(value), "rate": ADAM_RATE},
         "input_scale": lambda: {"input_scale": program.input_scale * float(value)},
         "bias": lambda: {"bias": float(value)},
         "recurrent_weight": lambda: (

@@ -96,6 +96,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str, Any]] = {
         "learning_rate",
         5.0,
     ),
+    "low rate under SGD": (
+        layer(update_ratio=1e-5),
+        {**SGD, "model": {"other_update_ratio": 1e-5}},
+        "learning_rate_too_low",
+        "optimizer",
+        "adam",
+    ),
     "clipped": (
         layer(update_ratio=1e-4),
         {**SGD, "clip": 0.01, "model": {"stepped_gradient_norm": 0.01}},

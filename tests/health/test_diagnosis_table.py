@@ -71,7 +71,7 @@ def test_a_gradient_clipped_away_under_sgd_is_told_by_how_much(tmp_path: Path) -
 
 
 def test_a_learning_rate_too_high_is_named_where_it_hurts(tmp_path: Path) -> None:
-    found, last = diagnosed(tmp_path, rate=3.0)
+    found, last = diagnosed(tmp_path, rate=30.0)
     assert last > 0.5 * CHANCE
     assert found.causes[0].name == "learning_rate_too_high"
     assert found.causes[0].remedy is not None
