@@ -28,7 +28,7 @@ CLIPPED = 0.2
 CLIPPED_PATH = 0.15
 ADAM_RATE = 0.003
 """Adam moves weights of ordinary size by about 1 % a step at this rate. Under SGD it cures more often than the rate
-that is right for the recurrent weights (development tasks of the trial), as the head's ratio may be 100 times another."""
+that is right for the recurrent weights (development tasks of the trial), which may be wrong for the head."""
 DEAD = 0.5
 
 
