@@ -91,7 +91,7 @@ class FitRecorder:
         self.tried = False
         """Whether a step was to be recorded."""
         self.refused: dict[str, str] = {}
-        """Module -> why its calls could not be recorded."""
+        """Module, or what else may be meant as a recurrence -> why it could not be recorded."""
         self.chronicle = RunOutput(
             place.path,
             self.faults,
@@ -411,6 +411,7 @@ class FitRecorder:
             self._pending = None
             return
         pending, passes = self._pending, self.watch.new_passes()
+        self.refused |= self.watch.unseen
         for seen in passes:
             self.refused |= seen.missed
         self.tried = True
@@ -523,7 +524,9 @@ class FitRecorder:
         if self.reader.recorded_any or not self.tried:
             return ""
         model = type(self.loop.model).__name__
-        refused = "; ".join(f"{name or 'the model'}: {why}" for name, why in self.refused.items())
+        refused = "; ".join(
+            f"{name or 'the model'}: {why.rstrip('.')}" for name, why in self.refused.items()
+        )
         names = ", ".join(name or model for name in self.watch.layers or self.layers)
         seen = (
             f"it has {names}, but no gradient went through them in a recorded step"

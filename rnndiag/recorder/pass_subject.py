@@ -26,7 +26,7 @@ def subject_of(
     Returns:
         The subject; None where nothing is left to measure.
     """
-    if told := {**seen.cut, **seen.missed}:
+    if told := {**seen.cut, **seen.missed, **seen.unseen}:
         pending.facts.setdefault("not_measured", {}).update(told)
     if (samples := seen.samples).said:
         key = "samples" if samples.independent else "noise"

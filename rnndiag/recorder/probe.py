@@ -35,6 +35,7 @@ class Probe:
         self._unrolled = UnrolledCalls(capture)
         self._scale = loss_scale
         self._passes: list[BackwardPass] = []
+        self._unseen: dict[str, str] = {}
         self._proofs: list[Proof] = []
         self._recording: Recording | None = None
         self._recorded = 0
@@ -76,6 +77,7 @@ class Probe:
 
     def _take(self) -> None:
         self._passes += self._capture.take()
+        self._unseen |= self._capture.unseen
         self._passes += self._unrolled.take(1.0 if self._scale is None else self._scale())
 
     @property
@@ -116,6 +118,12 @@ class Probe:
         passes = self.backward_passes
         if self._recording is None or self._recorded < len(passes):
             if not self.layer_runs and not any(seen.loops.tells for seen in passes):
+                if self._unseen:
+                    raise NotSupported(
+                        f"No recurrence was recorded ({'; '.join(_by_reason(self._unseen))}).",
+                        "Name the module that does one step with steps=[...], or mark the state of the loop with "
+                        "rnndiag.carry.",
+                    )
                 raise CaptureFault(
                     "No backward pass through a recurrent layer was seen inside of the probe.",
                     "Run the forward pass and `loss.backward()` inside of the `with`, and look afterwards.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import is_
 from typing import Any
@@ -39,6 +39,11 @@ class Watch:
     def layers(self) -> tuple[str, ...]:
         """Names of the recurrent modules that are watched."""
         return () if self._capture is None else tuple(self._capture.modules)
+
+    @property
+    def unseen(self) -> Mapping[str, str]:
+        """What the passes of this step went through that may be meant as a recurrence and is none -> why."""
+        return {} if self._capture is None else self._capture.unseen
 
     @property
     def armed(self) -> bool:

@@ -87,6 +87,26 @@ def test_no_recurrent_layer_is_one_sentence(diagnostics: Any, capsys: Any) -> No
     assert "No recurrence of Plain was recorded" in printed
 
 
+def test_a_loss_that_no_step_returns_is_not_one_that_is_not_finite(diagnostics: Any) -> None:
+    class Manual(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    callback = diagnostics()
+    fit(Manual, [callback])
+    run = rnndiag.open_run(callback.run_dir)
+    assert all(r.get("loss") is None and r.get("history_loss") is None for r in run.recordings)
+    findings = rnndiag.check(run, config={"checks": {"min_recordings": 1}})
+    assert {one.status for one in findings if one.check == "nonfinite"} == {"pass"}
+
+
 def test_a_layer_made_late_or_swapped_is_seen(diagnostics: Any) -> None:
     class Late(Net):
         def __init__(self) -> None:

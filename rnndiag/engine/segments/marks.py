@@ -26,6 +26,13 @@ def sequence_number(node: Any) -> int:
     return int(node._sequence_nr())
 
 
+def edge_of(root: Any) -> Edge:
+    """The edge of a tensor or GradientEdge that is differentiated."""
+    return (
+        (root.grad_fn, root.output_nr) if isinstance(root, Tensor) else (root.node, root.output_nr)
+    )
+
+
 def batch_rows(gradient: Tensor) -> Tensor:
     """(B, ...) -> (B, S). A vector or a number is one sample."""
     return gradient.flatten(1) if gradient.dim() > 1 else gradient.reshape(1, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,11 @@ from rnndiag.engine.segments.marks import Edge, Mark, batch_rows, has_hook, stan
 from rnndiag.recorder.capture.backward_pass import running_task
 from rnndiag.recorder.capture.call import Call
 from rnndiag.recorder.carry import map_tensors, tensors_in
+
+_ONCE = (
+    "it was called once, so there is no step from one state to the next: call it at the head of a loop over time (a "
+    "parallel scan in chunks, with carry at their boundaries)"
+)
 
 
 @dataclass(eq=False)
@@ -73,8 +79,8 @@ class LoopCalls:
         given = tensors_in(state)
         if not given and any(part is not None for part in state):
             kinds = ", ".join(type(part).__name__ for part in state)
-            self.unseen[site] = (
-                f"carry was given {kinds}, in which it finds no tensor: give it the tensors, or tuples, dicts or "
+            self.unseen[f"carry {site!r}"] = (
+                f"it was given {kinds}, in which it finds no tensor: give it the tensors, or tuples, dicts or "
                 "dataclasses of them"
             )
         changed = tuple(map_tensors(part, mark, str(k)) for k, part in enumerate(state))
@@ -143,6 +149,16 @@ class LoopCalls:
         self._count += 1
         self._places.update(mark.place for mark in call.marks)
         self.calls.append(call)
+
+    def alone(self, reached: Iterable[LoopCall]) -> dict[str, str]:
+        """Each `carry` that makes no loop of a backward pass -> why. reached: the calls that the pass goes through."""
+        times = Counter(call.owner for call in self.calls if call.module is None)
+        once = {
+            f"carry {call.owner!r}": _ONCE
+            for call in reached
+            if call.module is None and call.marks and times[call.owner] == 1
+        }
+        return {**self.unseen, **once}
 
     def drop(self, calls: Iterable[LoopCall]) -> None:
         """Forget calls whose graph is gone."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rnndiag.engine.segments.closure import Closure, closure_of
-from rnndiag.engine.segments.marks import LEAF, Edge, Mark, sequence_number
+from rnndiag.engine.segments.marks import LEAF, Edge, Mark, edge_of, sequence_number
 from rnndiag.engine.segments.measure import LoopMeasurement, MarkedLoop, measure_loop
 from rnndiag.recorder.capture.engine_entry import own_passes, run_backward
 from rnndiag.recorder.capture.loop_calls import LoopCall
@@ -93,7 +93,7 @@ def _reached(calls: Sequence[LoopCall], roots: Sequence[Any]) -> list[LoopCall]:
     oldest = min(mark.number for call in calls for mark in call.marks)
     found: set[int] = set()
     seen: set[Any] = set()
-    waiting = [_edge_of(root) for root in roots]
+    waiting = [edge_of(root) for root in roots]
     while waiting:
         node, number = waiting.pop()
         if node is None:
@@ -105,12 +105,6 @@ def _reached(calls: Sequence[LoopCall], roots: Sequence[Any]) -> list[LoopCall]:
         seen.add(node)
         waiting.extend(node.next_functions)
     return [call for call in calls if call.number in found or not call.marks]
-
-
-def _edge_of(root: Any) -> Edge:
-    if isinstance(root, Tensor):
-        return root.grad_fn, root.output_nr
-    return root.node, root.output_nr
 
 
 class _Finder:
@@ -127,7 +121,7 @@ class _Finder:
     ) -> None:
         self.tracks, self.roots, self.given, self.measure = tracks, roots, given, measure
         self.max_lags = max_lags
-        self.edges = [_edge_of(root) for root in roots]
+        self.edges = [edge_of(root) for root in roots]
         self.names = {id(value): name for name, value in model.named_parameters()}
         self.closures: dict[int, Closure] = {}
         self.why: dict[int, str] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnndiag.engine.adjoints import Adjoints
 from rnndiag.engine.layer_run import LayerRun
@@ -46,6 +46,8 @@ class BackwardPass:
     """The coarsest precision among the calls."""
     missed: Mapping[str, str] = field(default_factory=dict)
     """Module -> why its calls could not be replayed; recurrent parameter -> why its gradient is not explained."""
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    """What may be meant as a recurrence and is none -> why."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
     resets: Mapping[str, str] = field(default_factory=dict)
@@ -165,6 +167,7 @@ def _one_pass(
 ) -> BackwardPass:
     seen = _without_lone_guesses(calls)
     refused = {**refused, **{call.owner: call.refusal for call in seen if call.refusal}}
+    refused = {**_no_steps(seen), **refused}
     for owner in loops.owners:
         refused.pop(owner, None)
     found_chains = chains([call for call in seen if not call.refusal and call.owner not in refused])
@@ -192,7 +195,9 @@ def _one_pass(
         and not any(_lies_in(name, owner) for owner in (*refused, *loops.owners))
     }
     dtype = min((call.dtype for call in calls), key=_PRECISION.index, default=torch.float32)
-    return BackwardPass(tuple(runs), made, dtype, missed, shared.scale, reset, loops)
+    return BackwardPass(
+        tuple(runs), made, dtype, missed, scale=shared.scale, resets=reset, loops=loops
+    )
 
 
 def _lies_in(parameter: str, owner: str) -> bool:
@@ -208,6 +213,20 @@ def _without_lone_guesses(calls: list[Call]) -> list[Call]:
         if any(owners.get(link.call) == call.owner for link in call.links.values())
     }
     return [call for call in calls if call.sure or call.owner in steps]
+
+
+_NO_STEP = (
+    "it was named as a step, and no call of it goes on from the state of another one: where one call runs over the "
+    "whole sequence (a parallel scan, say) there is no step to be followed. Name the module that does one step, or "
+    "call it in chunks with rnndiag.carry on the state at their boundaries"
+)
+
+
+def _no_steps(calls: list[Call]) -> dict[str, str]:
+    """Modules that were named as steps, and whose calls hand no state on -> what to do."""
+    named = {call.owner for call in calls if isinstance(call.plan.kernel, nn.Module)}
+    going_on = {call.owner for call in calls if call.links}
+    return dict.fromkeys(sorted(named - going_on), _NO_STEP)
 
 
 def _lowest_first(chain: Chain, suffix: str) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnndiag.engine.segments.marks import LEAF, Edge, sequence_number
+from rnndiag.engine.segments.marks import LEAF, Edge, edge_of, sequence_number
 from rnndiag.recorder.capture.call import OUTPUT, Call
 from rnndiag.recorder.capture.node_calls import leading, pull_back
 from rnndiag.recorder.capture.node_tags import MARK
@@ -75,7 +75,7 @@ def samples_of(
     if independent is not None:
         return Samples() if independent else _ASKED
     outputs = _Outputs({call.number: call for call in calls if not call.refusal})
-    edges = [_edge_of(root) for root in roots]
+    edges = [edge_of(root) for root in roots]
     nodes, ends = outputs.nearest(edges)
     axes = outputs.axes(ends)
     if not axes or next(iter(axes.values())).samples < 2:
@@ -127,12 +127,6 @@ def _second_derivative(
         if float(largest[~chosen].max()) > ROUNDING * float(largest.max()):
             return _MIXED
     return Samples()
-
-
-def _edge_of(root: Any) -> Edge:
-    return (
-        (root.grad_fn, root.output_nr) if isinstance(root, Tensor) else (root.node, root.output_nr)
-    )
 
 
 def _behind(starts: Iterable[Edge], ends: AbstractSet[Edge], oldest: int) -> set[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from rnndiag.engine.cells import Cell
+from rnndiag.engine.segments.marks import edge_of
 from rnndiag.errors import CaptureFault, NotSupported
 from rnndiag.recorder.capture import engine_entry
 from rnndiag.recorder.capture.backward_pass import Hook, Tasks
@@ -24,6 +26,7 @@ from rnndiag.recorder.capture.kernels import kernel_table, read_call
 from rnndiag.recorder.capture.loop_calls import LoopCalls
 from rnndiag.recorder.capture.loops import Loops, find_loops
 from rnndiag.recorder.capture.modules import Watched, recurrent_modules
+from rnndiag.recorder.capture.parallel_scans import scan_in
 from rnndiag.recorder.capture.passes import BackwardPass, Names, backward_passes
 from rnndiag.recorder.capture.sample_mixing import Samples, samples_of
 from rnndiag.recorder.capture.step_calls import StepModules
@@ -32,6 +35,10 @@ from rnndiag.recorder.carry import collect, stop_collecting
 from rnndiag.recorder.faults import Faults
 
 WATCHING = "watching the model's passes"
+_NO_RECURRENCE = (
+    "no module that it went through is a known recurrence (nn.RNN, nn.LSTM, nn.GRU, their cells, registered cells) or "
+    "hands a state from call to call"
+)
 """How faults of the hooks are named."""
 
 
@@ -73,6 +80,8 @@ class Capture:
         self._overlooked: set[str] = set()
         self.refused: dict[str, str] = {}
         """Module -> why it is not watched."""
+        self.unseen: dict[str, str] = {}
+        """What a backward pass went through that may be meant as a recurrence and is none -> why."""
         self.measure_lags = True
         """Whether loops that the replay does not describe are measured on their graph."""
         self.max_lags: int | None = None
@@ -147,7 +156,7 @@ class Capture:
         if not self._keeps_graph:
             self._log.spend()
         self._log.forget_gradients()
-        return found
+        return tuple(replace(one, unseen=dict(self.unseen)) for one in found)
 
     def forget_spent(self) -> None:
         """Drop what is kept of calls whose graph a backward pass has freed; the rest may still be trained."""
@@ -158,6 +167,7 @@ class Capture:
         self._weights.forget()
         self._names = Names()
         self.refused.clear()
+        self.unseen.clear()
         self.spoilt = self._keeps_graph = False
 
     def forget(self) -> None:
@@ -171,6 +181,7 @@ class Capture:
         self._steps.clear()
         self._names = Names()
         self.refused.clear()
+        self.unseen.clear()
         self.spoilt = self._keeps_graph = False
 
     @contextmanager
@@ -326,7 +337,7 @@ class Capture:
         samples: Samples,
     ) -> Callable[[], None]:
         """Find and measure the loops of a backward pass while its graph is whole."""
-        found, known = Loops(), set(self._tasks.scales)
+        found, before = Loops(), set(self._tasks.scales)
         scale = 1.0
         if self.loop_calls.calls:
             with self.faults.guard("looking for loops"), self._timer():
@@ -339,11 +350,18 @@ class Capture:
                     self.max_lags,
                 )
                 scale = self._tasks.loss_scale()
+                self.unseen |= self.loop_calls.alone(reached)
                 if not keeps_graph:
                     self.loop_calls.drop(reached)
+        known = found.tells or self.unseen or self.refused
+        if not (known or any(call.sure or call.links for call in self._log.calls)):
+            with self.faults.guard("looking for scans"), self._timer():
+                names = {id(value): name for name, value in self.model.named_parameters()}
+                scan = scan_in([edge_of(root)[0] for root in roots], names)
+                self.unseen["its backward pass"] = scan or _NO_RECURRENCE
 
         def done() -> None:
-            new = [task for task in self._tasks.scales if task not in known]
+            new = [task for task in self._tasks.scales if task not in before]
             if new:
                 self._loops[new[0]], self._samples[new[0]] = found, samples
             elif found.tells:

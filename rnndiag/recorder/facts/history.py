@@ -150,11 +150,12 @@ class History:
             return []
         columns = {
             "history_step": [facts.step for facts in kept],
-            "history_loss": [number(facts.loss) for facts in kept],
             "history_gradient_norm": [number(facts.norm) for facts in kept],
             "history_clipped": [float(facts.clipped) for facts in kept],
             "history_learning_rate": [facts.learning_rate for facts in kept],
         }
+        if any(facts.loss is not None for facts in kept):  # NaN is a loss that is NaN
+            columns["history_loss"] = [number(facts.loss) for facts in kept]
         return [Measurement.of(name, np.asarray(values)) for name, values in columns.items()]
 
 

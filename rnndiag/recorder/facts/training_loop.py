@@ -162,12 +162,10 @@ def loss_of(outputs: Any) -> Scalar | None:
 def training_measurements(
     facts: StepFacts | None, loss: Scalar | None, overhead_seconds: float, overhead_share: float
 ) -> list[Measurement]:
-    """The whole model's scalars at a recorded step."""
-    values = {
-        "loss": number(loss),
-        "overhead_seconds": overhead_seconds,
-        "overhead_share": overhead_share,
-    }
+    """The whole model's scalars at a recorded step, without a loss that is not known: NaN is a loss that is NaN."""
+    values = {"overhead_seconds": overhead_seconds, "overhead_share": overhead_share}
+    if loss is not None:
+        values["loss"] = number(loss)
     if facts is not None:
         values["total_gradient_norm"] = number(facts.norm)
         values["learning_rate"] = facts.learning_rate

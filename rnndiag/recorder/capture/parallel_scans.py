@@ -1,0 +1,53 @@
+"""Parallel scans in a graph: recurrences over a whole sequence in one operation, without a step to be followed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rnndiag.engine.segments.marks import LEAF, sequence_number
+
+SCANS = ("Cumsum", "Logcumsumexp", "Cumprod")
+"""What associative recurrences are made of, by the names of their nodes."""
+MOST_NODES = 20_000
+
+_WHY = (
+    "the loss goes through {}{}: a parallel scan has no step whose state could be followed. Run it in chunks with "
+    "rnndiag.carry on the state at their boundaries, or run its loop in the steps that are recorded"
+)
+
+
+def scan_in(nodes: Iterable[Any], names: Mapping[int, str]) -> str:
+    """Which operation of a graph is a parallel scan, and what to do; empty: none.
+
+    nodes: where the graph begins. names: id of a parameter -> its name.
+    """
+    seen: set[Any] = set()
+    waiting = deque(nodes)
+    while waiting and len(seen) < MOST_NODES:
+        node = waiting.popleft()
+        if node is None or node in seen or sequence_number(node) >= LEAF:
+            continue
+        seen.add(node)
+        kind = node.name().partition("Backward")[0]
+        if kind in SCANS:
+            return _WHY.format(kind.lower(), _of(node, names))
+        waiting.extend(child for child, _ in node.next_functions)
+    return ""
+
+
+def _of(scan: Any, names: Mapping[int, str]) -> str:
+    """The module of the nearest parameter behind a scan."""
+    seen: set[Any] = set()
+    waiting = deque([scan])
+    while waiting:
+        node = waiting.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        name = names.get(id(getattr(node, "variable", None)), "")
+        if name:
+            return f" in or behind {name.rpartition('.')[0] or name}"
+        waiting.extend(child for child, _ in node.next_functions)
+    return ""
