@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -67,7 +68,7 @@ class FitRecorder:
         self.overhead = Overhead()
         self.history = History()
         self.clips = ClipStory()
-        self.looks = LightLooks(settings.budget, self._gave_up)
+        self.looks = LightLooks(settings.budget, self._gave_up, loop.total_batches)
         self._given_up: list[str] = []
         self._looking = self._look_next = True
         self.groups = chosen_measures(settings.measures)
@@ -166,8 +167,7 @@ class FitRecorder:
             or self.reader.seams.standing
             or self.loop.steps_within_batch
         )
-        tick = self._batch_number if self.schedule.by_batch else self._decided
-        self._free = self.schedule.next_tick - tick - self.reader.seams.most
+        self._free = self._free_batches()
         self.overhead.batch_started()
 
     def after_backward(self) -> None:
@@ -220,13 +220,22 @@ class FitRecorder:
         self.reader.batch = None
         plain = self.overhead.batch_ended(self.reader.measured)
         if plain is not None:
-            self.looks.plain_step(self._looking, *plain)
+            self.looks.plain_step(self._looking, plain)
         self.skip = self._batches_to_skip()
-        self.overhead.plain += self.skip
+        if self.skip:
+            self.overhead.plain += self.skip
+            self.black_box.take_off()
+            self.reader.seams.rest()
 
     def leave_alone(self) -> bool:
         """Whether the batch that begins needs no moment at all."""
         self.left_alone = self.skip > 0
+        if self.left_alone and self.schedule.wanted is not None:
+            with self.faults.guard("the schedule"):
+                self.left_alone = not self.schedule.wanted(self.loop.step)
+            if not self.left_alone:
+                self.overhead.plain -= self.skip
+                self.skip = 0
         if self.left_alone:
             self.skip -= 1
             self.quiet = True
@@ -234,8 +243,16 @@ class FitRecorder:
 
     def glance(self, outputs: Any, batch: Any) -> None:
         """The end of a batch that was left alone."""
-        with self.faults.guard("reading a loss"):
-            self._look_at_loss(loss_of(outputs), batch)
+        try:
+            loss = loss_of(outputs)
+            if not isinstance(loss, float) or math.isfinite(loss):
+                return
+        except Exception as error:
+            if self.faults.strict:
+                raise
+            self.faults.add("reading a loss", error)
+        else:
+            self._look_at_loss(loss, batch)
 
     def _look_at_loss(self, loss: Scalar | None, batch: Any) -> None:
         """Between two looks, a loss that is not finite is the only sign of an accident: watch the next batch."""
@@ -253,6 +270,14 @@ class FitRecorder:
         if waiting or self.loop.steps_within_batch:
             return 0
         return max(0, min(self._free, self.looks.until_next(self._decided)) - 2)
+
+    def _free_batches(self) -> int:
+        """Batches from the running one to the next that may be recorded, or is watched for one that is."""
+        seams = self.reader.seams.most
+        if self.schedule.wanted is not None and not seams and self.loop.world_size == 1:
+            return sys.maxsize  # `leave_alone` asks at each of them
+        tick = self._batch_number if self.schedule.by_batch else self._decided
+        return self.schedule.next_tick - tick - seams
 
     def _end_watched(self, loss: Scalar | None) -> None:
         """Judge the step that was watched, and store what was recorded of it."""

@@ -12,6 +12,7 @@ import torch
 from fits import BATCH, QUIET, Net, loader
 
 import rnndiag
+from rnndiag.recorder.replay.seams import UNTIL_SURE
 from rnndiag.recorder.schedule.light_looks import LightLooks
 
 STEPS, EVERY = 60, 12
@@ -24,7 +25,7 @@ def _looks_at_every_twelfth_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def settled(self: LightLooks, *args: Any, **options: Any) -> None:
         begin(self, *args, **options)
-        self.every, self._plain = EVERY, 10**6
+        self.every, self._settled = EVERY, True
 
     monkeypatch.setattr(LightLooks, "__init__", settled)
 
@@ -83,3 +84,68 @@ def test_weights_are_those_of_a_fit_without_it(tmp_path: Path) -> None:
         trainer = L.Trainer(**QUIET, max_steps=STEPS, max_epochs=1, callbacks=callbacks)
         trainer.fit(nets[-1], loader(STEPS))
     assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_schedule_of_ones_own_is_asked_once_a_step_and_followed(
+    tmp_path: Path, accumulate: int
+) -> None:
+    asked: list[int] = []
+
+    def wanted(step: int) -> bool:
+        asked.append(step)
+        return step in (0, 27, 41)
+
+    callback = rnndiag.GradientDiagnostics(
+        tmp_path / "run", schedule=wanted, screen=False, report=False, strict=True
+    )
+    torch.manual_seed(0)
+    trainer = L.Trainer(
+        **QUIET, max_steps=STEPS, callbacks=[callback], accumulate_grad_batches=accumulate
+    )
+    trainer.fit(Net("GRU"), loader(STEPS * accumulate))
+    assert asked == list(range(STEPS))
+    assert rnndiag.open_run(tmp_path / "run").steps_of("train").tolist() == [0, 27, 41]
+
+
+def test_a_schedule_of_ones_own_leaves_batches_alone_once_no_state_is_carried(
+    tmp_path: Path,
+) -> None:
+    run, alone = fit(tmp_path / "run", loader(STEPS), schedule=lambda step: step in (0, 45))
+    assert run.steps_of("train").tolist() == [0, 45]
+    assert not any(alone[:UNTIL_SURE])
+    assert alone[UNTIL_SURE + 1 :].count(False) < 15
+
+
+def test_a_schedule_that_raises_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wanted(step: int) -> bool:
+        if step > 30:
+            raise ValueError("no plan beyond step 30")
+        return step == 0
+
+    with pytest.warns(UserWarning, match="the schedule failed: ValueError: no plan") as seen:
+        run, _ = fit(tmp_path / "run", loader(STEPS), schedule=wanted)
+    assert len([one for one in seen if "the schedule" in str(one.message)]) == 1
+    assert run.steps_of("train").tolist() == [0]
+
+
+def test_no_hook_stays_on_a_layer_between_two_looks(tmp_path: Path) -> None:
+    hooks: list[tuple[bool, int]] = []
+    callback = rnndiag.GradientDiagnostics(
+        tmp_path / "run", every_n_steps=1000, screen=False, report=False
+    )
+
+    class Count(L.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            own = [m for m in module.modules() if isinstance(m, torch.nn.RNNBase)]
+            hooks.append(
+                (callback._fit.left_alone, sum(len(m._forward_hooks) for m in own))  # type: ignore[union-attr]
+            )
+
+    torch.manual_seed(0)
+    trainer = L.Trainer(**QUIET, max_steps=STEPS, callbacks=[callback, Count()])
+    trainer.fit(Net("GRU"), loader(STEPS))
+    assert [n for n, (alone, count) in enumerate(hooks) if alone and count] == []
+    assert hooks[2 * EVERY][1] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,46 +12,90 @@ from torch import nn
 
 import rnndiag
 from rnndiag.recorder.schedule import light_looks
-from rnndiag.recorder.schedule.light_looks import SHARE, TRIAL_FROM, TRIAL_STEPS, LightLooks
+from rnndiag.recorder.schedule.light_looks import (
+    FAR,
+    FRUGAL,
+    NEAR,
+    PLENTY,
+    SHARE,
+    TRIAL_FROM,
+    TRIAL_STEPS,
+    LightLooks,
+)
 
 
-def looked_at(looks: LightLooks, own: float, hidden: float, step: float, steps: int) -> list[int]:
-    """A training whose steps take `step` seconds, `hidden` more where looked at, besides `own` of the recorder."""
-    found = []
-    for number in range(steps):
-        looked = looks.at(number)
-        looks.plain_step(looked, step + hidden * looked, own if looked else 0.0)
-        if looked:
-            found.append(number)
-    return found
+@dataclass
+class Training:
+    """Steps of `step` seconds; a look takes `own` of the recorder's seconds and `hidden` ones besides."""
+
+    step: float
+    own: float
+    hidden: float = 0.0
+    noise: float = 0.0
+    total: int | None = None
+    now: float = 0.0
+    said: list[str] = field(default_factory=list)
+
+    def run(self, steps: int, budget: float = 0.03) -> tuple[LightLooks, list[int]]:
+        """The looks, and the steps that were looked at."""
+        looks = LightLooks(budget, self.said.append, self.total, lambda: self.now)
+        draw = torch.Generator().manual_seed(0)
+        found = []
+        for number in range(steps):
+            looked = looks.at(number)
+            assert looks.until_next(number) >= 1
+            self.now += self.step * (1 + self.noise * float(torch.rand(1, generator=draw)))
+            if looked:
+                self.now += self.own + self.hidden
+                found.append(number)
+            looks.plain_step(looked, self.own if looked else 0.0)
+        return looks, found
 
 
 def test_every_step_is_looked_at_where_that_is_paid_for() -> None:
-    told: list[str] = []
-    found = looked_at(LightLooks(0.03, told.append), 5e-5, 0.0, 0.02, 1000)
-    assert set(range(1000)) - set(found) == set(range(TRIAL_FROM + 1, TRIAL_FROM + TRIAL_STEPS, 2))
-    assert not told
+    training = Training(step=0.02, own=5e-5)
+    _, found = training.run(1000)
+    trial = set(range(TRIAL_FROM, TRIAL_FROM + TRIAL_STEPS))
+    assert set(range(1000)) - set(found) <= trial
+    assert not training.said
 
 
-@pytest.mark.parametrize(("own", "hidden"), [(1e-4, 0.0), (5e-5, 1e-4), (0.0, 2e-4)])
+def test_the_trial_looks_at_every_fourth_and_twelfth_step_in_turns() -> None:
+    _, found = Training(step=0.02, own=5e-5).run(TRIAL_FROM + 2 * (NEAR + FAR) + 1)
+    in_trial = [number - TRIAL_FROM for number in found if number >= TRIAL_FROM]
+    assert in_trial == [0, NEAR, NEAR + FAR, 2 * NEAR + FAR, 2 * (NEAR + FAR)]
+
+
+def test_until_next_leads_to_the_next_look() -> None:
+    looks = LightLooks(0.03, print, clock=iter(range(10**6)).__next__)
+    found = [number for number in range(TRIAL_FROM + TRIAL_STEPS) if looks.at(number)]
+    again = LightLooks(0.03, print, clock=iter(range(10**6)).__next__)
+    for number in range(found[-1]):
+        again.at(number)
+        assert number + again.until_next(number) == next(look for look in found if look > number)
+
+
+@pytest.mark.parametrize(("own", "hidden"), [(1e-4, 0.0), (5e-5, 1e-4), (1e-5, 7e-4)])
 def test_short_steps_are_looked_at_every_so_often(own: float, hidden: float) -> None:
-    told: list[str] = []
-    looks = LightLooks(0.03, told.append)
-    found = looked_at(looks, own, hidden, 1e-3, 4000)
-    assert looks.every == math.ceil((own + hidden) / (SHARE * 0.03 * 1e-3))
-    late = [number for number in found if number >= 2000]
-    assert len(late) * (own + hidden) <= SHARE * 0.03 * 2000 * 1e-3
-    (sentence,) = told
-    assert f"every {looks.every}th step" in sentence or f"every {looks.every}" in sentence
+    training = Training(step=1e-3, own=own, hidden=hidden)
+    looks, found = training.run(9000)
+    assert looks.every == pytest.approx((own + hidden) / (SHARE * 0.03 * 1e-3), abs=1)
+    late = [number for number in found if number >= 1000]
+    assert len(late) * (own + hidden) <= 1.02 * SHARE * 0.03 * 8000 * 1e-3
+    (sentence,) = training.said
+    assert f"every {looks.every}" in sentence
+
+
+def test_a_long_fit_is_looked_at_more_seldom() -> None:
+    short, _ = Training(step=1e-3, own=1e-4, total=1000).run(1000)
+    long, _ = Training(step=1e-3, own=1e-4, total=10**6).run(1000)
+    between, _ = Training(step=1e-3, own=1e-4, total=20 * PLENTY).run(1000)
+    assert (short.every, between.every) == (10, 20)
+    assert long.every == pytest.approx(1e-4 / (FRUGAL * 0.03 * 1e-3), abs=1)
 
 
 def test_noise_between_steps_costs_no_looks() -> None:
-    told: list[str] = []
-    looks = LightLooks(0.03, told.append)
-    draw = torch.Generator().manual_seed(0)
-    for number in range(TRIAL_FROM + TRIAL_STEPS + 1):
-        seconds = 0.01 * (1 + 0.2 * float(torch.rand(1, generator=draw)))
-        looks.plain_step(looks.at(number), seconds, 2e-5)
+    looks, _ = Training(step=0.01, own=2e-5, noise=0.2).run(TRIAL_FROM + TRIAL_STEPS + 1)
     assert looks.every == 1
 
 

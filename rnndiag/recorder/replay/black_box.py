@@ -86,6 +86,7 @@ class BlackBox:
         if (epoch := self._loop.epoch) != self._epoch:
             self._epoch = epoch
             self._light_hooks.attach(self._loop.model)
+        self._light_hooks.put_on()
         self._light_hooks.awake = True
 
     def rest(self) -> None:
@@ -94,8 +95,12 @@ class BlackBox:
             self._light_hooks.awake = False
             self._light_hooks.forget()
 
+    def take_off(self) -> None:
+        """Take the hooks off until the next step that is looked at."""
+        self._light_hooks.take_off()
+
     def release(self) -> None:
-        """Take the hooks off."""
+        """Take the hooks off for good."""
         self._light_hooks.release()
 
     def alarm(self, history: History, facts: StepFacts) -> Alarm | None:

@@ -44,6 +44,11 @@ class CallMemory:
         """Whether the hooks are on."""
         return bool(self._handles)
 
+    @property
+    def carries(self) -> bool:
+        """Whether any call was given a state of an earlier one."""
+        return bool(self._carries)
+
     def stand(self) -> None:
         """Put the hooks on."""
         if self._handles:

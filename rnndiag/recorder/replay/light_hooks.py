@@ -46,15 +46,18 @@ class LightHooks:
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on, if the model's recurrent modules are not those of the last time."""
         found = {name: m for name, m in model.named_modules() if isinstance(m, nn.RNNBase)}
-        if found.keys() == self._modules.keys() and all(
-            found[name] is module for name, module in self._modules.items()
+        if found.keys() != self._modules.keys() or any(
+            found[name] is not module for name, module in self._modules.items()
         ):
-            return
-        self.release()
-        pass_over(LightHook.__call__, RandomHook.__call__)
-        self._modules = found
-        for name, module in found.items():
-            if name in self._loops:
+            self.release()
+            pass_over(LightHook.__call__, RandomHook.__call__)
+            self._modules = found
+        self.put_on()
+
+    def put_on(self) -> None:
+        """Put the hooks on the modules that were found last, where they are off."""
+        for name, module in self._modules.items():
+            if name in self._loops or name in self._handles:
                 continue
             leave = LightHook(self, name, module)
             handles = self._handles[
@@ -79,10 +82,14 @@ class LightHooks:
 
     def release(self) -> None:
         """Take the hooks off."""
-        for name in list(self._handles):
-            self._leave_alone(name)
+        self.take_off()
         self._modules = {}
         self.forget()
+
+    def take_off(self) -> None:
+        """Take the hooks off until `put_on`: even a hook that does nothing makes the call of a module slower."""
+        for name in list(self._handles):
+            self._leave_alone(name)
 
     def _leave_alone(self, name: str) -> None:
         for handle in self._handles.pop(name, ()):

@@ -21,6 +21,8 @@ from rnndiag.store.measurement import Measurement
 GROUP = "lags"
 """The seam is measured where this group of measures is."""
 WHAT = "measuring across the seam"
+UNTIL_SURE = 20
+"""So many batches without a carried state are watched before chunks are kept no more; recorded ones always are."""
 _UNLIKE = (
     "the chunk before it, run again, does not come out as it was: it draws random numbers of its own, or its device "
     "does not tell its dropout masks"
@@ -42,6 +44,8 @@ class Seams:
         self._faults, self._overhead = faults, overhead
         self._call_memory = CallMemory(model, faults, overhead, self._most)
         self._chunks = Chunks(self._call_memory, self._most)
+        self._watched = 0
+        """Batches whose calls were looked at for a state that is carried."""
         self._home: Taken | None = None
         self._found: dict[str, tuple[int, list[Measurement]]] = {}
 
@@ -50,6 +54,7 @@ class Seams:
         self._home = None
         self._found.clear()
         self._chunks.forget()
+        self._watched += self.standing
 
     def forget_batch(self) -> None:
         """Drop the layer runs of this batch; kept calls of earlier ones stay."""
@@ -57,15 +62,21 @@ class Seams:
 
     def stand(self, ticks: int, pending: Pending | None) -> None:
         """Keep the coming calls if the step is recorded or one of the next ones may be, `ticks` from now."""
-        if self._most and (pending is not None or ticks <= self._most):
+        if self._most and (pending is not None or ticks <= self.most):
             self._call_memory.stand()
-        elif self._call_memory.standing:
+        else:
+            self.rest()
+
+    def rest(self) -> None:
+        """Keep no calls until the next `stand`."""
+        if self._call_memory.standing:
             self._call_memory.rest()
 
     @property
     def most(self) -> int:
-        """So many chunks before a recorded step are kept."""
-        return self._most
+        """So many chunks before a recorded step are kept: none while no watched batch has carried a state."""
+        carries = self._watched < UNTIL_SURE or self._call_memory.carries
+        return self._most if carries else 0
 
     @property
     def standing(self) -> bool:

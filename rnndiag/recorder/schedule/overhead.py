@@ -72,14 +72,14 @@ class Overhead:
         self._batch_started = self._up_to_now()
         self._spent_at_start = self.spent
 
-    def batch_ended(self, recorded: bool) -> tuple[float, float] | None:
+    def batch_ended(self, recorded: bool) -> float | None:
         """The training step is over.
 
         Args:
             recorded: Whether something was measured of it.
 
         Returns:
-            Of a step that was not recorded: its seconds without the recorder's own, and the recorder's own.
+            Of a step that was not recorded: the recorder's own seconds.
         """
         if self._batch_started is None:
             return None
@@ -93,7 +93,7 @@ class Overhead:
             light = self.spent - self._spent_at_end
             self.light += light
             self._spent_at_end = self.spent
-            return duration, light
+            return light
         step = self.step_seconds
         if step is not None:
             # single steps vary, so a recorded one may come out cheaper than a plain one: only the sum says something

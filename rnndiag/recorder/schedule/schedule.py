@@ -45,6 +45,8 @@ class Schedule(Protocol):
     """Ticks before this one need no decision."""
     by_batch: bool
     """Whether ticks are batches; else optimizer steps."""
+    wanted: Callable[[int], bool] | None
+    """Picks the ticks, each asked for once; None where `next_tick` says all."""
 
     def decide(self, tick: int) -> Decision:
         """The decision for this tick. Ticks only ever go up."""
@@ -65,6 +67,22 @@ def rotating(groups: Mapping[str, GroupCost], index: int) -> tuple[tuple[str, ..
 
 
 @dataclass
+class AskedOnce:
+    """A person's callable, called once a tick however often the answer is needed."""
+
+    picks: Callable[[int], bool]
+    _tick: int = -1
+    _answer: bool = False
+
+    def __call__(self, tick: int) -> bool:
+        """Whether this tick is recorded."""
+        if tick != self._tick:
+            self._answer = bool(self.picks(tick))
+            self._tick = tick
+        return self._answer
+
+
+@dataclass
 class EveryN:
     """One tick of every block of n, the first one seen; or the steps that a callable picks."""
 
@@ -74,6 +92,10 @@ class EveryN:
     next_tick: int = 0
     by_batch: bool = False
     _index: int = 0
+
+    def __post_init__(self) -> None:
+        if self.wanted is not None:
+            self.wanted = AskedOnce(self.wanted)
 
     def decide(self, tick: int) -> Decision:
         """Record at the first tick of a block that is seen, as several optimizers make steps jump."""
@@ -110,6 +132,7 @@ class WithinBudget:
     """Whether the fit may end before `total`: recordings are then planned as if its length were not known."""
     next_tick: int = 0
     by_batch: bool = True
+    wanted: Callable[[int], bool] | None = None
     plan: PlannedRecordings = field(init=False)
     _planned_spent: float = 0.0
     _spent_before: float = 0.0
