@@ -138,6 +138,8 @@ def prove(
         failed += _layer_faults(name, proof, bound)
     explained = [f"{name}: {why}" for name, why in outside.items()]
     noted = [note for run in runs for note in run.notes]
+    if failed:
+        noted += [_NOT_REPLAYED.format(run.name, run.open) for run in runs if run.open]
     if failed or noted:
         return Proof("inexact", (*noted, *failed, *explained), residual, relative, layers)
     if not residual:
@@ -149,6 +151,7 @@ def prove(
     return Proof("exact", tuple(explained), residual, relative, layers)
 
 
+_NOT_REPLAYED = "the contributions of {} come from a replay, which does not hold that {}"
 _UNHELD = "no weight and no input of {} received a gradient that its numbers could be held against"
 
 

@@ -13,7 +13,6 @@ import fits
 import lightning.pytorch as L
 import pytest
 import torch
-from bf16 import skip_without_bf16_lstm
 from loops.listed_programs import PROGRAMS, Jumping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -88,8 +87,6 @@ def recorded(
 def test_fed_back_loops_are_measured_under(
     options: dict[str, Any], diagnostics: Callable[..., Any]
 ) -> None:
-    if "precision" in options:
-        skip_without_bf16_lstm()
     run = recorded(FreeRunningLSTM, diagnostics, **options)
     steps = run.steps_of("train")
     assert len(steps) == (1 if "accumulate_grad_batches" in options else 2)

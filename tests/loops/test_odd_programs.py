@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loops.listed_programs import B, H
+from loops.listed_programs import B, H, N, Program, State
 from loops.odd_programs import EXACT, OPEN
 from loops.test_listed_programs import matches_detaching, recorded
 from torch import Tensor, nn
@@ -30,6 +30,35 @@ def test_what_leads_around_the_state_is_withdrawn(name: str) -> None:
     assert recording.verdict in ("open", "unverified")
     assert "open: " in recording.reasons["cell"]
     assert ("window_bias", "cell") not in recording
+
+
+class HookOnC(Program):
+    """A hook halves the gradient of c, which h is made of within the step too."""
+
+    def build(self) -> None:
+        self.cell, self.head = nn.LSTMCell(N, H), nn.Linear(H, 1)
+
+    def start(self) -> State:
+        return {"h": torch.zeros(B, H), "c": torch.zeros(B, H)}
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        h, c = self.cell(self.x[t], (old["h"], old["c"]))
+        if c.requires_grad:
+            c.register_hook(lambda gradient: gradient * 0.5)
+        return {"h": h, "c": c}, self.head(h)
+
+
+def test_a_hook_within_a_step_is_named_where_contributions_miss_it() -> None:
+    program = HookOnC()
+    recording = recorded(program, None)
+    assert recording.verdict == "inexact"
+    assert "a hook stands on its state" in recording.reasons["cell"]
+    bias = recording["window_bias", "cell"].values
+    own = list(program.cell.parameters())
+    whole = program.window(program.T, own)
+    for width in range(1, program.T):
+        by_hand = float((program.window(width, own) - whole).norm() / whole.norm())
+        assert abs(bias[width] - by_hand) < 1e-9, width
 
 
 def test_a_momentum_left_out_of_carry_is_found() -> None:
