@@ -149,3 +149,24 @@ def test_what_is_not_screened_is_said() -> None:
         "fewer than"
         in screened(ShiftRegister(2), masked).notes["not_measured"]["need_screen of rnn.l0"]
     )
+
+
+class Reverses(nn.Module):
+    """An encoder of 4 words, whose state starts a decoder that reads 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.GRU(4, 8), nn.GRU(5, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.decoder(torch.cat([x, x[..., :1]], -1), self.encoder(x)[1])[0]
+        return out
+
+
+def test_encoder_and_decoder_of_other_words_are_screened_apart() -> None:
+    model, x = Reverses(), torch.randn(16, 8, 4, generator=torch.Generator().manual_seed(0))
+    with rnndiag.probe(model) as seen:
+        model(x).square().mean().backward()
+    subject = Subject(seen.layer_runs, extent=Extent())
+    taken = take(subject, ["need_screen"], Faults(strict=True))
+    assert "decoder.l0" in {one.layer for one in taken.measurements}

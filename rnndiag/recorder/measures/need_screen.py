@@ -63,13 +63,18 @@ def _joined(subject: Subject) -> list[tuple[LayerRun, LayerRun]]:
             continue
         before = run.tie.partition(":")[2]
         chain = chains.pop(before, [])
-        if chain and (chain[0][1].B != run.B or run.lengths is not None):
+        if chain and (_sizes(chain[0][1]) != _sizes(run) or run.lengths is not None):
             chains[before], chain = chain, []
         chains[run.name] = [*chain, (ends.get(run.name, run), run)]
     return [
         (_end_to_end([a for a, _ in chain]), _end_to_end([b for _, b in chain]))
         for chain in chains.values()
     ]
+
+
+def _sizes(run: LayerRun) -> tuple[int, ...]:
+    """B, and the sizes of the inputs and the state's parts: a decoder may read words that its encoder does not know."""
+    return (run.B, run.inputs.shape[-1], *(part.shape[-1] for part in run.states))
 
 
 def _end_to_end(pieces: Sequence[LayerRun]) -> LayerRun:
