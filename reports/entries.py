@@ -56,9 +56,18 @@ ENTRIES = (
         ),
     ),
     Entry("irnn", "An IRNN: a relu net that starts as the identity", "adding_irnn"),
-    Entry("lstm", "An LSTM whose forget gate starts open", "adding_lstm", (_CHANCE,)),
+    Entry(
+        "lstm",
+        "An LSTM whose forget gate starts open: adding two numbers over 50 steps",
+        "adding_lstm",
+        ('--model.initialisation={"forget_bias": 3.9}', _CHANCE),
+        steps=720,
+        every=120,
+    ),
     Entry("gru", "A GRU that copies symbols over a delay", "copy_gru"),
-    Entry("bidirectional", "A bidirectional LSTM on bracket depth", "brackets_bidirectional"),
+    Entry(
+        "bidirectional", "A bidirectional LSTM on bracket depth", "brackets_bidirectional", every=30
+    ),
     Entry("seq2seq", "An encoder and a decoder that reverse digits", "reverse_seq2seq"),
     Entry(
         "explodes",
@@ -92,9 +101,10 @@ ENTRIES = (
         (
             "--model.hidden=24",
             "--model.layers=1",
+            "--model.learning_rate=0.02",
             '--model.task={"name": "text", "characters": 60000, "length": 8, "stream": true}',
         ),
-        steps=120,
-        every=20,
+        steps=240,
+        every=40,
     ),
 )

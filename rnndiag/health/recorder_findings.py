@@ -117,6 +117,11 @@ def coverage_findings(of: RunEvaluator, found: Sequence[Finding]) -> list[Findin
                 run=of.run.name,
             )
         ]
+    remedy = "Record the groups that the checks need (measures=), or configure a check that it has numbers for."
+    count, least = len(of.run.steps), of.config.min_recordings
+    if not why and count < least:
+        why = f"{count} recordings, and the checks need {least} (min_recordings)"
+        remedy = "Record more often (every_n_steps=), or set min_recordings lower."
     judged = {recurrence(one.layer) for one in found if one.judged}
     missing = [layer for layer in of.layers if recurrence(layer) not in judged]
     return [
@@ -125,7 +130,7 @@ def coverage_findings(of: RunEvaluator, found: Sequence[Finding]) -> list[Findin
             "not_judged",
             layer,
             message=f"no check judged anything of {layer}" + (f": {why}" if why else ""),
-            remedy="Record the groups that the checks need (measures=), or configure a check that it has numbers for.",
+            remedy=remedy,
             run=of.run.name,
         )
         for layer in missing

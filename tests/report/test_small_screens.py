@@ -10,8 +10,9 @@ import pytest
 import report_runs
 
 from rnndiag.plot.panel_axes import draw_panel
-from rnndiag.report.canvas import NARROW_WIDTH, frame_of
+from rnndiag.report.canvas import NARROW_WIDTH, frame_of, shortened
 from rnndiag.report.figure_data import Axis, Band, Bubble, Line, Panel
+from rnndiag.report.figures import FIGURES
 from rnndiag.report.figures.over_training import _axis_of
 from rnndiag.report.keys import key
 from rnndiag.report.label_places import LabelPlaces, Place
@@ -151,3 +152,9 @@ def test_each_figure_names_the_steps_that_it_is_from(tmp_path: Path) -> None:
     of = {name: text[text.index(f'id="{name}"') :].split("</section>")[0] for name in ("F1", "F2")}
     assert "</b>, step 10." in of["F1"]
     assert "</b>, steps 0 to 10." in of["F2"]
+
+
+def test_layers_of_long_names_are_told_apart_beside_the_axis() -> None:
+    figure = FIGURES["F10"].make(report_context(GALLERY / "seq2seq" / "seq2seq"))
+    names = [shortened(name) for name in figure.panels[0].y.names]
+    assert len(set(names)) == len(names) == 2

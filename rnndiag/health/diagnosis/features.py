@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -163,13 +163,21 @@ def _losses(recorded: Recorded) -> tuple[np.ndarray, np.ndarray]:
     return steps, losses
 
 
+def _curve(recorded: Recorded) -> LossCurve:
+    """The loss curve. Where not every step is looked at, the fit went on after its last loss."""
+    steps, losses = _losses(recorded)
+    curve = loss_curve(steps, losses)
+    made = recorded.steps_made - int(steps[0]) if len(steps) else 0
+    return replace(curve, steps=max(curve.steps, made))
+
+
 def features_of(
     recorded: Recorded, chance: float | None = None, needs: int | str | None = None
 ) -> Features:
     """Read all evidence; `chance` and `needs` take the place of what the run says of them."""
     config = recorded.provenance.get("config")
     config = config if isinstance(config, Mapping) else {}
-    curve = loss_curve(*_losses(recorded))
+    curve = _curve(recorded)
     setup = setup_of(recorded)
     model = recorded.provenance.get("model")
     cells = _cells(model if isinstance(model, Mapping) else {})

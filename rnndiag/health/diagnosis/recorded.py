@@ -51,6 +51,13 @@ class Recorded:
             return (self.source,)
         return tuple(one for one in self.source.outlines if one.phase != "end")
 
+    @property
+    def steps_made(self) -> int:
+        """Optimizer steps when the fit ended; 0 where that was not recorded."""
+        if isinstance(self.source, Recording):
+            return 0
+        return max((one.step for one in self.source.outlines if one.phase == "end"), default=0)
+
     @cached_property
     def names(self) -> dict[str, tuple[str, ...]]:
         """Recurrence (`rnn.l0`, or a stack) -> the names its runs were recorded under, one a call."""

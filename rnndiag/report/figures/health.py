@@ -121,8 +121,9 @@ def make(context: Context) -> FigureData:
         found = small.curve(context, layer)
         if found is None or not found[0].size:
             continue
-        panels.append(_panel(context, small, *found))
         known = finite(found[1])
+        if known.size or small.log:  # a loss that is never finite is worth an empty picture
+            panels.append(_panel(context, small, *found))
         shown = (
             [number(float(v)) for v in (known[0], known.min(), known.max(), known[-1])]
             if known.size

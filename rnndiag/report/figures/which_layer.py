@@ -65,6 +65,15 @@ def make(context: Context) -> FigureData:
     )
 
 
+def _without_shared_path(names: list[str]) -> list[str]:
+    """The names without the modules that they all lie in: `net.enc.rnn.l0`, `net.rnn.l0` -> `enc.rnn.l0`, `rnn.l0`."""
+    parts = [name.split(".")[:-2] for name in names]
+    shared = 0
+    while all(len(one) > shared for one in parts) and len({one[shared] for one in parts}) == 1:
+        shared += 1
+    return [name.split(".", shared)[-1] for name in names]
+
+
 def _panel(picture: np.ndarray, known: list[str], reaches: list[Reach | None]) -> Panel:
     """The matrix with the shortest reach on top."""
     numbers = finite(picture)
@@ -74,7 +83,7 @@ def _panel(picture: np.ndarray, known: list[str], reaches: list[Reach | None]) -
     values, block = thin_matrix(picture[::-1])
     return Panel(
         Axis("lag", *extent(picture.shape[1], block[1])),
-        Axis("layer", -0.5, len(known) - 0.5, names=tuple(reversed(known))),
+        Axis("layer", -0.5, len(known) - 0.5, names=tuple(reversed(_without_shared_path(known)))),
         dots=(Dots(along[::-1], np.arange(len(known), dtype=float), "reach", "second"),),
         matrices=(
             Matrix(values, low, max(high, low + 1), label="credit relative to lag 0", block=block),
