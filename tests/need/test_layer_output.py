@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import rnndiag
 from rnndiag.errors import NotSupported
-from rnndiag.recorder.need.output_loss import OutputLoss, Sample, chosen_layer
+from rnndiag.recorder.need.chosen_layer import chosen_layer
+from rnndiag.recorder.need.output_loss import OutputLoss, Sample
 
 B, T, H = 5, 7, 4
 LENGTHS = torch.tensor([3, 7, 5, 7, 2])
@@ -66,6 +69,29 @@ def cells(model: Reader, x: Tensor) -> Tensor:
     return torch.stack(found).square().mean()
 
 
+class OwnStep(nn.Module):
+    """Two layers of GRU cells; the state is a tuple of both, the output apart from it where `apart`."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.low, self.high, self.apart = nn.GRUCell(3, 2), nn.GRUCell(2, H), apart
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Any:
+        low = self.low(x, state[0])
+        high = self.high(low, state[1]) * 0.9  # no cell of torch
+        return (torch.tanh(high), (low, high)) if self.apart else (low, high)
+
+
+def own_steps(model: Reader, x: Tensor) -> Tensor:
+    state, found = (x.new_zeros(len(x), 2), x.new_zeros(len(x), H)), []
+    for t in range(T):
+        state = rnndiag.carry(state)
+        returned = model.rnn(x[:, t], state)
+        y, state = returned if model.rnn.apart else (returned[1], returned)
+        found.append(model.head(y) + state[0].sum())
+    return torch.stack(found).square().mean()
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 CASES = {
@@ -79,6 +105,8 @@ CASES = {
     "carried pieces": (nn.GRU(3, H, batch_first=True), in_pieces),
     "lstm cells": (nn.LSTMCell(3, H), cells),
     "gru cells": (nn.GRUCell(3, H), cells),
+    "step module": (OwnStep(False), own_steps),
+    "step module with an output": (OwnStep(True), own_steps),
 }
 
 
@@ -86,7 +114,8 @@ def recorded(name: str) -> tuple[Reader, OutputLoss, Sample, Tensor]:
     rnn, read = CASES[name]
     torch.manual_seed(0)
     model, x = Reader(rnn, read), torch.randn(B, T, 3)
-    layer, _ = chosen_layer(model, lambda own, batch: own.read(own, batch), x, None)
+    name = "rnn" if isinstance(rnn, OwnStep) else None
+    layer, _ = chosen_layer(model, lambda own, batch: own.read(own, batch), x, name)
     loss = OutputLoss(model, lambda own, batch: own.read(own, batch), layer, 0)
     return model, loss, loss.sample(x, 0), x
 
@@ -159,4 +188,20 @@ def test_calls_from_unrelated_states_are_refused() -> None:
     x = torch.randn(B, T, 3)
     layer, _ = chosen_layer(model, loss_fn, x, None)
     with pytest.raises(NotSupported, match="unrelated states"):
+        OutputLoss(model, loss_fn, layer, 0).sample(x, 0)
+
+
+def test_cell_whose_state_the_loop_changes_is_refused() -> None:
+    model = nn.Module()
+    model.cell = nn.GRUCell(3, H)
+
+    def loss_fn(own: nn.Module, x: Tensor) -> Tensor:
+        h = x.new_zeros(B, H)
+        for t in range(T):
+            h = 0.9 * own.cell(x[:, t], h)  # type: ignore[operator]
+        return h.square().mean()
+
+    x = torch.randn(B, T, 3)
+    layer, _ = chosen_layer(model, loss_fn, x, None)
+    with pytest.raises(NotSupported, match="changes the state of cell before step 1"):
         OutputLoss(model, loss_fn, layer, 0).sample(x, 0)

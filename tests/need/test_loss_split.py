@@ -7,8 +7,9 @@ import torch
 from need.shift_register import IGNORED, ShiftRegister, copy_batches, cross_entropy
 from torch.nn import functional
 
+from rnndiag.recorder.need.chosen_layer import chosen_layer
 from rnndiag.recorder.need.loss_split import split_loss
-from rnndiag.recorder.need.output_loss import OutputLoss, chosen_layer
+from rnndiag.recorder.need.output_loss import OutputLoss
 
 
 @pytest.mark.parametrize("size", [0.1, 1.0, 5.0])

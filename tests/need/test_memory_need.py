@@ -80,6 +80,18 @@ def test_sequence_as_long_as_the_limit_is_not_testable() -> None:
     assert need.lead == "not_testable"
 
 
+def test_longer_sequences_show_a_need_beyond_the_length_that_training_has() -> None:
+    longer = copy_batches(8, length=20)
+    pieces = [{name: part[:, 14:] for name, part in batch.items()} for batch in longer]
+    model = ShiftRegister(3)
+    assert rnndiag.memory_need(model, pieces, cross_entropy, beyond=6).lead == "not_testable"
+    need = rnndiag.memory_need(model, longer, cross_entropy, beyond=6)
+    assert need.lead == "needed_beyond"
+    assert need.peak_lag == 8
+    assert need.further.gain == pytest.approx(math.log(2), rel=0.05)
+    assert need.within.gain < need.gate
+
+
 def test_few_sequences_are_not_resolved() -> None:
     need = rnndiag.memory_need(ShiftRegister(3), copy_batches(6, 3, sequences=8), cross_entropy)
     assert need.lead == "unresolved"
@@ -252,10 +264,107 @@ def test_bidirectional_layer_is_refused() -> None:
         rnndiag.memory_need(Both(), copy_batches(2, 2), loss_fn)
 
 
-@pytest.mark.parametrize("arguments", [{"beyond": 0}, {"max_lag": 0}, {"layer": "head"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"beyond": 0},
+        {"beyond": 2.5},
+        {"max_lag": 0},
+        {"layer": "head"},
+        {"layer": ""},
+        {"model": None},
+        {"batches": 3},
+    ],
+)
 def test_wrong_arguments_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises((BadArgument, NotSupported)):
-        rnndiag.memory_need(ShiftRegister(2), copy_batches(2, 2), cross_entropy, **arguments)
+        rnndiag.memory_need(
+            **{
+                "model": ShiftRegister(2),
+                "batches": copy_batches(2, 2),
+                "loss_fn": cross_entropy,
+                **arguments,
+            }
+        )
+
+
+def test_batch_that_comes_twice_is_refused() -> None:
+    batches = noise_batches(3)
+    with pytest.raises(BadArgument, match="Batches 1 and 3"):
+        rnndiag.memory_need(ShiftRegister(2), [*batches, batches[1]], cross_entropy)
+
+
+class ShiftStep(nn.Module):
+    """One step of a shift register, without a layer of torch."""
+
+    def __init__(self, of: ShiftRegister) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([of.rnn.weight_ih_l0, of.rnn.weight_hh_l0])
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        return torch.relu(x @ self.weights[0].T + state @ self.weights[1].T)
+
+
+@pytest.mark.parametrize(("held", "lag"), [(3, 6), (6, 4)])
+def test_loop_over_a_step_module_is_measured_as_the_layer_that_does_the_same(
+    held: int, lag: int
+) -> None:
+    fused = ShiftRegister(held)
+    model = nn.Module()
+    model.cell, model.head = ShiftStep(fused), fused.head
+
+    def loss_fn(own: Any, batch: Batch) -> Tensor:
+        h, logits = batch["x"].new_zeros(32, 2 * held + 2), []
+        for x in batch["x"].unbind(1):
+            h = own.cell(x, rnndiag.carry(h))
+            logits.append(own.head(h))
+        flat = torch.stack(logits, 1).flatten(0, 1)
+        return functional.cross_entropy(flat, batch["y"].flatten(), ignore_index=IGNORED)
+
+    need = rnndiag.memory_need(model, copy_batches(lag), loss_fn, beyond=3)
+    same = rnndiag.memory_need(fused, copy_batches(lag), cross_entropy, beyond=3)
+    assert need.lead == same.lead
+    assert need.further == pytest.approx(same.further, rel=1e-4, abs=1e-6)
+    assert need.present == pytest.approx(same.present, rel=1e-4, abs=1e-6)
+    assert (need.used_memory, need.burn_in) == (same.used_memory, same.burn_in)
+
+
+def test_carry_loop_without_a_module_for_its_step_is_refused_with_what_to_do() -> None:
+    model = nn.Linear(4, 2)
+
+    def loss_fn(own: nn.Module, batch: Batch) -> Tensor:
+        h = batch["x"].new_zeros(32, 2)
+        for x in batch["x"].unbind(1):
+            h = torch.tanh(own(torch.cat([x, rnndiag.carry(h)], 1)))
+        return functional.cross_entropy(h, batch["x"][:, 0].argmax(-1))
+
+    with pytest.raises(NotSupported, match=r"move one step into an nn.Module"):
+        rnndiag.memory_need(model, copy_batches(2, 2), loss_fn)
+
+
+def test_layer_that_starts_from_a_given_state_says_that_nothing_before_was_tested() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = (
+                nn.GRU(2, 4, batch_first=True),
+                nn.GRU(2, 4, batch_first=True),
+            )
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = self.encoder(x[:, :7])[1]
+            logits: Tensor = self.head(self.decoder(x[:, 7:], state)[0])
+            return logits
+
+    def loss_fn(own: nn.Module, batch: Batch) -> Tensor:
+        return functional.cross_entropy(
+            own(batch["x"]).flatten(0, 1), batch["x"][:, :7].argmax(-1).flatten()
+        )
+
+    need = rnndiag.memory_need(Decoder(), copy_batches(2, 6), loss_fn, beyond=3)
+    assert need.layer == "decoder"
+    assert "before its first step was not tested" in str(need)
 
 
 def test_no_batches_are_refused() -> None:

@@ -12,10 +12,11 @@ from need.shift_register import ShiftRegister, copy_batches, cross_entropy
 from torch import Tensor, nn
 
 import rnndiag
+from rnndiag.recorder.need.chosen_layer import chosen_layer
 from rnndiag.recorder.need.control import _spoilt
 from rnndiag.recorder.need.entry import _autocorrelation
 from rnndiag.recorder.need.features import LINEAR, Basis, Block, Rows, Whitening
-from rnndiag.recorder.need.output_loss import OutputLoss, Sample, chosen_layer
+from rnndiag.recorder.need.output_loss import OutputLoss, Sample
 from rnndiag.recorder.need.skips import Part, SkipFitter, _clipped, _clips
 from rnndiag.recorder.need.use import MemoryUse, burn_in
 from rnndiag.stats.need.flips import family_wise_p, p_of_sum

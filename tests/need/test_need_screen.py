@@ -15,8 +15,9 @@ import rnndiag
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.measures import Extent, Subject, take
 from rnndiag.recorder.measures.need_screen import screened_lags
+from rnndiag.recorder.need.chosen_layer import chosen_layer
 from rnndiag.recorder.need.features import BILINEAR, LINEAR, Basis, Block, Rows
-from rnndiag.recorder.need.output_loss import OutputLoss, chosen_layer
+from rnndiag.recorder.need.output_loss import OutputLoss
 from rnndiag.recorder.need.screen import Screen
 from rnndiag.stats.need import ScreenCurve, screens_in
 from rnndiag.store.measurement import Measurement

@@ -9,9 +9,10 @@ import torch
 from need.shift_register import ShiftRegister, copy_batches, cross_entropy
 from torch import Tensor
 
+from rnndiag.recorder.need.chosen_layer import chosen_layer
 from rnndiag.recorder.need.features import BAG, BILINEAR, LINEAR, SQUARE, Basis, Block, Rows
 from rnndiag.recorder.need.grid import lag_groups, offered
-from rnndiag.recorder.need.output_loss import OutputLoss, Sample, chosen_layer
+from rnndiag.recorder.need.output_loss import OutputLoss, Sample
 from rnndiag.recorder.need.screen import Screen
 
 

@@ -34,6 +34,7 @@ def read_samples(loss: OutputLoss, batches: Iterable[Any]) -> list[Sample]:
     for number, batch in enumerate(batches):
         sample = loss.sample(batch, number)
         _refuse_not_finite(sample)
+        _refuse_copy(sample, samples)
         if not bool(sample.active.any()):
             continue
         samples.append(sample)
@@ -67,6 +68,20 @@ def _refuse_not_finite(sample: Sample) -> None:
             raise BadArgument(
                 f"In batch {sample.number} (counted from 0) {what} is not finite.",
                 "Leave such batches out, or mend the model first if its weights are not finite.",
+            )
+
+
+def _refuse_copy(sample: Sample, others: list[Sample]) -> None:
+    """Sequences that are fitted to and tested on would show needs that are not there."""
+    for other in others:
+        if (
+            torch.equal(sample.gradient, other.gradient)
+            and torch.equal(sample.seen.inputs, other.seen.inputs)
+            and bool(sample.gradient.any())
+        ):
+            raise BadArgument(
+                f"Batches {other.number} and {sample.number} (counted from 0) are the same.",
+                "Give batches of different sequences: some are fitted to, the others test.",
             )
 
 

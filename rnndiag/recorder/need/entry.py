@@ -16,11 +16,13 @@ from torch import nn
 
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.need.batches import divide, overlap_of, read_samples
+from rnndiag.recorder.need.chosen_layer import chosen_layer
 from rnndiag.recorder.need.features import Basis, Rows
 from rnndiag.recorder.need.grid import lag_groups
+from rnndiag.recorder.need.layer_output import as_parts
 from rnndiag.recorder.need.limits import GradientLimits, gradient_limits
 from rnndiag.recorder.need.need_curve import need_curve, smallest_found
-from rnndiag.recorder.need.output_loss import LossFn, OutputLoss, Sample, chosen_layer
+from rnndiag.recorder.need.output_loss import LossFn, OutputLoss, Sample
 from rnndiag.recorder.need.skips import Part, SkipFitter
 from rnndiag.recorder.need.use import SHARE_OF_PEAK, MemoryUse, burn_in
 from rnndiag.recorder.preflight.untouched import untouched
@@ -79,9 +81,7 @@ def memory_need(
         >>> need = rnndiag.memory_need(model, val_loader, loss_fn, beyond=20)
         >>> print(need.sentence)
     """
-    for name, value in (("beyond", beyond), ("max_lag", max_lag)):
-        if value is not None and value < 1:
-            raise BadArgument(f"{name} is {value}.", "Give a number of steps of at least 1.")
+    _check_arguments(model, batches, beyond, max_lag)
     step = _training_step(model) if loss_fn is None else loss_fn
     batches = iter(batches)
     first = next(batches, None)
@@ -141,7 +141,7 @@ def _measured(
         n_sequences=sum(sample.batch_size for sample in samples),
         rows=0,
         reach=limits.reach,
-        notes=_notes(loss, later, block),
+        notes=_notes(loss, samples[0], later, block),
     )
     parts = divide(samples, loss.seed, block)
     if not all(parts):
@@ -231,8 +231,12 @@ def _autocorrelation(samples: Sequence[Sample]) -> float:
     return 1 / (1 - rho) if rho < 1 else math.inf
 
 
-def _notes(loss: OutputLoss, later: tuple[str, ...], block: int) -> tuple[str, ...]:
+def _notes(loss: OutputLoss, sample: Sample, later: tuple[str, ...], block: int) -> tuple[str, ...]:
     notes = []
+    if any(bool(part.any()) for part in as_parts(sample.seen.calls[0].state) if part is not None):
+        notes.append(
+            f"{loss.layer.name} starts from a state that it is given: what lies before its first step was not tested."
+        )
     if later:
         notes.append(
             f"{', '.join(later)} run after {loss.layer.name} and may carry its outputs on: lags are 'at least' so long."
@@ -242,6 +246,19 @@ def _notes(loss: OutputLoss, later: tuple[str, ...], block: int) -> tuple[str, .
             f"Consecutive sequences are overlapping windows of one series: {block} of them count as one."
         )
     return tuple(notes)
+
+
+def _check_arguments(model: Any, batches: Any, beyond: Any, max_lag: Any) -> None:
+    for name, value in (("beyond", beyond), ("max_lag", max_lag)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
+            raise BadArgument(f"{name} is {value!r}.", "Give a whole number of steps, at least 1.")
+    if not isinstance(model, nn.Module):
+        raise BadArgument(f"The model is a {type(model).__name__}.", "Give an nn.Module.")
+    if not isinstance(batches, Iterable):
+        raise BadArgument(
+            f"batches is a {type(batches).__name__}.", "Give an iterable of batches, or a loader."
+        )
 
 
 def _training_step(model: nn.Module) -> LossFn:

@@ -4,14 +4,14 @@
 recorded once, and later passes run with the layer's `forward` replaced by one that returns given outputs: the
 recurrence itself is not run again. All tensors here are batch first, (B, T, ...), whatever the layout of the user.
 
-Two kinds of recurrence are known: `nn.RNN`, `nn.LSTM`, `nn.GRU` (stacks, packed sequences, several calls along time
-that carry the state) and loops over `nn.RNNCell`, `nn.LSTMCell`, `nn.GRUCell`.
+Two kinds of recurrence are known here: `nn.RNN`, `nn.LSTM`, `nn.GRU` (stacks, packed sequences, several calls along
+time that carry the state) and loops over `nn.RNNCell`, `nn.LSTMCell`, `nn.GRUCell`. `step_output` has other steps.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,9 +31,21 @@ State = tuple[Tensor, ...]
 class Call:
     """One call of the layer: what entered and what left, as the user had it."""
 
-    given: Any
-    state: Any
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    """Positional and keyword arguments."""
     returned: Any
+
+    @property
+    def given(self) -> Any:
+        """The input of a torch layer or cell."""
+        positional, named = self.arguments
+        return positional[0] if positional else named["input"]
+
+    @property
+    def state(self) -> Any:
+        """Its start state, or None."""
+        positional, named = self.arguments
+        return positional[1] if len(positional) > 1 else named.get("hx")
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,9 @@ def recorded_calls(module: nn.Module) -> Iterator[list[Call]]:
     calls: list[Call] = []
     original = module.forward
 
-    def forward(input: Any, hx: Any = None) -> Any:
-        returned = original(input) if hx is None else original(input, hx)
-        calls.append(Call(input, hx, returned))
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        returned = original(*args, **kwargs)
+        calls.append(Call((args, kwargs), returned))
         return returned
 
     with replaced_forward(module, forward):
@@ -126,24 +138,6 @@ class LayerOutput(ABC):
 def as_parts(state: Any) -> tuple[Any, ...]:
     """A state as a tuple of its parts."""
     return tuple(state) if isinstance(state, tuple | list) else (state,)
-
-
-def layer_output(name: str, module: nn.Module) -> LayerOutput:
-    """The adapter of a recurrent module."""
-    if isinstance(module, nn.RNNBase):
-        if module.bidirectional:
-            raise NotSupported(
-                f"{name} is bidirectional: each output also depends on later inputs, so the loss "
-                "cannot be split by how far back an input lies.",
-                "Name a one-directional layer with layer=, or test the forward direction as a layer of its own.",
-            )
-        return FusedOutput(name, module)
-    if isinstance(module, nn.RNNCellBase):
-        return CellOutput(name, module)
-    raise NotSupported(
-        f"{name} is a {type(module).__name__}, whose outputs cannot be replaced.",
-        "Name an nn.RNN, nn.LSTM or nn.GRU, or one of their cells, with layer=.",
-    )
 
 
 class FusedOutput(LayerOutput):
@@ -292,6 +286,37 @@ def packed_places(packed: PackedSequence) -> tuple[Tensor, Tensor]:
     return rows.to(packed.data.device), steps.to(packed.data.device)
 
 
+def require_carried(
+    name: str, left: Sequence[tuple[Tensor, ...]], entered: Sequence[tuple[Tensor, ...]]
+) -> None:
+    """Refuse a loop that changes the state between two steps: the module run by itself would not do that.
+
+    Args:
+        name: Of the module.
+        left: The state after each call.
+        entered: The state before each call but the first.
+    """
+    for t, (before, after) in enumerate(zip(left, entered, strict=False), 1):
+        if len(before) != len(after) or not all(map(torch.equal, before, after)):
+            raise NotSupported(
+                f"The loop changes the state of {name} before step {t} (counted from 0), so {name} alone does not do "
+                "what the net does.",
+                "Move the change into an nn.Module that takes (input, state) and returns the new state, and name it "
+                "with layer=.",
+            )
+
+
+def next_step(steps: Iterator[int], name: str) -> int:
+    """The step that a call of a loop is."""
+    t = next(steps, None)
+    if t is None:
+        raise NotSupported(
+            f"{name} was called more often than at first.",
+            "Give a loss_fn that does the same each time it is called.",
+        )
+    return t
+
+
 class CellOutput(LayerOutput):
     """A loop over nn.RNNCell, nn.LSTMCell or nn.GRUCell: call t is step t."""
 
@@ -300,6 +325,11 @@ class CellOutput(LayerOutput):
     def read(self, calls: list[Call]) -> LayerPass:
         """Stack the calls along time."""
         inputs = torch.stack([self._batched(call.given) for call in calls], 1).detach()
+        require_carried(
+            self.name,
+            [as_parts(call.returned) for call in calls],
+            [as_parts(call.state) for call in calls[1:]],
+        )
         finals = [tuple(self._batched(p) for p in as_parts(call.returned)) for call in calls]
         history = tuple(
             torch.stack(part).detach().unsqueeze(1) for part in zip(*finals, strict=True)
@@ -337,12 +367,7 @@ class CellOutput(LayerOutput):
         steps = iter(range(len(seen.calls)))
 
         def forward(input: Tensor, hx: Any = None) -> Any:
-            t = next(steps, None)
-            if t is None:
-                raise NotSupported(
-                    f"{self.name} was called more often than at first.",
-                    "Give a loss_fn that does the same each time it is called.",
-                )
+            t = next_step(steps, self.name)
             h = outputs[:, t, :size]
             c = None
             if self.parts == 2:

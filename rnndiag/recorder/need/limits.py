@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rnndiag.engine.truncation.sweep.lag_sweep import lag_sweep
+from rnndiag.errors import NotSupported
 from rnndiag.recorder.need.output_loss import LossFn, scalar_loss
 from rnndiag.recorder.probe import probe
 from rnndiag.stats.reach import reach
@@ -44,7 +45,15 @@ def gradient_limits(model: nn.Module, loss_fn: LossFn, batch: Any, layer: str) -
     reaches = []
     for run in runs:
         some = run if run.B <= SEQUENCES else run.select(range(SEQUENCES))
-        profile = lag_sweep(some, budget=3.0).credit_profile[:, 0].detach().cpu().numpy()
+        try:
+            profile = lag_sweep(some, budget=3.0).credit_profile[:, 0].detach().cpu().numpy()
+        except NotSupported as error:
+            raise NotSupported(
+                f"What the loop does between two steps of {run.name} is no part of it, so its memory cannot be told "
+                f"from it: {run.open or error.what}.",
+                "Move one whole step into an nn.Module that takes (input, state) and returns the new state, and name "
+                "it with layer=.",
+            ) from None
         found = reach(profile, steps=run.T)
         if found.reached:
             reaches.append(float(found))

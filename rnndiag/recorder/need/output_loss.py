@@ -13,7 +13,6 @@ from rnndiag.errors import BadArgument, NotSupported
 from rnndiag.recorder.need.layer_output import (
     LayerOutput,
     LayerPass,
-    layer_output,
     recorded_calls,
     replaced_forward,
 )
@@ -130,103 +129,11 @@ def scalar_loss(result: Any) -> Tensor:
     if isinstance(result, Mapping):
         result = result.get("loss")
     if not isinstance(result, Tensor) or result.numel() != 1:
+        what = type(result).__name__
+        if isinstance(result, Tensor):
+            what = f"{what} of shape {tuple(result.shape)}"
         raise BadArgument(
-            f"loss_fn returned {type(result).__name__}, not a loss.",
+            f"loss_fn returned {what}, not a loss.",
             "It takes (model, batch) and returns the scalar loss, or a dict with the key 'loss'.",
         )
     return result.reshape(())
-
-
-def chosen_layer(
-    model: nn.Module, loss_fn: LossFn, batch: Any, name: str | None
-) -> tuple[LayerOutput, tuple[str, ...]]:
-    """The layer to test, and the names of recurrent layers that run after it.
-
-    Without a name: the recurrent layer that runs last among those whose outputs the loss depends on.
-    """
-    modules = {
-        found: module
-        for found, module in model.named_modules()
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase)
-    }
-    order = _order_of_calls(model, loss_fn, batch, modules)
-    if name is not None:
-        known = dict(model.named_modules())
-        if name not in known:
-            raise BadArgument(
-                f"The model has no module {name!r}.",
-                f"Recurrent layers that ran: {', '.join(order) or 'none'}.",
-            )
-        layer = layer_output(name, known[name])
-        if name not in order:
-            raise NotSupported(
-                f"{name} did not run, or the loss does not depend on its outputs.",
-                f"Recurrent layers that ran: {', '.join(order) or 'none'}.",
-            )
-    elif not order:
-        raise NotSupported(
-            "No nn.RNN, nn.LSTM, nn.GRU or cell of theirs ran whose outputs the loss depends on.",
-            "A recurrence written by hand has no output that can be replaced: move it to such a layer "
-            "or cell to have its need of memory tested.",
-        )
-    else:
-        name = order[-1]
-        layer = layer_output(name, modules[name])
-    later = order[order.index(name) + 1 :]
-    layer.with_cell = layer.parts == 2 and _reads_cell(model, loss_fn, batch, layer)
-    return layer, tuple(later)
-
-
-def _order_of_calls(
-    model: nn.Module, loss_fn: LossFn, batch: Any, modules: Mapping[str, nn.Module]
-) -> list[str]:
-    """Names of the modules that ran and that the loss depends on, by their first call."""
-    outputs: dict[str, list[Tensor]] = {}
-    handles = []
-    for name, module in modules.items():
-
-        def note(_module: nn.Module, _given: Any, returned: Any, name: str = name) -> None:
-            outputs.setdefault(name, []).extend(tensors_of(returned))
-
-        handles.append(module.register_forward_hook(note))
-    try:
-        with torch.enable_grad():
-            loss = scalar_loss(loss_fn(model, batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not loss.requires_grad:
-        raise BadArgument(
-            "The loss of loss_fn carries no gradient.",
-            "Leave out torch.no_grad and .item() in loss_fn.",
-        )
-    flat = [(name, one) for name, found in outputs.items() for one in found if one.requires_grad]
-    reached, connected = set(), set()
-    for name, one in flat:
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            loss, one, retain_graph=True, allow_unused=True
-        )
-        if found[0] is not None:
-            connected.add(name)
-            if bool(found[0].any()):
-                reached.add(name)
-    # On a batch that is solved exactly no gradient is left.
-    return [name for name in outputs if name in (reached or connected)]
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """All floating-point tensors in nested tuples, packed sequences among them."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, tuple | list):
-        return [one for part in value for one in tensors_of(part)]
-    return []
-
-
-def _reads_cell(model: nn.Module, loss_fn: LossFn, batch: Any, layer: LayerOutput) -> bool:
-    """Whether the loss depends on the cell states that the layer returned, given its outputs h."""
-    layer.with_cell = True
-    loss = OutputLoss(model, loss_fn, layer, seed=0)
-    gradient = loss.sample(batch, 0).gradient
-    size = gradient.shape[-1] - layer.cell_size()
-    return bool((gradient[..., size:] != 0).any())

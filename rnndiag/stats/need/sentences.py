@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from rnndiag.stats.need.numbers import CONTROL, GATE, Group, NeedNumbers, P
+from rnndiag.stats.need.numbers import (
+    CONTROL,
+    FEWEST_ROWS,
+    FEWEST_SEQUENCES,
+    GATE,
+    Group,
+    NeedNumbers,
+    P,
+)
 from rnndiag.stats.need.verdict import (
     Lead,
     holds_most,
@@ -28,7 +36,8 @@ def further_sentences(need: NeedNumbers, lead: Lead) -> tuple[str, ...]:
         "needed_beyond": need.further.passes(need.gate),
         "readout": readout,
         "needed_within": need.within.passes(need.gate),
-        "reached_not_used": reaches_further_than_used(need),
+        # Where far inputs would help, "a shorter window loses nothing" reads as the opposite advice.
+        "reached_not_used": reaches_further_than_used(need) and not need.further.passes(need.gate),
     }
     found = [_SENTENCES[one](need) for one, true in holds.items() if true and one != lead]
     if (
@@ -104,7 +113,7 @@ def _readout(need: NeedNumbers) -> str:
     return (
         f"The state already holds what would lower the loss by {number(need.present.gain)}"
         f"{_share(need.present.gain, need)}; the layers above do not use it yet. "
-        "It is not a question of memory."
+        "That part is not a question of memory."
     )
 
 
@@ -145,9 +154,10 @@ def _negligible(need: NeedNumbers) -> str:
 
 def _unresolved(need: NeedNumbers) -> str:
     if too_little_data(need):
+        sequences = f"{need.n_sequences} sequence" + ("" if need.n_sequences == 1 else "s")
         return (
-            f"Not resolved: {need.n_sequences} sequences with {need.rows} losses to fit to. "
-            "At least 32 sequences and 64 losses are needed."
+            f"Not resolved: {sequences} with {need.rows} losses to fit to. At least {FEWEST_SEQUENCES} sequences and "
+            f"{FEWEST_ROWS} losses are needed; a long series can be cut into pieces."
         )
     half = need.further.upper - need.further.gain
     if half <= 0 or not math.isfinite(half):
