@@ -46,6 +46,20 @@ def test_reach_draws_the_profile_and_says_the_reach(context_of: Callable[[str], 
     assert f"within {expected:.3g} of {T} steps" in data.finding
 
 
+def test_reach_of_a_layer_in_chunks_is_that_of_the_call_that_the_loss_reads(tmp_path: Path) -> None:
+    def first_without_credit(m: Measurement, step: int) -> Measurement:
+        if m.name != "credit_profile" or m.layer != "rnn.l0":
+            return m
+        return replace(m, values=np.full(m.values.shape, -np.inf))
+
+    layers = ("rnn.l0", "rnn.l0#2")
+    folder = report_runs.write(tmp_path / "r", (0, 10), T, layers, first_without_credit)
+    context = replace(report_context(folder), chosen="rnn.l0")
+    data = make("F1", context)
+    assert data.layer == "rnn.l0#2"
+    assert "within" in data.finding
+
+
 def test_over_training_has_a_column_for_each_step(context_of: Callable[[str], Context]) -> None:
     context = context_of("full")
     panel = make("F2", context).panels[0]

@@ -26,7 +26,7 @@ QUESTION = "How far back does the gradient reach?"
 @figure("F1", "Reach", QUESTION, newest=("credit_profile",))
 def make(context: Context) -> FigureData:
     """The newest profile of the lead layer, its quantiles, and the profiles of other layers."""
-    layer = context.lead
+    layer = _call_with_credit(context, context.lead)
     newest, passed = context.newest("credit_profile", layer) if layer else (None, [])
     if newest is None:
         return absent("F1", context.nothing("credit_profile", layer))
@@ -74,6 +74,17 @@ def make(context: Context) -> FigureData:
         if passed
         else (),
     )
+
+
+def _call_with_credit(context: Context, layer: str) -> str:
+    """The layer, or the last of its calls that has credit: of several chunks the losses may read the last one only."""
+    name = layer.partition("#")[0]
+    calls = [layer, *(one for one in reversed(context.run.layers) if one.partition("#")[0] == name)]
+    for call in calls:
+        found = context.reach(call)
+        if found is not None and found.reached:
+            return call
+    return layer
 
 
 def _lines(context: Context, layer: str, profile: np.ndarray) -> list[Line]:
