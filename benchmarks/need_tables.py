@@ -106,12 +106,12 @@ def truth(quick: bool) -> None:
         )
 
 
-SIZES = (24, 32, 64, 128, 256, 512)
+SIZES = (32, 64, 128, 256)
 
 
 def power(quick: bool) -> None:
     """How often a known need is found, over the number of sequences: by the screen, and by the fitted skips."""
-    draws = 1 if quick else 6
+    draws = 1 if quick else 3
     print(f"Screen / skips, {draws} draws each; below 32 sequences memory_need refuses.\n")
     print("| need | " + " | ".join(map(str, SIZES)) + " |\n|---" + "|---" * len(SIZES) + "|")
     for case in (COPY,) if quick else (COPY, CUE, RARE, AR_FAR, ADDING, AR_SMALL):
@@ -251,7 +251,7 @@ def bytes_of_python(quick: bool) -> None:
     text = library_text()
     split = len(text) * 9 // 10
     train_text, test_text = text[:split], text[split:]
-    steps, more = (60, 30) if quick else (1000, 600)
+    steps, more = (60, 30) if quick else (500, 300)
     print("| window | L | present | beyond the window | lead | realised by the window 64 | CPU s |")
     print("|---|---|---|---|---|---|---|")
     for window in (2,) if quick else (2, 8, 64):
@@ -270,7 +270,7 @@ def bytes_of_python(quick: bool) -> None:
         model = CharNet(48)
         fit(model, steps, window, 0)
         generator = torch.Generator().manual_seed(5)
-        batches = [pieces(test_text, generator) for _ in range(4 if quick else 40)]
+        batches = [pieces(test_text, generator) for _ in range(4 if quick else 24)]
         start = time.process_time()
         need = rnndiag.memory_need(
             model, batches, lambda net, batch: net.run(batch, None), beyond=window, max_lag=72
