@@ -76,9 +76,10 @@ class Probe:
         self._unrolled.leave()
 
     def _take(self) -> None:
-        self._passes += self._capture.take()
+        seen = self._capture.take()
         self._unseen |= self._capture.unseen
-        self._passes += self._unrolled.take(1.0 if self._scale is None else self._scale())
+        own = self._unrolled.take(1.0 if self._scale is None else self._scale())
+        self._passes += self._unrolled.told([*seen, *own])
 
     @property
     @_out_of_inference

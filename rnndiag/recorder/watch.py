@@ -91,7 +91,7 @@ class Watch:
         found = list(self._capture.take())
         if self._unrolled is not None:
             with self._faults.guard("running an unrolled sequence again"):
-                found += self._unrolled.take(self._loss_scale())
+                found = self._unrolled.told(found + self._unrolled.take(self._loss_scale()))
         self._passes += found
         return found
 

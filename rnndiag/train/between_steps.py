@@ -15,6 +15,7 @@ from torch import Tensor
 from rnndiag.engine.truncation.estimators import CellOnly, Chunk, Full
 from rnndiag.engine.truncation.gradient_scale import cell_only, scale_gradient
 from rnndiag.errors import BadArgument, NotSupported
+from rnndiag.recorder.replay.unrolled import note_between_steps
 from rnndiag.train.nested import batch_dim_of, map_tensors
 
 
@@ -125,6 +126,8 @@ def between_steps(
         ...     h = cell(x, rule.state(t, h))
         ...     loss = loss + loss_of(rule.output(t, h), targets[t])
     """
+    if not isinstance(estimator, Full):
+        note_between_steps(estimator)
     if isinstance(estimator, CellOnly):
         return BetweenSteps(parts=parts, only_cells=True)
     if isinstance(estimator, WeighsSources):

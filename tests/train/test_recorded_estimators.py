@@ -131,3 +131,21 @@ def test_a_probe_sees_the_whole_sequence(tmp_path: Path) -> None:
         net.training_step(batch, 0).backward()
     assert seen.layer_runs[0].T == T
     assert "trained_with" not in seen.recording.notes
+
+
+def test_loop_of_ones_own_says_why_it_is_not_recorded_whole(tmp_path: Path) -> None:
+    class Loop(Net):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            rule = rnndiag.train.between_steps(self.estimator, T)
+            h, found = torch.zeros(B, 5), []
+            for t in range(T):
+                h = self.rnn(batch[:, t], rule.state(t, h))
+                found.append(self.head(h))
+            return torch.stack(found).square().mean()
+
+    run, _ = recorded(Loop("GRUCell", Chunk(3)), tmp_path / "cut")
+    why = run.recordings[0].notes["not_measured"]["between_steps"]
+    assert "trained with chunk 3" in why
+    assert "only the program can run its steps again" in why
+    whole, _ = recorded(Loop("GRUCell", Full()), tmp_path / "whole")
+    assert "not_measured" not in whole.recordings[0].notes

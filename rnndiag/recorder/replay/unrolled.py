@@ -36,6 +36,11 @@ _OTHER = (
     "so what the estimator throws away is not known"
 )
 
+_BETWEEN = (
+    "the loop is trained with {0} and recorded with its gradient, as the program runs it: only the program can run "
+    "its steps again, so what {0} throws away is not known"
+)
+
 _KEEPING = "keeping an unrolled sequence"
 
 _listening: list[UnrolledCalls] = []
@@ -64,6 +69,8 @@ class UnrolledCalls:
 
     capture: Capture
     _kept: list[_Kept] = field(default_factory=list)
+    _between: str = ""
+    """Label of an estimator that acts between the steps of the program's own loop."""
 
     def listen(self) -> None:
         """Keep what `unroll` runs from now on."""
@@ -78,6 +85,7 @@ class UnrolledCalls:
     def forget(self) -> None:
         """Drop what was kept."""
         self._kept.clear()
+        self._between = ""
 
     def name_of(self, module: object) -> str | None:
         """The module's name in the watched model; None: it is not watched."""
@@ -124,6 +132,14 @@ class UnrolledCalls:
             return returned
         return outputs, final
 
+    def told(self, found: list[BackwardPass]) -> list[BackwardPass]:
+        """The passes, the first of them with a note of what its loop was trained with."""
+        if not found or not self._between:
+            return found
+        why = _BETWEEN.format(self._between)
+        self._between = ""
+        return [replace(found[0], missed={**found[0].missed, "between_steps": why}), *found[1:]]
+
     def take(self, scale: float) -> list[BackwardPass]:
         """The backward passes of the sequences that a gradient has come to since the last call."""
         arrived = [kept for kept in self._kept if kept.call.gradients]
@@ -166,6 +182,13 @@ def _told(
 def _owner(run: str, names: dict[str, Estimator]) -> str:
     """The longest module name that the layer run's name begins with."""
     return max((name for name in names if run.startswith(name)), key=len)
+
+
+def note_between_steps(estimator: Any) -> None:
+    """Tell the recorders that watch this step of a loop with `between_steps`."""
+    if torch.is_grad_enabled():
+        for listener in _listening:
+            listener._between = str(getattr(estimator, "label", estimator))
 
 
 def as_recorded(
