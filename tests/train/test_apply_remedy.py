@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import pytest
 import torch
+from fits import QUIET
 from torch import nn
 
 import rnndiag
+from lightning_modules.data import TaskData
+from lightning_modules.program import Program
 from rnndiag import train
 from rnndiag.errors import NotSupported
 
@@ -66,6 +70,37 @@ def test_the_remedy_of_a_window_too_short_lets_the_net_learn(tmp_path: Path) -> 
     assert longer.tbptt_window == window >= T
     assert longer.tbptt_label == f"chunk (4, {window})"
     assert fitted(longer, 2, []) < 0.9 * stuck
+
+
+COPY = {"name": "copy_memory", "symbols": 2, "alphabet": 4, "delay": 6}
+
+
+def trained(k: int, callbacks: list[Any]) -> float:
+    """Held-out loss of the reference program for copying, trained in chunks of k steps."""
+    L.seed_everything(0, verbose=False)
+    program = Program(
+        task=COPY, cell="gru", hidden=24, learning_rate=0.01, estimator={"name": "chunked", "k": k}
+    )
+    trainer = L.Trainer(**{**QUIET, "max_epochs": 1}, callbacks=callbacks, num_sanity_val_steps=0)
+    trainer.fit(program, TaskData(COPY, seed=0, batches=300))
+    return program.results["loss"]
+
+
+@pytest.mark.slow
+def test_a_reference_program_learns_with_the_window_that_its_diagnosis_names(
+    tmp_path: Path,
+) -> None:
+    callback = rnndiag.GradientDiagnostics(
+        tmp_path / "run", every_n_steps=20, strict=True, report=False
+    )
+    stuck = trained(4, [callback])
+    causes = rnndiag.diagnose(rnndiag.open_run(tmp_path / "run")).causes
+    (cause,) = (one for one in causes if one.name == "window_too_short")
+    assert cause.remedy.knob == "window"
+    assert cause.remedy.value == 10  # all steps: the first symbol is asked back 8 steps later
+    chance = math.log(COPY["alphabet"])  # type: ignore[arg-type]
+    assert stuck > 0.4 * chance
+    assert trained(cause.remedy.value, []) < 0.15 * chance
 
 
 def test_other_remedies_are_refused() -> None:
