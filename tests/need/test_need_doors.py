@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from need.shift_register import ShiftRegister, copy_batches, cross_entropy
+from need.shift_register import IGNORED, ShiftRegister, copy_batches, cross_entropy
 from need.test_need_verdict import FAR, QUIET
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import rnndiag
 from rnndiag.cli import main
+from rnndiag.errors import NotSupported
 from rnndiag.report.context import Context
 from rnndiag.report.figures import FIGURES
 from rnndiag.report.svg import draw
@@ -80,6 +81,33 @@ def test_callback_measures_the_need_of_the_fit_and_stores_it(tmp_path: Path) -> 
     assert stored.peak_lag == 6
 
 
+class InChunks(rnndiag.train.TruncatedBPTT, LightningModule):  # type: ignore[misc]
+    """The copying net, trained in chunks of three steps."""
+
+    def __init__(self) -> None:
+        super().__init__(k1=3)
+        self.net = ShiftRegister(3)
+
+    def tbptt_step(self, chunk: Any, state: Any) -> Any:
+        states, state = self.net.rnn(chunk["x"], state)
+        logits = self.net.head(states).flatten(0, 1)
+        loss = nn.functional.cross_entropy(logits, chunk["y"].flatten(), ignore_index=IGNORED)
+        return loss, state
+
+
+def test_module_with_truncated_bptt_is_asked_for_the_loss_of_whole_batches() -> None:
+    need = rnndiag.memory_need(InChunks(), copy_batches(6))
+    assert (need.beyond, need.limit, need.lead) == (3, "window", "needed_beyond")
+    same = rnndiag.memory_need(ShiftRegister(3), copy_batches(6), cross_entropy, beyond=3)
+    assert need.further == same.further
+
+
+def test_training_step_that_optimizes_by_itself_is_refused() -> None:
+    manual = type("Manual", (LightningModule,), {"automatic_optimization": False})()
+    with pytest.raises(NotSupported, match="optimizes by itself"):
+        rnndiag.memory_need(manual, copy_batches(6))
+
+
 def test_recorder_of_plain_loops_refuses_need(tmp_path: Path) -> None:
     with pytest.raises(rnndiag.errors.BadArgument, match="memory_need"):
         rnndiag.Recorder(ShiftRegister(2), tmp_path / "run", need=True)  # type: ignore[call-arg]
@@ -87,7 +115,7 @@ def test_recorder_of_plain_loops_refuses_need(tmp_path: Path) -> None:
 
 FACTORY = """
 import torch
-from need.shift_register import ShiftRegister, copy_batches, cross_entropy
+from need.shift_register import IGNORED, ShiftRegister, copy_batches, cross_entropy
 
 def build():
     return ShiftRegister(3), cross_entropy, copy_batches(6, 1, sequences=160)[0]

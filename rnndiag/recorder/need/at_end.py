@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TextIO
 
-from rnndiag.errors import NotSupported
 from rnndiag.recorder.need.entry import memory_need
 from rnndiag.stats.need import MemoryNeed
 
@@ -20,14 +19,9 @@ def need_of_fit(trainer: Any, module: Any, window: int | None) -> MemoryNeed:
 
     Args:
         trainer: The Trainer after its last step.
-        module: The LightningModule. Its `training_step` gives the loss, also of validation batches.
+        module: The LightningModule. Its step gives the loss, also of validation batches.
         window: The window that training used; None: the reach of the gradient is the limit.
     """
-    if not module.automatic_optimization:
-        raise NotSupported(
-            "need=True cannot call a training_step that optimizes by itself.",
-            "Call rnndiag.memory_need(model, batches, loss_fn) with a loss_fn that only returns the loss.",
-        )
     batches, notes = _batches(trainer)
     moved = (trainer.strategy.batch_to_device(batch) for batch in batches)
     found = memory_need(module, moved, beyond=window, progress=ProgressBar(sys.stderr))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rnndiag.errors import BadArgument
+from rnndiag.errors import BadArgument, NotSupported
 from rnndiag.recorder.need.batches import divide, overlap_of, read_samples
 from rnndiag.recorder.need.chosen_layer import chosen_layer
 from rnndiag.recorder.need.features import Basis, Rows
@@ -61,10 +61,10 @@ def memory_need(
         batches: What the training step takes; validation batches, as memorised ones hide a need. 12 to 24 batches with
             384 sequences are read (512 where the loss reads one output a sequence).
         loss_fn: `loss_fn(model, batch)` returns the scalar loss, a sum or mean over sequences. None: the model's
-            own `training_step(batch, 0)`.
+            own `training_step(batch, 0)`, or `tbptt_step(batch, None)` of a `TruncatedBPTT`.
         layer: Name of the recurrent layer whose outputs are tested. Default: the last that runs.
         beyond: Window, sequence length or reach to look beyond. Default: the window at which loss_fn detaches
-            the state, else the reach of the gradient on the first batch.
+            the state or that a `TruncatedBPTT` has, else the reach of the gradient on the first batch.
         max_lag: Longest lag. Default: all that the sequences hold, up to 64; of longer ones 4 * beyond and at least
             half of the sequence.
         seed: The same call with the same seed gives the same answer.
@@ -99,6 +99,9 @@ def memory_need(
         torch.manual_seed(seed)
         target, later = chosen_layer(model, step, first, layer)
         limits = gradient_limits(model, step, first, target.name)
+        if loss_fn is None and hasattr(model, "tbptt_step"):
+            mixin: Any = model
+            limits = replace(limits, window=mixin.tbptt_window or mixin.tbptt_k1)
         loss = OutputLoss(model, step, target, seed)
         samples = read_samples(loss, chain([first], batches))
         return _measured(
@@ -262,6 +265,13 @@ def _check_arguments(model: Any, batches: Any, beyond: Any, max_lag: Any) -> Non
 
 
 def _training_step(model: nn.Module) -> LossFn:
+    if hasattr(model, "tbptt_step"):  # of rnndiag.train.TruncatedBPTT: the whole batch as one chunk
+        return lambda own, batch: own.tbptt_step(batch, None)[0]  # type: ignore[operator]
+    if not getattr(model, "automatic_optimization", True):
+        raise NotSupported(
+            f"The training_step of {type(model).__name__} optimizes by itself, so it cannot be called for its loss.",
+            "Call rnndiag.memory_need(model, batches, loss_fn) with a loss_fn that only returns the loss.",
+        )
     step = getattr(model, "training_step", None)
     if not callable(step):
         raise BadArgument(
