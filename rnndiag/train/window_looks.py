@@ -19,8 +19,9 @@ from rnndiag.engine.adjoints import Adjoints, adjoints
 from rnndiag.engine.contributions import factors
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.errors import NotSupported, RnndiagError
+from rnndiag.recorder.capture import Capture
 from rnndiag.recorder.capture.hook import unwatched
-from rnndiag.recorder.probe import probe
+from rnndiag.recorder.probe import Probe
 from rnndiag.train.auto import Auto, Change
 from rnndiag.train.look import FEWEST, Look
 from rnndiag.train.random_state import RandomState
@@ -127,6 +128,8 @@ class WindowLooks:
         self.silent_because = ""
         """Why no look can be taken; the longest window is held."""
         self._waiting = False
+        self._independent: bool | None = None
+        """Whether the loss is a sum over sequences; None: not looked at yet."""
 
     def due(self, step: int, number: int, chunks: int) -> bool:
         """Whether to look at this chunk. Looks take turns among the chunks of a batch."""
@@ -145,10 +148,19 @@ class WindowLooks:
         """Take a look: `run()` gives the loss of a chunk with a graph over the horizon."""
         self._waiting, before = False, monotonic()
         try:
-            with _untouched(self.model), unwatched(self.model), probe(self.model) as seen:
+            capture = Capture(self.model)
+            # Of a look only the layer runs are read; whether the loss mixes sequences is found out once.
+            capture.measure_lags, capture.independent = False, self._independent
+            with _untouched(self.model), unwatched(self.model), Probe(capture) as seen:
                 loss = run()
                 weights = [p for p in self.model.parameters() if p.requires_grad]
                 torch.autograd.grad(loss, weights, allow_unused=True)
+            for one in seen.backward_passes:
+                if not one.samples.independent:
+                    raise NotSupported(
+                        one.samples.said, "Give a fixed window: a bias cannot be proved there."
+                    )
+            self._independent = True
             made = {name: adj for one in seen.backward_passes for name, adj in one.adjoints.items()}
             own, reach = tails_by_sequence(
                 seen.layer_runs,

@@ -290,3 +290,18 @@ def test_too_few_sequences_hold_the_longest_and_say_so() -> None:
     with pytest.warns(UserWarning, match="stays at 8: A batch has 4 sequences"):
         loop.run((x[:4], y[:4]))
     assert loop.window == 8
+
+
+def test_a_loss_that_mixes_the_sequences_holds_the_longest_and_says_so() -> None:
+    body = Body()
+
+    def step(chunk: Any, state: Any) -> Any:
+        out, state = body.rnn(chunk[0], state)
+        found = body.head(out)
+        return nn.functional.mse_loss(found - found.mean(0), chunk[1]), state
+
+    loop = train.ChunkLoop(step, train.PlainUpdates(), 4)
+    loop.follow(train.Auto(8, every=1), body)
+    with pytest.warns(UserWarning, match="stays at 8: the loss mixes the samples"):
+        loop.run(stream(1)[0])
+    assert loop.window == 8
