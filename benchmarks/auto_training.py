@@ -1,7 +1,7 @@
 """Does a window that sets itself learn what the best fixed one learns, and what do its looks cost?
 
-    python -m benchmarks.auto_training recall --gap 50 --seeds 1
-    python -m benchmarks.auto_training ar3 --steps 3000 --every "10 %"
+    python -m benchmarks.auto_training recall --gap 50 --every 25
+    python -m benchmarks.auto_training ar3 --hidden 128
     python -m benchmarks.auto_training cost
 
 Sequences of 200 steps with one loss at the end, an LSTM of 32 units, batches of 32. Steps are those until the mean loss
@@ -138,12 +138,12 @@ def _changes(auto: train.Auto | None) -> None:
         print(f"    {change.sentence}", flush=True)
 
 
-def table_cost(repeats: int) -> None:
+def table_cost(repeats: int, units: int) -> None:
     """A look against a plain step: recall's whole sequences, and a stream of bytes in chunks of 80 (LSTM 48, B 32)."""
     for name, k1 in (("whole sequences of 200", None), ("chunks of 80, horizon 160", 80)):
         torch.manual_seed(0)
         length, symbols = (T, 2 * SYMBOLS) if k1 is None else (k1, 96)
-        hidden = HIDDEN if k1 is None else 48
+        hidden = units if k1 is None else 48
         net = nn.ModuleList([nn.LSTM(symbols, hidden), nn.Linear(hidden, symbols)])
 
         def step(chunk: Any, state: Any, net: Any = net, last: bool = k1 is None) -> Any:
@@ -181,14 +181,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument(
-        "--every", default="25", help="how often to look: steps, or a share of time"
+        "--every", default="10 %", help="how often to look: steps, or a share of time"
     )
-    parser.add_argument("--hidden", type=int, default=HIDDEN, help="units of the net of ar3")
+    parser.add_argument(
+        "--hidden", type=int, default=HIDDEN, help="units of the net of ar3 and cost"
+    )
     options = parser.parse_args()
     every = int(options.every) if options.every.isdigit() else options.every
     torch.set_num_threads(1)
     if "cost" in options.what:
-        table_cost(15)
+        table_cost(15, options.hidden)
     if "recall" in options.what:
         best = {10: [35], 50: [35, 96], 150: [35, 160]}.get(options.gap, [35])
         windows, steps = options.windows or best, options.steps or 1500
