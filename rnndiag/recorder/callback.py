@@ -175,7 +175,7 @@ class GradientDiagnostics(_Adopting):
 
     def __repr__(self) -> str:
         if self._fit is not None:
-            state = f"recording, {recordings(self._fit.chronicle.steps)}"
+            state = f"recording, {recordings(self._fit.run_output.steps)}"
         else:
             state = "recorded" if self._wrote else "nothing recorded yet"
         return f"<rnndiag.GradientDiagnostics in {str(self._run_dir)!r}: {state}>"
@@ -199,7 +199,7 @@ class GradientDiagnostics(_Adopting):
                 "Measurements were added while no fit was going on.",
                 "Add them in a hook of training, on_train_end of an earlier callback at the latest.",
             )
-        self._fit.added += measurements
+        self._fit.finished.added += measurements
 
     @property
     def state_key(self) -> str:
@@ -302,7 +302,7 @@ class GradientDiagnostics(_Adopting):
         window = fit.reader.cut_after
         with fit.faults.guard("measuring the need of memory", "Call rnndiag.memory_need instead."):
             self.need = need_of_fit(trainer, pl_module, window)
-            fit.added += need_measurements(self.need)
+            fit.finished.added += need_measurements(self.need)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """The fit is over, and its progress bar closed: say what it showed."""
@@ -312,7 +312,7 @@ class GradientDiagnostics(_Adopting):
         """Hand a moment of the loop to the recorder; whatever goes wrong there, training goes on."""
         if (fit := self._fit) is not None:
             fit.handle(moment, *facts)
-            self._wrote = self._wrote or fit.chronicle.opened
+            self._wrote = self._wrote or fit.run_output.opened
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The fit ends with an exception, which stays as it is."""
@@ -331,7 +331,7 @@ class GradientDiagnostics(_Adopting):
                     fit.close(reason)
                 finally:
                     fit.release()
-            self._wrote = self._wrote or fit.chronicle.opened
+            self._wrote = self._wrote or fit.run_output.opened
 
 
 def _first_free_ordinal(dirpath: str | None) -> int:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from rnndiag.recorder.capture import WATCHING
 from rnndiag.recorder.facts.batch import all_finite
@@ -20,26 +16,24 @@ from rnndiag.recorder.facts.own_clipping import OwnClipping
 from rnndiag.recorder.facts.provenance import provenance
 from rnndiag.recorder.facts.recurrent_weights import recurrent_weights
 from rnndiag.recorder.facts.sharded import refuse_sharded
-from rnndiag.recorder.facts.training_loop import TrainingLoop, loss_of, training_measurements
+from rnndiag.recorder.facts.training_loop import TrainingLoop, loss_of
 from rnndiag.recorder.facts.weight_change import WeightChange
-from rnndiag.recorder.faults import Faults, logger, tell
+from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.finished_steps import FinishedSteps
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.output.closing import Cost, close_fit
 from rnndiag.recorder.output.directory import RunPlace
-from rnndiag.recorder.output.last_recording import last_recording
-from rnndiag.recorder.output.logger_scalars import log_in_module, log_scalars
 from rnndiag.recorder.output.pending_recording import Pending
 from rnndiag.recorder.output.run_output import RunOutput
 from rnndiag.recorder.reading import Reader
 from rnndiag.recorder.replay.black_box import BlackBox
 from rnndiag.recorder.schedule.light_looks import LightLooks
 from rnndiag.recorder.schedule.overhead import Overhead
+from rnndiag.recorder.schedule.quiet_batches import QuietBatches
 from rnndiag.recorder.schedule.schedule import Decision, WithinBudget, schedule_for
 from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.watch import Watch
 from rnndiag.store.ending import FINISHED
-from rnndiag.store.layer_names import recurrence
-from rnndiag.store.measurement import Measurement
 
 _MOMENTS = (
     *("batch_started", "after_backward", "before_optimizer_step", "batch_ended", "batch_dropped"),
@@ -68,8 +62,6 @@ class FitRecorder:
         self.overhead = Overhead()
         self.history = History()
         self.clips = ClipStory()
-        self.looks = LightLooks(settings.budget, self._gave_up, loop.total_batches)
-        self._given_up: list[str] = []
         self._looking = self._look_next = True
         self.groups = chosen_measures(settings.measures)
         self.schedule = schedule_for(settings, self.groups, self.overhead, loop)
@@ -89,11 +81,7 @@ class FitRecorder:
         with self.faults.guard("reading optimizers and loader"):
             self.setup = training_setup(loop, self.layers)
         self.weights = WeightChange(loop.model, self.layers)
-        self.tried = False
-        """Whether a step was to be recorded."""
-        self.refused: dict[str, str] = {}
-        """Module, or what else may be meant as a recurrence -> why it could not be recorded."""
-        self.chronicle = RunOutput(
+        self.run_output = RunOutput(
             place.path,
             self.faults,
             lambda: provenance(loop, self.reader.model, settings.as_json(), self.setup),
@@ -102,24 +90,30 @@ class FitRecorder:
             resumed_from_step=place.resumed_from_step,
             max_bytes=settings.max_bytes,
         )
-        self.added: tuple[Measurement, ...] = ()
+        self.finished = FinishedSteps(
+            loop,
+            settings.log,
+            self.faults,
+            self.overhead,
+            self.reader,
+            self.watch,
+            self.layers,
+            self.history,
+            self.clips,
+            self.weights,
+            self.run_output,
+        )
+        self.looks = LightLooks(settings.budget, self.finished.gave_up, loop.total_batches)
+        self.unwatched = QuietBatches(loop, self.schedule, self.looks, self.overhead, self.faults)
         self._pending: Pending | None = None
-        self._done: list[tuple[Pending, StepFacts | None]] = []
         self._decided = -1
         self._batch_step = 0
         self._batch_number = 0
         self._batch_groups: tuple[str, ...] | None = None
-        self._said_none = False
         self._spoilt_data = False
         """Whether a batch since the last optimizer step held numbers that are not finite, and its loss showed it."""
         self.quiet = False
         """Nothing of the running batch is watched: its backward pass and its optimizer step need no look."""
-        self._free = 0
-        """Batches from the running one to the next that may be recorded."""
-        self.skip = 0
-        """So many coming batches need no moment at all, but for a glance at their loss."""
-        self.left_alone = False
-        """Whether the running batch is one of them."""
 
     def handle(self, moment: str, *facts: Any) -> None:
         """Call one of the moments below; whatever goes wrong in it, training goes on.
@@ -153,7 +147,6 @@ class FitRecorder:
 
     def batch_started(self, batch: Any) -> None:
         """Decide, and watch the forward pass that comes."""
-        self._free = 0
         self.reader.batch_started(batch)
         self._batch_number = self.loop.batches
         self._batch_step = self.loop.step
@@ -167,7 +160,7 @@ class FitRecorder:
             or self.reader.seams.standing
             or self.loop.steps_within_batch
         )
-        self._free = self._free_batches()
+        self.unwatched.batch_started(self._tick, self.reader.seams.most)
         self.overhead.batch_started()
 
     def after_backward(self) -> None:
@@ -198,7 +191,7 @@ class FitRecorder:
         if self._pending is not None:
             with self.faults.guard("copying the weights"):
                 self.weights.before_step()
-            self._done.append((self._pending, facts))
+            self.finished.add(self._pending, facts)
             self._pending = None
         with self.faults.guard("watching the model"):
             if self.loop.steps_within_batch:
@@ -221,25 +214,22 @@ class FitRecorder:
         plain = self.overhead.batch_ended(self.reader.measured)
         if plain is not None:
             self.looks.plain_step(self._looking, plain)
-        self.skip = self._batches_to_skip()
-        if self.skip:
-            self.overhead.plain += self.skip
+        if not (self._look_next or self._pending is not None or self.black_box.waits):
+            self.unwatched.batch_ended(self._decided)
+        if self.unwatched.left:
             self.black_box.take_off()
             self.reader.seams.rest()
 
     def leave_alone(self) -> bool:
         """Whether the batch that begins needs no moment at all."""
-        self.left_alone = self.skip > 0
-        if self.left_alone and self.schedule.wanted is not None:
-            with self.faults.guard("the schedule"):
-                self.left_alone = not self.schedule.wanted(self.loop.step)
-            if not self.left_alone:
-                self.overhead.plain -= self.skip
-                self.skip = 0
-        if self.left_alone:
-            self.skip -= 1
+        if self.unwatched.next_is_one():
             self.quiet = True
         return self.left_alone
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether the running batch needs no moment, but for a glance at its loss."""
+        return self.unwatched.alone
 
     def glance(self, outputs: Any, batch: Any) -> None:
         """The end of a batch that was left alone."""
@@ -257,27 +247,10 @@ class FitRecorder:
     def _look_at_loss(self, loss: Scalar | None, batch: Any) -> None:
         """Between two looks, a loss that is not finite is the only sign of an accident: watch the next batch."""
         if isinstance(loss, float) and not math.isfinite(loss):
-            self.skip, self._look_next = 0, True
+            self.unwatched.stop()
+            self._look_next = True
             with self.faults.guard("reading a batch"):
                 self._spoilt_data = not all_finite(batch)
-
-    def _batches_to_skip(self) -> int:
-        """Batches up to the next look or recording, but for the one before it, which is timed as a plain step.
-
-        Even a few lines of Python cost tens of microseconds in a step, since their code has left the caches.
-        """
-        waiting = self._look_next or self._pending is not None or self.black_box.waits
-        if waiting or self.loop.steps_within_batch:
-            return 0
-        return max(0, min(self._free, self.looks.until_next(self._decided)) - 2)
-
-    def _free_batches(self) -> int:
-        """Batches from the running one to the next that may be recorded, or is watched for one that is."""
-        seams = self.reader.seams.most
-        if self.schedule.wanted is not None and not seams and self.loop.world_size == 1:
-            return sys.maxsize  # `leave_alone` asks at each of them
-        tick = self._batch_number if self.schedule.by_batch else self._decided
-        return self.schedule.next_tick - tick - seams
 
     def _end_watched(self, loss: Scalar | None) -> None:
         """Judge the step that was watched, and store what was recorded of it."""
@@ -292,10 +265,9 @@ class FitRecorder:
                 self.black_box.loss_alarm(facts.step, facts.loss, facts.norm)
         complete = self.loop.complete_at_batch_end
         if complete and self._pending is not None and not self._pending.empty:
-            self._done.append((self._pending, None))
+            self.finished.add(self._pending, None)
             self._pending = None
-        if self._done:
-            self._write_done(loss, in_batch=True)
+        self.finished.store(loss, in_batch=True)
         with self.faults.guard("watching the model"):
             self.watch.disarm()
             self.black_box.rest()
@@ -328,7 +300,7 @@ class FitRecorder:
     def finish(self) -> None:
         """The fit ended as it should: store what is left and close the run."""
         self._store_rest()
-        self.chronicle.close(FINISHED, self._last_step)
+        self.run_output.close(FINISHED, self._last_step)
 
     def conclude(self) -> None:
         """After everything else of the fit: say what it showed."""
@@ -339,17 +311,17 @@ class FitRecorder:
             self.settings,
             self.run_dir,
             # known layers without a gradient are a finding: such a run has a screen and a page
-            0 if self._nothing_recorded() and not self.layers else self.chronicle.count,
+            0 if self.finished.nothing_recorded() and not self.layers else self.run_output.count,
             Cost(
                 self.overhead.share,
                 broke,
                 self.overhead.light / self.overhead.training,
-                tuple(self._given_up),
+                tuple(self.finished.given_up),
             ),
             self.faults,
             self.loop.loggers,
         )
-        if told := self._nothing_recorded():
+        if told := self.finished.nothing_recorded():
             print(f"rnndiag: {told}")
 
     def close(self, reason: str) -> None:
@@ -358,10 +330,10 @@ class FitRecorder:
             # the person's own exception is on its way, and stays what it is
             self.faults.strict = False
         self.release()
-        if not self.chronicle.closed:
+        if not self.run_output.closed:
             with self.overhead.own():
                 self._store_rest()
-                self.chronicle.close(reason, self._last_step)
+                self.run_output.close(reason, self._last_step)
 
     def release(self) -> None:
         """Take all hooks off the model; a second call does nothing."""
@@ -380,14 +352,18 @@ class FitRecorder:
         """The step of the last batch, also where that was left alone."""
         return max(self._batch_step, self.loop.step - 1) if self.left_alone else self._batch_step
 
+    @property
+    def _tick(self) -> int:
+        """The running batch or optimizer step, whichever the schedule counts."""
+        return self._batch_number if self.schedule.by_batch else self._decided
+
     def _begin_step(self, step: int) -> None:
         """Is this step recorded? Within one batch, later steps are recorded for the layers that they alone train."""
         if step == self._decided:
             return
         self._decided = step
-        tick = self._batch_number if self.schedule.by_batch else step
-        decision = self._decide(tick) if tick >= self.schedule.next_tick else None
-        if decision is not None and decision.record and self.chronicle.wants(step):
+        decision = self._decide(self._tick) if self._tick >= self.schedule.next_tick else None
+        if decision is not None and decision.record and self.run_output.wants(step):
             self._batch_groups = decision.groups
             self._pending = self._new_pending(step, decision.groups, decision.left_out)
             self._pending.thrifty = decision.thrifty
@@ -408,8 +384,7 @@ class FitRecorder:
 
     def _watch_next(self) -> None:
         """Watch the forward passes until the next optimizer step: closely if it is recorded, else for the black box."""
-        tick = self._batch_number if self.schedule.by_batch else self._decided
-        self.reader.seams.stand(self.schedule.next_tick - tick, self._pending)
+        self.reader.seams.stand(self.schedule.next_tick - self._tick, self._pending)
         self._looking = self._pending is not None or self._look_next or self.looks.at(self._decided)
         if self._pending is None:
             if self._looking:
@@ -436,10 +411,10 @@ class FitRecorder:
             self._pending = None
             return
         pending, passes = self._pending, self.watch.new_passes()
-        self.refused |= self.watch.unseen
+        self.finished.refused |= self.watch.unseen
         for seen in passes:
-            self.refused |= seen.missed
-        self.tried = True
+            self.finished.refused |= seen.missed
+        self.finished.tried = True
         if pending is not None and self._wants_passes(pending):
             self.reader.read(pending, passes)
         if self.faults.out_of_memory:
@@ -466,101 +441,7 @@ class FitRecorder:
         finite = not self._spoilt_data and all_finite(self.reader.batch)
         self._pending.facts["black_box"] = {**told, "batch_finite": finite}
 
-    def _write_done(self, loss: Any, in_batch: bool = False) -> None:
-        """Store the recordings that are complete; `in_batch`: at the end of a batch, where a module may log."""
-        done, self._done = self._done, []
-        for pending, facts in done:
-            if pending.empty and not self._silent_recurrence(facts):
-                self._say_if_none()
-                if self.faults.caught > pending.faults_before:
-                    self.chronicle.drop(pending.step, self.faults.last)
-                else:
-                    self.chronicle.add_empty(pending.step)
-                continue
-            more = (
-                training_measurements(facts, loss, self.overhead.spent, self.overhead.share)
-                + self.history.measurements()
-                + self._step_measurements()
-            )
-            if clipping := self.clips.drain():
-                pending.facts["clipping"] = clipping
-            recording = pending.recording(self.loop.rank, tuple(more), self.faults.drain())
-            if self.chronicle.append(recording):
-                with self.faults.guard("logging scalars"):
-                    log_scalars(self.loop, recording, self.settings.log)
-                    if in_batch:
-                        log_in_module(self.loop, recording, self.settings.log)
-
-    def _step_measurements(self) -> list[Measurement]:
-        """What the optimizer step of this batch did to the weights; empty where none was made."""
-        found: list[Measurement] = []
-        with self.faults.guard("measuring the optimizer's step"):
-            seen = self.reader.parameters.items()
-            self.weights.name_layers({recurrence(name): own for name, own in seen})
-            found = self.weights.measurements(self.loop.optimizers)
-            if (metric := self.loop.monitored_metric) is not None:
-                found.append(Measurement.of("monitored_metric", np.asarray(metric)))
-        return found
-
-    def _silent_recurrence(self, facts: StepFacts | None) -> bool:
-        """Whether the model has recurrent layers that no gradient ever went through: a recording says so."""
-        return facts is not None and bool(self.layers) and not self.reader.parameters
-
-    def _gave_up(self, sentence: str) -> None:
-        """What the budget does not pay for: said with the last recording, and logged."""
-        self._given_up.append(sentence)
-        logger.info("rnndiag: %s", sentence)
-
-    def _say_if_none(self) -> None:
-        """One clear sentence where the model has nothing to record."""
-        if not self._said_none and not self.watch.layers and not self.reader.parameters:
-            self._said_none = True
-            tell(
-                f"rnndiag: {type(self.loop.model).__name__} has no recurrent layer that a gradient went through, so "
-                "nothing is recorded. nn.RNN, nn.LSTM, nn.GRU, their cells and registered cells would be."
-            )
-
     def _store_rest(self) -> None:
-        """What the ring and the clip story still hold goes into a last recording of its own phase."""
-        with self.faults.guard("storing the rest"):
-            for facts in self.history.settle(at_once=True):
-                self.clips.add(facts)
-            self.clips.end_epoch(self.loop.epoch)
-            if self._pending is not None and not self._pending.empty:
-                self._done.append((self._pending, None))
-            self._pending = None
-            self._write_done(None)
-            nothing = self._nothing_recorded()
-            if not self.chronicle.opened and not nothing:
-                return
-            ring, story = self.history.measurements(), self.clips.drain()
-            last = last_recording(self.loop, ring, story, self.overhead, self.faults)
-            notes = dict(last.notes)
-            if nothing:
-                notes["nothing_recorded"] = nothing
-            if self._given_up:
-                notes["given_up"] = self._given_up
-            self.chronicle.append(
-                replace(last, measurements=(*last.measurements, *self.added), notes=notes)
-            )
-
-    def _nothing_recorded(self) -> str:
-        """What was seen of a fit in which no recurrence was recorded, why, and what to do; empty if one was."""
-        if self.reader.recorded_any or not self.tried:
-            return ""
-        model = type(self.loop.model).__name__
-        refused = "; ".join(
-            f"{name or 'the model'}: {why.rstrip('.')}" for name, why in self.refused.items()
-        )
-        names = ", ".join(name or model for name in self.watch.layers or self.layers)
-        seen = (
-            f"it has {names}, but no gradient went through them in a recorded step"
-            if names
-            else (
-                "none of its modules is a known recurrence (nn.RNN, nn.LSTM, nn.GRU, their cells, registered cells)"
-            )
-        )
-        todo = "Name the module that does one step with steps=[...], or mark the state of the loop with rnndiag.carry."
-        if names and not refused:
-            todo = "Its weights are frozen, or the loss does not reach them: see the diagnosis."
-        return f"No recurrence of {model} was recorded: {refused or seen}. {todo}"
+        """Write what is left at the end of the fit."""
+        pending, self._pending = self._pending, None
+        self.finished.store_rest(pending)

@@ -110,7 +110,7 @@ class Recorder:
 
     @property
     def _count(self) -> int:
-        return self._recorded if self._fit is None else self._fit.chronicle.steps
+        return self._recorded if self._fit is None else self._fit.run_output.steps
 
     def __repr__(self) -> str:
         word = "closed" if self._closed else "recording" if self._fit is not None else "not started"
@@ -173,7 +173,7 @@ class Recorder:
                 "Measurements were added while nothing was being recorded.",
                 "Add them inside of `with Recorder(...)`.",
             )
-        self._fit.added += measurements
+        self._fit.finished.added += measurements
 
     def close(self, reason: str | None = None) -> None:
         """Write what is left, close the run and, where the training finished, say what it showed.
@@ -244,7 +244,7 @@ class Recorder:
         if reason == FINISHED:
             fit.handle("finish")
             fit.handle("conclude")
-        self._recorded = fit.chronicle.steps
+        self._recorded = fit.run_output.steps
         fit.close(reason)
 
     def _begin_batch(self, batch: Any) -> None:

@@ -17,7 +17,7 @@ from rnndiag.health.finding import Finding
 from rnndiag.health.verdict import Verdict, leading, verdict
 from rnndiag.stats.advice import Advice, advice
 from rnndiag.stats.headline import run_reach
-from rnndiag.stats.over_recordings import lengths_of
+from rnndiag.stats.over_recordings import lengths_of, nonfinite_counts
 from rnndiag.stats.reach import Decay, Reach, decay, reach
 from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.measurement import Measurement, Series
@@ -215,15 +215,7 @@ class Context:
 
     def not_finite(self, layer: str) -> set[int]:
         """Steps at which a state or an adjoint of a layer was not finite."""
-        found: set[int] = set()
-        for quantity in ("nonfinite_states", "nonfinite_adjoints"):
-            series = self.series(quantity, layer)
-            if series is not None:
-                count = np.nan_to_num(np.asarray(series.values, float)).reshape(
-                    len(series.steps), -1
-                )
-                found |= {int(step) for step in series.steps[count.sum(1) > 0]}
-        return found
+        return {step for step, count in nonfinite_counts(self.run, layer).items() if count}
 
     def not_measured(self, *keys: str) -> str:
         """Why something was not measured, from the newest recording that gives a reason; empty if none does."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from rnndiag.report.context import Context
 from rnndiag.stats.advice import at_hand, percent, seam_name
-from rnndiag.stats.window import middle
+from rnndiag.stats.over_recordings import median_over_recordings
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def seam_of(context: Context, layer: str) -> SeamFound | None:
 
     def typical(quantity: str) -> np.ndarray:
         found = at_hand(context.run, quantity, name, context.run.judged())
-        return np.full((), np.nan) if found is None else middle(found.values)
+        return np.full((), np.nan) if found is None else median_over_recordings(found.values)
 
     own, kept = np.broadcast_to(typical("seam_steps"), 2)
     share, bias, cosine = (float(typical(f"seam_{key}")) for key in ("share", "bias", "cosine"))

@@ -10,6 +10,7 @@ import numpy as np
 from rnndiag.report.context import Context, old, span
 from rnndiag.report.ticks import number
 from rnndiag.report.unfit import or_else
+from rnndiag.stats.over_recordings import nonfinite_counts
 
 
 @dataclass(frozen=True)
@@ -94,22 +95,10 @@ def _window(context: Context, layer: str) -> Tile:
 
 
 def _not_finite(context: Context) -> Tile:
-    total, where = 0, ""
-    for quantity in ("nonfinite_states", "nonfinite_adjoints"):
-        for layer in context.run.layers_of(quantity):
-            series = context.series(quantity, layer)
-            if series is None:
-                continue
-            count = (
-                np.nan_to_num(np.asarray(series.values, float))
-                .reshape(series.steps.size, -1)
-                .sum(1)
-            )
-            hit = np.flatnonzero(count)
-            total += int(min(count.sum(), 1e18))
-            where = where or (
-                f"first at step {int(series.steps[hit[0]])}, {layer}" if hit.size else ""
-            )
+    counts = {layer: nonfinite_counts(context.run, layer) for layer in context.layers}
+    hits = [(step, layer) for layer, own in counts.items() for step, count in own.items() if count]
+    total = sum(sum(own.values()) for own in counts.values())
+    where = "first at step {}, {}".format(*min(hits, key=lambda hit: hit[0])) if hits else ""
     steps = context.run.steps.tolist()
     every = f"in {len(steps)} recordings{f', {span(steps)}' if steps else ''}"
     return Tile("Not finite", str(total), where or every)

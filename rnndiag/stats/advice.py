@@ -14,12 +14,12 @@ import numpy as np
 
 from rnndiag.stats.between_windows import Squares, at_window, over_windows, shared_squares
 from rnndiag.stats.chunk import recommended_chunk
+from rnndiag.stats.over_recordings import median_over_recordings
 from rnndiag.stats.time_words import TimeWords
 from rnndiag.stats.window import (
     EPSILON,
     NOT_MEASURED,
     Recommendation,
-    middle,
     recommended,
     systematic_bias,
 )
@@ -286,7 +286,7 @@ def _cosine(run: StoredRun, place: Measured, window: float) -> float:
 
 def _known(series: Series) -> tuple[np.ndarray, np.ndarray]:
     """The windows that some recording measured, and the median over recordings at each."""
-    values = middle(over_windows(series))
+    values = median_over_recordings(over_windows(series))
     known = ~np.isnan(values)
     return series.positions("lag")[known], values[known]
 
@@ -329,7 +329,7 @@ def _in_chunks(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
         return None
     systematic = seam_systematic(run, place.name, place.steps, epsilon)
     chunk = float(np.median(own.sel(seam="own").values))
-    return InUse(chunk, float(middle(bias.values)), systematic, chunks=True)
+    return InUse(chunk, float(median_over_recordings(bias.values)), systematic, chunks=True)
 
 
 def _in_use(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:

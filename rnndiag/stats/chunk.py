@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rnndiag.stats.window import EPSILON, Recommendation, middle, smallest_window, systematic_bias
+from rnndiag.stats.over_recordings import median_over_recordings
+from rnndiag.stats.window import EPSILON, Recommendation, smallest_window, systematic_bias
 
 if TYPE_CHECKING:
     from rnndiag.store.reader import StoredRun
@@ -41,7 +42,7 @@ def recommended_chunk(
                 pooled.bias[1:], epsilon, known, interpolate=False, source="systematic"
             )
             return _measured(found, int(same.sum()))
-    typical = middle(bias.values[same])
+    typical = median_over_recordings(bias.values[same])
     found = smallest_window(typical, epsilon, known, interpolate=False)
     return _measured(found, int(same.sum()))
 

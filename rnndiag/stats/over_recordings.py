@@ -24,6 +24,16 @@ def median(values: Sequence[float] | np.ndarray) -> float:
     return low if low == high else 0.5 * (low + high)
 
 
+def median_over_recordings(values: np.ndarray) -> np.ndarray:
+    """The median over recordings (the first axis) of what was measured; NaN where nothing was."""
+    values = np.asarray(values, np.float64)
+    known = ~np.isnan(values).all(0)
+    found = np.full(values.shape[1:], np.nan)
+    with np.errstate(invalid="ignore"):
+        found[known] = np.nanmedian(values[:, known], axis=0)
+    return found
+
+
 def lengths_of(run: StoredRun, layer: str, steps: Sequence[int] | np.ndarray) -> list[int | None]:
     """T at each of these training steps: how many lags there are, measured or not; None where it was not recorded."""
     series = run.find("valid_samples", layer, steps)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rnndiag.stats.between_windows import Squares, over_windows, shared_squares
+from rnndiag.stats.over_recordings import median_over_recordings
 
 if TYPE_CHECKING:
     from rnndiag.store.reader import StoredRun
@@ -266,17 +267,7 @@ def recommended(
         if answer is not None:
             return answer
         note = NOT_MEASURED if squares is None else "the systematic bias is not resolved"
-    windows, typical = biases.positions("lag"), middle(over_windows(biases))
+    windows, typical = biases.positions("lag"), median_over_recordings(over_windows(biases))
     return smallest_window(
         typical, epsilon, windows, length, recordings=len(biases.steps), note=note
     )
-
-
-def middle(values: np.ndarray) -> np.ndarray:
-    """The median over recordings (the first axis) of what was measured; NaN where nothing was."""
-    values = np.asarray(values, np.float64)
-    known = ~np.isnan(values).all(0)
-    found = np.full(values.shape[1:], np.nan)
-    with np.errstate(invalid="ignore"):
-        found[known] = np.nanmedian(values[:, known], axis=0)
-    return found

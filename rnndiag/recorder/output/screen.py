@@ -14,7 +14,7 @@ from rnndiag.health.diagnosis import Diagnosis, diagnose
 from rnndiag.health.diagnosis.finding import paragraphs
 from rnndiag.stats.advice import advice
 from rnndiag.stats.headline import run_reach, run_window
-from rnndiag.stats.over_recordings import of_several_steps
+from rnndiag.stats.over_recordings import nonfinite_counts, of_several_steps
 from rnndiag.stats.reach import decay
 from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.reader import StoredRun
@@ -122,7 +122,7 @@ def _line(run: StoredRun, layer: str) -> LayerLine:
         _number(gain, ".3f"),
         _window_text(run, layer),
         middle("spectral_radius", ".3f"),
-        _not_finite(run, layer),
+        sum(count > 0 for count in nonfinite_counts(run, layer).values()),
         middle("residual", ".0e"),
     )
 
@@ -151,17 +151,6 @@ def _window_text(run: StoredRun, layer: str) -> str:
         return f"> {found.within}"
     about = "<= " if found.extrapolated else "~ " if found.between else ""
     return f"{about}{found.steps:.0f}"
-
-
-def _not_finite(run: StoredRun, layer: str) -> int:
-    """Recordings in which a state or an adjoint of the layer was not finite."""
-    bad: set[int] = set()
-    for quantity in ("nonfinite_states", "nonfinite_adjoints"):
-        if (quantity, layer) in run:
-            series = run[quantity, layer]
-            counts = np.nan_to_num(series.values).reshape(len(series.steps), -1).sum(1)
-            bad.update(series.steps[counts > 0].tolist())
-    return len(bad)
 
 
 def _number(value: float, spec: str) -> str:

@@ -13,7 +13,8 @@ from rnndiag.report.seam import seam_of
 from rnndiag.report.ticks import number, ten_to
 from rnndiag.stats.advice import SEAM, Advice, percent
 from rnndiag.stats.between_windows import over_windows, shared_squares
-from rnndiag.stats.window import middle, systematic_bias
+from rnndiag.stats.over_recordings import median_over_recordings
+from rnndiag.stats.window import systematic_bias
 
 QUESTION = "What would truncation cost?"
 FLOOR = 1e-4
@@ -157,7 +158,7 @@ def _middle(context: Context, quantity: str, layer: str) -> np.ndarray | None:
         return None
     judged = np.isin(series.steps, context.run.judged())
     values = over_windows(series) if "lag" in series.dims else np.asarray(series.values, float)
-    found = middle(values[judged] if judged.any() else values[-1:])
+    found = median_over_recordings(values[judged] if judged.any() else values[-1:])
     return found if np.isfinite(found).any() else None
 
 

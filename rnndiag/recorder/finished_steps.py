@@ -1,0 +1,154 @@
+"""What becomes of measured steps: recordings with the facts of their training step, written once the step is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from rnndiag.recorder.facts.clipping import ClipStory
+from rnndiag.recorder.facts.history import History, Scalar, StepFacts
+from rnndiag.recorder.facts.training_loop import TrainingLoop, training_measurements
+from rnndiag.recorder.facts.weight_change import WeightChange
+from rnndiag.recorder.faults import Faults, logger, tell
+from rnndiag.recorder.output.last_recording import last_recording
+from rnndiag.recorder.output.logger_scalars import log_in_module, log_scalars
+from rnndiag.recorder.output.pending_recording import Pending
+from rnndiag.recorder.output.run_output import RunOutput
+from rnndiag.recorder.reading import Reader
+from rnndiag.recorder.schedule.overhead import Overhead
+from rnndiag.recorder.settings import LogChoice
+from rnndiag.recorder.watch import Watch
+from rnndiag.store.layer_names import recurrence
+from rnndiag.store.measurement import Measurement
+
+
+@dataclass
+class FinishedSteps:
+    """Takes the measured steps of one fit on one rank."""
+
+    loop: TrainingLoop
+    log: LogChoice
+    faults: Faults
+    overhead: Overhead
+    reader: Reader
+    watch: Watch
+    layers: Mapping[str, Sequence[str]]
+    """The recurrent layers of the model, recorded or not."""
+    history: History
+    clips: ClipStory
+    weights: WeightChange
+    run_output: RunOutput
+    added: tuple[Measurement, ...] = ()
+    """A person's own measurements, for the last recording."""
+    tried: bool = False
+    """Whether a step was to be recorded."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Module -> why its calls could not be recorded."""
+    given_up: list[str] = field(default_factory=list)
+    """Sentences on what the budget does not pay for."""
+    _done: list[tuple[Pending, StepFacts | None]] = field(default_factory=list)
+    _said_none: bool = False
+
+    def add(self, pending: Pending, facts: StepFacts | None) -> None:
+        """A step is measured; it is stored when its batch has ended."""
+        self._done.append((pending, facts))
+
+    def gave_up(self, sentence: str) -> None:
+        """What the budget does not pay for: said with the last recording, and logged."""
+        self.given_up.append(sentence)
+        logger.info("rnndiag: %s", sentence)
+
+    def store(self, loss: Scalar | None, in_batch: bool = False) -> None:
+        """Write the recordings that are complete; `in_batch`: at the end of a batch, where a module may log."""
+        done, self._done = self._done, []
+        for pending, facts in done:
+            if pending.empty and not self._silent_recurrence(facts):
+                self._say_if_none()
+                if self.faults.caught > pending.faults_before:
+                    self.run_output.drop(pending.step, self.faults.last)
+                else:
+                    self.run_output.add_empty(pending.step)
+                continue
+            more = (
+                training_measurements(facts, loss, self.overhead.spent, self.overhead.share)
+                + self.history.measurements()
+                + self._step_measurements()
+            )
+            if clipping := self.clips.drain():
+                pending.facts["clipping"] = clipping
+            recording = pending.recording(self.loop.rank, tuple(more), self.faults.drain())
+            if self.run_output.append(recording):
+                with self.faults.guard("logging scalars"):
+                    log_scalars(self.loop, recording, self.log)
+                    if in_batch:
+                        log_in_module(self.loop, recording, self.log)
+
+    def _step_measurements(self) -> list[Measurement]:
+        """What the optimizer step of this batch did to the weights; empty where none was made."""
+        found: list[Measurement] = []
+        with self.faults.guard("measuring the optimizer's step"):
+            seen = self.reader.parameters.items()
+            self.weights.name_layers({recurrence(name): own for name, own in seen})
+            found = self.weights.measurements(self.loop.optimizers)
+            if (metric := self.loop.monitored_metric) is not None:
+                found.append(Measurement.of("monitored_metric", np.asarray(metric)))
+        return found
+
+    def _silent_recurrence(self, facts: StepFacts | None) -> bool:
+        """Whether the model has recurrent layers that no gradient ever went through: a recording says so."""
+        return facts is not None and bool(self.layers) and not self.reader.parameters
+
+    def _say_if_none(self) -> None:
+        """One clear sentence where the model has nothing to record."""
+        if not self._said_none and not self.watch.layers and not self.reader.parameters:
+            self._said_none = True
+            tell(
+                f"rnndiag: {type(self.loop.model).__name__} has no recurrent layer that a gradient went through, so "
+                "nothing is recorded. nn.RNN, nn.LSTM, nn.GRU, their cells and registered cells would be."
+            )
+
+    def store_rest(self, pending: Pending | None) -> None:
+        """What the ring and the clip story still hold goes into a last recording of its own phase."""
+        with self.faults.guard("storing the rest"):
+            for facts in self.history.settle(at_once=True):
+                self.clips.add(facts)
+            self.clips.end_epoch(self.loop.epoch)
+            if pending is not None and not pending.empty:
+                self.add(pending, None)
+            self.store(None)
+            nothing = self.nothing_recorded()
+            if not self.run_output.opened and not nothing:
+                return
+            ring, story = self.history.measurements(), self.clips.drain()
+            last = last_recording(self.loop, ring, story, self.overhead, self.faults)
+            notes = dict(last.notes)
+            if nothing:
+                notes["nothing_recorded"] = nothing
+            if self.given_up:
+                notes["given_up"] = self.given_up
+            self.run_output.append(
+                replace(last, measurements=(*last.measurements, *self.added), notes=notes)
+            )
+
+    def nothing_recorded(self) -> str:
+        """What was seen of a fit in which no recurrence was recorded, why, and what to do; empty if one was."""
+        if self.reader.recorded_any or not self.tried:
+            return ""
+        model = type(self.loop.model).__name__
+        refused = "; ".join(
+            f"{name or 'the model'}: {why.rstrip('.')}" for name, why in self.refused.items()
+        )
+        names = ", ".join(name or model for name in self.watch.layers or self.layers)
+        seen = (
+            f"it has {names}, but no gradient went through them in a recorded step"
+            if names
+            else (
+                "none of its modules is a known recurrence (nn.RNN, nn.LSTM, nn.GRU, their cells, registered cells)"
+            )
+        )
+        todo = "Name the module that does one step with steps=[...], or mark the state of the loop with rnndiag.carry."
+        if names and not refused:
+            todo = "Its weights are frozen, or the loss does not reach them: see the diagnosis."
+        return f"No recurrence of {model} was recorded: {refused or seen}. {todo}"
