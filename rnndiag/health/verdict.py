@@ -83,7 +83,12 @@ def _weighs(other: Finding) -> bool:
 
 
 def _is_news(other: Finding, stated: Finding) -> bool:
-    """Whether a check says more than the diagnosis: not where both name the same, or say the same."""
+    """Whether a check says more than the diagnosis: not where both name the same, or say the same.
+
+    Nor where a proof fails beside a cause: if that cause rested on the proof, `not trusted` would stand in its place.
+    """
+    if other.check == UNTRUSTED and stated.status == "warn" and ": " in stated.word:
+        return False
     same = _title(other).partition(" FAILED")[0] in stated.word
     return not same and other.message.rstrip(".") not in stated.message
 

@@ -96,6 +96,7 @@ def test_rounding_in_a_net_of_huge_numbers_is_no_second_cause(tmp_path: Path) ->
     shut = layer(gate_low=np.full(3, 0.9), input_spread=300.0)
     run = write(tmp_path / "run", {"rnn.l0": shut}, verdict="inexact")
     assert [cause.name for cause in rnndiag.diagnose(run).causes] == ["saturated"]
+    assert "But: " not in verdict(look(run), run).sentence
 
 
 @pytest.mark.parametrize("case", ["dead units", "explodes"])
