@@ -317,16 +317,17 @@ LENGTHS = (0.6, 0.75, 0.9, 1.0)
 
 
 def padded_data(program: Program, batches: int, seed: int) -> Dataset[Any]:
-    """Sequences of several lengths, each padded with zeros to twice the longest, and their lengths."""
+    """Sequences of several lengths, padded with zeros to twice the longest, or to four times: and their lengths."""
     task, T = program.of, program.length
+    width = (4 if program.pad else 2) * T
     g = torch.Generator().manual_seed(seed)
     count = program.batch * batches // len(LENGTHS)
     inputs, targets, lengths = [], [], []
     for share in LENGTHS:
         steps = round(share * T)
         x, y = task.make(count, steps, g)
-        inputs.append(F.pad(x, (0, 0, 0, 2 * T - steps)))
-        targets.append(y if task.at_end else F.pad(y, (0, 2 * T - steps), value=IGNORED))
+        inputs.append(F.pad(x, (0, 0, 0, width - steps)))
+        targets.append(y if task.at_end else F.pad(y, (0, width - steps), value=IGNORED))
         lengths.append(torch.full((count,), steps))
     order = torch.randperm(len(LENGTHS) * count, generator=g)
     x, y, ends = (torch.cat(part)[order] for part in (inputs, targets, lengths))

@@ -15,13 +15,11 @@ import rnndiag
 HERE = Path(__file__).parent
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["steps", "budget"])
-def test_two_ranks_record_apart_and_are_read_as_one(schedule: str, tmp_path: Path) -> None:
+def program(name: str, *words: str) -> str:
+    """Run a program of this folder; what it said."""
     paths = os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)])
-    words = [str(tmp_path / "run"), str(tmp_path / "weights"), schedule]
     done = subprocess.run(
-        [sys.executable, str(HERE / "train_on_two_ranks.py"), *words],
+        [sys.executable, str(HERE / name), *words],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -29,6 +27,13 @@ def test_two_ranks_record_apart_and_are_read_as_one(schedule: str, tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["steps", "budget"])
+def test_two_ranks_record_apart_and_are_read_as_one(schedule: str, tmp_path: Path) -> None:
+    program("train_on_two_ranks.py", str(tmp_path / "run"), str(tmp_path / "weights"), schedule)
     ours, theirs = (
         torch.load(tmp_path / f"weights.{k}", weights_only=True) for k in ("with", "without")
     )
@@ -48,3 +53,10 @@ def test_two_ranks_record_apart_and_are_read_as_one(schedule: str, tmp_path: Pat
     assert series.ranks.tolist() == [2] * len(recordings)
     apart = [run.select("gradient_norm", "rnn.l0", rank=rank).values for rank in (0, 1)]
     assert not (apart[0] == apart[1]).all()  # gradients of each rank's own half of the batch
+
+
+@pytest.mark.slow
+def test_weights_that_lightning_shards_are_refused_by_name_and_trained(tmp_path: Path) -> None:
+    told = program("train_sharded.py", str(tmp_path / "run"))
+    assert told.count("rnn.weight_ih_l0 is sharded over processes (fully_shard)") == 2
+    assert not (tmp_path / "run").exists()
