@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 
 class RnndiagError(Exception):
     """Base of all errors of rnndiag: `what` happened, with its values, and the `remedy`."""
@@ -25,6 +27,14 @@ class NotSupported(RnndiagError):
 
 class BadArgument(RnndiagError, ValueError):
     """An argument has a value that cannot be meant."""
+
+
+def require_whole(name: str, value: object, remedy: str = "", least: int = 1) -> None:
+    """Refuse an argument that is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise BadArgument(
+            f"{name} is {value!r}.", remedy or f"Give a whole number, {least} or more."
+        )
 
 
 class CaptureFault(RnndiagError):

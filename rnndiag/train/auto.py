@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rnndiag.errors import BadArgument
+from rnndiag.errors import BadArgument, require_whole
 from rnndiag.train.bias_bound import Array, excess, floor_bound, relative_bound
 from rnndiag.train.look import Look, Pool
 
@@ -98,7 +98,11 @@ class Auto:
         expiry: int = 64,
         on_unresolved: Literal["longest", "hold"] = "longest",
     ) -> None:
-        if not 1 <= shortest <= longest:
+        whole = {"longest": longest, "shortest": shortest, "patience": patience, "expiry": expiry}
+        whole |= {"start": start or longest, "horizon": horizon or longest}
+        for name, value in whole.items():
+            require_whole(name, value)
+        if not shortest <= longest:
             raise BadArgument(
                 f"The windows go from {shortest} to {longest}.", "Give 1 <= shortest <= longest."
             )

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from rnndiag.errors import BadArgument
+from rnndiag.errors import BadArgument, require_whole
 from rnndiag.train.auto import Auto
 from rnndiag.train.nested import batch_dim_of, detached, map_tensors, tensors_of, where_rows
 from rnndiag.train.random_state import RandomState
@@ -98,9 +98,10 @@ class ChunkLoop:
         accumulate: int = 1,
         time_dim: int = 1,
     ) -> None:
-        for name, value in (("k1", k1), ("window", window), ("accumulate", accumulate)):
-            if value is not None and value < 1:
-                raise BadArgument(f"{name} is {value}.", "Give 1 or more.")
+        whole: dict[str, Any] = {"k1": k1, "window": window, "accumulate": accumulate}
+        for name, value in whole.items():
+            if value is not None:
+                require_whole(name, value, _SETS_ITSELF if value == "auto" else "")
         if update not in ("chunk", "batch"):
             raise BadArgument(f"update is {update!r}.", "Give 'chunk' or 'batch'.")
         self.step, self.updates = step, updates
@@ -204,6 +205,7 @@ class ChunkLoop:
                 self.updates.zero_grad()
             share = self.accumulate * (1 if self.update == "chunk" else len(bounds))
             if losses:
+                _require_gradient(losses)
                 with nullcontext() if steps_now else self.updates.accumulating():
                     scaled = losses if share == 1 else tuple(one / share for one in losses)
                     self.updates.backward(scaled)
@@ -312,8 +314,7 @@ class ChunkLoop:
         self, cut: TimeBatch, start: int, stop: int, state: Any, only: Tensor | None = None
     ) -> tuple[tuple[Tensor, ...], Any]:
         if only is not None:
-            found, after = self.step(cut.rows(start, stop, only), state)
-            return losses_of(found), after
+            return self._returned(self.step(cut.rows(start, stop, only), state))
         rows = cut.alive(start)
         before = state
         if rows is not None and state is not None and rows < cut.alive(0):  # type: ignore[operator]
@@ -321,15 +322,36 @@ class ChunkLoop:
             state = map_tensors(
                 lambda part: part.narrow(batch_dim_of(part, whole), 0, rows), before
             )
-            found, after = self.step(cut.piece(start, stop), state)
+            losses, after = self._returned(self.step(cut.piece(start, stop), state))
 
             def joined(new: Tensor, old: Tensor) -> Tensor:
                 dim = batch_dim_of(old, whole)
                 return torch.cat([new, old.narrow(dim, rows, whole - rows)], dim)
 
-            return losses_of(found), map_tensors(joined, after, before)
-        found, after = self.step(cut.piece(start, stop), state)
-        return losses_of(found), after
+            return losses, map_tensors(joined, after, before)
+        return self._returned(self.step(cut.piece(start, stop), state))
+
+    @staticmethod
+    def _returned(found: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """Losses and new state."""
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise BadArgument(
+                f"tbptt_step returned a {type(found).__name__}, not a loss and a state.",
+                "Return (loss, state): the state is what the next chunk starts from.",
+            )
+        return losses_of(found[0]), found[1]
+
+
+_SETS_ITSELF = "For a window that sets itself give the mixin window='auto', or a ChunkLoop `follow(Auto(...), model)`."
+
+
+def _require_gradient(losses: tuple[Tensor, ...]) -> None:
+    for loss in losses:
+        if not loss.requires_grad:
+            raise BadArgument(
+                "tbptt_step returned a loss without a gradient.",
+                "Leave out torch.no_grad and .detach() on the way to it, or return None for a chunk without a loss.",
+            )
 
 
 def losses_of(found: Any) -> tuple[Tensor, ...]:
@@ -344,6 +366,11 @@ def losses_of(found: Any) -> tuple[Tensor, ...]:
             raise BadArgument(
                 f"tbptt_step returned a loss of type {type(loss).__name__}.",
                 "Return (loss, state): a tensor, a dict with 'loss', or one loss an optimizer.",
+            )
+        if loss.numel() != 1:
+            raise BadArgument(
+                f"tbptt_step returned a loss of shape {tuple(loss.shape)}.",
+                "Return its mean or sum, one number.",
             )
     return losses
 

@@ -39,6 +39,10 @@ class PlainUpdates:
     ) -> None:
         one = isinstance(optimizer, torch.optim.Optimizer)
         self.optimizers: list[Any] = [optimizer] if one else list(optimizer or ())  # type: ignore[arg-type]
+        if not (clip is None or callable(clip) or isinstance(clip, (int, float))):
+            raise BadArgument(
+                f"clip is {clip!r}.", "Give a norm to clip at, or a function that clips."
+            )
         self.clip, self.own_backward, self.scaler = clip, backward, scaler
         self.schedulers, self.no_sync = schedulers, no_sync
 

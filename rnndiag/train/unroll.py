@@ -77,7 +77,13 @@ def unroll(
         >>> outputs, state = rnndiag.train.unroll(lstm, inputs, estimator=rnndiag.estimators.Window(20))
     """
     estimator = estimator or Full()
+    if not hasattr(estimator, "label"):
+        raise BadArgument(
+            f"The estimator is {estimator!r}.",
+            "Give one of rnndiag.estimators, such as Window(20).",
+        )
     recurrence = recurrence_of(module)
+    _require_shapes(inputs, lengths, recurrence.time_dim)
     if isinstance(inputs, PackedSequence):
         return _packed(module, inputs, state, estimator, generator, side_by_side)
     if isinstance(estimator, Full):
@@ -95,6 +101,21 @@ def unroll(
         valid = torch.arange(inputs.shape[recurrence.time_dim])[:, None] < lengths.cpu()
         valid = (valid if recurrence.time_dim == 0 else valid.T).to(inputs.device)
     return as_recorded(module, (inputs, state), estimator, run, run_whole, valid)
+
+
+def _require_shapes(inputs: Any, lengths: Tensor | None, time_dim: int) -> None:
+    if not isinstance(inputs, Tensor | PackedSequence):
+        raise BadArgument(
+            f"The inputs are a {type(inputs).__name__}.", "Give a tensor or a PackedSequence."
+        )
+    if lengths is None or isinstance(inputs, PackedSequence):
+        return
+    batch = inputs.shape[1 - time_dim]
+    if lengths.shape != (batch,):
+        raise BadArgument(
+            f"lengths has the shape {tuple(lengths.shape)} beside {batch} sequences.",
+            "Give one length a sequence.",
+        )
 
 
 def _estimated(

@@ -276,3 +276,27 @@ def test_two_processes_train_on_the_mean_of_their_gradients(tmp_path: Path) -> N
     assert steps == updates == 6
     for name, value in hand.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-8)
+
+
+RNN = nn.GRU(1, 2, batch_first=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"k1": 2.5}, "k1 is 2.5"),
+        ({"window": 2.5}, "window is 2.5"),
+        ({"window": "auto"}, "window='auto'"),
+        ({"clip": "1"}, "clip is '1'"),
+        ({"step": lambda chunk, state: RNN(chunk, state)[0].mean()}, "not a loss and a state"),
+        ({"step": lambda chunk, state: None}, "not a loss and a state"),
+        ({"step": lambda chunk, state: (RNN(chunk)[0].mean(-1), None)}, r"shape \(3, 2\)"),
+        ({"step": lambda chunk, state: (torch.zeros(()), None)}, "without a gradient"),
+    ],
+)
+def test_arguments_and_steps_that_cannot_be_meant_are_refused(
+    options: dict[str, Any], words: str
+) -> None:
+    options = {"step": lambda chunk, state: (RNN(chunk)[0].mean(), None), "k1": 2, **options}
+    with pytest.raises(BadArgument, match=words):
+        train.truncated_bptt(batch=torch.ones(3, 6, 1), **options)

@@ -245,5 +245,12 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
         train.between_steps(train.Window(4), T)
     with pytest.raises(BadArgument, match="needs a cell state c"):
         train.unroll(nn.GRU(I, H).double(), inputs, estimator=train.CellOnly())
+    rnn, x = nn.GRU(2, 3, batch_first=True), torch.randn(4, 5, 2)
+    with pytest.raises(BadArgument, match="The estimator is 'window'"):
+        train.unroll(rnn, x, estimator="window")
+    with pytest.raises(BadArgument, match=r"shape \(2,\) beside 4 sequences"):
+        train.unroll(rnn, x, lengths=torch.tensor([3, 5]))
+    with pytest.raises(BadArgument, match=r"tau is 2\.5"):
+        train.Window(2.5)  # type: ignore[arg-type]
     with pytest.raises(BadArgument, match="cannot be unrolled"):
         train.unroll("lstm", inputs)  # type: ignore[arg-type]

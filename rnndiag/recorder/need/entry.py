@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rnndiag.errors import BadArgument, NotSupported
+from rnndiag.errors import BadArgument, NotSupported, require_whole
 from rnndiag.recorder.need.batches import divide, overlap_of, read_samples
 from rnndiag.recorder.need.chosen_layer import chosen_layer
 from rnndiag.recorder.need.features import Basis, Rows
@@ -253,9 +253,8 @@ def _notes(loss: OutputLoss, sample: Sample, later: tuple[str, ...], block: int)
 
 def _check_arguments(model: Any, batches: Any, beyond: Any, max_lag: Any) -> None:
     for name, value in (("beyond", beyond), ("max_lag", max_lag)):
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
-            raise BadArgument(f"{name} is {value!r}.", "Give a whole number of steps, at least 1.")
+        if value is not None:
+            require_whole(name, value)
     if not isinstance(model, nn.Module):
         raise BadArgument(f"The model is a {type(model).__name__}.", "Give an nn.Module.")
     if not isinstance(batches, Iterable):

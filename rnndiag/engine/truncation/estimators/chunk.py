@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.engine.truncation.sweep.truncated_adjoints import segments
-from rnndiag.errors import BadArgument
+from rnndiag.errors import BadArgument, require_whole
 
 
 def pass_cost(losses: Tensor, k1: int, k2: int) -> float:
@@ -34,8 +34,8 @@ class Chunk:
 
     def __post_init__(self) -> None:
         for name, value in (("k1", self.k1), ("k2", self.k2)):
-            if value is not None and value < 1:
-                raise BadArgument(f"{name} is {value}.", "Give a number of steps, 1 or more.")
+            if value is not None:
+                require_whole(name, value, "Give a whole number of steps, 1 or more.")
 
     @property
     def label(self) -> str:

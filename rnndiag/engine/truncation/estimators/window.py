@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnndiag.engine.truncation.estimators.chunk import Chunk, pass_cost
 from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
-from rnndiag.errors import BadArgument
+from rnndiag.errors import require_whole
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Window:
     drawn = False
 
     def __post_init__(self) -> None:
-        if self.tau < 1:
-            raise BadArgument(f"tau is {self.tau}.", "A window holds 1 state or more.")
+        require_whole("tau", self.tau, "A window holds a whole number of states, 1 or more.")
 
     @classmethod
     def beyond(cls, steps: int) -> Window:
