@@ -393,7 +393,7 @@ class FitRecorder:
             self._pending = None
         elif not self.watch.armed and self._wants_passes(self._pending):
             self.watch.rescan()
-            self.watch.arm(lags="lags" in self._pending.groups)
+            self.watch.arm(self._pending.groups)
 
     def _decide(self, tick: int) -> Decision:
         """The schedule's decision; rank 0's for all ranks, as a rank that records makes the others wait."""

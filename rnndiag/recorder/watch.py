@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import is_
 from typing import Any
@@ -13,6 +13,9 @@ from rnndiag.recorder.replay.unrolled import UnrolledCalls
 
 MAX_LAGS = 32
 """Lags that a recorded step measures on a graph at most, at a price of one backward pass of the loop each."""
+
+_COMPARE_SEQUENCES = frozenset(("lags", "estimators"))
+"""Groups of measures that take the gradients of single sequences for independent draws."""
 
 
 class Watch:
@@ -71,15 +74,17 @@ class Watch:
             )
             self._unrolled = UnrolledCalls(self._capture)
 
-    def arm(self, lags: bool = True) -> None:
-        """Put the hooks on; what was kept of the step before is forgotten."""
+    def arm(self, groups: Collection[str]) -> None:
+        """Put the hooks on for these groups of measures; what was kept of the step before is forgotten."""
         if self._capture is None:
             self.rescan()
         self._passes.clear()
         if self._capture is not None:
-            self._capture.measure_lags = lags
+            self._capture.measure_lags = "lags" in groups
             self._capture.max_lags = MAX_LAGS
-            self._capture.independent = self._independent
+            # only they compare sequences: for the others nobody looks whether the loss mixes them
+            compares = not _COMPARE_SEQUENCES.isdisjoint(groups)
+            self._capture.independent = self._independent if compares else True
             self._capture.arm()
         if self._unrolled is not None:
             self._unrolled.listen()

@@ -10,6 +10,7 @@ in one of them. Only the part of the graph between the loss and the nearest recu
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -32,6 +33,8 @@ MOST_BYTES = 64 * 2**20
 ROUNDING = 1e-12
 """Of the largest that arrives; what a sum over samples sends to the others is an exact zero in all usual operations."""
 SEED = 21
+RANDOM = 4093
+"""Random numbers of a cotangent: a prime, so that they fall on other entries of every sample and step."""
 
 
 @dataclass(frozen=True)
@@ -109,22 +112,23 @@ def _second_derivative(
     nodes = _behind(starts.values(), ends, oldest)
     draw = torch.Generator().manual_seed(SEED)
     samples = torch.arange(next(iter(axes.values())).samples)
+    random = {edge: _random(value, draw) for edge, value in gradients.items()}
     for digit in range((len(samples) - 1).bit_length()):
         chosen = (samples >> digit) % 2 == 1
         cotangents: dict[Edge, Tensor] = {}
-        for edge, value in gradients.items():
-            start, own = starts[edge], axes[edge].on(chosen, value, draw)
+        for edge, value in random.items():
+            start, part = starts[edge], axes[edge].only(value, chosen)
             # two outputs may get one and the same gradient
-            cotangents[start] = cotangents[start] + own if start in cotangents else own
+            cotangents[start] = cotangents[start] + part if start in cotangents else part
         arrived = pull_back(cotangents, ends, nodes)
         if arrived is None:
             return _unknown("an operation has no second derivative")
-        largest = torch.zeros(len(samples), dtype=torch.float64)
-        for edge in arrived.keys() & axes.keys():
-            largest = largest.maximum(axes[edge].sizes(arrived[edge]))
-        if not bool(largest.isfinite().all()):
+        ends_at = arrived.keys() & axes.keys()
+        own = [axes[edge].largest(arrived[edge], chosen) for edge in ends_at]
+        others = [axes[edge].largest(arrived[edge], ~chosen) for edge in ends_at]
+        if not all(map(math.isfinite, own + others)):
             return _unknown("its second derivative is not finite")
-        if float(largest[~chosen].max()) > ROUNDING * float(largest.max()):
+        if max(others, default=0.0) > ROUNDING * max(own + others, default=0.0):
             return _MIXED
     return Samples()
 
@@ -160,18 +164,25 @@ class _Axis:
     rows: Tensor | None = None
     """Sample of each entry along the axis; None: entry k is sample k."""
 
-    def on(self, chosen: Tensor, like: Tensor, draw: torch.Generator) -> Tensor:
-        """Random numbers at the chosen samples, zeros elsewhere."""
-        taken = chosen if self.rows is None else chosen[self.rows]
-        values = torch.randn(like.shape, generator=draw).movedim(self.dim, -1) * taken
-        return values.movedim(-1, self.dim).to(like)
+    def only(self, value: Tensor, chosen: Tensor) -> Tensor:
+        """The value with zeros at the samples that are not chosen."""
+        return value * self._of(chosen).to(value).view(-1, *[1] * (value.dim() - 1 - self.dim))
 
-    def sizes(self, value: Tensor) -> Tensor:
-        """Sum of the sizes of each sample's entries, (samples,)."""
-        entries = value.movedim(self.dim, 0).flatten(1).double().abs().sum(1).cpu()
-        if self.rows is None:
-            return entries
-        return entries.new_zeros(self.samples).index_add(0, self.rows, entries)
+    def largest(self, value: Tensor, chosen: Tensor) -> float:
+        """Size of the largest entry of the chosen samples; NaN if one is NaN."""
+        rows = self._of(chosen).nonzero().flatten().to(value.device)
+        own = value.index_select(self.dim, rows)
+        low, high = own.aminmax() if own.numel() else (torch.zeros(()), torch.zeros(()))
+        return float(torch.maximum(-low, high))
+
+    def _of(self, chosen: Tensor) -> Tensor:
+        return chosen if self.rows is None else chosen[self.rows]
+
+
+def _random(like: Tensor, draw: torch.Generator) -> Tensor:
+    """A few random numbers over and over: as many as there are entries would cost more than the derivative."""
+    few = torch.randn(RANDOM, generator=draw).to(like)
+    return few.repeat(-(-like.numel() // RANDOM))[: like.numel()].view(like.shape)
 
 
 @dataclass(frozen=True)
