@@ -151,7 +151,7 @@ def prove(
     return Proof("exact", tuple(explained), residual, relative, layers)
 
 
-_NOT_REPLAYED = "the contributions of {} come from a replay, which does not hold that {}"
+_NOT_REPLAYED = "the contributions of {} come from a replay ({})"
 _UNHELD = "no weight and no input of {} received a gradient that its numbers could be held against"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.truncation.estimators.estimator import Estimator
@@ -33,9 +34,18 @@ def subject_of(
         pending.facts.setdefault("not_measured", {})[key] = samples.said
     if seen.resets:
         pending.facts.setdefault("resets", {}).update(seen.resets)
+    cut = seen.cut
     kept, pieces = runs_beside_loops(seen)
-    together, said = gathered(kept, seen.cut)
-    loops = seen.loops.without({*known} & {*_names(seen)})
+    together, said = gathered(kept, cut)
+    # steps whose state comes from another one by a way that nobody followed: their lags are not those of one step
+    together = tuple(
+        replace(run, open=cut[name], loop=name)
+        if (name := run.name.partition("#")[0]) in cut
+        else run
+        for run in together
+    )
+    loops = replace(seen.loops, open={**seen.loops.open, **cut})
+    loops = loops.without({*known} & {*_names(seen)})
     runs = _named(pending, together, known)
     if not runs and not loops.tells:
         return None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from loops.listed_programs import B, Between, Carried, H, N, Program, State
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 EXACT: dict[str, type[Program]] = {}
 OPEN: dict[str, type[Program]] = {}
@@ -276,3 +277,108 @@ class AverageRead(Program):
     def step(self, t: int, old: State) -> tuple[State, Tensor]:
         h = self.cell(self.x[t], old["h"])
         return {"h": h, "sum": old["sum"] + h}, self.head((old["sum"] + h).tanh())
+
+
+@withdrawn
+class AttendsToItsPast(Program):
+    """Attention over all past states, which `carry` may take as a tuple that grows."""
+
+    def start(self) -> State:
+        return {"h": torch.zeros(B, H), "past": ()}
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        h, past = old["h"], old["past"]
+        if past:
+            memory = torch.stack(past, 1)
+            h = h + ((memory @ h[:, :, None]).softmax(1) * memory).sum(1)
+        h = self.cell(self.x[t], h)
+        return {"h": h, "past": (*past, h)}, self.head(h)
+
+
+@withdrawn
+class ExternalMemory(Program):
+    """A memory that the cell writes to and reads from."""
+
+    def build(self) -> None:
+        self.cell, self.head, self.key = (
+            *(nn.GRUCell(N + H, H), nn.Linear(H, 1)),
+            nn.Linear(H, 3),
+        )
+
+    def start(self) -> State:
+        return {"h": torch.zeros(B, H), "memory": torch.zeros(B, 3, H)}
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        weights = self.key(old["h"]).softmax(1)[:, :, None]
+        read = (weights * old["memory"]).sum(1)
+        h = self.cell(torch.cat([self.x[t], read], 1), old["h"])
+        memory = old["memory"] * (1 - weights) + weights * h[:, None]
+        return {"h": h, "memory": memory}, self.head(h + read)
+
+
+@withdrawn
+class UpdatedInPart(Program):
+    """Only the samples that a mask holds are computed."""
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        index = (self.keeps[t][:, 0] > 0).nonzero()[:, 0]
+        h = old["h"].index_copy(0, index, self.cell(self.x[t][index], old["h"][index]))
+        return {"h": h}, self.head(h)
+
+
+@exact
+class CutInTheStep(Program):
+    """Truncated by hand inside of one backward pass: the state is detached at every third step."""
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        h = old["h"].detach() if t % 3 == 0 else old["h"]
+        h = self.cell(self.x[t], 0.8 * h)
+        return {"h": h}, self.head(h)
+
+
+@exact
+class WeightsAnewInEveryStep(Program):
+    """functional_call with tensors made from the parameters, which die with the step."""
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        made = {key: value * 1.1 for key, value in self.cell.named_parameters()}
+        h = functional_call(self.cell, made, (self.x[t], 0.9 * old["h"]))
+        return {"h": h}, self.head(h)
+
+
+class Reversed(torch.autograd.Function):
+    """Gives the gradient on with its sign changed."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -0.3 * gradient
+
+
+@exact
+class GradientReversed(Between):
+    """By a function of the user's own."""
+
+    def change(self, t: int, h: Tensor) -> Tensor:
+        return Reversed.apply(h)
+
+
+@exact
+class MappedStep(Program):
+    """Three ensembles by torch.func.vmap, their axis first."""
+
+    watched = None
+
+    def build(self) -> None:
+        self.a, self.b = nn.Linear(N, H), nn.Parameter(torch.randn(3, H, H) / H)
+        self.head = nn.Linear(H, 1)
+
+    def start(self) -> State:
+        return {"h": torch.zeros(3, B, H)}
+
+    def step(self, t: int, old: State) -> tuple[State, Tensor]:
+        h = vmap(lambda h, b: (self.a(self.x[t]) + h @ b).tanh())(old["h"], self.b)
+        return {"h": h}, self.head(h.mean(0))

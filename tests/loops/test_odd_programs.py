@@ -8,6 +8,7 @@ from loops.listed_programs import B, H, N, Program, State
 from loops.odd_programs import EXACT, OPEN
 from loops.test_listed_programs import matches_detaching, recorded
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import rnndiag
 
@@ -52,7 +53,7 @@ def test_a_hook_within_a_step_is_named_where_contributions_miss_it() -> None:
     program = HookOnC()
     recording = recorded(program, None)
     assert recording.verdict == "inexact"
-    assert "a hook stands on its state" in recording.reasons["cell"]
+    assert "from a replay (a hook stands on its state)" in recording.reasons["cell"]
     bias = recording["window_bias", "cell"].values
     own = list(program.cell.parameters())
     whole = program.window(program.T, own)
@@ -89,3 +90,97 @@ def test_states_pooled_for_one_loss_count_from_where_they_stand() -> None:
         return torch.as_tensor(probe.recording["window_bias", "cell"].values)
 
     assert torch.allclose(pooled(True), pooled(False), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["AttendsToItsPast", "ExternalMemory", "UpdatedInPart"])
+def test_carry_takes_all_that_leads_around_the_state(name: str) -> None:
+    program = OPEN[name]()
+    recording = recorded(program, rnndiag.carry)
+    assert recording.verdict == "exact", recording.reasons
+    program.watched = None
+    matches_detaching(program, recording, "loop")
+
+
+class Loop(nn.Module):
+    """An LSTM cell whose state is scaled between the steps; where `carry` stands can be chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTMCell(2, H), nn.Linear(H, 1)
+
+    def losses(self, x: Tensor, where: str = "", cut: int | None = None) -> list[Tensor]:
+        """One loss a step; `cut`: the step before which the state is detached."""
+        h = c = torch.zeros(B, H)
+        found = []
+        for t, now in enumerate(x):
+            if t == cut:
+                h, c = h.detach(), c.detach()
+            if where == "head":
+                h, c = rnndiag.carry(h, c, name="loop")
+            h, c = self.cell(now, (0.9 * h, c))
+            if where == "before the loss":
+                h, c = rnndiag.carry(h, c, name="loop")
+            found.append(self.head(h).square().mean())
+            if where == "end":
+                h, c = rnndiag.carry(h, c, name="loop")
+        return found
+
+    def bias(self, sequences: list[Tensor], width: int) -> float:
+        """Of the window of so many steps, over all sequences."""
+        own = list(self.cell.parameters())
+
+        def gradient(width: int) -> Tensor:
+            losses = [
+                self.losses(x[: t + 1], cut=t - width + 1)[-1]
+                for x in sequences
+                for t in range(len(x))
+            ]
+            found = torch.autograd.grad(sum(losses), own, allow_unused=True)
+            return torch.cat([g.flatten() for g in found if g is not None])
+
+        whole = gradient(len(sequences[0]) + 1)
+        return float((gradient(width) - whole).norm() / whole.norm())
+
+
+@pytest.mark.parametrize("where", ["head", "before the loss", "end"])
+def test_carry_may_stand_anywhere_in_the_step(where: str) -> None:
+    loop, x = Loop(), torch.randn(7, B, 2)
+    with rnndiag.probe(loop) as probe:
+        sum(loop.losses(x, where)).backward()
+    bias = probe.recording["window_bias", "loop"].values
+    for width in range(1, 7):
+        assert abs(bias[width] - loop.bias([x], width)) < 1e-9, width
+
+
+@pytest.mark.parametrize("where", ["", "head"])
+def test_sequences_one_after_another_are_cut_together(where: str) -> None:
+    loop, x = Loop(), torch.randn(6, B, 2)
+    sequences = [x, 0.7 * x.flip(0)]
+    with rnndiag.probe(loop) as probe:
+        sum(sum(loop.losses(one, where)) for one in sequences).backward()
+    recording = probe.recording
+    assert recording.verdict == "exact", recording.reasons
+    bias = recording["window_bias", "loop" if where else "cell"].values
+    for width in range(1, 6):
+        assert abs(bias[width] - loop.bias(sequences, width)) < 1e-9, width
+
+
+@pytest.mark.parametrize("where", ["", "head"])
+def test_a_gradient_of_a_gradient_withdraws_the_lags(where: str) -> None:
+    loop = Loop()
+    with rnndiag.probe(loop) as probe:
+        loss = sum(loop.losses(torch.randn(5, B, 2), where))
+        slopes = torch.autograd.grad(loss, list(loop.parameters()), create_graph=True)
+        (loss + sum(slope.square().sum() for slope in slopes)).backward()
+    recording = probe.recording
+    assert recording.verdict in ("open", "inexact")
+    assert "a gradient of a gradient" in " ".join(recording.reasons.values())
+    assert not any(("window_bias", layer) in recording for layer in recording.layers)
+
+
+def test_a_loop_inside_of_a_reentrant_checkpoint_is_withdrawn() -> None:
+    loop, x = Loop(), torch.randn(5, B, 2, requires_grad=True)
+    with rnndiag.probe(loop) as probe:
+        checkpoint(lambda x: sum(loop.losses(x)), x, use_reentrant=True).backward()
+    assert "its state is changed in between" in probe.recording.reasons["cell"]
+    assert ("window_bias", "cell") not in probe.recording

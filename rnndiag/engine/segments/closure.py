@@ -30,8 +30,6 @@ class Closure:
     """Which of the other loops the marks depend on, by their place in `others`."""
     leaves: tuple[Tensor, ...] = ()
     """The leaf tensors that the steps of the loop use directly, each once, in the order in which they were met."""
-    leaves_of_first: frozenset[int] = frozenset()
-    """ids of the leaves that the marks of the first step depend on."""
     leaves_of_later: frozenset[int] = frozenset()
     """ids of the leaves that the marks of later steps depend on directly."""
     leaves_of_loss: frozenset[int] = frozenset()
@@ -99,7 +97,6 @@ def closure_of(
     stops = stops_of(marks)
     within = False
     leaves: dict[int, Tensor] = {}
-    of_first: set[int] = set()
     of_later: set[int] = set()
     passed: set[Edge] = set()
     jump = ""
@@ -128,7 +125,8 @@ def closure_of(
                 jump = _JUMP.format(time, marks[key].time, hop)
         for leaf in met:
             leaves[id(leaf.variable)] = leaf.variable
-            (of_first if time == first_time else of_later).add(id(leaf.variable))
+            if time != first_time:
+                of_later.add(id(leaf.variable))
     if not leaves:
         # weights or gates that were computed before the first step: their parameters lie further back
         starts = [edge for node in keys_of for edge in node.next_functions]
@@ -140,7 +138,7 @@ def closure_of(
         within,
         frozenset(k for k, own in enumerate(others) if own & passed),
         tuple(leaves.values()),
-        *(frozenset(of_first), frozenset(of_later), frozenset(of_loss)),
+        *(frozenset(of_later), frozenset(of_loss)),
         around,
     )
 
@@ -153,15 +151,23 @@ _AROUND = (
 _READ = "step {} uses a value of step {} that is no marked state"
 
 
-def _begins(marks: Sequence[Mark]) -> list[int]:
-    """Sequence number of each step's first mark; of a step without one, that of the step before."""
+def _begins(marks: Sequence[Mark], by_next: bool = False) -> list[int]:
+    """Sequence number of each step's first mark; of a step without one, that of the step before, or of the next."""
     first: dict[int, int] = {}
     for mark in marks:
         first[mark.time] = min(mark.number, first.get(mark.time, LEAF))
     begins: list[int] = []
-    for time in range(max(first) + 1):
+    times = range(max(first) + 1)
+    for time in reversed(times) if by_next else times:
         begins.append(first.get(time, begins[-1] if begins else 0))
-    return begins
+    return begins[::-1] if by_next else begins
+
+
+def leaves_of_first_step(marks: Sequence[Mark]) -> frozenset[int]:
+    """ids of the leaves that the marks of the first step depend on, however far back."""
+    time = min(mark.time for mark in marks)
+    starts = [edge for m in marks if m.time == time for edge in m.edge.node.next_functions]
+    return frozenset(id(leaf.variable) for leaf in marks_behind(starts, {}, 0)[1])
 
 
 def _readout(
@@ -177,7 +183,7 @@ def _readout(
 
     After the last step everything may be read, as the outputs of a layer are: the loss enters where it reads.
     """
-    begins, last = _begins(marks), max(mark.time for mark in marks)
+    begins, last = _begins(marks, by_next=True), max(mark.time for mark in marks)
 
     def step_of(node: Any) -> int:
         return bisect_right(begins, sequence_number(node)) - 1

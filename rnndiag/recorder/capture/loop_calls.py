@@ -67,13 +67,17 @@ class LoopCalls:
             return state
         marks: list[Mark] = []
         returned: list[Tensor] = []
+        known: dict[int, Tensor] = {}
 
         def mark(tensor: Tensor, path: str) -> Tensor:
             if not tensor.requires_grad:
                 return tensor
-            own = stand_in(tensor)
-            marks.append(Mark.on(own, path))
-            returned.append(own)
+            own = known.get(id(tensor))
+            if own is None:
+                # one alias for a tensor that stands in several places: with two, gradients add up in another order
+                own = known[id(tensor)] = stand_in(tensor)
+                marks.append(Mark.on(own, path))
+                returned.append(own)
             return own
 
         given = tensors_in(state)

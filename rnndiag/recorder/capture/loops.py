@@ -16,13 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnndiag.engine.segments.closure import Closure, closure_of
+from rnndiag.engine.segments.closure import Closure, closure_of, leaves_of_first_step
 from rnndiag.engine.segments.marks import LEAF, Edge, Mark, edge_of, sequence_number
 from rnndiag.engine.segments.measure import LoopMeasurement, MarkedLoop, measure_loop
 from rnndiag.recorder.capture.engine_entry import own_passes, run_backward
 from rnndiag.recorder.capture.loop_calls import LoopCall
 from rnndiag.recorder.capture.node_calls import unpacks_quietly
-from rnndiag.recorder.capture.tracks import Track, for_replay, groups_of, together, tracks_of
+from rnndiag.recorder.capture.tracks import (
+    Track,
+    for_replay,
+    groups_of,
+    in_one,
+    together,
+    tracks_of,
+)
 from rnndiag.recorder.faults import describe
 
 CARRY = "mark all that lives from step to step: `h, old, ... = rnndiag.carry(h, old, ...)` at the head of the loop"
@@ -52,6 +59,11 @@ class Loops:
         is_open = {name: why for name, why in self.open.items() if name not in names}
         return replace(self, measured=measured, open=is_open)
 
+    def withdrawn(self, why: str) -> Loops:
+        """The same with everything that was measured open."""
+        names = [found.name for found in self.measured]
+        return replace(self, measured=(), open={**self.open, **dict.fromkeys(names, why)})
+
     @property
     def tells(self) -> bool:
         """Whether anything was found that the replay does not tell."""
@@ -73,11 +85,9 @@ def find_loops(
     reached = _reached(calls, roots)
     numbers = {call.number for call in reached if call.marks}
     # of all calls: one that the loss does not depend on is a step all the same
-    tracks = [
-        track
-        for track in tracks_of(calls)
-        if len(track.calls) > 1 and any(call.number in numbers for call in track.calls)
-    ]
+    found = [t for t in tracks_of(calls) if any(call.number in numbers for call in t.calls)]
+    joined = in_one(found, [edge_of(root) for root in roots])
+    tracks = [track for track in joined if len(track.calls) > 1]
     if not tracks:
         return Loops(), reached
     finder = _Finder(tracks, roots, given, model, measure, max_lags)
@@ -305,14 +315,14 @@ def unpacking_fault(marks: Sequence[Mark]) -> str:
 
 
 def _stands_ahead(track: Track, closure: Closure) -> bool | None:
-    """Whether `carry` stands before the steps; None where the graph does not show it.
+    """Whether a loss reaches its own step before the first mark; None where it does in part.
 
-    Before them, the first state comes from no step. Behind them it does, and the loss reads the last state, not a step.
+    Where the first state comes from no step, `carry` stands before the steps.
     """
-    first, later = closure.leaves_of_first, closure.leaves_of_later
-    if not track.calls[0].marks or not first & later:
+    later, of_loss = closure.leaves_of_later, closure.leaves_of_loss
+    if not track.calls[0].marks or not leaves_of_first_step(track.marks) & later:
         return True
-    return False if later <= first and not later <= closure.leaves_of_loss else None
+    return True if later <= of_loss else None if later & of_loss else False
 
 
 def _disproved(found: LoopMeasurement) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from rnndiag.engine.segments.closure import marks_behind
+from rnndiag.engine.segments.closure import closure_of, marks_behind
 from rnndiag.engine.segments.marks import Edge, Mark
 from rnndiag.recorder.capture.chains import chains
 from rnndiag.recorder.capture.loop_calls import LoopCall
@@ -129,6 +129,29 @@ def together(group: Sequence[Track]) -> list[Mark] | None:
     return [
         replace(mark, part=f"{track.name} {mark.part}") for track in group for mark in track.marks
     ]
+
+
+def in_one(tracks: Sequence[Track], roots: Sequence[Edge]) -> list[Track]:
+    """The tracks, those of one module or `carry` that come one after another as one, if the graph is to measure them.
+
+    A state that is detached or begins anew in between cuts a loop into several tracks. Truncation cuts all of them, and
+    on the graph each alone would be held against the gradient of all. roots: what is differentiated.
+    """
+    by_owner: dict[tuple[bool, str], list[Track]] = {}
+    for track in tracks:
+        by_owner.setdefault((track.of_carry, track.owner), []).append(track)
+    found: list[Track] = []
+    for (of_carry, owner), own in by_owner.items():
+        whole = Track(owner, [call for track in own for call in track.calls], own[0].name)
+        apart = any(
+            track.fault or track.overlaps(other)
+            for k, track in enumerate(own)
+            for other in own[:k] or own[1:]
+        )
+        for_graph = of_carry or any(map(for_replay, own))
+        joined = len(own) > 1 and for_graph and not apart
+        found += [whole] if joined and not closure_of(whole.marks, roots).open else own
+    return sorted(found, key=lambda track: track.calls[0].number)
 
 
 def groups_of(tracks: Sequence[Track]) -> list[list[Track]]:

@@ -35,6 +35,7 @@ from rnndiag.recorder.carry import collect, stop_collecting
 from rnndiag.recorder.faults import Faults
 
 WATCHING = "watching the model's passes"
+_SECOND_ORDER = "a gradient of a gradient (create_graph=True) was taken in this step, and may flow through the loop again"
 _NO_RECURRENCE = (
     "no module that it went through is a known recurrence (nn.RNN, nn.LSTM, nn.GRU, their cells, registered cells) or "
     "hands a state from call to call"
@@ -349,6 +350,8 @@ class Capture:
                     self.measure_lags,
                     self.max_lags,
                 )
+                if self._tasks.double:
+                    found = found.withdrawn(_SECOND_ORDER)
                 scale = self._tasks.loss_scale()
                 self.unseen |= self.loop_calls.alone(reached)
                 if not keeps_graph:

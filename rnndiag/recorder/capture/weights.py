@@ -58,18 +58,22 @@ class Weights:
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
         self._known: dict[int, Weight] = {}
+        self._gone: list[Weight] = []
+        """Those whose tensor is gone and whose id another tensor has taken: their gradients may still come."""
         self._handles: list[RemovableHandle] = []
         self.asleep = False
         """Gradients that come now are of no pass of the user's."""
         _all.add(self)
 
     def __iter__(self) -> Iterator[Weight]:
-        return iter(self._known.values())
+        return iter((*self._gone, *self._known.values()))
 
     def watch(self, tensor: Tensor, name: str, expected: bool = False) -> Weight:
         """The record of this tensor; its gradient hook is put on at the first sight."""
         weight = self._known.get(id(tensor))
         if weight is None or weight.tensor() is not tensor:
+            if weight is not None:
+                self._gone.append(weight)
             weight = self._known[id(tensor)] = Weight(name, expected, weakref.ref(tensor))
         if tensor.requires_grad and not weight.hooked:  # it may have been frozen when first seen
             self._handles.append(hook_first(tensor, self._keep(weight)))
@@ -101,6 +105,7 @@ class Weights:
         """Drop what is recorded, keep watching; without hooks, drop the weights too."""
         if not self._handles:
             self._known.clear()
+        self._gone.clear()
         for key, weight in list(self._known.items()):
             weight.gradients.clear()
             weight.copy = None
