@@ -13,15 +13,15 @@ from rnndiag.errors import RunUnreadable
 from rnndiag.store.measurement import Measurement
 
 _PADDED_BYTES, _PADDING_FACTOR = 128 << 20, 32
-"""Padding may take so many bytes, or so many times what is stored, whichever is more."""
+"""Padded values may take up to _PADDED_BYTES, or _PADDING_FACTOR times the bytes stored, whichever is more."""
 
 
 @dataclass(frozen=True)
 class Aligned:
     """`values` with a new first axis, one entry per measurement.
 
-    `lengths[dim]` (n,) is how much of a dim each of them has; `valid` marks the entries that are not
-    padding, None where all are.
+    `lengths[dim]` (n,) is the length of a dim in each measurement; `valid` marks the entries that are not padding, None
+    where none is padding.
     """
 
     values: np.ndarray
@@ -70,7 +70,7 @@ def _same(
 
 
 def _union(measurements: Sequence[Measurement], dim: str) -> tuple[str, ...] | None:
-    """All labels of a dim: numbers rising, others as they appear; None where one of the measurements has none.
+    """All labels of a dim: sorted where they are numbers, else in order of appearance; None if a measurement has none.
 
     Labels that repeat (the last letters of a text) cannot be matched: they are kept where all have the same.
     """
@@ -90,7 +90,8 @@ def _union(measurements: Sequence[Measurement], dim: str) -> tuple[str, ...] | N
 
 
 def _rising(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Labels that are all numbers, in their order: windows that one recording measured lie among another's."""
+    """The labels sorted as numbers, so that windows measured in one recording only lie in order; unchanged if not
+    numbers."""
     try:
         return tuple(sorted(labels, key=float))
     except ValueError:
@@ -100,7 +101,7 @@ def _rising(labels: tuple[str, ...]) -> tuple[str, ...]:
 def _refuse_mostly_padding(
     measurements: Sequence[Measurement], shape: tuple[int, ...], itemsize: int
 ) -> None:
-    """A few arrays of clashing shapes must not ask for more memory than there is."""
+    """Raise RunUnreadable if aligning arrays of unlike shapes would take far more memory than the arrays themselves."""
     needed = len(measurements) * prod(shape) * itemsize
     held = sum(m.values.nbytes for m in measurements)
     if needed > max(_PADDED_BYTES, _PADDING_FACTOR * held):

@@ -1,4 +1,4 @@
-"""Gathers one quantity, or whole recordings, from the places where they lie; remembers what was damaged."""
+"""Collects one quantity, or whole recordings, from all segments of a run, and the problems found on the way."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from rnndiag.store.segment import Place
 Directory = dict[str, npz.Entry]
 
 LABEL_BYTES = 4 * 2**20
-"""Labels that differ are kept up to so many bytes in all, as they are stored; those beyond are read each time."""
+"""Most bytes of distinct labels, as stored, that are cached; labels beyond are read again each time."""
 FOUND_BYTES = 32 * 2**20
-"""Series that were asked for are kept up to so many bytes in all."""
+"""Most bytes of series that are cached."""
 
 
 class Collector:
-    """Reads from the places that count. Directories, labels and outlines of recordings are kept once they are read."""
+    """Reads the recordings in `groups`. Caches their directories, labels and outlines."""
 
     def __init__(self, groups: Sequence[Sequence[Place]]) -> None:
         self._groups = groups
@@ -52,16 +52,16 @@ class Collector:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What reading showed so far."""
+        """Problems found by reading so far."""
         return tuple(self._damage)
 
     @cached_property
     def keys(self) -> dict[stored.Key, None]:
-        """Every quantity and layer with a measurement, in the order of their first."""
+        """Every (quantity, layer) with a measurement, in order of first appearance."""
         return self.keys_at(None)
 
     def keys_at(self, steps: Iterable[int] | slice | None) -> dict[stored.Key, None]:
-        """Every quantity and layer with a measurement at these steps, in the order of their first."""
+        """Every (quantity, layer) with a measurement at these steps, in order of first appearance."""
         names: dict[str, None] = {}
         wanted = _step_filter(steps)
         for group in self._groups:
@@ -77,9 +77,9 @@ class Collector:
         steps: Iterable[int] | slice | None,
         phases: Sequence[str],
     ) -> Series | None:
-        """The series of the first phase that has one, kept as long as all that is kept takes FOUND_BYTES at most.
+        """The series of the first of these phases that has one, from the cache if possible (up to FOUND_BYTES).
 
-        Rules and tables ask for the same few numbers of every layer again and again.
+        Cached because rules and tables ask for the same few numbers of every layer again and again.
         """
         steps = steps if steps is None or isinstance(steps, slice) else tuple(map(int, steps))
         key = (quantity, layer, _choice(steps))
@@ -96,7 +96,7 @@ class Collector:
     def layers_of(
         self, quantity: str, steps: Iterable[int] | slice | None = None
     ) -> tuple[str, ...]:
-        """Layers with a measurement of a quantity at these steps; a table of them is made once for each choice."""
+        """Layers with a measurement of a quantity at these steps; cached per choice of steps."""
         steps = steps if steps is None or isinstance(steps, slice) else tuple(map(int, steps))
         choice = _choice(steps)
         if choice not in self._layers:
@@ -107,14 +107,14 @@ class Collector:
         return self._layers[choice].get(quantity, ())
 
     def directory(self, place: Place) -> Directory:
-        """All entries of a recording, read once; empty where it is unreadable, which `problems` then says."""
+        """All entries of a recording, read once; empty if it is unreadable, which adds a problem."""
         if place not in self._directories:
             found = self._guarded(place, lambda: place.segment.directory(place))
             self._directories[place] = found
         return self._directories[place] or {}
 
     def _guarded(self, place: Place, read: Callable[[], Any]) -> Any:
-        """What `read` gives, or None and a problem where the recording is unreadable."""
+        """The result of `read`; None, and a problem, if the recording is unreadable."""
         label = place.segment.label
         try:
             return read()
@@ -139,7 +139,7 @@ class Collector:
         return warn
 
     def facts(self, place: Place) -> dict[str, Any]:
-        """Step, phase, time, verdict and notes; of a damaged recording just step and phase."""
+        """Step, phase, time, verdict and notes of a recording; of a damaged one step and phase only."""
         entry = self.directory(place).get(stored.FACTS)
         found = None
         if entry is not None:
@@ -150,7 +150,7 @@ class Collector:
 
     @cached_property
     def outlines(self) -> tuple[Recording, ...]:
-        """All recordings without measurements, by the facts of the lowest rank."""
+        """All recordings without measurements; facts are those of the lowest rank."""
         ranks = [tuple(place.segment.name.rank for place in group) for group in self._groups]
         return tuple(
             Recording(rank=of[0], ranks=of, **self.facts(group[0]))
@@ -265,7 +265,7 @@ class Collector:
             return None
 
     def _labels_of(self, place: Place) -> stored.Labels:
-        """What a recording says of its dims."""
+        """The labels stored with a recording."""
         found = self._labels.get(place)
         if found is not None:
             return found
@@ -303,7 +303,7 @@ class Collector:
 
 
 def _form(m: Measurement) -> tuple[tuple[str, ...], bool]:
-    """Dims, and whether that is what the registry says of the quantity."""
+    """Dims of a measurement, and whether its dims and labels are those in the registry."""
     return m.dims, fits_registry(m.name, m.dims, m.coordinates)
 
 
@@ -321,7 +321,7 @@ def _on_steps(series: Series, steps: np.ndarray) -> Series:
 
 
 def _choice(steps: tuple[int, ...] | slice | None) -> object:
-    """A choice of steps as a key; Python before 3.12 hashes no slice."""
+    """A choice of steps as a hashable key; slices are not hashable before Python 3.12."""
     return (steps.start, steps.stop, steps.step) if isinstance(steps, slice) else steps
 
 

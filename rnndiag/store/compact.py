@@ -1,4 +1,4 @@
-"""Makes a run smaller, offline: drops what counts least until it fits, and copies the rest bit for bit."""
+"""Shrinks a stored run: drops the least useful data until it fits, and copies the rest bit for bit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Compaction:
 
 @dataclass(frozen=True)
 class KeptRecording:
-    """A recording that stays, its entries, and which of them go."""
+    """A recording that stays, its entries, and the names of the entries to drop."""
 
     place: Place
     entries: dict[str, npz.Entry]
@@ -51,7 +51,7 @@ class KeptRecording:
 
     @property
     def size(self) -> int:
-        """Bytes that it will take, about: the directory counts with the entries."""
+        """Approximate size in bytes after dropping entries, directory included."""
         gone = sum(self.entries[name][1] + 2 * len(name) + 76 for name in self.dropped)
         return tar.BLOCK + tar.padded(self.place.size - gone)
 
@@ -122,7 +122,7 @@ def _compacted(root: Path, max_bytes: int, dry_run: bool) -> Compaction:
 
 
 def _refuse_to_lose(root: Path, run: StoredRun) -> None:
-    """What this rnndiag cannot read would be gone."""
+    """Raise RunUnreadable if a segment cannot be read by this version: rewriting the run would delete it."""
     unread = [segment.label for segment in run.scan.segments if not segment.readable]
     read = {segment.name.file for segment in run.scan.segments}
     unread += [f"{run.scan.folder}/{name}" for name in _files(root) if name not in read]
@@ -134,7 +134,7 @@ def _refuse_to_lose(root: Path, run: StoredRun) -> None:
 
 
 def _refuse_links(root: Path) -> None:
-    """A link in the place of a folder leads to recordings of another run: they are never moved or deleted."""
+    """Raise RunUnreadable if a folder is a link: the recordings behind it belong to another run."""
     for name in (FOLDER, SET_ASIDE, NEW):
         if (root / name).is_symlink():
             raise RunUnreadable(
@@ -144,7 +144,7 @@ def _refuse_links(root: Path) -> None:
 
 
 def _files(root: Path) -> dict[str, int]:
-    """The names of all segments, read or not, and their sizes."""
+    """Sizes in bytes of all segment files by name, readable or not."""
     folder = root / FOLDER
     names = filter(SegmentName.parse, os.listdir(folder)) if folder.is_dir() else ()
     return {name: os.lstat(folder / name).st_size for name in names}
@@ -168,7 +168,11 @@ def _overhead(segment: Segment) -> int:
 
 
 def _fitting(groups: list[list[KeptRecording]], room: int, root: Path) -> list[KeptRecording]:
-    """First all, then with matrices on every 10th, then every 2nd, 4th, 8th ... recording; first and last stay."""
+    """The recordings that fit into `room` bytes.
+
+    Matrices are first thinned to every 10th recording; then only every 2nd, 4th, 8th, ... recording is kept. The first
+    and the last recording always stay.
+    """
     plan = groups
     stride = 0
     while _size(plan) > room:
@@ -204,9 +208,10 @@ def _is_matrix(name: str) -> bool:
 
 
 def _content(one: KeptRecording) -> bytes:
-    """The npz file as it was, or anew without the dropped arrays and the damaged ones, with a note that says so.
+    """The npz file of a recording: unchanged, or rebuilt without dropped and damaged arrays and with a note that says
+    so.
 
-    Without readable facts there is nowhere to say it: such a recording stays as it was.
+    A recording whose facts are unreadable has no place for the note and stays unchanged.
     """
     segment = one.place.segment
     facts = _undamaged(one, stored.FACTS) if one.dropped else None
@@ -240,7 +245,7 @@ def _noted(text: bytes, gone: Mapping[str, str]) -> bytes:
 
 
 def _write(root: Path, segments: list[Segment], kept: list[KeptRecording]) -> None:
-    """All writers' files anew, in a folder beside."""
+    """Write the segments with the kept recordings into a new folder beside the old one."""
     folder = root / NEW
     folder.mkdir()
     writers: dict[tuple[int, int, str], list[Segment]] = {}
@@ -289,7 +294,7 @@ def _write_writer(
 
 
 def _swap(root: Path) -> None:
-    """Two renames; `open_run` knows the state between them."""
+    """Put the new folder in place by two renames; `open_run` can read the state between them."""
     os.rename(root / FOLDER, root / SET_ASIDE)
     os.rename(root / NEW, root / FOLDER)
     sync_directory(root)
@@ -297,7 +302,7 @@ def _swap(root: Path) -> None:
 
 
 def _finish_interrupted(root: Path) -> None:
-    """Undo or finish what a killed `compact` left."""
+    """Undo or finish a `compact` that was killed."""
     if (root / SET_ASIDE).is_dir():
         if (root / FOLDER).is_dir():
             _remove(root / SET_ASIDE)
@@ -308,7 +313,7 @@ def _finish_interrupted(root: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """The segments in a folder, and the folder; anything else in it is kept, in a folder of its own name."""
+    """Delete the segments in a folder, then the folder; other files are kept in a folder of their own."""
     for name in os.listdir(folder):
         if SegmentName.parse(name):
             (folder / name).unlink()

@@ -17,12 +17,12 @@ FINISHED = "finished"
 _SHORT_REASONS = {"KeyboardInterrupt": "interrupted", "SIGTERMException": "SIGTERM"}
 
 _CUT_SHORT = re.compile(r"\w*(Error|Exception|Interrupt)|stopped|superseded .*|.* was raised")
-"""Reasons by which writers before `cut_short` was stored said that training did not make its last step."""
+"""Reasons that meant 'training was cut short' before the format stored `cut_short`."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What the writer of one rank and start said when it closed."""
+    """What the writer of one rank and start stored when it closed."""
 
     file: str
     rank: int
@@ -39,17 +39,17 @@ class Ending:
     final_step: int | None = None
     """The training step at which the writer closed."""
     gave_up: Mapping[str, str] = field(default_factory=dict)
-    """Part of the recorder that was left out after repeated faults -> its last fault."""
+    """Parts of the recorder that were switched off after repeated faults, each with its last fault."""
 
 
 def reason_of(exception: BaseException) -> str:
-    """What a run says of an exception that ended its training: `interrupted`, `SIGTERM`, or the exception's name."""
+    """The stored reason for an exception that ended training: `interrupted`, `SIGTERM`, or the exception's name."""
     name = type(exception).__name__
     return _SHORT_REASONS.get(name, name)
 
 
 def ending_of(segment: Segment) -> Ending | None:
-    """The ending of a segment; None where its writer did not close it, or wrote on in another segment."""
+    """The ending of a segment; None if its writer did not close it, or continued in another segment."""
     end = segment.end
     if end is None:
         return None

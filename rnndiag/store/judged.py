@@ -1,4 +1,4 @@
-"""Which recordings a run is judged by: `last 20%`, `last 10`, `all`."""
+"""Selects the recordings that are judged: `last 20%`, `last 10`, `all`."""
 
 from __future__ import annotations
 

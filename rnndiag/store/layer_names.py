@@ -1,4 +1,4 @@
-"""What a layer run's name says: which recurrence it is, and whether it is a stack whose layers are cut together."""
+"""Parses the names of layer runs: the recurrence, the number of the call, and whether it is a stack cut as one."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def stack_name(names: Sequence[str]) -> str:
 
 
 def layers_among(names: Iterable[str]) -> tuple[str, ...]:
-    """Those that stand for one layer run, each once: neither the whole model nor stacks."""
+    """The names of single layer runs, without repeats: neither the whole model nor stacks."""
     return tuple(dict.fromkeys(name for name in names if name != MODEL and not is_stack(name)))

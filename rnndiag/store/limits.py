@@ -1,4 +1,4 @@
-"""What a run may hold at most. The writer keeps to it, and the reader believes nothing beyond it."""
+"""Size limits of the format. The writer keeps to them, and the reader rejects anything larger."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PHASE_BYTES = 64
 SEGMENT_ROLLS_AT = 256 * MIB
 SEGMENT_RECORDINGS = 50_000
 SEGMENT_BYTES = SEGMENT_ROLLS_AT + RECORDING_BYTES + MIB
-"""No segment of ours is larger; of a larger file nothing is read."""
+"""Largest segment that the writer makes; the reader reads nothing of a larger file."""
 
 SEGMENT_MEMBERS = SEGMENT_RECORDINGS + 2
 SEARCH_BYTES = 256 * MIB
-"""How far a damaged segment is searched for the next recording, in all."""
+"""Most bytes of a damaged segment that are searched for further recordings."""
 
 BUDGET_BYTES = 1 * GIB
-"""What one run may take on disk, all ranks together, unless told otherwise."""
+"""Default size limit of a run on disk, all ranks together."""

@@ -1,4 +1,4 @@
-"""Which recordings count: the last of each rank, step and phase, without those that a resume undid."""
+"""Selects the recordings that count: the last of each rank, step and phase, without those undone by a resume."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from rnndiag.store.segment import Place, Segment
 
 _PHASES_FIRST = ("train",)
 _NAMED = 5
-"""So many missing files are named; of more there is the count."""
+"""Number of missing files that are named; further ones are only counted."""
 
 
 @dataclass(frozen=True)
 class LiveRecordings:
-    """`groups`: per step and phase, in order, the places of each rank. `superseded` places count no more."""
+    """`groups`: per step and phase, in order, one place per rank. `superseded`: number of recordings that do not
+    count."""
 
     groups: tuple[tuple[Place, ...], ...]
     superseded: tuple[Place, ...]
@@ -31,7 +32,7 @@ def _age(segment: Segment) -> tuple[int, float, str, int]:
 
 
 def _resumed(segments: Sequence[Segment]) -> dict[int, int]:
-    """From which step each resumed start went on."""
+    """Start number -> the training step from which that resumed start continued."""
     resumed: dict[int, int] = {}
     for segment in segments:
         step = segment.facts.get("resumed_from_step")
@@ -41,7 +42,7 @@ def _resumed(segments: Sequence[Segment]) -> dict[int, int]:
 
 
 def live_recordings(segments: Sequence[Segment]) -> LiveRecordings:
-    """Settle which recordings count."""
+    """Select the recordings that count among all segments."""
     resumed = _resumed(segments)
     live: dict[tuple[int, str, int], Place] = {}
     superseded: list[Place] = []
@@ -77,7 +78,7 @@ def _order(key: tuple[int, str, int]) -> tuple[int, bool, str, int]:
 
 
 def _writers(segments: Sequence[Segment]) -> list[Problem]:
-    """What the files of each writer say together: a second writer, a missing file, fewer recordings than promised."""
+    """Problems of each writer's files together: a second writer, a missing file, fewer recordings than it counted."""
     problems: list[Problem] = []
     tokens: dict[tuple[int, int], dict[str, list[Segment]]] = {}
     for segment in segments:

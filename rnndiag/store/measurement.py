@@ -21,7 +21,7 @@ STORED_DTYPES = frozenset(
 
 
 def narrowed(values: np.ndarray) -> np.ndarray:
-    """Float64 as float32, unless a finite entry would over- or underflow there; all else as it is."""
+    """Float64 values as float32 unless a finite entry would overflow or underflow; other dtypes unchanged."""
     if values.dtype != np.float64 or not values.size:
         return values.astype(np.float32) if values.dtype == np.float64 else values
     size = np.abs(values[np.isfinite(values)])
@@ -116,7 +116,7 @@ class Measurement:
         return dict(zip(self.dims, self.values.shape, strict=True))
 
     def positions(self, dim: str) -> np.ndarray:
-        """Numbers along a dim: its labels where they are numbers, else 0, 1, 2, ..."""
+        """Coordinates along a dim: its labels if they are numbers, else 0, 1, 2, ..."""
         labels = self.coordinates.get(dim)
         if labels is not None:
             try:
@@ -126,7 +126,7 @@ class Measurement:
         return np.arange(self.sizes[dim])
 
     def index(self, dim: str, label: str | int) -> int:
-        """Where `label` stands along `dim`; a dim without labels takes the position itself."""
+        """Position of `label` along `dim`; along a dim without labels, `label` is the position."""
         if dim not in self.dims:
             raise BadArgument(f"{self.name} has no dim {dim!r}.", f"It has {', '.join(self.dims)}.")
         labels = self.coordinates.get(dim)
@@ -146,7 +146,7 @@ class Measurement:
         return int(label)
 
     def sel(self, **labels: str | int) -> Measurement:
-        """Fix dims: `sel(profile_stat="q50", lag=3)`; the dims so fixed are gone from the result."""
+        """Select one entry along some dims, which are removed: `sel(profile_stat="q50", lag=3)`."""
         result = self
         for dim, label in labels.items():
             result = result._take(dim, result.index(dim, label))
@@ -166,7 +166,7 @@ class Measurement:
         return f"<{self.name} of {self.layer}: {shape}; {self.unit}, {self.scale}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the meaning, and the range of the numbers along each dim."""
+        """HTML for notebooks: the meaning, and the range of the coordinates along each dim."""
         known = QUANTITIES.get(self.name)
         rows = [] if known is None else [("meaning", known.meaning)]
         rows += [("dims", ", ".join(f"{dim} {size}" for dim, size in self.sizes.items()) or "none")]
@@ -195,11 +195,11 @@ class Series(Measurement):
     pooling: str = ""
 
     def positions(self, dim: str) -> np.ndarray:
-        """Numbers along a dim; along `step` the training steps."""
+        """Coordinates along a dim; along `step` the training steps."""
         return self.steps if dim == "step" else super().positions(dim)
 
     def index(self, dim: str, label: str | int) -> int:
-        """Where `label` stands along `dim`; along `step` the training step is the label."""
+        """Position of `label` along `dim`; along `step` the label is the training step."""
         if dim != "step":
             return super().index(dim, label)
         found = np.flatnonzero(self.steps == int(label))

@@ -29,7 +29,7 @@ _END = struct.Struct("<4s4H2LH")
 _VERSION, _DATE, _MODE = 20, 33, 0o644 << 16
 _COMMENT = b"rnndiag directory crc32 "
 TAIL_BYTES = _END.size + len(_COMMENT) + 8
-"""How many bytes at the end say where the directory is and guard it."""
+"""Length in bytes of the record at the end of the file that locates the directory and holds its checksum."""
 
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
@@ -39,15 +39,15 @@ _NPY_HEADER = re.compile(
 
 
 class Damaged(ValueError):
-    """The bytes are not those that were written."""
+    """The bytes differ from those that were written: truncated, or a checksum does not match."""
 
 
 class Refused(Damaged):
-    """The bytes are whole, but of a kind that is never read: compressed, pickled, oversized."""
+    """The bytes are intact but of a kind that is never read: compressed, pickled or oversized."""
 
 
 Entry = tuple[int, int, int]
-"""Where one entry's content lies within the recording: start, size, and its checksum."""
+"""Where the content of one entry lies within the recording: start and size in bytes, checksum."""
 
 
 @lru_cache(maxsize=4096)
@@ -120,7 +120,7 @@ def pack(entries: Iterable[tuple[str, tuple[bytes, ...]]]) -> bytes:
 
 
 def directory_span(tail: bytes, size: int) -> tuple[int, int]:
-    """Where the directory of a recording of `size` bytes starts and ends, by its last TAIL_BYTES."""
+    """Start and end of the directory in a recording of `size` bytes, from its last TAIL_BYTES bytes."""
     if len(tail) != TAIL_BYTES or tail[_END.size : -8] != _COMMENT:
         raise Refused("not an npz file that rnndiag wrote")
     mark, disk, first, here, count, length, start, comment = _END.unpack_from(tail)
@@ -131,7 +131,7 @@ def directory_span(tail: bytes, size: int) -> tuple[int, int]:
 
 
 def directory(listing: bytes, tail: bytes, start: int) -> dict[str, Entry]:
-    """All entries of a recording, in order. They fill the bytes before the directory without a gap."""
+    """All entries of a recording, in order. They must fill the bytes before the directory without a gap."""
     if b"%08x" % crc32(tail[: _END.size], crc32(listing)) != tail[-8:]:
         raise Damaged("its directory fails its checksum")
     count = _END.unpack_from(tail)[3]
@@ -169,7 +169,7 @@ def _form(listing: bytes, count: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=_FORMS_KEPT)
 def _whole(lengths: tuple[int, ...]) -> struct.Struct:
-    """A whole directory at once, four times as fast: the recordings of a run mostly have the same names."""
+    """Unpacks a whole directory at once, four times faster: most recordings of a run have names of the same lengths."""
     return struct.Struct("<" + "".join(_CENTRAL.format[1:] + f"{length}s" for length in lengths))
 
 
@@ -179,7 +179,7 @@ def _texts(names: tuple[bytes, ...]) -> tuple[str, ...]:
 
 
 def _by_form(listing: bytes, start: int, lengths: tuple[int, ...]) -> dict[str, Entry] | None:
-    """The entries of a directory whose names have these lengths; None where it is another."""
+    """The entries of a directory whose names have these lengths; None if it does not match."""
     fields = _whole(lengths).unpack(listing)
     marks, methods, names = fields[0::_FIELDS], fields[4::_FIELDS], fields[17::_FIELDS]
     sizes, named, extras, comments = (fields[at::_FIELDS] for at in (8, 10, 11, 12))
@@ -205,7 +205,7 @@ def _by_form(listing: bytes, start: int, lengths: tuple[int, ...]) -> dict[str, 
 
 
 def content(data: bytes | memoryview, entry: Entry) -> bytes | memoryview:
-    """The content of an entry, checked; `data` holds just that content."""
+    """The content of an entry after its checksum was verified; `data` holds just that content."""
     _, size, crc = entry
     if len(data) != size or crc32(data) != crc:
         raise Damaged("it fails its checksum")
@@ -213,7 +213,7 @@ def content(data: bytes | memoryview, entry: Entry) -> bytes | memoryview:
 
 
 def array(data: bytes | memoryview) -> np.ndarray:
-    """The array of one npy entry, read-only, over the same bytes."""
+    """The array of one npy entry, read-only, sharing memory with `data`."""
     if bytes(data[:8]) != _NPY_MAGIC or len(data) < 10:
         raise Refused("an entry that is not a numpy array of format 1.0")
     begin = 10 + data[8] + 256 * data[9]

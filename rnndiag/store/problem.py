@@ -1,4 +1,4 @@
-"""What can be wrong with a run: one sentence each, with its file and step."""
+"""The problems that a run can have: one sentence each, with file and step."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def newer_format(file: str, version: str, known: str) -> Problem:
 
 
 def missing_at_close(file: str, missing: int, promised: int) -> Problem:
-    """Fewer recordings than the writer counted when it closed."""
+    """The segments hold fewer recordings than the writer counted when it closed."""
     return Problem(
         "missing", f"{missing} of {promised} recordings promised at close are missing.", file
     )
 
 
 def missing_segments(file: str, first: Sequence[int], count: int) -> Problem:
-    """`count` files before another one of the same writer are gone; `first` are the lowest of their numbers."""
+    """`count` earlier files of a writer are missing; `first` are the lowest of their numbers."""
     which = ", ".join(map(str, first)) + (
         f" and {count - len(first)} more" if count > len(first) else ""
     )
@@ -90,7 +90,7 @@ def missing_segments(file: str, first: Sequence[int], count: int) -> Problem:
 
 
 def refused(file: str, why: str, step: int | None = None) -> Problem:
-    """Data of a kind that is never read."""
+    """Data of a kind that the reader never accepts."""
     text = f"{why} is refused: compressed, pickled or oversized data is never read."
     return Problem("refused", text, file, step)
 
@@ -101,18 +101,18 @@ def not_regular(file: str) -> Problem:
 
 
 def unreadable(file: str, why: str) -> Problem:
-    """The operating system does not let us read it."""
+    """The operating system denies reading the file."""
     return Problem("unreadable", f"cannot be read ({why}), skipped.", file)
 
 
 def two_writers(files: str, rank: int, start: int) -> Problem:
-    """Two processes wrote as the same rank of the same start."""
+    """Two processes wrote under the same rank and start."""
     text = f"two writers used rank {rank} and start {start}; where they overlap, the later one is used."
     return Problem("two writers", text, files)
 
 
 def re_recorded(count: int, step: int) -> Problem:
-    """Recordings of an earlier start that a resumed one made anew."""
+    """Recordings of an earlier start that a resumed start recorded again."""
     verb = "recording was" if count == 1 else "recordings were"
     text = f"{count} {verb} re-recorded or dropped after resuming at step {step}; the earlier ones are superseded."
     return Problem("resumed", text, step=step, lost=False)
@@ -132,7 +132,7 @@ def not_stored(file: str, step: int, why: str) -> Problem:
 
 
 def stopped(file: str, failures: int) -> Problem:
-    """The writer gave up."""
+    """The writer stopped after repeated failures."""
     text = f"recording stopped after {failures} recordings in a row could not be written; training goes on."
     return Problem("stopped", text, file)
 
@@ -152,7 +152,7 @@ def dropped(file: str, count: int, first: int | None, last: int | None, why: str
 
 
 def gave_up(file: str, part: str, fault: str) -> Problem:
-    """A part of the recorder that failed so often that it was left out for the rest of the fit."""
+    """A part of the recorder that was switched off for the rest of the fit after repeated faults."""
     return Problem(
         "gave up", f"{part} was left out after repeated faults: {fault}", file, lost=False
     )

@@ -1,4 +1,4 @@
-"""Whether the process that writes a run still lives."""
+"""Whether the process that writes a run is still alive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def process_started(pid: int) -> int | None:
-    """When a process was started, in clock ticks since boot; None where the system does not say."""
+    """Start time of a process in clock ticks since boot; None if the system does not report it."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
         return int(text[text.rindex(b")") + 2 :].split()[19])
@@ -25,7 +25,7 @@ def host_name() -> str:
 
 
 def is_alive(process: Mapping[str, Any]) -> bool | None:
-    """Whether the process lives, by host, pid and start; None where it ran on another machine."""
+    """Whether the process is alive, by host, pid and start time; None if that is unknown (another machine, Windows)."""
     pid = process.get("pid")
     if process.get("host") != host_name() or not isinstance(pid, int) or not 0 < pid < 2**31:
         return None

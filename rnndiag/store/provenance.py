@@ -1,4 +1,4 @@
-"""Where a run comes from, made fit to be written down: plain JSON, without secrets, of a bounded size."""
+"""Prepares the provenance of a run for storage: plain JSON, without secrets, of limited size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LARGEST = JSON_BYTES // 2
 
 
 def prepared(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The provenance as it is stored. Where it is too large, its largest entries give way to a word on their size."""
+    """The provenance as stored. If it is too large, its largest entries are replaced by a note of their size."""
     told: dict[str, Any] = redact(plain(provenance))
     sizes = {key: len(to_json(entry)) for key, entry in told.items()}
     for key in sorted(sizes, key=lambda key: -sizes[key]):

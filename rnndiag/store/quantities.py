@@ -42,7 +42,7 @@ SCORES = (
     "cosine_error",
     "draw_cosine_error",
 )
-"""Labels of the dim `score`: how an estimator did. `*_error` is a stated standard error, 0 where the score is exact."""
+"""Labels of the dim `score`: the scores of an estimator. `*_error` is a standard error, 0 where the score is exact."""
 
 NEED_GROUP_STATS = (
     *("low", "high", "gain", "lower", "upper"),
@@ -57,7 +57,7 @@ NEED_FACTS = (
     *("loss", "scale", "floor", "used_memory", "burn_in", "beyond", "limit", "max_lag", "reach"),
     *("sequences", "n_sequences", "rows", "peak_lag", "autocorrelation", "gap", "plain_steps"),
 )
-"""Labels of the dims of what `memory_need` found."""
+"""Labels of the dims of the quantities that store a result of `memory_need`."""
 
 FIXED_COORDINATES: dict[str, tuple[str, ...]] = {
     "stat": STATS,
@@ -92,7 +92,7 @@ class Quantity:
     pool: Pool = "mean"
 
     def as_json(self) -> dict[str, Any]:
-        """The entry as every segment of a run carries it."""
+        """The entry as stored in every segment of a run."""
         return {**asdict(self), "dims": list(self.dims)}
 
 
@@ -112,7 +112,7 @@ QUANTITIES: dict[str, Quantity] = {}
 
 
 def register(quantity: Quantity) -> Quantity:
-    """Add one quantity; a second one of the same name is a mistake of the programmer."""
+    """Add one quantity; raises if the name is registered already."""
     if quantity.name in QUANTITIES:
         raise ValueError(f"quantity {quantity.name!r} is registered twice")
     QUANTITIES[quantity.name] = quantity

@@ -1,4 +1,4 @@
-"""Ranks as samples of one batch: the same step of several ranks pooled into one recording."""
+"""Pools the same step of several ranks, samples of one batch, into one recording."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ POOLING: dict[Pool, str] = {
 
 
 def pool_of(name: str) -> Pool:
-    """How ranks are pooled for a quantity."""
+    """How a quantity is pooled over ranks."""
     known = QUANTITIES.get(name)
     return known.pool if known else "mean"
 
 
 def pooled(measurements: Sequence[Measurement]) -> Measurement:
-    """One measurement of the same quantity and step, over ranks."""
+    """Pool measurements of one quantity and step over ranks."""
     first = measurements[0]
     if len(measurements) == 1 or pool_of(first.name) == "lowest rank":
         return first
@@ -64,7 +64,7 @@ def _pool(aligned: Aligned, how: Pool, log: bool) -> np.ndarray:
 
 
 def pooled_recording(recordings: Sequence[Recording]) -> Recording:
-    """The recordings of one step and phase on several ranks as one: the worst verdict, notes of the lowest rank."""
+    """Pool the recordings of one step and phase over ranks: the worst verdict, notes of the lowest rank."""
     first = recordings[0]
     if len(recordings) == 1:
         return first

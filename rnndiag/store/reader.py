@@ -1,4 +1,4 @@
-"""A run, read: many recordings, one file per rank and start, seen as one."""
+"""Reads a run: the recordings of all segments, ranks and starts as one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LISTED_IN_FULL = 12
 
 
 class StoredRun:
-    """A run directory, read. Cheap to open; arrays are read when asked for.
+    """A run directory opened for reading. Opening is cheap; arrays are read on demand.
 
     Ranks are pooled into one recording per step and phase unless `rank=` names one.
     """
@@ -51,7 +51,7 @@ class StoredRun:
         self.collector = Collector(self._live.groups)
 
     def refresh(self) -> int:
-        """Read what was appended since, new bytes only; the number of new recordings."""
+        """Read bytes appended since the last call; returns the number of new recordings."""
         before = sum(len(segment.places) for segment in self.scan.segments)
         self.scan.advance()
         now = sum(len(segment.places) for segment in self.scan.segments)
@@ -68,7 +68,7 @@ class StoredRun:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the run comes from, as its newest start says: versions, host, git, model, config, trainer."""
+        """Provenance stored by the newest start: versions, host, git, model, config, trainer."""
         facts = self.scan.newest_facts.get("provenance")
         return facts if isinstance(facts, dict) else {}
 
@@ -96,7 +96,7 @@ class StoredRun:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with the run, one sentence each: what opening it showed, and what reading showed since."""
+        """All problems of the run, one sentence each: found on opening and by reading since."""
         found = [*self.scan.problems, *self._live.problems, *self.collector.problems]
         running = None
         if self.status.word == "running":
@@ -116,7 +116,7 @@ class StoredRun:
 
     @property
     def endings(self) -> tuple[Ending, ...]:
-        """What each writer said when it closed; a writer that was killed said nothing."""
+        """The ending that each writer stored on closing; a killed writer stored none."""
         resumed = {
             segment.name.start: segment.facts["resumed_from_step"]
             for segment in self.scan.segments
@@ -131,13 +131,13 @@ class StoredRun:
         return tuple(found)
 
     def _is_extra(self, place: Place) -> bool:
-        """Whether a rank made this recording on its own account: the black box saw an accident on that rank."""
+        """Whether only this rank made the recording, because its black box caught a fault there."""
         notes = self.collector.facts(place).get("notes")
         return isinstance(notes, Mapping) and "black_box" in notes
 
     @property
     def superseded(self) -> int:
-        """How many recordings do not count, because the step was recorded again or a resume undid it."""
+        """Number of recordings that do not count because the step was recorded again or a resume undid it."""
         return len(self._live.superseded)
 
     @property
@@ -151,7 +151,7 @@ class StoredRun:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """All ranks that recorded something that counts."""
+        """All ranks with a recording that counts."""
         return tuple(
             sorted({place.segment.name.rank for group in self._live.groups for place in group})
         )
@@ -174,26 +174,26 @@ class StoredRun:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """All layer runs with a measurement, in the order of their first; neither the model nor stacks."""
+        """All layer runs with a measurement, in order of first appearance; neither the model nor stacks."""
         return layers_among(of for _, of in self.collector.keys)
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """All quantities with a measurement, in the order of their first."""
+        """All quantities with a measurement, in order of first appearance."""
         return tuple(dict.fromkeys(quantity for quantity, _ in self.collector.keys))
 
     def layers_of(self, quantity: str) -> tuple[str, ...]:
-        """The layers (or the whole model, `model`) for which a quantity was measured."""
+        """The layers with a measurement of a quantity; `model` stands for the whole model."""
         return self.collector.layers_of(quantity)
 
     @property
     def groups(self) -> tuple[tuple[Place, ...], ...]:
-        """Where the recordings that count lie: per step and phase, one place per rank."""
+        """Locations of the recordings that count: per step and phase, one place per rank."""
         return self._live.groups
 
     @property
     def stacks(self) -> dict[str, tuple[str, ...]]:
-        """The stacks that the recordings name, each with its layers, lowest first."""
+        """The stacks named in the recordings, each with its layers, lowest first."""
         found: dict[str, tuple[str, ...]] = {}
         for outline in self.outlines:
             named = outline.notes.get("stacks")
@@ -214,12 +214,12 @@ class StoredRun:
         )
 
     def __iter__(self) -> Iterator[Recording]:
-        """All recordings that can be read, in order of step."""
+        """All readable recordings, in order of step."""
         return iter(self.recordings)
 
     @property
     def recordings(self) -> Recordings:
-        """All recordings in order of step, read one at a time when asked for; ranks are pooled."""
+        """All recordings in order of step, ranks pooled, each read on access."""
         return Recordings(self.collector, self._live.groups)
 
     @property
@@ -302,13 +302,13 @@ class StoredRun:
     def find(
         self, quantity: str, layer: str, steps: Iterable[int] | slice | None = None
     ) -> Series | None:
-        """Like `select` for one layer, but None where there is nothing."""
+        """Like `select` for one layer, but None if there is no such measurement."""
         return self.collector.found(quantity, layer, steps, self.phases)
 
     def layers_for(
         self, quantity: str, layer: str | None, steps: Iterable[int] | slice | None = None
     ) -> tuple[str, ...]:
-        """The layers that a choice stands for: the one named, or all that have the quantity (at these steps)."""
+        """The layers selected by `layer`: the one named, or all with a measurement of the quantity (at these steps)."""
         if not len(self):
             raise no_recordings(self)
         layers = self.collector.layers_of(quantity, steps)
@@ -362,7 +362,7 @@ class StoredRun:
 
 
 def chosen_steps(steps: Steps) -> list[int] | slice | None:
-    """The choice in a form that can be used again; one step may come bare."""
+    """The choice of steps as a list or slice that can be iterated again; a single step is allowed."""
     if steps is None:
         return None
     if isinstance(steps, slice):
@@ -376,7 +376,7 @@ def chosen_steps(steps: Steps) -> list[int] | slice | None:
 
 
 def no_recordings(run: StoredRun) -> RunUnreadable:
-    """The error of a run where nothing was recorded."""
+    """The error raised for a run without recordings."""
     return RunUnreadable(
         f"{run.name} holds no recordings.",
         "The training stopped before the first one, or none of them can be read: see `rnndiag show`.",
@@ -384,7 +384,7 @@ def no_recordings(run: StoredRun) -> RunUnreadable:
 
 
 def listed(steps: np.ndarray) -> str:
-    """Steps in words: all of them, or the first and the last where they are many."""
+    """Steps as text: all of them, or the first and the last if there are many."""
     if steps.size > _LISTED_IN_FULL:
         return f"{steps[0]} to {steps[-1]} ({steps.size} of them)"
     return ", ".join(map(str, steps.tolist())) or "none"

@@ -1,4 +1,4 @@
-"""A recording: all that was measured at one training step, with the verdict of its proofs."""
+"""A recording: all measurements of one training step, with the verdict of its proofs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnndiag.store.text import html_table, meant
 
 Verdict = Literal["exact", "inexact", "unverified", "open"]
 VERDICTS: tuple[Verdict, ...] = ("exact", "open", "unverified", "inexact")
-"""From best to worst: of several ranks the worst one holds."""
+"""Verdicts from best to worst: pooling ranks takes the worst."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +58,7 @@ class Recording:
         return f"<recording of step {self.step} ({self.phase}), {self.verdict}: {many}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the layers, and how many quantities each has."""
+        """HTML for notebooks: the layers, and the number of quantities of each."""
         rows = [(layer, ", ".join(self._of_layer(layer))) for layer in (*self.layers, MODEL)]
         return html_table(
             repr(self)[1:-1], ("layer", "quantities"), [row for row in rows if row[1]]
@@ -85,7 +85,7 @@ class Recording:
         return (key if isinstance(key, tuple) else (key, MODEL)) in self._index
 
     def get(self, quantity: str, layer: str = MODEL) -> Measurement | None:
-        """The measurement, or None where it was not made."""
+        """The measurement, or None if there is none."""
         return self._index.get((quantity, layer))
 
     def __getitem__(self, key: tuple[str, str] | str) -> Measurement:

@@ -12,7 +12,7 @@ from rnndiag.store.segment import Place
 
 
 class Recordings(Sequence[Recording]):
-    """Recordings in order of step; the ranks of a step are pooled. Nothing is kept once it is given out."""
+    """Recordings in order of step, ranks pooled. Each is read on access and not cached."""
 
     def __init__(self, collector: Collector, groups: Sequence[Sequence[Place]]) -> None:
         self._collector, self._groups = collector, groups
@@ -30,7 +30,7 @@ class Recordings(Sequence[Recording]):
         return pooled_recording(self._collector.recordings(self._groups[position], None))
 
     def __iter__(self) -> Iterator[Recording]:
-        """All that can be read; the damaged ones are left out and told in `run.problems`."""
+        """All readable recordings; damaged ones are skipped and listed in `run.problems`."""
         for group in self._groups:
             found = self._collector.recordings(group, None, lenient=True)
             if found:

@@ -1,4 +1,4 @@
-"""Takes secrets out of what is written down about a run: command lines, configs, addresses."""
+"""Removes secrets from the stored facts of a run: command lines, configs, addresses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ASSIGNED = re.compile(
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a value under this name is one: `api_key`, `--wandb-token`, `dbPassword`; not `tokens`."""
+    """Whether a name belongs to a secret: `api_key`, `--wandb-token`, `dbPassword`; not `tokens`."""
     words = [word.lower() for word in _WORDS.findall(name)]
     if words[-1:] == ["token"] or any(word in _SECRET_WORDS for word in words):
         return True
@@ -54,7 +54,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact_addresses(text: str) -> str:
-    """The text with the credentials taken out of every address in it: `s3://key:secret@host` and signed queries."""
+    """The text without credentials in addresses: `s3://key:secret@host` and signed queries."""
     if ":/" not in text:
         return text
     return _SIGNED.sub(rf"\g<name>={REDACTED}", _ADDRESS.sub(rf"\g<scheme>{REDACTED}@", text))
@@ -73,7 +73,7 @@ def _text(text: str) -> str:
 
 
 def _words(words: list[Any]) -> list[Any]:
-    """A command line in words: the word after a secret option is the secret."""
+    """A command line as a list of words, redacted: the word after a secret option is the secret."""
     result: list[Any] = []
     after_option = False
     for word in words:
@@ -88,7 +88,7 @@ def _words(words: list[Any]) -> list[Any]:
 
 
 def redact(value: Any) -> Any:
-    """The same value with secrets replaced: by their names, and by their look where they have none."""
+    """The value with secrets replaced: recognised by their names, or by their form where they have none."""
     if isinstance(value, Mapping):
         return {
             key: REDACTED

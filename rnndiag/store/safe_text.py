@@ -1,4 +1,4 @@
-"""Text made safe to be shown: on a terminal, in a CI log. No numpy, so that `rnndiag --help` starts at once."""
+"""Makes text safe for terminals and CI logs. Imports no numpy, so that `rnndiag --help` starts fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rnndiag.store.redact import redact_addresses
 
 
 def printable(text: object) -> str:
-    """Text with every character escaped that could move a terminal's cursor or hide what is there."""
+    """The text with every character escaped that could move a terminal's cursor or hide text."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
         for c in str(text)
@@ -20,7 +20,7 @@ _OLD_COMMAND = re.compile(r"##(?=(?:vso)?\[)")
 
 
 def safe_line(line: str) -> str:
-    """A line for a terminal or a CI log: what is in it is shown and obeyed by nobody.
+    """A line that is safe to print on a terminal or in a CI log.
 
     Control and bidirectional characters are escaped, credentials in addresses are left out, and a line cannot begin
     with `::`, nor hold `##[` or `##vso[`, which GitHub and Azure run as commands.

@@ -1,4 +1,4 @@
-"""Finds the segments of a run directory and keeps them up to date."""
+"""Finds the segments of a run directory and follows files that still grow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDER, SET_ASIDE = "recordings", "recordings.before-compact"
 
 
 class Scan:
-    """All segments of a run, in the order of their names; `advance()` takes in new files and new bytes."""
+    """All segments of a run, sorted by name; `advance()` reads new files and new bytes."""
 
     def __init__(self, path: str | os.PathLike[str], salvage: bool) -> None:
         self._directory = directory(path)
@@ -76,7 +76,7 @@ class Scan:
         return "Give the directory that the callback named in its log, or open_runs() a pattern."
 
     def advance(self) -> None:
-        """Take in new files and new bytes."""
+        """Read new files and new bytes."""
         for name in self._directory.names(self.folder):
             if name in self._known or not (name.startswith("r") and name.endswith(".tar")):
                 continue
@@ -110,7 +110,7 @@ class Scan:
         self.segments.append(Segment(parsed, file, self._salvage))
 
     def _refuse_unreadable(self) -> None:
-        """One error where no segment is readable at all: the format is newer, or every open.json is gone."""
+        """Raise RunUnreadable if no segment is readable: the format is newer, or every open.json is damaged."""
         if any(segment.readable for segment in self.segments) or not self.problems:
             return
         if any(not segment.facts and segment.missing for segment in self.segments):
@@ -120,7 +120,7 @@ class Scan:
 
     @property
     def problems(self) -> list[Problem]:
-        """What finding and indexing the segments showed."""
+        """Problems found while locating and indexing segments."""
         return [*self._own, *(found for segment in self.segments for found in segment.problems)]
 
     @property

@@ -1,4 +1,4 @@
-"""One segment, read: an index of its recordings, kept as far as the file has grown."""
+"""Reads one segment: an index of its recordings, extended as the file grows."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class SegmentName(NamedTuple):
 
     @classmethod
     def parse(cls, file: str) -> SegmentName | None:
-        """The parts of a file's name; None where it is no segment's."""
+        """Parse a file name; None if it is not the name of a segment."""
         found = _NAME.fullmatch(file)
         return cls(int(found[1]), int(found[2]), found[3], int(found[4])) if found else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """Where one recording lies: its step, phase, and the bytes of its npz file."""
+    """Location of one recording: its step, phase, and the bytes of its npz file."""
 
     segment: Segment
     step: int
@@ -50,7 +50,7 @@ class Place:
 
 
 class Segment:
-    """The recordings of one file. `advance()` reads on from where it stopped."""
+    """The recordings of one file. `advance()` continues where it stopped."""
 
     def __init__(self, name: SegmentName, file: File, salvage: bool = False) -> None:
         self.name, self.file = name, file
@@ -69,11 +69,11 @@ class Segment:
 
     @cached_property
     def decoder(self) -> stored.Decoder:
-        """Turns arrays into measurements by the registry of this segment."""
+        """Turns arrays into measurements by the registry stored in this segment."""
         return stored.Decoder(self.facts.get("registry", {}), self.facts.get("coordinates", {}))
 
     def advance(self) -> int:
-        """Index what was appended since the last call; the number of new recordings."""
+        """Index what was appended since the last call; returns the number of new recordings."""
         size, before = self.file.size(), len(self.places)
         if size > limits.SEGMENT_BYTES:
             if self.readable:
@@ -92,7 +92,7 @@ class Segment:
         return len(self.places) - before
 
     def _step(self, size: int) -> bool:
-        """Take in the member at the offset; False where it is not whole yet, or the archive ends."""
+        """Index the member at the current offset; False if it is incomplete, or the archive ends."""
         block = self.file.read(self._offset, tar.BLOCK)
         found = tar.header(block, self._offset)
         if found is None:
@@ -130,7 +130,7 @@ class Segment:
                 )
 
     def _read_open(self, size: int) -> None:
-        """Take in the first member, which says what the segment is; without it nothing is read, but to salvage."""
+        """Read the first member, which describes the segment. Without it nothing else is read, except when salvaging."""
         block = self.file.read(0, tar.BLOCK)
         found = tar.header(block, 0)
         is_open = found is not None and found.name == tar.OPEN
@@ -161,7 +161,8 @@ class Segment:
             self.problems.append(problem.newer_format(self.label, version, known))
 
     def _pass_damage(self, block: bytes, size: int) -> bool:
-        """Go to the next whole header, and say what was skipped. Zeros up to the end are the archive's end."""
+        """Skip to the next intact header and report the bytes skipped. Zeros up to the end mark the end of the
+        archive."""
         if not any(block) and self._only_zeros(size):
             return False
         if size - self._offset < tar.BLOCK:
@@ -209,7 +210,7 @@ class Segment:
         return npz.directory(listing, tail, start)
 
     def content(self, place: Place, entry: npz.Entry) -> bytes:
-        """The checked content of one entry."""
+        """The content of one entry, after its checksum was verified."""
         data = self.file.read(place.start + entry[0], entry[1])
         npz.content(data, entry)
         return data
@@ -247,7 +248,7 @@ _KINDS: dict[str, type] = {
 
 
 def _of_their_kinds(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts without entries of another kind than we write: nobody downstream has to ask."""
+    """The facts without entries of unexpected types, so that readers need not check types."""
     return {
         key: entry for key, entry in facts.items() if isinstance(entry, _KINDS.get(key, object))
     }

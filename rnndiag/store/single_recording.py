@@ -1,4 +1,4 @@
-"""A recording that lies in memory, read as a run of one recording."""
+"""Wraps one recording in memory as a run, so that code written for runs can read it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnndiag.store.writer import RunWriter
 
 
 class SingleRecording(StoredRun):
-    """A run in a temporary directory, which is removed with it.
+    """A run of one recording, in a temporary directory that is removed with this object.
 
     Args:
         recording: The recording, of a probe for example.
@@ -30,12 +30,12 @@ class SingleRecording(StoredRun):
 
     @property
     def name(self) -> str:
-        """Which recording it is."""
+        """A name that identifies the recording."""
         return f"recording of step {self.steps[0]}"
 
 
 def as_run(source: Any) -> StoredRun:
-    """A run as it is; a recording, or what holds one as `recording` (a probe), as a run of one.
+    """The source as a run: a recording, or an object with one as `recording` (a probe), becomes a run of one.
 
     Raises:
         BadArgument: It is none of these.

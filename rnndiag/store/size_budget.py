@@ -1,4 +1,4 @@
-"""How a run stays within its size: first the lag x lag matrices grow rare, then the recordings."""
+"""Keeps a run within its size limit: first lag x lag matrices are stored less often, then recordings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rnndiag.store.recording import Recording
 
 MATRIX_EVERY = 10
 MATRIX_SHARE = 1 / 16
-"""Matrices come with every recording until they took this share of the budget, then with every 10th."""
+"""Matrices are stored with every recording until they have used this share of the budget, then with every 10th."""
 
 DOUBLINGS = (1 / 2, 3 / 4, 7 / 8)
 """Shares of the budget at which the interval between recordings doubles."""
@@ -19,14 +19,14 @@ LAG_DIMS = frozenset({"output", "source", "lag"})
 
 
 def is_matrix(name: str, dims: tuple[str, ...]) -> bool:
-    """Whether a quantity grows with the square of the lags."""
+    """Whether a quantity has lags along two dims, so that its size grows with their square."""
     known = QUANTITIES.get(name)
     return sum(dim in LAG_DIMS for dim in (known.dims if known else dims)) > 1
 
 
 @dataclass
 class SizeBudget:
-    """Counts the bytes that one writer used, and says what is still recorded."""
+    """Counts the bytes used by one writer, and decides what is still stored."""
 
     max_bytes: float = BUDGET_BYTES
     used: int = 0
@@ -40,23 +40,23 @@ class SizeBudget:
 
     @property
     def factor(self) -> int:
-        """By how much intervals are stretched now: 1, 2, 4 or 8."""
+        """Current factor on the intervals between recordings: 1, 2, 4 or 8."""
         factor: int = 2 ** sum(self.used >= share * self.max_bytes for share in DOUBLINGS)
         return factor
 
     def wants(self, step: int) -> bool:
-        """Whether a recording at this step is still to be kept, by the stretched interval."""
+        """Whether a recording at this step is due under the stretched interval."""
         if self.factor == 1 or self.last_step is None or self.base_interval is None:
             return True
         gap = step - self.last_step
         return gap <= 0 or gap >= self.factor * self.base_interval
 
     def fits(self, size: int) -> bool:
-        """Whether so many bytes more stay within the budget."""
+        """Whether `size` more bytes fit into the budget."""
         return self.used + size <= self.max_bytes
 
     def thinned(self, recording: Recording) -> Recording:
-        """The recording without its matrices where they are not due; its notes then say so."""
+        """The recording without its matrices if they are not due now, with a note that says so."""
         matrices = [m for m in recording.measurements if is_matrix(m.name, m.dims)]
         if not matrices or self.recordings % MATRIX_EVERY == 0:
             return recording
@@ -70,7 +70,7 @@ class SizeBudget:
         return replace(recording, measurements=kept, notes=notes)
 
     def stored(self, recording: Recording, size: int) -> list[str]:
-        """Count a stored recording; sentences for the log where a threshold was passed."""
+        """Count a stored recording; returns messages for the log when a threshold was passed."""
         if self.factor == 1 and self.last_step is not None and recording.step > self.last_step:
             gap = recording.step - self.last_step
             self.base_interval = min(gap, self.base_interval or gap)

@@ -1,4 +1,4 @@
-"""Where the bytes of a run lie: a local directory, or a remote one through fsspec."""
+"""Reads the bytes of a run: from a local directory, or a remote one through fsspec."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def _read_at(descriptor: int, size: int, start: int) -> bytes:
 
 
 read_at: Callable[[int, int, int], bytes] = getattr(os, "pread", _read_at)
-"""Descriptor, size, start: at most `size` bytes from `start`."""
+"""read_at(descriptor, size, start): at most `size` bytes from offset `start`."""
 
 
 def write_at(descriptor: int, data: bytes | memoryview, start: int) -> int:
-    """Write at `start`; how many bytes were taken."""
+    """Write at offset `start`; returns the number of bytes written."""
     if hasattr(os, "pwrite"):
         return os.pwrite(descriptor, data, start)
     os.lseek(descriptor, start, os.SEEK_SET)
@@ -37,7 +37,7 @@ def write_at(descriptor: int, data: bytes | memoryview, start: int) -> int:
 
 
 def sync_directory(path: Path) -> None:
-    """Make new names in a directory last; a system that cannot open one has nothing to do."""
+    """fsync a directory so that new names in it survive a crash; no effect on Windows, which cannot open one."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -59,25 +59,25 @@ def refuse_to_leave(root: Path, folder: Path) -> None:
 
 
 class File(Protocol):
-    """A file that only grows."""
+    """A file that is only ever appended to."""
 
     def size(self) -> int:
-        """Bytes there now."""
+        """Current size in bytes."""
 
     def read(self, start: int, size: int) -> bytes:
         """At most `size` bytes from `start`."""
 
     def modified(self) -> float:
-        """When it was last written, unix seconds."""
+        """Time of the last write, unix seconds."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
 
 
 class LocalFile:
     """A regular local file, opened without following links and read by position.
 
-    Of many files (`open_runs("logs/**")`) only the last ones stay open; the others are opened again when they are read.
+    With many files (`open_runs("logs/**")`) only the most recently used stay open; the others are reopened on access.
     """
 
     _open: ClassVar[WeakKeyDictionary[LocalFile, None]] = WeakKeyDictionary()
@@ -90,7 +90,7 @@ class LocalFile:
         self._opened()
 
     def _opened(self) -> int:
-        """The descriptor, opened again if it was closed meanwhile."""
+        """The file descriptor, reopened if it was closed meanwhile."""
         if self._descriptor >= 0:
             return self._descriptor
         if not stat.S_ISREG(os.lstat(self._path).st_mode):
@@ -109,11 +109,11 @@ class LocalFile:
         return self._descriptor
 
     def size(self) -> int:
-        """Bytes there now."""
+        """Current size in bytes."""
         return os.fstat(self._opened()).st_size
 
     def modified(self) -> float:
-        """When it was last written, unix seconds."""
+        """Time of the last write, unix seconds."""
         return os.fstat(self._opened()).st_mtime
 
     def read(self, start: int, size: int) -> bytes:
@@ -121,7 +121,7 @@ class LocalFile:
         return read_at(self._opened(), size, start)
 
     def close(self) -> None:
-        """Let go of the descriptor."""
+        """Close the descriptor."""
         self._open.pop(self, None)
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -133,18 +133,18 @@ class LocalFile:
 
 
 class LocalDirectory:
-    """A directory of this machine, the same one wherever the process goes later."""
+    """A local directory, by absolute path: it stays valid if the working directory changes."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(os.path.abspath(path))
         self.name = str(path)
 
     def exists(self) -> bool:
-        """Whether it is there."""
+        """Whether the directory exists."""
         return self.path.is_dir()
 
     def names(self, folder: str) -> list[str]:
-        """Names in a folder of the directory, sorted; empty where there is none."""
+        """Sorted names in a folder of the directory; empty if there is no such folder."""
         refuse_to_leave(self.path, self.path / folder)
         try:
             return sorted(os.listdir(self.path / folder))
@@ -152,17 +152,17 @@ class LocalDirectory:
             return []
 
     def open(self, name: str) -> File:
-        """A file of the directory; OSError where that is impossible."""
+        """Open a file of the directory; raises OSError if that fails."""
         return LocalFile(self.path / name)
 
 
 class RemoteUnreadable(OSError):
-    """A store behind a URL did not answer as it should: refused, unknown host, no credentials, gone."""
+    """A remote store failed to answer: access denied, unknown host, no credentials, connection lost."""
 
 
 @contextmanager
 def _asking(what: str) -> Iterator[None]:
-    """Raise RemoteUnreadable for whatever a store's client raises; what says that nothing is there stays as it is."""
+    """Turn any error of a store's client into RemoteUnreadable; errors that say 'not found' pass unchanged."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, NotRegular):
@@ -174,7 +174,7 @@ def _asking(what: str) -> Iterator[None]:
 
 
 class RemoteFile:
-    """A file behind fsspec, fetched once and then only where it grew."""
+    """A file behind fsspec, fetched once; later only the bytes appended since."""
 
     def __init__(self, filesystem: Any, path: str) -> None:
         self._filesystem, self._path = filesystem, path
@@ -184,7 +184,7 @@ class RemoteFile:
         self._data = b""
 
     def size(self) -> int:
-        """Bytes there now."""
+        """Current size in bytes."""
         with _asking("reading a file"):
             self._filesystem.invalidate_cache()
             size = int(self._filesystem.info(self._path)["size"])
@@ -193,7 +193,7 @@ class RemoteFile:
         return min(size, len(self._data))
 
     def modified(self) -> float:
-        """When it was last written, unix seconds; 0 where the store does not say."""
+        """Time of the last write, unix seconds; 0 if the store does not report it."""
         try:
             with _asking("reading a file"):
                 return float(self._filesystem.modified(self._path).timestamp())
@@ -205,7 +205,7 @@ class RemoteFile:
         return self._data[start : start + size]
 
     def close(self) -> None:
-        """Forget what was fetched."""
+        """Drop the cached bytes."""
         self._data = b""
 
 
@@ -232,12 +232,12 @@ class RemoteDirectory:
             ) from None
 
     def exists(self) -> bool:
-        """Whether it is there."""
+        """Whether the directory exists."""
         with _asking("looking for the directory"):
             return bool(self._filesystem.isdir(self._root))
 
     def names(self, folder: str) -> list[str]:
-        """Names in a folder of the directory, sorted; empty where there is none."""
+        """Sorted names in a folder of the directory; empty if there is no such folder."""
         try:
             with _asking("listing a directory"):
                 found = self._filesystem.ls(
@@ -248,7 +248,7 @@ class RemoteDirectory:
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def open(self, name: str) -> File:
-        """A file of the directory; OSError where that is impossible."""
+        """Open a file of the directory; raises OSError if that fails."""
         return RemoteFile(self._filesystem, f"{self._root}/{name}")
 
 

@@ -1,4 +1,4 @@
-"""Which start of a run this is, and which directory a fresh one may take."""
+"""Numbers the starts of a run, and finds a free directory for a new run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def free_directory(path: str | os.PathLike[str]) -> Path:
 
 
 def refuse_used(path: Path, rank: int) -> None:
-    """A fresh fit never reuses a directory."""
+    """Raise if the directory already holds a run: a new fit never reuses one."""
     if any(name.rank == rank for name in segments_of(path)):
         raise RunNotWritten(
             f"{path} already holds a run.",
@@ -51,8 +51,8 @@ def refuse_used(path: Path, rank: int) -> None:
 def next_start(path: Path, rank: int, resumed_from_step: int | None) -> int:
     """The number of this start: one more than any before; ranks of one launch share a number.
 
-    A rank that other ranks of its launch overtook sees their new files already: those are told from files of an earlier
-    launch by the step they resumed from and by their age.
+    A slow rank may already see the files of other ranks of its launch. They are told apart from files of an earlier
+    launch by the step that they resumed from and by their age.
     """
     names = segments_of(path)
     if resumed_from_step is None or not names:

@@ -1,4 +1,4 @@
-"""How a run stands: finished, ended early, running, or left open."""
+"""The status of a run: finished, ended early, running, or not closed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnndiag.store.segment import Segment
 _PATIENCE_SECONDS = 120.0
 _PATIENCE_INTERVALS = 5
 _ALIVE_FACTOR = 30
-"""A process known to be alive (a notebook, say) may be silent so many times longer before it counts as gone."""
+"""A process known to be alive (such as a notebook) may be silent this many times longer before it counts as gone."""
 
 
 class Status(str):
@@ -29,14 +29,14 @@ class Status(str):
     reason: str
 
     def __new__(cls, word: str, last: float, reason: str = "", detail: str = "") -> Status:
-        """The status in words, from its parts."""
+        """Compose the status text from its parts."""
         status = super().__new__(cls, f"{word}, {detail}" if detail else word)
         status.word, status.last, status.reason = word, last, reason
         return status
 
 
 def ago(seconds: float) -> str:
-    """A stretch of time in one unit: 40 s, 12 min, 3 h, 2 days."""
+    """A duration in one unit: 40 s, 12 min, 3 h, 2 days."""
     for unit, length, until in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
         if seconds < until:
             return f"{max(0, int(seconds // length))} {unit}"
@@ -74,7 +74,7 @@ def status_of(segments: Sequence[Segment], recordings: int, interval: float) -> 
 
 
 def _modified(segment: Segment) -> float:
-    """When a segment was last written, unix seconds; 0 where its file is gone or was replaced."""
+    """Time of the last write of a segment, unix seconds; 0 if its file is gone or was replaced."""
     try:
         return segment.file.modified()
     except OSError:

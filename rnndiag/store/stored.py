@@ -22,19 +22,19 @@ _FACTS = frozenset(
     ("step", "phase", "rank", "time", "epoch", "batch", "verdict", "reasons", "notes")
 )
 TAKEN_DIMS = frozenset(("step", "layer"))
-"""Dims that a series has over recordings and layers: no stored array may bring its own."""
+"""Names of dims that readers add (recordings, layers): a stored array must not use them."""
 
 Key = tuple[str, str]
-"""Quantity and layer."""
+"""(quantity, layer)."""
 
 
 def encoded_phase(phase: str) -> str:
-    """A phase as it stands in a member's name."""
+    """A phase encoded for use in a member's name."""
     return quote(phase, safe="", errors="surrogatepass")
 
 
 def decoded_phase(text: str) -> str:
-    """The phase of a member's name."""
+    """The phase decoded from a member's name."""
     try:
         return unquote(text, errors="surrogatepass")
     except UnicodeDecodeError:
@@ -43,7 +43,7 @@ def decoded_phase(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def entry_name(quantity: str, layer: str) -> str:
-    """`credit_profile@rnn.l0.npy`, every other character percent-encoded: no path, no escape code survives."""
+    """`credit_profile@rnn.l0.npy`; every other character is percent-encoded, so a name holds no path or escape code."""
     return (
         "@".join(quote(part, safe="", errors="surrogatepass") for part in (quantity, layer))
         + ".npy"
@@ -52,7 +52,7 @@ def entry_name(quantity: str, layer: str) -> str:
 
 @lru_cache(maxsize=65536)
 def entry_key(name: str) -> Key | None:
-    """Quantity and layer of an entry's name; None where it is no array of ours, or its name is spelt another way."""
+    """(quantity, layer) of an entry's name; None if the name is not one that `entry_name` makes."""
     quantity, at, layer = name.removesuffix(".npy").partition("@")
     if not at or not name.endswith(".npy"):
         return None
@@ -64,7 +64,7 @@ def entry_key(name: str) -> Key | None:
 
 
 def pack(recording: Recording) -> bytes:
-    """The npz file of a recording."""
+    """A recording as the bytes of an npz file."""
     arrays: dict[str, Measurement] = {}
     for measurement in recording.measurements:
         taken = TAKEN_DIMS & {*measurement.dims}
@@ -100,7 +100,7 @@ def pack(recording: Recording) -> bytes:
 
 
 Form = tuple[str, str, tuple[str, ...], str, str, tuple[tuple[str, tuple[str, ...]], ...]]
-"""All of a measurement but its numbers and its layer: what `labels.json` is made from."""
+"""Everything that `labels.json` needs of a measurement: all but its values and layer."""
 
 
 def _form(name: str, m: Measurement) -> Form:
@@ -109,7 +109,7 @@ def _form(name: str, m: Measurement) -> Form:
 
 @lru_cache(maxsize=256)
 def _labels(forms: tuple[Form, ...]) -> bytes:
-    """What the registry does not say of these arrays: labels, and what is unlike its rows. Alike in most recordings."""
+    """The `labels.json` of arrays: labels and deviations from the registry. Cached: the same in most recordings."""
     lists: dict[tuple[str, ...], int] = {}
     of: dict[str, dict[str, int]] = {}
     described: dict[str, dict[str, Any]] = {}
@@ -136,7 +136,7 @@ class Labels:
 
 
 def read_labels(text: bytes) -> Labels:
-    """Labels from their JSON; the same bytes come with most recordings of a run, so they are parsed once."""
+    """Parse labels from JSON; cached, since most recordings of a run hold the same bytes."""
     return _read_once(text) if len(text) <= LABELS_ONCE_BYTES else _parsed_labels(text)
 
 
@@ -158,7 +158,7 @@ def _parsed_labels(text: bytes) -> Labels:
 
 
 LABELS_ONCE_BYTES = 64 * 2**10
-"""Labels of more bytes are parsed each time: what is kept must stay small whatever a run holds."""
+"""Larger label files are parsed each time instead of cached, which bounds the memory of the cache."""
 _read_once = lru_cache(maxsize=64)(_parsed_labels)
 
 
@@ -167,7 +167,7 @@ def _scale(text: Any) -> str:
 
 
 def read_facts(text: bytes) -> dict[str, Any]:
-    """The facts of a recording, each of its kind: what a Recording takes beside its measurements.
+    """The facts of a recording with checked types, as arguments of Recording.
 
     Facts that only a later version knows are kept among the notes.
     """
@@ -197,7 +197,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 class Decoder:
-    """Turns arrays into measurements by the registry that travels with their segment."""
+    """Turns arrays into measurements by the registry stored in their segment."""
 
     def __init__(self, registry: Mapping[str, Any], coordinates: Mapping[str, Any]) -> None:
         self._rows: dict[str, tuple[tuple[str, ...], str, str]] = {
@@ -213,7 +213,7 @@ class Decoder:
                 self._fixed[str(dim)] = tuple(map(str, given))
 
     def measurement(self, name: str, values: np.ndarray, labels: Labels) -> Measurement:
-        """The measurement of one array; dims that fit nothing known are called dim0, dim1, ..."""
+        """The measurement of one array; dims that match no known quantity are called dim0, dim1, ..."""
         quantity, layer = cast(Key, entry_key(name))
         dims, unit, scale = labels.described.get(name) or self._rows.get(
             quantity, ((), "1", "linear")
@@ -241,11 +241,11 @@ class Decoder:
 
 
 Warn = Callable[[str, str], None]
-"""Called with the name and the fault of an entry that was left out."""
+"""warn(name, fault): called for every entry that was skipped."""
 
 
 def _checked(view: memoryview, name: str, entry: npz.Entry, warn: Warn) -> Any:
-    """What one entry holds, by its name; None where it is damaged, which `warn` is told, or not ours."""
+    """The parsed content of one entry; None if it is not an array of this format, or damaged (reported to `warn`)."""
     try:
         found = npz.content(view[entry[0] : entry[0] + entry[1]], entry)
         if name == FACTS:
@@ -261,7 +261,7 @@ def _checked(view: memoryview, name: str, entry: npz.Entry, warn: Warn) -> Any:
 
 
 def unpack(data: bytes, decoder: Decoder, rank: int, warn: Warn) -> Recording:
-    """The recording in these bytes; damaged arrays are left out and told to `warn`."""
+    """Parse a recording; damaged arrays are skipped and reported to `warn`."""
     view = memoryview(data)
     tail = bytes(view[-npz.TAIL_BYTES :])
     start, end = npz.directory_span(tail, len(data))

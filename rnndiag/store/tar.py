@@ -12,7 +12,7 @@ from zlib import crc32
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
-"""What closes an archive."""
+"""Two zero blocks, which end a tar archive."""
 
 OPEN, CLOSE = "open.json", "end.json"
 _RECORDING = re.compile(r"step-([0-9]{12,19})-([^/]+)\.npz")
@@ -22,7 +22,7 @@ _MARK_AT = 257
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member: its name, where its content starts and how long it is."""
+    """One member of the archive: name, offset of its content in bytes, size."""
 
     name: str
     start: int
@@ -31,27 +31,27 @@ class Member:
 
     @property
     def end(self) -> int:
-        """Where the next header stands."""
+        """Offset of the next header."""
         return self.start + padded(self.size)
 
 
 def padded(size: int) -> int:
-    """`size` rounded up to whole blocks."""
+    """`size` rounded up to a multiple of BLOCK."""
     return -(-size // BLOCK) * BLOCK
 
 
 def guard_of(content: bytes) -> str:
-    """The checksum of a JSON member, which stands in its header as the owner's name."""
+    """Checksum of a JSON member, stored as the owner's name in its header."""
     return f"crc32-{crc32(content):08x}"
 
 
 def json_member(name: str, content: bytes, time: float) -> bytes:
-    """A member whose content carries no checksum of its own."""
+    """A JSON member as bytes; its checksum is stored in the header, since JSON content carries none."""
     return member(name, content, time, guard_of(content))
 
 
 def member(name: str, content: bytes, time: float, owner: str = "") -> bytes:
-    """Header, content and padding of one member, to be written at once."""
+    """Header, content and padding of one member as bytes, to be written in one call."""
     import tarfile  # brings bz2 and shutil along, which a reader does without
 
     info = tarfile.TarInfo(name)
@@ -68,7 +68,7 @@ def recording_name(step: int, phase: str) -> str:
 
 
 def recording_key(name: str) -> tuple[int, str] | None:
-    """Step and encoded phase of a member's name; None where it is no recording."""
+    """Step and encoded phase of a member's name; None if it is not a recording."""
     found = _RECORDING.fullmatch(name)
     return (int(found[1]), found[2]) if found and int(found[1]) < 2**63 else None
 

@@ -1,4 +1,4 @@
-"""Text and JSON that cross the run's border: made plain on the way out, trusted with nothing on the way in."""
+"""Converts text and JSON at the boundary of a run: plain when written, untrusted when read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEEPEST = 32
 
 
 def meant(word: object, known: Iterable[str]) -> str:
-    """`Did you mean 'x'? ` where a known name is near, else nothing."""
+    """`Did you mean 'x'? ` if a known name is similar, else empty."""
     from difflib import get_close_matches
 
     lower = {name.lower(): name for name in known}
@@ -27,7 +27,7 @@ def meant(word: object, known: Iterable[str]) -> str:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """The value as strict JSON can hold it: arrays as lists, non-finite floats and unknown objects as text."""
+    """The value as strict JSON can hold it: arrays become lists, non-finite floats and unknown objects text."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, np.integer)):
@@ -67,7 +67,7 @@ def _bounded_int(digits: str) -> int:
 
 
 def from_json(data: bytes) -> dict[str, Any]:
-    """A JSON object from a stranger: ValueError where it is too large, too deep, not JSON or not an object."""
+    """Parse an untrusted JSON object; ValueError if it is too large, too deep, not JSON or not an object."""
     if len(data) > JSON_BYTES:
         raise ValueError(f"{len(data)} bytes of JSON, more than {JSON_BYTES}")
     try:

@@ -36,7 +36,7 @@ __all__ = ["RunWriter", "free_directory"]
 
 @dataclass
 class Dropped:
-    """Recordings that were due and are not in the run, so that a reader does not take the rest for all of it."""
+    """Recordings that were due and could not be stored, kept so that a reader knows of the gap."""
 
     count: int = 0
     first_step: int | None = None
@@ -44,7 +44,7 @@ class Dropped:
     why: str = ""
 
     def add(self, step: int, why: str) -> None:
-        """Count one more; a step that is asked for and then refused counts once."""
+        """Count one dropped recording; a step that is first asked for and then refused counts once."""
         if step == self.last_step:
             return
         self.count += 1
@@ -56,8 +56,9 @@ class Dropped:
 class RunWriter:
     """Appends recordings to a run directory; also a context manager.
 
-    A failed append is told once, dropped, and leaves the file whole; after three in a row the writer stops. It never
-    raises for a recording (`strict=True`: it does), only for a directory that cannot be used and for a forked process.
+    A failed append is reported once and its recording dropped; the file stays intact. After three failures in a row the
+    writer stops. It never raises for a recording (unless `strict=True`), only for an unusable directory and in a forked
+    process.
     """
 
     def __init__(
@@ -134,18 +135,19 @@ class RunWriter:
 
     @property
     def interval_factor(self) -> int:
-        """By how much the size budget stretches the intervals between recordings: 1, 2, 4 or 8."""
+        """Factor by which the size budget stretches the intervals between recordings: 1, 2, 4 or 8."""
         return self.budget.factor
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing is recorded any more: closed, failed three times, or the budget is used up."""
+        """Whether recording has ended: closed, failed three times, or the budget is used up."""
         return self._stopped or self._closed or self._full
 
     def wants(self, step: int) -> bool:
-        """Whether a recording of this step would be stored: by the stretched interval, and if nothing stopped.
+        """Whether a recording of this step would be stored: it is due under the stretched interval, and the writer has
+        not stopped.
 
-        Ask once for each recording that is due: after the writer has stopped, each such step counts as dropped.
+        Call once for each recording that is due: after the writer has stopped, each call counts a dropped recording.
         """
         wanted = self.budget.wants(step)
         if wanted and self.stopped and not self._closed:
@@ -153,7 +155,7 @@ class RunWriter:
         return wanted and not self.stopped
 
     def drop(self, step: int, why: str) -> None:
-        """Count a recording that was due at `step` and is not in the run; the next is due an interval later."""
+        """Count a recording that was due at `step` and was not made; the next one is due an interval later."""
         self._dropped.add(step, why)
         self.budget.last_step = step
 
@@ -162,7 +164,7 @@ class RunWriter:
         return "the size limit was reached" if self._full else "recording had stopped"
 
     def append(self, recording: Recording) -> bool:
-        """Store a recording; True: it is on disk. False: dropped, and `problems` or the log say why."""
+        """Store a recording. Returns True once it is on disk, False if it was dropped (see `problems` and the log)."""
         if os.getpid() != self._owner:
             raise RunNotWritten(
                 f"A forked process (pid {os.getpid()}) tried to write the run of process {self._owner}.",
@@ -212,7 +214,7 @@ class RunWriter:
         return True
 
     def _tell_if_again(self, recording: Recording) -> None:
-        """Of several recordings of one step and phase a reader sees the last: say so at the first repetition."""
+        """Warn at the first repeated (step, phase): readers see only the last recording of each."""
         again = (recording.step, recording.phase) == (self.last_step, self._last_phase)
         self._last_phase = recording.phase
         if again and not self._told_again:
@@ -230,7 +232,7 @@ class RunWriter:
         return too_long or self._in_segment >= limits.SEGMENT_RECORDINGS
 
     def _open_segment(self, number: int) -> None:
-        """Create the next file, with all that is needed to read it alone, before letting go of the last one."""
+        """Create the next file with everything needed to read it alone, then close the previous one."""
         name = SegmentName(self.rank, self.start, self._token, number).file
         path = self.path / "recordings" / name
         first = tar.json_member(
@@ -259,7 +261,7 @@ class RunWriter:
         self.budget.used += len(first)
 
     def _sync_new(self, descriptor: int, folder: Path) -> None:
-        """fsync a new file and its name; where the file system refuses, the run goes on without."""
+        """fsync a new file and its directory entry; file systems that refuse are ignored."""
         if not self.durable:
             return
         try:
@@ -274,7 +276,7 @@ class RunWriter:
             )
 
     def _reopen_if_removed(self) -> None:
-        """Where someone removed the run's files, writing to the open file would store nothing: go on in a new one."""
+        """Continue in a new file if the run's files were removed, since writes to the open one would be lost."""
         if os.fstat(self._descriptor).st_nlink:
             return
         lost = self.count
@@ -320,7 +322,7 @@ class RunWriter:
         gave_up: Mapping[str, str] | None = None,
         cut_short: bool = False,
     ) -> None:
-        """Write how the run ended, and how many recordings were stored and dropped. A forked copy does nothing.
+        """Store how the run ended and how many recordings were stored and dropped. No effect in a forked process.
 
         Args:
             reason: What ended the training.
@@ -356,7 +358,7 @@ class RunWriter:
             self._let_go()
 
     def _write_copy(self, more: Mapping[str, Any]) -> None:
-        """run.json for people and scripts; nothing reads it back."""
+        """Write run.json for people and scripts; rnndiag does not read it back."""
         facts = {
             key: value
             for key, value in self._open_json.items()
