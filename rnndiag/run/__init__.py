@@ -1,1 +1,1 @@
-"""A run as people read it: the store's reader with reach, window, advice and tables on top."""
+"""The run as users see it: the store's reader extended by reach, window, advice and tables."""

@@ -44,7 +44,7 @@ def _xarray() -> Any:
 
 
 def chosen(run: StoredRun, quantity: str | None, layer: str | None) -> list[tuple[str, str]]:
-    """Every quantity and layer that a choice stands for, in the order of the run."""
+    """Every (quantity, layer) that is selected, in the order of the run."""
     if quantity is not None:
         return [(quantity, name) for name in run.layers_for(quantity, layer)]
     layers = dict.fromkeys(of for _, of in run.collector.keys)

@@ -1,1 +1,1 @@
-"""What the numbers of a run say: reach, window, chunk, systematic part, advice, headline. numpy only."""
+"""Statistics of a run: reach, window, chunk, systematic bias, advice, headline. numpy only."""

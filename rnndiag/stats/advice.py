@@ -34,56 +34,56 @@ from rnndiag.store.single_recording import as_run
 
 SEAM = "seam_"
 _CLEAR = 2.0
-"""A systematic bias is told where its square is so many standard errors from zero, or known to within ε²."""
+"""A systematic bias is reported if its square is this many standard errors from zero, or known to within ε²."""
 
 ALL = 0.97
-"""A systematic bias of at least this share of the minibatch's is all of it: both are estimates."""
+"""A systematic bias of at least this share of the minibatch bias is reported as all of it: both are estimates."""
 
 
 @dataclass(frozen=True)
 class InUse:
-    """The window that training uses: chunks of so many steps, or as many as a backward pass goes through."""
+    """The window that training uses: the chunk length, or the number of steps that a backward pass covers."""
 
     steps: float
     bias: float
-    """Relative, on single minibatches."""
+    """Relative bias on single minibatches."""
     systematic: float | None = None
-    """Relative, of the mean gradient; None: not resolved."""
+    """Relative bias of the mean gradient; None: not resolved."""
     chunks: bool = False
-    """Whether it is the length of chunks between which the state is detached."""
+    """Whether the window is the length of chunks between which the state is detached."""
     about: bool = False
-    """Whether that window was not measured itself, but others before and after it."""
+    """Whether the bias is interpolated between windows measured on both sides."""
     measured: float | None = None
-    """The longest window that was measured, where `steps` is longer: these are its biases."""
+    """The longest measured window if `steps` is longer: the biases are those of this window."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One recurrence: a layer, or a stack whose layers are cut together."""
+    """The recommendation for one recurrence: a layer, or a stack whose layers are cut together."""
 
     name: str
     window: Recommendation
     cosine: float = math.nan
-    """cos between the gradient through the window and the whole one, on minibatches."""
+    """Cosine between the gradient through the window and the full gradient, on minibatches."""
     length: int | None = None
-    """T: as many steps have been looked at, and hold what is called full BPTT."""
+    """T, the number of steps examined; a window of T is full BPTT."""
     in_use: InUse | None = None
     chunk: Recommendation | None = None
-    """The chunk size that would do; None: not looked for."""
+    """The recommended chunk size; None: not measured."""
     kept: bool = False
-    """Whether those steps are a chunk and what was kept of the chunks before it."""
+    """Whether `length` is a chunk plus the steps kept of the chunks before it."""
     words: TimeWords = field(default_factory=TimeWords)
-    """What a time step is, where a person said so."""
+    """The user's unit of a time step, if given."""
 
     @property
     def sentence(self) -> str:
-        """All of it, from the window to what the one in use costs."""
+        """The complete sentence, from the recommended window to the cost of the one in use."""
         used = self._used
         return f"{self._window}{f'; {used}' if used else ''}."
 
     @property
     def text(self) -> str:
-        """The sentence, and how long chunks would have to be."""
+        """The sentence, and the recommended chunk size."""
         found, most = self.chunk, self.length or math.inf
         if found is None or found.within < 1 or not 1 <= self.window.steps < most:
             return self.sentence
@@ -168,7 +168,7 @@ class Advice:
 
 
 def percent(share: float) -> str:
-    """31 %, 3.1 %, 0.31 %; large ones with commas."""
+    """A share as text: 31 %, 3.1 %, 0.31 %; large ones with commas."""
     if not math.isfinite(share):
         return "an infinite share" if share > 0 else "an unknown share"
     value = 100 * share
@@ -181,17 +181,17 @@ __all__ = ["EPSILON", "Advice", "InUse", "percent"]
 
 @dataclass(frozen=True)
 class Measured:
-    """Where the windows of a recurrence are found in a run."""
+    """Where the window biases of a recurrence are stored in a run."""
 
     name: str
     prefix: str
     steps: tuple[int, ...]
     length: int | None
-    """T; across the seam, the steps of the chunk and of those that were kept."""
+    """T; across a seam, the steps of the chunk plus those kept before it."""
 
 
 def measured(run: StoredRun, name: str, steps: Sequence[int] | np.ndarray) -> Measured | None:
-    """The windows of one layer or stack: across the seam where there is one; None where none were measured."""
+    """Locate the window biases of a layer or stack: across the seam if measured there; None if there are none."""
     for prefix, of in ((SEAM, recurrence(name)), ("", name)):
         found = at_hand(run, f"{prefix}window_bias", of, steps)
         if found is not None:
@@ -204,7 +204,7 @@ def measured(run: StoredRun, name: str, steps: Sequence[int] | np.ndarray) -> Me
 def at_hand(
     run: StoredRun, quantity: str, layer: str, steps: Sequence[int] | np.ndarray
 ) -> Series | None:
-    """A quantity over these recordings; where none of them has it, of the last one that does."""
+    """A quantity over these recordings; if none of them has it, from the last recording that does."""
     if (quantity, layer) not in run:
         return None
     found = run.find(quantity, layer, [int(step) for step in steps])
@@ -249,7 +249,7 @@ def advice(
 
 
 def _candidates(run: StoredRun, layer: str) -> Iterator[str]:
-    """The stacks that hold the layer, those of its own call first, then the layer itself."""
+    """The stacks that contain the layer, those of the same call first, then the layer itself."""
     holding = [name for name, layers in run.stacks.items() if layer in layers]
     holding += [name for name, layers in run.stacks.items() if recurrence(layer) in layers]
     yield from dict.fromkeys(holding)
@@ -275,7 +275,7 @@ def _advice(run: StoredRun, place: Measured, epsilon: float) -> Advice:
 
 
 def _cosine(run: StoredRun, place: Measured, window: float) -> float:
-    """The median over recordings, on a straight line between the windows that were measured."""
+    """Cosine at a window: median over recordings, linearly interpolated between measured windows."""
     found = run.find(f"{place.prefix}window_cosine", place.name, place.steps)
     if found is None:
         return math.nan
@@ -285,7 +285,7 @@ def _cosine(run: StoredRun, place: Measured, window: float) -> float:
 
 
 def _known(series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """The windows that some recording measured, and the median over recordings at each."""
+    """The windows that any recording measured (D,), and the median over recordings at each (D,)."""
     values = median_over_recordings(over_windows(series))
     known = ~np.isnan(values)
     return series.positions("lag")[known], values[known]
@@ -302,7 +302,7 @@ def _length(run: StoredRun, name: str, prefix: str, series: Series) -> int | Non
 
 
 def seam_name(run: StoredRun, layer: str) -> str | None:
-    """Under which name the seam of a layer was measured: of its stack, or its own."""
+    """The name under which the seam of a layer was recorded: of its stack, or its own."""
     names = (recurrence(name) for name in _candidates(run, layer))
     return next((name for name in names if ("seam_bias", name) in run), None)
 
@@ -310,7 +310,7 @@ def seam_name(run: StoredRun, layer: str) -> str | None:
 def seam_systematic(
     run: StoredRun, name: str, steps: Sequence[int], epsilon: float = EPSILON
 ) -> float | None:
-    """The systematic bias of the cut at a seam; None: not resolved."""
+    """Systematic bias of the cut at a seam; None: not resolved."""
 
     def columns(*quantities: str) -> np.ndarray | None:
         found = [run.find(quantity, name, steps) for quantity in quantities]
@@ -323,7 +323,7 @@ def seam_systematic(
 
 
 def _in_chunks(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
-    """What the cut at the seam costs, as measured across it."""
+    """The cost of the cut between chunks, measured across the seam."""
     own, bias = (run.find(name, place.name, place.steps) for name in ("seam_steps", "seam_bias"))
     if own is None or bias is None:
         return None
@@ -333,7 +333,7 @@ def _in_chunks(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
 
 
 def _in_use(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
-    """The window in use within one call: as recorded, and what the sweep says of it."""
+    """The window in use within one call, as recorded, with its bias from the sweep."""
     used = at_hand(run, "window_in_use", MODEL, place.steps)
     bias = run.find("window_bias", place.name, place.steps)
     if used is None or bias is None:
@@ -353,7 +353,7 @@ def _in_use(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
 def window_systematic(
     run: StoredRun, name: str, window: float, steps: Sequence[int], epsilon: float = EPSILON
 ) -> float | None:
-    """The systematic bias of a window, of the mean gradient over these recordings; None: not resolved."""
+    """Systematic bias of a window (of the mean gradient over these recordings); None: not resolved."""
     tail, whole, error = (
         run.find(quantity, name, steps)
         for quantity in ("tail_mean_square", "gradient_mean_square", "tail_mean_square_error")
@@ -363,7 +363,7 @@ def window_systematic(
 
 
 def _systematic_at(squares: Squares, window: float, epsilon: float) -> float | None:
-    """The systematic bias of a window, put between those that were measured; None: not resolved."""
+    """Systematic bias of a window, interpolated between measured ones; None: not resolved."""
     found = systematic_bias(squares.tail, squares.whole, squares.error)
     square = at_window(found.square, squares.windows, window)
     known = np.isfinite(found.square)

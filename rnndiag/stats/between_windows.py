@@ -1,7 +1,7 @@
-"""What each recording says of windows that others measured and it did not: sampled sweeps do not measure the same ones.
+"""Interpolates window biases of each recording, since sampled sweeps measure different windows in each.
 
-Medians and means over recordings would otherwise be those of whatever recordings happened to look at a window; the
-long ones are looked at where the gradient reaches far.
+Otherwise medians and means over recordings would be taken over those recordings that happened to measure a window, and
+long windows are measured where the gradient reaches far.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from rnndiag.store.measurement import Series
 
 NOTHING = 1e-3
-"""Behind the last window of a recording there is no more than there, where its bias there is at most this."""
+"""If the bias at the longest window of a recording is at most this, longer windows get the same value."""
 
 
 def at_window(values: np.ndarray, windows: np.ndarray, window: float) -> float:
-    """The value (D,) at a window: between two windows that were measured on the straight line through them, of their
-    logarithms where both are positive; behind the last one what it has there; NaN before the first."""
+    """The value at `window`, from `values` (D,) at `windows` (D,): interpolated linearly, on logarithms where both
+    neighbours are positive; beyond the last measured window the last value; NaN before the first."""
     known = np.flatnonzero(~np.isnan(values))
     if not known.size or not window >= max(1.0, windows[known[0]]):
         return float("nan")
@@ -26,8 +26,8 @@ def at_window(values: np.ndarray, windows: np.ndarray, window: float) -> float:
 
 
 def over_windows(series: Series) -> np.ndarray:
-    """The values of a series by recording and window (R, D), filled like `at_window`; NaN where a recording says
-    nothing of a window: behind its last one, unless next to nothing was left there."""
+    """The values of a series by recording and window (R, D), interpolated like `at_window`; NaN beyond the longest
+    window of a recording, unless its bias there was negligible."""
     values, windows = _of(series)
     if not np.isnan(values).any():
         return values
@@ -50,7 +50,7 @@ def _is_nothing(given: np.ndarray, share: float) -> bool:
 
 
 def _filled(given: np.ndarray, at: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """Values `given` at the windows `at`, ascending, carried over to `windows`, pair of neighbours by pair."""
+    """Interpolate `given` at ascending windows `at` to `windows`, per pair of neighbours."""
     right = np.clip(np.searchsorted(at, windows, side="left"), 0, len(at) - 1)
     left = np.where(at[right] > windows, np.maximum(right - 1, 0), right)
     share = (windows - at[left]) / np.maximum(at[right] - at[left], 1.0)
@@ -65,23 +65,23 @@ def _filled(given: np.ndarray, at: np.ndarray, windows: np.ndarray) -> np.ndarra
 
 @dataclass(frozen=True)
 class Squares:
-    """Squares of means that may be negative by chance, of the recordings that have all of them."""
+    """Unbiased squares of mean gradients (negative by chance), of the recordings that measured all of them."""
 
     windows: np.ndarray
     tail: np.ndarray
-    """(R, D); NaN where fewer than half of the recordings measured a window."""
+    """(R, D) squared tail at each window; NaN at windows that fewer than half of the recordings measured."""
     whole: np.ndarray
-    """(R,)"""
+    """(R,) squared full gradient."""
     error: np.ndarray | None
-    """Standard errors of `tail`, if known."""
+    """(R, D) standard errors of `tail`, if known."""
     dropped: float
-    """The longest window that was left out for that; 0: none."""
+    """The longest window left out because too few recordings measured it; 0: none."""
 
 
 def shared_squares(tail: Series, whole: Series, error: Series | None) -> Squares | None:
-    """Tails and gradients at the windows of which half of the recordings say something; None where there are none.
+    """Squared tails and gradients at windows that at least half of the recordings measured; None if there are none.
 
-    What lies between two windows is not filled in: of squares with noise it would no longer be right on average.
+    Values are not interpolated: interpolated logarithms of noisy squares would be biased.
     """
     values, windows = _of(tail)
     steps, rows, places = np.intersect1d(tail.steps, whole.steps, return_indices=True)
@@ -109,7 +109,7 @@ def shared_squares(tail: Series, whole: Series, error: Series | None) -> Squares
 def _errors(
     tail: Series, error: Series | None, steps: np.ndarray, kept: np.ndarray
 ) -> np.ndarray | None:
-    """The standard errors of the same recordings and windows; None where one of them is not there."""
+    """Standard errors (R, D) of the same recordings and windows; None if any recording lacks them."""
     if error is None or not np.array_equal(error.positions("lag"), tail.positions("lag")):
         return None
     _, _, at = np.intersect1d(steps, error.steps, return_indices=True)

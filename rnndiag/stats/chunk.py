@@ -1,4 +1,4 @@
-"""The recommended chunk size: the smallest one from which on all measured ones keep the bias within bounds."""
+"""The recommended chunk size: the smallest from which on all measured chunk sizes keep the bias within bounds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 def recommended_chunk(
     run: StoredRun, name: str, steps: Sequence[int], epsilon: float = EPSILON
 ) -> Recommendation | None:
-    """The chunk of a layer or stack over these recordings: systematic where resolved; None where none was measured.
+    """The chunk size of a layer or stack over these recordings: by systematic bias if resolved; None if none was
+    measured.
 
-    The bias of chunks falls with 1/k and not geometrically, so nothing is extrapolated, nor put between.
+    The bias of chunks falls with 1/k, not geometrically, so nothing is extrapolated or interpolated.
     """
     sizes, bias = (run.find(f"chunk_{key}", name, steps) for key in ("size", "bias"))
     if sizes is None or bias is None or sizes.values.shape[1:] != bias.values.shape[1:]:
@@ -48,7 +49,7 @@ def recommended_chunk(
 
 
 def _measured(found: Recommendation, recordings: int) -> Recommendation:
-    """Without what was extrapolated."""
+    """The recommendation as a chunk size, with an extrapolated number replaced by inf."""
     steps = math.inf if found.extrapolated else found.steps
     return replace(
         found, steps=steps, extrapolated=False, recordings=recordings, what="chunk", note=found.note

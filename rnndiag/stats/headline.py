@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rnndiag.store.reader import StoredRun
 
 KNOWN_SHARE = 0.9
-"""The share of the credit whose reach has a standard error in a recording."""
+"""The share of credit for which recordings store the standard error of the reach."""
 
 
 def run_reach(
@@ -29,7 +29,7 @@ def run_reach(
     layer: str | None = None,
     window: str = DEFAULT_WINDOW,
 ) -> Reach:
-    """`Run.reach`: of one layer, or of the one that reaches least far."""
+    """`Run.reach`: of one layer, or of the layer with the shortest reach."""
     steps = run.judged(window)
     layers = run.layers_for("credit_profile", layer, steps)
     if layer is None:
@@ -40,9 +40,9 @@ def run_reach(
 
 
 def _layer_reach(run: StoredRun, layer: str, share: float, steps: np.ndarray) -> Reach:
-    """The median over recordings; those without an answer (nan) do not count unless none has one.
+    """Median reach over recordings; undefined ones (nan) are ignored unless all are.
 
-    Its standard error is that of the recording in the middle, or of the mean of two.
+    Its standard error is that of the middle recording, or of the mean of the middle two.
     """
     series = run.select("credit_profile", layer, steps=steps)
     profiles = series.sel(profile_stat="profile").values
@@ -64,7 +64,7 @@ def _layer_reach(run: StoredRun, layer: str, share: float, steps: np.ndarray) ->
 
 
 def _reach_errors(run: StoredRun, layer: str, profiles: Series) -> list[float]:
-    """The standard error of the reach beside each of these profiles; NaN where it was not recorded."""
+    """The standard error of the reach of each of these profiles; NaN where it was not recorded."""
     steps = profiles.steps
     found = run.collector.series("reach_error", layer, steps, None, profiles.phase)
     if found is None:
@@ -74,8 +74,7 @@ def _reach_errors(run: StoredRun, layer: str, profiles: Series) -> list[float]:
 
 
 def _median(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The median of values with their standard errors, and its own; of an even number, of which half are not reached
-    (inf), it is not reached."""
+    """Median of (value, standard error) pairs and its standard error; inf if one of two middle values is inf."""
     ordered = sorted(pairs)
     (low, below), (high, above) = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     if len(ordered) % 2:
@@ -89,7 +88,7 @@ def run_window(
     layer: str | None = None,
     window: str = DEFAULT_WINDOW,
 ) -> Recommendation:
-    """`Run.window`: of one layer, or of the one that needs the longest window."""
+    """`Run.window`: of one layer, or of the layer that needs the longest window."""
     steps = run.judged(window)
     places = [measured(run, name, steps) for name in run.layers_for("window_bias", layer, steps)]
     answers = [

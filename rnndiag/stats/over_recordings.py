@@ -14,7 +14,7 @@ from rnndiag.errors import RunUnreadable
 from rnndiag.store.reader import StoredRun
 
 NONFINITE_COUNTS = ("nonfinite_states", "nonfinite_adjoints")
-"""Quantities that count entries that are not finite, at every time step of a layer."""
+"""Quantities that count non-finite entries per time step of a layer."""
 
 
 def median(values: Sequence[float] | np.ndarray) -> float:
@@ -25,7 +25,7 @@ def median(values: Sequence[float] | np.ndarray) -> float:
 
 
 def median_over_recordings(values: np.ndarray) -> np.ndarray:
-    """The median over recordings (the first axis) of what was measured; NaN where nothing was."""
+    """Median over recordings (first axis), ignoring NaN; NaN where all are NaN."""
     values = np.asarray(values, np.float64)
     known = ~np.isnan(values).all(0)
     found = np.full(values.shape[1:], np.nan)
@@ -35,7 +35,7 @@ def median_over_recordings(values: np.ndarray) -> np.ndarray:
 
 
 def lengths_of(run: StoredRun, layer: str, steps: Sequence[int] | np.ndarray) -> list[int | None]:
-    """T at each of these training steps: how many lags there are, measured or not; None where it was not recorded."""
+    """T at each of these training steps: the number of lags, measured or not; None where it was not recorded."""
     series = run.find("valid_samples", layer, steps)
     if series is None or "time" not in series.lengths:
         return [None] * len(steps)
@@ -44,22 +44,22 @@ def lengths_of(run: StoredRun, layer: str, steps: Sequence[int] | np.ndarray) ->
 
 
 def longest(run: StoredRun, layer: str, steps: Sequence[int] | np.ndarray) -> int | None:
-    """T of a layer: its longest sequence among these recordings; None where it was not recorded."""
+    """T of a layer: the longest sequence among these recordings; None if it was not recorded."""
     return max((n for n in lengths_of(run, layer, steps) if n is not None), default=None)
 
 
 def of_several_steps(
     run: StoredRun, layers: Sequence[str], steps: Sequence[int] | np.ndarray
 ) -> tuple[str, ...]:
-    """The layers without those of one step, such as a call on a begin-of-sequence token, which reach back over nothing.
+    """The layers with more than one step; a call on a begin-of-sequence token alone has no lags.
 
-    All of them where there are no others.
+    All layers if none has more.
     """
     return tuple(name for name in layers if longest(run, name, steps) != 1) or tuple(layers)
 
 
 def nonfinite_counts(run: StoredRun, layer: str) -> dict[int, int]:
-    """Training step -> how many entries of the layer's states and adjoints were not finite there."""
+    """Training step -> number of non-finite entries of the layer's states and adjoints there."""
     found: dict[int, int] = {}
     for quantity in NONFINITE_COUNTS:
         try:

@@ -15,13 +15,13 @@ import numpy as np
 from rnndiag.errors import BadArgument
 
 SHOWS = 0.01
-"""A standard error below this share of a number is not told with it."""
+"""A standard error below this share of a number is not printed."""
 
 
 class Answer(float):
     """A number of lags (or a factor) that may not exist: inf = not reached within the measured lags, nan = undefined.
 
-    It is a float, so `10 <= answer <= 40` reads as it should; `reached`, `within` and `text` say the rest.
+    A subclass of float, so that `10 <= answer <= 40` works; `reached`, `within` and `text` give the details.
     """
 
     reached: bool
@@ -39,12 +39,12 @@ class Answer(float):
 
     @property
     def value(self) -> float:
-        """The bare number."""
+        """The plain float."""
         return float(self)
 
     @property
     def text(self) -> str:
-        """The number in three digits, or why there is none."""
+        """The number with three significant digits, or the reason why there is none."""
         return format(float(self), ".3g") if self.reached else self.reason
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ class Reach(Answer):
     error: float = math.nan
 
     def with_error(self, error: float) -> Reach:
-        """The same with its standard error."""
+        """A copy with its standard error."""
         found = Reach(self.value, self.reached, self.within, self.reason)
         found.error = error
         return found
@@ -70,25 +70,25 @@ class Reach(Answer):
 
     @property
     def text(self) -> str:
-        """The number with its standard error, if that shows; or why there is no number."""
+        """The number with its standard error if large enough to print, or the reason why there is no number."""
         return f"{self.number}{self.give_or_take}"
 
     @property
     def number(self) -> str:
-        """The number without its error, in three digits or as many as the error allows; or why there is none."""
+        """The number without its error, with three digits or as many as the error allows; or why there is none."""
         if self.give_or_take:
             return f"{self.value:.{self._places}f}"
         return super().text
 
     @property
     def give_or_take(self) -> str:
-        """` ± 8.1`, or nothing where the error is not known or does not show."""
+        """` ± 8.1`, or empty where the error is unknown or too small to print."""
         shows = self.reached and 0 < self.error < math.inf and self.error >= SHOWS * self.value
         return f" ± {self.error:.{self._places}f}" if shows else ""
 
     @property
     def _places(self) -> int:
-        """Decimals that two digits of the error need; none where it is 10 or more."""
+        """Decimals needed to print two digits of the error; 0 if the error is 10 or more."""
         exponent = int(f"{self.error:.1e}".partition("e")[2])
         return max(0, 1 - exponent)
 
@@ -214,7 +214,7 @@ def reach_error(
 
 
 def _credit_beyond(profile: np.ndarray, steps: int) -> float:
-    """Credit of the lags D..T-1 that were not measured, on the tail's decay, in units of the profile's largest."""
+    """Estimated credit of the unmeasured lags D..T-1, from the decay of the tail, in units of the profile's largest."""
     factor = decay(profile)
     if not factor.reached or factor <= 0 or not np.isfinite(profile[-1]):
         return 0.0

@@ -1,4 +1,4 @@
-"""Time steps in a person's own unit: hours, samples, tokens."""
+"""Time steps in the user's own unit: hours, samples, tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TimeWords:
 
     @classmethod
     def of_provenance(cls, provenance: Mapping[str, Any]) -> TimeWords:
-        """What the callback that recorded a run was told; nothing where a run says no such thing."""
+        """The unit that the recording callback was given; empty if the run stores none."""
         config = provenance.get("config")
         if not isinstance(config, Mapping):
             return cls()
@@ -26,14 +26,14 @@ class TimeWords:
         return cls((str(unit[0]), float(unit[1])), int(stride) if _is_number(stride) else 1)
 
     def of(self, steps: float) -> str:
-        """So many steps of the recurrence in the unit; empty without one."""
+        """A number of steps of the recurrence in the user's unit; empty without a unit."""
         if self.unit is None:
             return ""
         name, length = self.unit
         return f"{steps * self.stride * length:.3g} {name}"
 
     def in_brackets(self, steps: float) -> str:
-        """' (11 h)', or nothing."""
+        """' (11 h)', or empty without a unit."""
         said = self.of(steps)
         return f" ({said})" if said else ""
 

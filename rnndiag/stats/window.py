@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Source = Literal["systematic", "minibatch"]
 NOT_MEASURED = "the systematic bias was not measured"
-"""As of a batch of one sequence, or of a loss that mixes them."""
+"""Reason given where the systematic bias is missing: a batch of one sequence, or a loss that mixes sequences."""
 EPSILON = 0.1
 _RESOLVED = 3.0
 """A pooled mean square is resolved where it is this many standard errors from zero."""
@@ -30,12 +30,11 @@ _RESOLVED = 3.0
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`steps`: the recommended window τ (or chunk k), inf where the measured decay never gets there.
+    """The recommended window τ (or chunk k) as `steps`; inf if the measured decay never gets to the allowed bias.
 
-    `source` says which bias decided; `extrapolated` that the measured lags (`within`) do not reach that far, and
-    `steps` is then an upper bound. `between`: the measured windows right before and after `steps`, where `steps` itself
-    was not measured but lies on the straight line through their logarithms. `bias` is the relative bias at `steps`
-    (where extrapolated, at the last lag).
+    `source`: the bias that decided. `extrapolated`: the measured lags (`within`) do not reach that far, and `steps` is
+    an upper bound. `between`: the measured windows right before and after `steps` if it was interpolated between their
+    logarithms. `bias`: the relative bias at `steps` (if extrapolated, at the last lag).
     """
 
     steps: float
@@ -51,12 +50,12 @@ class Recommendation:
 
     @property
     def reached(self) -> bool:
-        """Whether there is a number at all."""
+        """Whether `steps` is finite."""
         return math.isfinite(self.steps)
 
     @property
     def text(self) -> str:
-        """The recommendation in words."""
+        """The recommendation as text."""
         if math.isnan(self.steps):
             return f"no {self.what} can be recommended: {self.note or 'the bias is not finite'}"
         if not self.reached:
@@ -139,8 +138,8 @@ def smallest_window(
 def _put_between(
     at: np.ndarray, bias: np.ndarray, first: int, epsilon: float
 ) -> tuple[float, float] | None:
-    """The earliest window, and its bias, that is under ε on the straight line through the logarithms of the biases of
-    the first window that was measured under ε and the one before it; None where there is none between the two."""
+    """The smallest window with a bias below ε, and its bias, interpolated on logarithms between the first window
+    measured below ε and the one before it; None if there is none between the two."""
     if not first or bias[first] <= 0 or epsilon <= 0:  # τ = T is exact and says nothing of the way
         return None
     width = float(at[first] - at[first - 1])
@@ -156,7 +155,7 @@ def _put_between(
 
 
 def _extrapolated(values: np.ndarray, at: np.ndarray, epsilon: float) -> float:
-    """Where the bias falls to ε on the slower of two measured decays, of the later half and of the last quarter."""
+    """Where the bias falls to ε on the slower of two fitted decays: over the later half and over the last quarter."""
     factors = []
     for share in (1 / 2, 3 / 4):
         tail = (at >= at[-1] * share) & (values > 0)
@@ -171,7 +170,8 @@ def _extrapolated(values: np.ndarray, at: np.ndarray, epsilon: float) -> float:
 
 @dataclass(frozen=True)
 class Systematic:
-    """The bias of the mean gradient per window: `bias` (NaN where negative by noise), its square's standard error."""
+    """Bias of the mean gradient per window: `bias` (NaN where the square is negative by noise), standard error of its
+    square."""
 
     bias: np.ndarray
     square: np.ndarray
@@ -219,7 +219,7 @@ def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systema
 
 
 def _pooled(values: np.ndarray) -> np.ndarray:
-    """The mean over recordings of what was measured; NaN where no recording did."""
+    """Mean over recordings, ignoring NaN; NaN where no recording measured it."""
     times = (~np.isnan(values)).sum(0)
     total: np.ndarray = np.where(times > 0, np.nansum(values, 0) / np.maximum(times, 1), np.nan)
     return total
@@ -228,8 +228,8 @@ def _pooled(values: np.ndarray) -> np.ndarray:
 def _systematic_window(
     squares: Squares, epsilon: float, length: int | None
 ) -> Recommendation | None:
-    """The recommendation by the systematic bias; None where it is not resolved to within ε, or where only windows that
-    too few recordings measured could tell it."""
+    """The recommendation by systematic bias; None if it is not resolved to within ε, or could only be decided by
+    windows that too few recordings measured."""
     found = systematic_bias(squares.tail, squares.whole, squares.error)
     if not found.resolved:
         return None

@@ -12,7 +12,7 @@ from rnndiag.stats.need.sentences import number
 
 
 def need_as_json(need: MemoryNeed) -> dict[str, Any]:
-    """All numbers, the verdict and its sentences; None for what is not a finite number."""
+    """All numbers, the verdict and its sentences; non-finite numbers become None."""
     plain = {field.name: _plain(getattr(need, field.name)) for field in fields(need)}
     told = [need.sentence, *need.further_sentences]
     return {"lead": need.lead, "sentences": told, "scale": _plain(need.scale), **plain}
@@ -29,7 +29,7 @@ def _plain(value: Any) -> Any:
 
 
 def need_text(need: Mapping[str, Any]) -> str:
-    """The sentences, NEED by lag and USE by inputs, from what `need_as_json` returned."""
+    """The sentences, NEED by lag and USE by inputs as text, from the result of `need_as_json`."""
     lines = [
         *need["sentences"],
         "",

@@ -1,4 +1,4 @@
-"""Tests by random signs: under no effect, the gain of a sequence is as likely to be a loss of the same size."""
+"""Sign-flip tests: without an effect, the gain of a sequence is symmetric around 0."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def p_of_sum(values: Array, flips: int, seed: int) -> float:
 
 
 def family_wise_p(values: Array, flips: int, seed: int) -> list[float]:
-    """One-sided p of each row of (groups, sequences), corrected for the largest of all groups."""
+    """One-sided p of each row of (groups, sequences), corrected for the number of groups by the maximum statistic."""
     size = np.sqrt(np.sum(values**2, 1))
     safe = np.where(size > 0, size, 1.0)
     largest = ((signs(values.shape[1], flips, seed) @ values.T) / safe).max(1, initial=-np.inf)
@@ -44,7 +44,7 @@ def mean_with_error(values: Array) -> tuple[float, float]:
 
 
 def in_blocks(values: Array, block: int) -> Array:
-    """Means over `block` consecutive sequences along the last axis: the units where sequences overlap."""
+    """Means over blocks of `block` consecutive sequences (last axis): the units of the tests if sequences overlap."""
     if block <= 1:
         return values
     starts = np.arange(0, values.shape[-1], block)

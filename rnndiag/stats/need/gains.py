@@ -1,4 +1,4 @@
-"""Gains of held-out sequences by level, and the tests of them."""
+"""Gains on held-out sequences by level of skips, and their tests."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ NORMAL_95 = 1.96
 
 @dataclass(frozen=True)
 class HeldOutGains:
-    """Falls of the loss, one value a test sequence.
+    """Reductions of the loss by skips, one value per test sequence (n of them).
 
-    Sequences that overlap are averaged over blocks first: `block` consecutive ones are one unit of the tests.
+    If sequences overlap, `block` consecutive ones are averaged and form one unit of the tests.
     """
 
     present: Array
-    """(n,) of functions of the present."""
+    """(n,) by functions of the present."""
     groups: Array
-    """(groups, n) of each group of lags, over all nearer ones."""
+    """(groups, n) by each group of lags, added to all nearer groups."""
     control: Array
-    """(groups, n): the same skips with the past of another sequence whose present is much the same."""
+    """(groups, n) by the same skips, given the past of another sequence with a similar present."""
     block: int = 1
     seed: int = 0
 
     @property
     def units(self) -> int:
-        """Sequences, or blocks of them."""
+        """Number of test units: sequences, or blocks of them."""
         return len(self._units(self.present))
 
     def of_present(self) -> tuple[Gain, float]:
-        """Gain of the present and its p."""
+        """Gain by the present, and its p."""
         values = self._units(self.present)
         return Gain(*interval(values)), p_of_sum(values, FLIPS, self.seed)
 
@@ -54,7 +54,7 @@ class HeldOutGains:
     def by_group(
         self, lags: Sequence[range], passed: Sequence[bool], scale: float
     ) -> tuple[Group, ...]:
-        """The groups one by one, their p corrected for their number.
+        """The gain of each group, its p corrected for the number of groups.
 
         Args:
             lags: Lags of each group.
@@ -82,7 +82,7 @@ class HeldOutGains:
 
 
 def interval(values: Array) -> tuple[float, float, float]:
-    """Mean and its 95 % interval."""
+    """Mean and the bounds of its 95 % interval."""
     mean, error = mean_with_error(values)
     if not np.any(values):
         return 0.0, 0.0, 0.0

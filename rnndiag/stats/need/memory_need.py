@@ -21,21 +21,21 @@ class MemoryNeed(NeedNumbers):
 
     @property
     def lead(self) -> Lead:
-        """The verdict that leads."""
+        """The leading verdict."""
         return lead_of(self)
 
     @property
     def sentence(self) -> str:
-        """The verdict as one sentence with its numbers."""
+        """The leading verdict as one sentence with its numbers."""
         return sentence_of(self, self.lead)
 
     @property
     def further_sentences(self) -> tuple[str, ...]:
-        """What else holds, and the limits of the answer."""
+        """Further verdicts that hold, and the limits of the answer."""
         return further_sentences(self, self.lead)
 
     def with_notes(self, notes: tuple[str, ...]) -> MemoryNeed:
-        """The same with further limits."""
+        """A copy with further limits."""
         return replace(self, notes=(*self.notes, *notes))
 
     def __str__(self) -> str:

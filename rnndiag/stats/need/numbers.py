@@ -1,4 +1,4 @@
-"""The numbers that `memory_need` measures; the verdict follows from them alone."""
+"""The numbers that `memory_need` measures; the verdict depends on them alone."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Limit = Literal["given", "window", "reach"]
-"""Where `beyond` comes from: the caller, the window in use, or the reach of the gradient."""
+"""Origin of `beyond`: given by the caller, the window in use, or the reach of the gradient."""
 LIMITS: tuple[Limit, ...] = ("given", "window", "reach")
 
 P = 0.05
 GATE = 0.01
 """Effects below this share of the scale R raise no verdict."""
 CONTROL = 0.03
-"""The positive control has to find a need of this share of R, or silence is not resolved."""
+"""A need of this share of R must be found by the positive control; otherwise finding none proves nothing."""
 FEWEST_SEQUENCES, FEWEST_ROWS = 32, 64
 
 
 class Gain(NamedTuple):
-    """A fall of the loss on held-out sequences, with its 95 % interval."""
+    """A reduction of the loss on held-out sequences, with its 95 % interval."""
 
     gain: float
     lower: float
@@ -27,7 +27,7 @@ class Gain(NamedTuple):
 
 
 class LagGain(NamedTuple):
-    """A gain with its tests: above 0, and above the gain of another sequence's past."""
+    """A gain with two tests: above 0, and above the gain from another sequence's past."""
 
     gain: float
     lower: float
@@ -36,17 +36,17 @@ class LagGain(NamedTuple):
     p_over_control: float
 
     def passes(self, gate: float) -> bool:
-        """Both tests pass and the interval lies above the gate."""
+        """Whether both tests are significant and the interval lies above `gate`."""
         return self.significant and self.lower > gate
 
     @property
     def significant(self) -> bool:
-        """Both tests pass."""
+        """Whether both tests are significant."""
         return self.p <= P and self.p_over_control <= P
 
 
 class Group(NamedTuple):
-    """What the inputs `low` .. `high` steps back add to all nearer ones and to the state."""
+    """The gain of the inputs `low` .. `high` steps back, beyond the state and all nearer inputs."""
 
     low: int
     high: int
@@ -59,7 +59,7 @@ class Group(NamedTuple):
 
 
 class Use(NamedTuple):
-    """The rise of the loss where outputs see the last `inputs` inputs only."""
+    """The rise of the loss when outputs are computed from the last `inputs` inputs only."""
 
     inputs: int
     rise: float
@@ -77,53 +77,53 @@ class NeedNumbers:
     layer: str
     """The layer whose outputs the skips were added to."""
     loss: float
-    """L, the loss of the net on the test sequences, in eval mode."""
+    """L, the loss of the net on the test sequences in eval mode."""
     groups: tuple[Group, ...]
-    """NEED by groups of lags, nearest first."""
+    """NEED by group of lags, nearest first."""
     present: Gain
-    """What the state already holds: the gain of functions of the present input and state."""
+    """The gain by functions of the present input and state: information that the state already holds."""
     present_p: float
     within: LagGain
-    """All groups nearer than `beyond`."""
+    """The gain of all groups nearer than `beyond`."""
     further: LagGain
-    """All groups `beyond` or more steps back."""
+    """The gain of all groups `beyond` or more steps back."""
     use: tuple[Use, ...]
-    """USE over the number of inputs, a running minimum."""
+    """USE by number of inputs, as a running minimum."""
     used_memory: int | None
-    """How many of the last inputs the net draws on; None: it draws on no past that could be measured."""
+    """Number of last inputs that the net uses; None: no use of past inputs was measurable."""
     burn_in: int
-    """Steps after which a start state is forgotten, to 1 %, in 95 % of the sequences."""
+    """Steps after which 95 % of the sequences have forgotten their start state to within 1 %."""
     floor: float
-    """The smallest share of R that the positive control found; inf: none; NaN: not tried."""
+    """The smallest share of R that the positive control found; inf: none found; NaN: not run."""
     beyond: int
     limit: Limit
     max_lag: int
     """D, the longest lag tested."""
     sequences: int
-    """Sequences that gains were measured on, or blocks of overlapping ones."""
+    """Number of test units: sequences, or blocks of overlapping ones."""
     n_sequences: int
-    """All sequences that were looked at."""
+    """Number of all sequences read."""
     rows: int
-    """Outputs with a loss in the sequences that the skips were fitted to."""
+    """Number of outputs with a loss in the sequences that the skips were fitted to."""
     reach: float = math.nan
     """Steps within which 90 % of the credit lies; NaN: not measured."""
     peak_lag: float = math.nan
-    """The lag at which the screen stands out most."""
+    """The lag with the highest score in the screen."""
     autocorrelation: float = math.nan
-    """Autocorrelation time of the inputs in steps: gains smear over about as many lags."""
+    """Autocorrelation time of the inputs in steps: gains spread over about as many neighbouring lags."""
     gap: float = 0.0
-    """Largest error of the split of gains over sequences before correction, relative to the gain."""
+    """Largest relative error of splitting a gain over sequences, before it was corrected."""
     plain_steps: float = math.nan
-    """What it cost, in plain training steps."""
+    """Cost in plain training steps."""
     notes: tuple[str, ...] = ()
     """Limits of this answer, in sentences."""
 
     @property
     def scale(self) -> float:
-        """R, the loss that the net would have without memory: all effects are compared with it."""
+        """R, the loss of the net without memory: the scale with which all effects are compared."""
         return abs(self.loss) + max([0.0, *(point.rise for point in self.use)])
 
     @property
     def gate(self) -> float:
-        """The smallest effect that raises a verdict, in loss."""
+        """The smallest effect that raises a verdict, in units of the loss."""
         return GATE * self.scale

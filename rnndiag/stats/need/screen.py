@@ -18,7 +18,7 @@ from rnndiag.stats.need.stored import HasMeasurements
 from rnndiag.store.quantities import NEED_SCREEN_KINDS
 
 LEAST_EXPLAINED = 0.02
-"""Below this share of the error the screen points at nothing: smaller shares are within its bias."""
+"""Peaks that explain less than this share of the error are ignored: the bias of the screen can be as large."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class ScreenCurve:
     recordings: int
     lags: tuple[int, ...]
     explained: Array
-    """(kind, lag): mean of U, the share of the error that a skip would explain; NaN where not looked at."""
+    """(kind, lag): mean of U, the share of the error that a skip would explain; NaN where not measured."""
     z: Array
-    """(kind, lag): the sum of U over its standard deviation."""
+    """(kind, lag): the sum of U over recordings divided by its standard deviation."""
 
     @property
     def p(self) -> Array:
-        """(kind, lag): one-sided, corrected for the number of kinds and lags (Bonferroni)."""
+        """(kind, lag): one-sided p, Bonferroni-corrected for the number of kinds and lags."""
         # Imported here: a check of a run without a screen needs no scipy, and starts faster without it.
         from scipy.special import ndtr
 
@@ -44,7 +44,7 @@ class ScreenCurve:
 
     @property
     def peak(self) -> tuple[str, int] | None:
-        """Kind and lag that stand out most; None where none does, or only by a share too small to be trusted."""
+        """(kind, lag) of the most significant peak; None if there is none or its share is below LEAST_EXPLAINED."""
         known = (self.p <= P) & (self.explained >= LEAST_EXPLAINED)
         if not known.any():
             return None
@@ -53,7 +53,7 @@ class ScreenCurve:
 
     @property
     def sentence(self) -> str:
-        """What it points at, and that this is no verdict."""
+        """A sentence on the peak that also says that the screen alone is no verdict."""
         over = f"{self.recordings} recording" + ("" if self.recordings == 1 else "s")
         if self.peak is None:
             return f"The screen of {over} points at no past input of {self.layer}; that proves nothing."
@@ -67,7 +67,7 @@ class ScreenCurve:
 
 
 def screens_in(recordings: Iterable[HasMeasurements]) -> tuple[ScreenCurve, ...]:
-    """The pooled screens of recordings (a StoredRun is an iterable of them), one a layer."""
+    """The pooled screens in recordings (a StoredRun is an iterable of them), one per layer."""
     cells: dict[str, dict[tuple[int, int], list[tuple[float, float]]]] = {}
     counts: dict[str, int] = {}
     for recording in recordings:

@@ -1,4 +1,4 @@
-"""The verdicts of `memory_need` in sentences."""
+"""The verdicts of `memory_need` as sentences."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def further_sentences(need: NeedNumbers, lead: Lead) -> tuple[str, ...]:
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
+    """A number with three significant digits."""
     return f"{value:.3g}"
 
 
@@ -76,7 +76,7 @@ def lags(group: Group) -> str:
 
 
 def _share(gain: float, need: NeedNumbers) -> str:
-    """The gain as a share of the loss; nothing where the loss can fall below 0, as that of a density can."""
+    """The gain as a share of the loss; empty if the loss can be negative, as that of a density can."""
     return f" ({percent(gain / need.loss)} of it)" if 0 < gain <= need.loss else ""
 
 

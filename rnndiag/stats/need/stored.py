@@ -1,4 +1,4 @@
-"""A `MemoryNeed` as quantities of a run, and back."""
+"""Converts a `MemoryNeed` to stored quantities and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUP, PART, USE, FACT = "need_group", "need_part", "need_use", "need_fact"
 
 
 class HasMeasurements(Protocol):
-    """A recording."""
+    """Anything with measurements, such as a recording."""
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
@@ -25,7 +25,7 @@ class HasMeasurements(Protocol):
 
 
 def need_measurements(need: MemoryNeed) -> tuple[Measurement, ...]:
-    """The quantities that hold a need. Notes are not among them: they go into the recording's notes."""
+    """A need as stored quantities. Its notes are not among them: they go into the notes of the recording."""
     present = (*need.present, need.present_p, math.nan)
     facts = {
         **{name: getattr(need, name) for name in NEED_FACTS if name != "limit"},
@@ -48,7 +48,7 @@ def need_measurements(need: MemoryNeed) -> tuple[Measurement, ...]:
 
 
 def needs_in(recordings: Iterable[HasMeasurements]) -> tuple[MemoryNeed, ...]:
-    """All needs that recordings hold, one a layer: the latest."""
+    """The latest need of each layer in these recordings."""
     found: dict[str, dict[str, Measurement]] = {}
     for recording in recordings:
         for one in recording.measurements:
@@ -58,7 +58,7 @@ def needs_in(recordings: Iterable[HasMeasurements]) -> tuple[MemoryNeed, ...]:
 
 
 def need_of(layer: str, parts: Mapping[str, Measurement]) -> MemoryNeed:
-    """The need of a layer from its four quantities, by name."""
+    """Rebuild the `MemoryNeed` of a layer; `parts` maps the names of its four stored quantities to measurements."""
     facts = dict(zip(NEED_FACTS, parts[FACT].values.tolist(), strict=True))
     present, within, further = parts[PART].values.tolist()
     used = facts["used_memory"]
@@ -92,5 +92,5 @@ def need_of(layer: str, parts: Mapping[str, Measurement]) -> MemoryNeed:
 
 
 def _count(value: float) -> int:
-    """A stored count; 0 for what no run of ours holds (a damaged file)."""
+    """A stored count as int; 0 for values that are no count (a damaged file)."""
     return int(value) if math.isfinite(value) else 0

@@ -1,8 +1,8 @@
-"""From the numbers of `memory_need` to the verdict.
+"""Derives the verdict from the numbers of `memory_need`.
 
-Several statements may hold at once; they are tried in the order below and the first that holds leads. Data that cannot
-resolve anything come first, a solved task second. A state that already holds more than half of the loss leads over a
-need of memory, since skips from the past are provisional then.
+Several statements may hold at once; they are tried in a fixed order and the first that holds leads: first data that
+cannot resolve anything, then a solved task. A state that holds more than half of the loss unused leads over a need of
+memory, since skips from the past are provisional then.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Lead = Literal[
 
 
 def lead_of(need: NeedNumbers) -> Lead:
-    """The verdict that leads."""
+    """The leading verdict."""
     if too_little_data(need):
         return "unresolved"
     if 0 <= need.loss < GATE * need.scale:
@@ -59,19 +59,19 @@ def lead_of(need: NeedNumbers) -> Lead:
 
 
 def holds_most(need: NeedNumbers) -> bool:
-    """The state holds more than half of the loss unused, so that what is said of past inputs is provisional.
+    """Whether the state holds more than half of the loss unused, so that results on past inputs are provisional.
 
-    More than what far inputs add, too: that follows for a loss whose best value is 0, but not for others.
+    It must also exceed the gain of far inputs: implied for a loss whose minimum is 0, but not for others.
     """
     return need.present.gain > max(need.loss / 2, need.further.gain)
 
 
 def too_little_data(need: NeedNumbers) -> bool:
-    """Fewer sequences or outputs than the present alone would overfit."""
+    """Whether there are too few sequences or outputs to fit even functions of the present without overfitting."""
     return need.n_sequences < FEWEST_SEQUENCES or need.rows < FEWEST_ROWS
 
 
 def reaches_further_than_used(need: NeedNumbers) -> bool:
-    """The gradient reaches past the inputs that the net draws on."""
+    """Whether the gradient reaches further back than the inputs that the net uses."""
     used = need.used_memory
     return used is not None and math.isfinite(need.reach) and need.reach > used
