@@ -1,4 +1,4 @@
-"""Health: numbers of a run become findings, against a project's bounds and its baseline.
+"""Turns the numbers of a run into findings, by a project's bounds and its baseline.
 
 The public names load at their first use, so that `rnndiag --help` needs no numpy.
 """
@@ -39,7 +39,7 @@ __all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name at its first use, and keep it."""
+    """Import a public name at its first use, and cache it."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -1,4 +1,5 @@
-"""The baseline: a small committed JSON with each check's value in each layer, one a seed, and what it is good for."""
+"""The baseline: a small committed JSON file with each check's value per layer and seed, and what makes runs
+comparable."""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ VERSION = 1
 _MOST_BYTES = 4 << 20
 
 Values = Mapping[str, Mapping[str, tuple[float, ...]]]
-"""check -> layer -> one value a run."""
+"""check -> layer -> one value per run."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What later runs are compared with. Made by `measure`, or read from a file."""
+    """The values that later runs are compared with. Made by `measure`, or read from a file."""
 
     values: Values
     fingerprint: Mapping[str, Any]
@@ -44,7 +45,7 @@ class Baseline:
         return f"{self.source} ({count}{f' at {self.commit[:7]}' if self.commit else ''})"
 
     def as_json(self) -> str:
-        """The file's text: sorted, one line a list, so that a diff of it can be read."""
+        """The text of the file: sorted, one list per line, so that diffs are readable."""
         head = {
             "format": FORMAT,
             "version": VERSION,
@@ -69,7 +70,7 @@ class Baseline:
 
 
 def measure(runs: Sequence[StoredRun], config: Config) -> Baseline:
-    """The baseline that these runs (seeds of one program) make."""
+    """The baseline made from these runs (seeds of one program)."""
     prints = [fingerprint(run) for run in runs]
     for run, other in zip(runs[1:], prints[1:], strict=True):
         for name, old, new in differences(prints[0], other)[:1]:
@@ -106,7 +107,7 @@ def measure(runs: Sequence[StoredRun], config: Config) -> Baseline:
 
 
 def run_values(run: StoredRun, config: Config, judged: bool = True) -> dict[str, dict[str, float]]:
-    """check -> layer -> the number of every comparable check that has one.
+    """check -> layer -> number, for every comparable check that has one.
 
     Args:
         run: The run.
@@ -127,7 +128,7 @@ def run_values(run: StoredRun, config: Config, judged: bool = True) -> dict[str,
 
 
 def changes(old: Baseline | None, new: Baseline) -> list[str]:
-    """`reach of rnn.l0: 41.2 -> 38.0 steps`, a line for every check and layer of either."""
+    """The differences as text, such as `reach of rnn.l0: 41.2 -> 38.0 steps`, one line per check and layer."""
     lines = []
     for name, before, after in differences(
         old.fingerprint if old else new.fingerprint, new.fingerprint
@@ -147,12 +148,12 @@ def _mean(rule: Rule, values: tuple[float, ...] | None) -> str:
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:
-    """Write the file whole or not at all."""
+    """Write the file atomically."""
     write_whole(path, baseline.as_json())
 
 
 def read_baseline(path: Path) -> Baseline:
-    """The baseline in a file; raises CannotJudge where there is none that can be used."""
+    """Read a baseline file; raises CannotJudge if there is none or it cannot be used."""
     remedy = "Make it with: rnndiag baseline RUN... -o FILE"
     try:
         content = json.loads(read_regular(path, _MOST_BYTES))

@@ -1,4 +1,4 @@
-"""What one check allows: two-sided bounds, a change against the baseline, which recordings and layers, how loudly."""
+"""The settings of one check: two-sided bounds, allowed change against the baseline, recordings, layers and severity."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class Bounds:
     """The limits of one check. None means: no limit, or the default of all checks."""
 
     min: float | None = None
-    """A smaller number violates the check."""
+    """Smaller numbers violate the check."""
     max: float | None = None
-    """A larger number violates the check."""
+    """Larger numbers violate the check."""
     window: str | None = None
-    """The recordings that this check judges, where not those of all checks."""
+    """The recordings that this check judges, if not those of the configuration."""
     change: str = "noise"
-    """`noise`, a percentage, or `off`: how the number is compared with a baseline, where it is comparable."""
+    """How the number is compared with a baseline, if comparable: `noise`, a percentage, or `off`."""
     shift: float = 0.10
-    """Never report a smaller change than this share of the baseline."""
+    """Smallest change that is reported, as a share of the baseline."""
     level: Level = "fail"
     """`fail`, `warn` (prints, does not fail) or `off`."""
     layers: tuple[str, ...] = EVERY_LAYER
-    """Names of the layers that the check is meant for, with `*` for any part of a name."""
+    """Names of the layers that the check applies to; `*` matches any part of a name."""
     min_recordings: int | None = None
-    """How many values the check must rest on, where not as many as the other checks."""
+    """Number of values that the check must rest on, if not that of the configuration."""
     configured: bool = False
-    """Whether a person asked for this check by name."""
+    """Whether the user configured this check by name."""
 
     @property
     def bounded(self) -> bool:
@@ -43,11 +43,11 @@ class Bounds:
         return self.min is not None or self.max is not None
 
     def but(self, **changes: object) -> Bounds:
-        """The same bounds with some fields replaced."""
+        """A copy with some fields replaced."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def side(self, value: float) -> Literal["low", "high"] | None:
-        """On which side the value violates the bounds. What is not a number violates every bound."""
+        """The side on which the value violates the bounds; None if it does not. NaN violates every bound."""
         if self.min is not None and not value >= self.min:
             return "low"
         if self.max is not None and not value <= self.max:
@@ -55,12 +55,12 @@ class Bounds:
         return None
 
     def covers(self, layer: str) -> bool:
-        """Whether the check is meant for this layer."""
+        """Whether the check applies to this layer."""
         return any(fnmatchcase(layer, pattern) for pattern in self.layers)
 
 
 def parse_percent(text: str) -> float:
-    """The share that `10%` stands for."""
+    """`10%` as the share 0.1."""
     match = _PERCENT.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"expected a percentage such as '10%', not {text!r}")

@@ -1,4 +1,4 @@
-"""Four words for a change against a baseline: identical, within noise, shifted, out of bounds."""
+"""Classifies a change against a baseline as identical, within noise, shifted or out of bounds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _SAME = 1e-9
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a number stands against its baseline, all as shares of the baseline's size."""
+    """A number compared with a baseline; all fields are shares of the baseline's size."""
 
     change: float
     tolerance: float
     word: Change
     noise_known: bool
-    """Whether the tolerance comes from the baseline's own spread, or is the percentage rule."""
+    """Whether the tolerance comes from the spread of the baseline; else it is a fixed percentage."""
 
     @property
     def failed(self) -> bool:
-        """Whether the change itself is larger than what is allowed."""
+        """Whether the change exceeds the tolerance."""
         return not abs(self.change) <= self.tolerance
 
 

@@ -1,4 +1,4 @@
-"""Reads what a project allows: the table [tool.rnndiag] of a pyproject.toml, or the same as a dict."""
+"""Reads a project's configuration: the table [tool.rnndiag] of a pyproject.toml, or the same as a dict."""
 
 from __future__ import annotations
 
@@ -32,28 +32,29 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Config:
-    """What is allowed, for every check. Made by `read_config`."""
+    """The configuration of all checks. Made by `read_config`."""
 
     checks: Mapping[str, Bounds] = field(default_factory=dict)
-    """Bounds of the checks that a person configured; all others keep their rule's defaults."""
+    """Bounds of the checks that the user configured; all others use the defaults of their rule."""
     baseline: Path | None = None
     """The baseline file that is used when `--baseline` is not given."""
     window: str = "last 20%"
-    """The recordings that are judged: `last 20%`, `last 10` or `all`; at least the last `min_recordings`."""
+    """The recordings that are judged: `last 20%`, `last 10` or `all`, but at least the last `min_recordings`."""
     min_recordings: int = 5
-    """How many values a check must rest on; with fewer it is not judged (exit code 3 where it was asked for)."""
+    """Number of values that a check must rest on; with fewer it is not judged (exit code 3 if the user configured it).
+    """
     false_alarm: float = 0.01
-    """The rate at which a healthy run may be called changed by one check, all its layers together."""
+    """Probability that a healthy run is called changed by one check, over all its layers."""
     min_baseline_runs: int = 5
-    """A baseline of fewer runs has no noise of its own: a change is then judged by `shift` alone."""
+    """With fewer runs the noise of a baseline is unknown, and changes are compared with `shift` alone."""
     comparable_across: tuple[str, ...] = ()
-    """Fields of the fingerprint that may differ between run and baseline."""
+    """Fields of the fingerprint that may differ between a run and the baseline."""
     fail_states: tuple[str, ...] = FAIL_STATES
     """States of the diagnosis that fail the gate."""
     chance: float | None = None
-    """The loss of a constant answer; None: as the run was given."""
+    """The loss of a constant answer; None: as stored in the run."""
     needs: int | str | None = None
-    """Steps back that the task needs; None: as the run was given."""
+    """Number of steps back that the task needs; None: as stored in the run."""
     source: str = "the defaults"
 
     def bounds(self, name: str) -> Bounds:
@@ -61,13 +62,13 @@ class Config:
         return self.checks.get(name) or all_rules()[name].defaults
 
     def with_unfinished(self) -> Config:
-        """The same, but a run that was cut short is judged for what it holds: `unfinished` only warns."""
+        """A copy that judges runs whose training was cut short: the check `unfinished` only warns."""
         warned = self.bounds("unfinished").but(level="warn")
         return replace(self, checks={**self.checks, "unfinished": warned})
 
 
 def find_config(start: Path) -> Path | None:
-    """The nearest pyproject.toml at or above `start`, as seen from the working directory."""
+    """The nearest pyproject.toml at `start` or in a folder above it, as a path relative to the working directory."""
     for folder in (start, *start.parents):
         if (folder / "pyproject.toml").is_file():
             return Path(os.path.relpath(folder / "pyproject.toml"))
@@ -75,7 +76,7 @@ def find_config(start: Path) -> Path | None:
 
 
 def nearest_config(start: Path) -> Config:
-    """The configuration of the nearest pyproject.toml, which may say nothing of rnndiag; else the defaults."""
+    """The configuration in the nearest pyproject.toml, if it has one; else the defaults."""
     found = find_config(start)
     return Config() if found is None else _from_file(found, named=False)
 
@@ -96,7 +97,7 @@ def read_config(source: Config | str | Path | Mapping[str, Any] | None) -> Confi
 
 
 def _from_file(path: Path, named: bool) -> Config:
-    """The configuration in a file; where a person named the file, it must have the table."""
+    """The configuration in a file; if the user named the file, it must have the table."""
     try:
         document = tomllib.loads(read_regular(path, _MOST_BYTES).decode())
     except OSError as error:
@@ -150,7 +151,7 @@ def _from_table(table: Mapping[str, Any], source: str, folder: Path) -> Config:
 
 
 def _about_the_task(table: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What a project says of its task: chance, a loss, and needs, in steps or in the run's time unit."""
+    """The settings of the task: chance, a loss, and needs, in steps or in the time unit of the run."""
     found: dict[str, Any] = {}
     if "chance" in table:
         found["chance"] = _number(table["chance"], "chance", source)

@@ -1,7 +1,7 @@
-"""Evaluate one rule on one layer of a run: the number, its limits, since when it violates them, what else moved.
+"""Evaluates one rule on one layer of a run: the number, its limits, since when it violates them, what else moved.
 
-A number is judged only where it rests on enough values (`min_recordings`) of the recordings that the check's window
-names. What was measured earlier is shown, never judged: a value that stopped being measured would pass for ever.
+A number is judged only if it rests on enough values (`min_recordings`) within the check's window. Earlier values are
+shown but not judged: otherwise a quantity that is no longer measured would pass forever.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rnndiag.store.quantities import MODEL
 from rnndiag.store.reader import StoredRun
 
 _MOST_MOVED = 2
-"""Other numbers that moved at the same step, named beside a failure."""
+"""Most other numbers that are named beside a failure because they moved at the same step."""
 
 ADVICE = "advice"
-"""The label of a detail that says what would do instead, where nothing is wrong; else it is part of the remedy."""
+"""Label of a detail with a recommendation where nothing is wrong; otherwise the advice is part of the remedy."""
 
 UNFIT = (ValueError, IndexError, KeyError, TypeError, ArithmeticError, RunUnreadable)
-"""What arrays of shapes that do not belong together raise: a damaged run must not end the check."""
+"""Exceptions raised by arrays of inconsistent shapes: a damaged run must not end the check."""
 
 
 class TooFewValues(NotRecorded):
@@ -46,13 +46,9 @@ class EndsEarly(TooFewValues):
 def ends_early(steps: np.ndarray, window: np.ndarray) -> bool:
     """Whether a quantity stopped being measured before its window ends.
 
-    Costly quantities are measured in every so many recordings. The recordings after the last value are therefore
-    compared with the longest distance between two values, or of one value from the start: more than twice as many mean
-    that no more would come.
-
-    Args:
-        steps: Steps (n,) of the recordings that hold a value, rising.
-        window: Steps (N,) of all recordings of the window, rising.
+    Costly quantities are measured only in every n-th recording. So the recordings after the last value are compared
+    with the longest distance between two values (for a single value: its distance from the start); more than twice as
+    many mean that it stopped.
     """
     places = np.searchsorted(window, steps)
     since_last = len(window) - 1 - int(places[-1])
@@ -62,7 +58,7 @@ def ends_early(steps: np.ndarray, window: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class RunEvaluator:
-    """One run with what is allowed of it.
+    """Evaluates the rules on one run under a configuration.
 
     Args:
         run: The run.
@@ -93,7 +89,7 @@ class RunEvaluator:
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
-        """All layers with a measurement, and those that only the provenance names: nothing of them was measured."""
+        """All layers with a measurement, and those only in the provenance, of which nothing was measured."""
         measured = self.whole.layers
         known = {recurrence(layer) for layer in measured}
         model = self.run.provenance.get("model")
@@ -104,18 +100,18 @@ class RunEvaluator:
         return (*measured, *(name for name in names if recurrence(name) not in known))
 
     def needed(self, rule: Rule, bounds: Bounds) -> int:
-        """How many values in the window a check must rest on."""
+        """Number of values in the window that a check must rest on."""
         if bounds.min_recordings:
             return bounds.min_recordings
         return 1 if rule.of_weights else self.config.min_recordings
 
     def owners(self, rule: Rule) -> tuple[str, ...]:
-        """Whose number a rule is: every layer, the whole model, or both."""
+        """What the number of a rule belongs to: every layer, the whole model, or both."""
         layers = self.layers if rule.owner != "model" else ()
         return (*layers, *((MODEL,) if rule.owner != "layer" else ()))
 
     def series(self, rule: Rule, layer: str, scope: RunNumbers) -> RuleSeries:
-        """The rule's number of each recording in the scope.
+        """The rule's number at each recording of the scope.
 
         Raises:
             NotRecorded: None of them holds what the rule needs, or its arrays do not fit together.
@@ -131,7 +127,7 @@ class RunEvaluator:
         return found
 
     def value(self, rule: Rule, layer: str) -> tuple[float, RuleSeries]:
-        """The number that is compared, and the values in the check's window that it comes from.
+        """The number that is compared, and the values in the check's window that it was computed from.
 
         Raises:
             NotRecorded: It was not measured in that window.
@@ -156,7 +152,7 @@ class RunEvaluator:
         return reduced(rule, found.values), found
 
     def _stopped(self, rule: Rule, layer: str, found: RuleSeries, window: np.ndarray) -> bool:
-        """Whether the values in a window end before it does, by the distances between values in the whole run."""
+        """Whether measuring stopped before the window ended, by the distances between values in the whole run."""
         if found.steps[-1] < window[0]:
             return True
         if not ends_early(found.steps, window):
@@ -164,7 +160,10 @@ class RunEvaluator:
         return ends_early(self.series(rule, layer, self.whole).steps, self.whole.all_steps)
 
     def stated(self, rule: Rule, layer: str) -> tuple[float, RuleSeries]:
-        """The number for a statement that judges nothing: of the window, else of the last recording that has it."""
+        """The number shown in a statement, which is not judged, and the values that it was computed from.
+
+        They lie in the check's window; if it has none, the last recording with a value is used.
+        """
         scope = self.scope(self.config.bounds(rule.name))
         try:
             found = self.series(rule, layer, scope)
@@ -177,7 +176,7 @@ class RunEvaluator:
         return reduced(rule, found.values), found
 
     def findings(self, rule: Rule) -> list[Finding]:
-        """One finding for each layer that the rule covers, with a number or with the reason why there is none."""
+        """One finding per layer that the rule applies to, with a number or with the reason why there is none."""
         bounds = self.config.bounds(rule.name)
         if bounds.level == "off":
             return []
@@ -211,10 +210,10 @@ class RunEvaluator:
     def _excused(
         self, rule: Rule, layer: str, reason: NotRecorded, judged: set[str], bounds: Bounds
     ) -> bool:
-        """Whether a layer without a number leaves nothing unjudged that a person asked for.
+        """Whether a layer without a number may be left out without hiding a check that the user configured.
 
-        That is so for another call of a recurrence that was judged, where no gradient reaches it or where it did not
-        run in every judged step, and for the parts of a check on layers and model that a layer cannot have.
+        That is so for another call of a recurrence that was judged, if no gradient reaches this call or it did not run
+        in every judged step, and for checks on layers and model whose number does not exist for a layer.
         """
         if layer != MODEL and recurrence(layer) in judged:
             return isinstance(reason, DoesNotApply) or not self._ran_throughout(rule, layer, bounds)
@@ -223,7 +222,7 @@ class RunEvaluator:
         return False
 
     def _ran_throughout(self, rule: Rule, layer: str, bounds: Bounds) -> bool:
-        """Whether the window holds something of this layer in enough recordings, and up to its end."""
+        """Whether enough recordings in the window hold anything of this layer, up to the end of the window."""
         window = self.scope(bounds).steps
         for quantity in self.run.quantities:
             if (quantity, layer) in self.run:
@@ -310,7 +309,7 @@ class RunEvaluator:
             return None, None
 
     def explained(self, rule: Rule, finding: Finding, bounds: Bounds) -> Finding:
-        """The finding with since when it holds, what was before, and what else moved then."""
+        """The finding, completed by since when it holds, the value before, and what else moved then."""
         try:
             whole = self.series(rule, finding.layer, self.whole)
         except NotRecorded:
@@ -334,7 +333,7 @@ class RunEvaluator:
         return finding.but(since_step=since, details=(line, *also, *finding.details))
 
     def moved_with(self, rule: Rule, layer: str, since: int) -> Iterator[str]:
-        """Other numbers of the same layer that moved at that step, in the order in which faults are told."""
+        """Other numbers of the same layer that moved at step `since`, in the order of rules."""
         told = 0
         for other in all_rules().values():
             same = other.name == rule.name or (rule.family and other.family == rule.family)
@@ -352,7 +351,7 @@ class RunEvaluator:
 
 
 def reduced(rule: Rule, values: np.ndarray) -> float:
-    """One number of the judged recordings; the median leaves out a few recordings without a number, not most."""
+    """One number for the judged recordings; their median ignores a few recordings without a number, but not most."""
     if rule.reduce == "last":
         return float(values[-1])
     known = values[~np.isnan(values)]
@@ -364,7 +363,7 @@ def reduced(rule: Rule, values: np.ndarray) -> float:
 
 
 def allowed(rule: Rule, bounds: Bounds) -> str:
-    """What would pass, in the rule's own digits."""
+    """The allowed range as text, in the rule's own digits."""
     low = None if bounds.min is None else _limit(rule, bounds.min)
     high = None if bounds.max is None else _limit(rule, bounds.max)
     if low is not None and high is not None:
@@ -381,7 +380,7 @@ def _limit(rule: Rule, bound: float) -> str:
 
 
 def sentence(rule: Rule, value: float, layer: str, time_steps: int | None) -> str:
-    """The rule's statement with this value in place, or that there is no number."""
+    """The rule's statement with this value inserted, or a statement that there is no number."""
     if math.isnan(value):
         return f"{rule.meaning}: not a number in most of the judged recordings"
     text = rule.infinite if math.isinf(value) and rule.infinite else rule.statement
@@ -399,10 +398,10 @@ _ENDED = "See what the recorder could not do any more: rnndiag show RUN; fit onc
 
 
 def _is_certain(rule: Rule, bounds: Bounds, series: RuleSeries) -> bool:
-    """Whether values that are too few to pass show a violation all the same.
+    """Whether a violation is certain although there are too few values for a pass.
 
-    A number that no recording may exceed is violated by one. A limit that holds for everyone is violated where all
-    values that there are lie outside; a limit that a person set is then not judged.
+    A number that no recording may exceed is violated by one. A default limit is violated if all values lie outside; a
+    limit that the user set is then not judged.
     """
     known = series.values[~np.isnan(series.values)]
     outside = [bounds.side(float(value)) is not None for value in known]
@@ -417,7 +416,7 @@ def _share_without(series: RuleSeries) -> str:
 
 
 def not_judged(rule: Rule, layer: str, why: str, bounds: Bounds) -> Finding:
-    """A check without a number: a fault where a person asked for it, else only said."""
+    """The finding for a check without a number: a fault if the user configured the check, else a note."""
     return Finding(
         check=rule.name,
         status="not_judged" if bounds.configured else "note",
@@ -431,7 +430,7 @@ def not_judged(rule: Rule, layer: str, why: str, bounds: Bounds) -> Finding:
 
 
 def moved(rule: Rule, series: RuleSeries, since: int) -> str:
-    """`fell 0.99 -> 0.81, steps 320-360` where the number moved well beyond its spread there, else nothing."""
+    """`fell 0.99 -> 0.81, steps 320-360` if the number moved well beyond its earlier spread, else empty."""
     before, after = series.values[series.steps < since], series.values[series.steps >= since]
     if len(before) < 2 or len(after) < 1 or not np.isfinite(np.concatenate([before, after])).all():
         return ""

@@ -1,4 +1,4 @@
-"""One finding: what a check saw, what it allows, what to do. Report, console, JUnit and pytest consume this type."""
+"""One finding: what a check saw, what it allows, what to do. Used by report, console, JUnit and pytest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Status = Literal["fail", "not_judged", "warn", "pass", "note"]
 Change = Literal["identical", "within noise", "shifted", "out of bounds"]
 
 STATUSES: tuple[Status, ...] = ("fail", "not_judged", "warn", "pass", "note")
-"""Worst first."""
+"""Statuses, worst first."""
 
 CHANGES: tuple[Change, ...] = ("identical", "within noise", "shifted", "out of bounds")
 
@@ -29,19 +29,19 @@ _TEXTS = (
 )
 
 UNTRUSTED = "residual"
-"""The check whose failure says that the recording itself is not to be trusted."""
+"""The check whose failure means that the recording itself cannot be trusted."""
 
 OF_THE_RUN = frozenset({"damage", "unfinished", "overhead"})
-"""Checks of the stored run itself: that they pass says nothing of the training, so nothing was judged by them."""
+"""Checks of the stored run itself: their pass says nothing about the training, so it judges nothing."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """What one check found in one layer of one run.
 
-    `value` is the number that was compared and `text_value` the same number as it is printed, with its unit. `allowed`
-    says what would have passed. `message` says what is so, `remedy` what to do. `details` are lines that begin with one
-    of the words where, since, means, also, see, note.
+    `value` is the number that was compared and `text_value` the same number as printed, with its unit. `allowed` says
+    what would have passed. `message` states the observation, `remedy` what to do. `details` are lines that begin with
+    one of the words where, since, means, also, see, note.
     """
 
     check: str
@@ -56,13 +56,13 @@ class Finding:
     change: Change | None = None
     details: tuple[str, ...] = ()
     notable: bool = False
-    """A statement (status note) whose value lies outside of what the rule calls typical."""
+    """For status note: whether the value lies outside of the rule's typical range."""
     word: str = ""
-    """The heading that this finding gives, in capitals, where it gives one."""
+    """A word in capitals for use as heading; empty if there is none."""
     run: str = ""
     """Name of the run."""
     baseline: str = ""
-    """What the baseline had, as it is printed."""
+    """The baseline's value as printed."""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -70,20 +70,20 @@ class Finding:
 
     @property
     def judged(self) -> bool:
-        """Whether a number of the training was held against a limit.
+        """Whether a number of the training was compared with a limit.
 
-        Checks of the stored run itself say nothing of the training, nor does a diagnosis that is only stated.
+        False for checks of the stored run itself, and for a diagnosis that is only stated.
         """
         if self.check in OF_THE_RUN or (self.check == "diagnosis" and self.status != "fail"):
             return False
         return self.status in ("pass", "fail", "warn")
 
     def but(self, **changes: Any) -> Finding:
-        """The same finding with some fields replaced."""
+        """A copy with some fields replaced."""
         return replace(self, **changes)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain types only; a value that is not finite becomes its name, as JSON has none for it."""
+        """Plain JSON types; a non-finite value is replaced by its name, as JSON has none for it."""
         plain = asdict(self)
         plain["details"] = list(self.details)
         if self.value is not None and not math.isfinite(self.value):
@@ -92,7 +92,7 @@ class Finding:
 
     @classmethod
     def from_json(cls, plain: Any) -> Finding:
-        """The finding that `as_json` wrote. Unknown keys, of a later version, are left out; wrong types raise."""
+        """Inverse of `as_json`. Unknown keys of a later version are ignored; wrong types raise."""
         if not isinstance(plain, Mapping):
             raise TypeError("a finding is an object")
         known = {key: plain[key] for key in cls.__dataclass_fields__ if key in plain}
@@ -111,6 +111,6 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Finding | None:
-    """The finding to show first: by status, then notable ones, then the order in which they came."""
+    """The finding to show first: by status, then notable ones, then in the given order."""
     ordered = sorted(findings, key=lambda f: (STATUSES.index(f.status), not f.notable))
     return ordered[0] if ordered else None

@@ -1,4 +1,4 @@
-"""What must agree before two runs can be compared: T, layers, dtype, the window in use, versions."""
+"""The properties that two runs must share to be comparable: T, layers, dtype, window in use, versions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rnndiag.store.quantities import MODEL
 from rnndiag.store.reader import StoredRun
 
 Fingerprint = Mapping[str, Any]
-"""Field -> a plain JSON value. Fields of a layer or a version are written `T.rnn.l0`, `versions.torch`."""
+"""Field -> plain JSON value. Fields of a layer or a version are named `T.rnn.l0`, `versions.torch`."""
 
 _VERSIONS = ("rnndiag", "torch")
 
 
 def fingerprint(run: StoredRun) -> dict[str, Any]:
-    """The run's own, from its provenance and its arrays."""
+    """The fingerprint of a run, from its provenance and its arrays."""
     numbers = RunNumbers(run)
     provenance = run.provenance
     fields: dict[str, Any] = {"layers": sorted(_layer(numbers, layer) for layer in numbers.layers)}
@@ -35,7 +35,7 @@ def fingerprint(run: StoredRun) -> dict[str, Any]:
 def differences(
     old: Fingerprint, new: Fingerprint, but: tuple[str, ...] = ()
 ) -> list[tuple[str, Any, Any]]:
-    """Fields that differ, with both values. `but` names fields (or their first part) that may."""
+    """(field, old, new) for each field that differs. `but` names fields (or their first part) that may differ."""
     found = []
     for name in dict.fromkeys((*old, *new)):
         free = any(
@@ -60,7 +60,7 @@ def _entry(provenance: Mapping[str, Any], *path: str) -> Any:
 
 
 def _time_steps(numbers: RunNumbers, layer: str) -> int | str:
-    """T where every recording has the same, else `varies`."""
+    """T if it is the same in every recording, else `varies`."""
     lengths = numbers.time_lengths(layer)
     if lengths is None:
         return "unknown"

@@ -1,6 +1,7 @@
-"""The frozen gate: the same weights and batch through today's code, held to stored numbers at the dtype's rounding.
+"""The frozen gate: runs stored weights and a stored batch through today's code and compares with stored numbers.
 
-No seeds and no training, so nothing to be flaky: what moves beyond rounding was moved by a change of the code.
+The tolerance is the rounding of the dtype. Without seeds and training the result is reproducible: a larger difference
+was caused by a change of the code.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from rnndiag.store.whole_files import read_regular, write_whole
 
 EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 FACTOR = 2000.0
-"""A number may move by so many roundings of its dtype: one rounding a step adds up over a sequence."""
+"""Tolerance in units of the dtype's rounding: one rounding error per time step adds up over a sequence."""
 MOST = 0.25
 NUMBERS, SNAPSHOT = "numbers.json", "snapshot.json"
 _MOST_BYTES = 256 << 20
 
 
 def tolerance(dtype: str) -> float:
-    """The relative difference that rounding may make, by dtype."""
+    """Relative difference that rounding may cause, by dtype."""
     if dtype not in EPSILONS:
         raise CannotJudge(
             f"The model computes in {dtype}.", "Use float64, float32, bfloat16 or float16."
@@ -64,20 +65,20 @@ def factory_of(folder: Path, trust: bool = False) -> str:
 
 
 def _module_files(module: str) -> list[Path]:
-    """Where the working directory has the module, which is the first place that it is looked for."""
+    """Files of the module in the working directory, which is the first entry of the search path."""
     path = Path.cwd().joinpath(*module.split("."))
     return [path.with_suffix(".py"), path / "__init__.py"]
 
 
 def _lies_in(file: Path, folder: Path) -> bool:
-    """Whether a file, or what a link in its place leads to, lies in a folder."""
+    """Whether a file, or the target of a link at its path, lies in a folder."""
     paths = (Path(os.path.abspath(file)), file.resolve())
     folders = (Path(os.path.abspath(folder)), folder.resolve())
     return any(path.is_relative_to(one) for path in paths for one in folders)
 
 
 def judge_snapshot(folder: Path, baseline: str | None = None, trust: bool = False) -> CheckResult:
-    """Run the snapshot and compare it with its own numbers, or with those in the file `baseline`.
+    """Run the snapshot and compare with its own numbers, or with those in the file `baseline`.
 
     Args:
         folder: The snapshot.
@@ -102,7 +103,7 @@ def judge_snapshot(folder: Path, baseline: str | None = None, trust: bool = Fals
 
 
 def read_numbers(path: Path) -> dict[str, Any]:
-    """The stored numbers; raises CannotJudge where they cannot be used."""
+    """Read stored numbers; raises CannotJudge if they cannot be used."""
     remedy = "Make them: rnndiag snapshot FACTORY -o DIR, or rnndiag baseline --snapshot DIR"
     try:
         content = json.loads(read_regular(path, _MOST_BYTES))
@@ -122,7 +123,7 @@ def read_numbers(path: Path) -> dict[str, Any]:
 
 
 def store_numbers(path: Path, new: Mapping[str, Any]) -> list[str]:
-    """Write the numbers; the lines that say what they were and are."""
+    """Write the numbers; returns one line per change, with the old and the new value."""
     if new.get("inexact"):
         layer, reason = next(iter(new["inexact"].items()))
         raise CannotJudge(
@@ -145,7 +146,7 @@ def store_numbers(path: Path, new: Mapping[str, Any]) -> list[str]:
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], name: str = "") -> list[Finding]:
-    """One finding for the structure, one for each number and layer run."""
+    """One finding for the structure, and one per number and layer run."""
     if old["dtype"] != new["dtype"]:
         raise CannotJudge(
             f"The model computes in {new['dtype']}, the stored numbers are of {old['dtype']}.",
@@ -181,7 +182,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], name: str = "") -> l
 
 
 def _structure(old: Mapping[str, str], new: Mapping[str, str]) -> Finding:
-    """Which layer runs there are, how long they are and where they start."""
+    """The finding that compares the layer runs, their lengths and their starts."""
     if dict(old) == dict(new):
         return Finding(
             "layer_runs", "pass", message="the same layer runs, as long and from the same starts"
@@ -224,7 +225,7 @@ def _moved(
 
 
 def difference(old: Sequence[float], new: Sequence[float]) -> float:
-    """The largest difference over the largest number; infinite where lengths or non-finite entries differ."""
+    """Largest absolute difference over the largest number; inf if lengths or non-finite entries differ."""
     if len(old) != len(new):
         return math.inf
     finite = [

@@ -1,6 +1,6 @@
-"""The gate: every rule on one or several runs, and their comparison with a baseline, as a list of findings.
+"""Evaluates every rule on one or several runs, and compares them with a baseline; returns a list of findings.
 
-Absolute limits and structural findings are judged first, and whatever the baseline says. What could not be judged is a
+Absolute limits and structural findings are judged first, independently of the baseline. What could not be judged is a
 finding of its own and never a pass.
 """
 
@@ -34,10 +34,10 @@ from rnndiag.health.rule import Rule, all_rules
 from rnndiag.store.reader import StoredRun
 
 AGAINST = " vs base"
-"""What follows the name of a check where it is compared with the baseline."""
+"""Suffix of the name of a check that is compared with the baseline."""
 
 BASELINE, SEEDS = "baseline", "seeds"
-"""Findings on whether runs can be compared: with the baseline, and with each other."""
+"""Names of the findings on whether runs are comparable: with the baseline, and with each other."""
 
 RunLike = StoredRun | str | Path
 
@@ -99,12 +99,12 @@ def check(
 def look(
     run: RunLike, config: Config | str | Path | Mapping[str, Any] | None = None
 ) -> list[Finding]:
-    """The findings of one run however short it is: what a report shows. Never a verdict for a gate."""
+    """The findings of one run of any length, as a report shows them. Not meant as the verdict of a gate."""
     return findings([RunEvaluator(open_all(run)[0], read_config(config))])
 
 
 def findings(evaluators: Sequence[RunEvaluator]) -> list[Finding]:
-    """What every rule and the recorder itself say; of several runs the worst for each check and layer."""
+    """The findings of all rules and of the recorder itself; of several runs the worst per check and layer."""
     each = [_of_one(of) for of in evaluators]
     return (each[0] if len(each) == 1 else worst_of_runs(each)) if each else []
 
@@ -116,7 +116,7 @@ def _of_one(of: RunEvaluator) -> list[Finding]:
 
 
 def _without_a_limit(config: Config, compared: bool) -> Iterator[Finding]:
-    """A finding for each configured check that has nothing to be held against: no bound, and no baseline."""
+    """A finding for each configured check that has neither a bound nor a baseline to be compared with."""
     for name, bounds in config.checks.items():
         changes = compared and all_rules()[name].comparable and bounds.change != "off"
         if bounds.configured and not bounds.bounded and not changes and bounds.level != "off":
@@ -129,13 +129,13 @@ def _without_a_limit(config: Config, compared: bool) -> Iterator[Finding]:
 
 
 def _cannot(reason: CannotJudge | RunUnreadable) -> Finding:
-    """What kept the rest from being judged, beside checks that failed."""
+    """A finding that says why the remaining checks could not be judged, beside checks that failed."""
     text = " ".join(line.strip() for line in reason.what.splitlines())
     return Finding("gate", "not_judged", message=text, remedy=reason.remedy, word="CANNOT JUDGE")
 
 
 def _different_programs(evaluators: Sequence[RunEvaluator]) -> Iterator[Finding]:
-    """Seeds are runs of one program: a finding for each run that differs from the first."""
+    """Seeds must be runs of one program: a finding for each run whose fingerprint differs from the first."""
     first = evaluators[0]
     for other in evaluators[1:]:
         apart = differences(fingerprint(first.run), fingerprint(other.run))
@@ -153,7 +153,7 @@ def _different_programs(evaluators: Sequence[RunEvaluator]) -> Iterator[Finding]
 def _not_comparable(
     evaluators: Sequence[RunEvaluator], baseline: Baseline | None
 ) -> Iterator[Finding]:
-    """A finding for each run whose fingerprint differs from the baseline's, naming the field."""
+    """A finding for each run whose fingerprint differs from the baseline's, with the name of the field."""
     for of in evaluators if baseline is not None else ():
         assert baseline is not None
         apart = differences(baseline.fingerprint, fingerprint(of.run), of.config.comparable_across)
@@ -175,7 +175,7 @@ def _not_comparable(
 
 
 def _what_changed(name: str) -> str:
-    """Where to look first when a field of the fingerprint differs."""
+    """Hint on where to look first if a field of the fingerprint differs."""
     field = name.partition(".")[0]
     return {
         "T": "Look for what made the sequences, or the stretch between two detached states, shorter or longer.",
@@ -187,7 +187,7 @@ def _what_changed(name: str) -> str:
 
 
 def diagnosis_findings(run: StoredRun, config: Config) -> list[Finding]:
-    """The diagnosis of a run as a statement; it fails where its state is among those that do."""
+    """The diagnosis of a run as a note; a failure if its state is one of the configured states that fail."""
     try:
         found = diagnosis_finding(run, config.fail_states, config.chance, config.needs)
     except UNFIT as fault:
@@ -197,7 +197,7 @@ def diagnosis_findings(run: StoredRun, config: Config) -> list[Finding]:
 
 
 def worst_of_runs(each: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """For each check and layer the worst finding of several runs, with the numbers of all of them."""
+    """For each check and layer the worst finding of several runs, with the numbers of all runs."""
     groups: dict[tuple[str, str], list[Finding]] = {}
     for one in each:
         for finding in one:
@@ -215,7 +215,7 @@ def worst_of_runs(each: Sequence[Sequence[Finding]]) -> list[Finding]:
 
 
 def against_baseline(evaluators: Sequence[RunEvaluator], baseline: Baseline) -> list[Finding]:
-    """One finding for each comparable check and layer of the run or the baseline; one where they share none."""
+    """One finding per comparable check and layer of the run or the baseline; a single one if they share none."""
     config = evaluators[0].config
     found = []
     for rule in all_rules().values():
@@ -306,7 +306,7 @@ def _compared(
 
 
 def _percent(change: float, tolerance: float) -> str:
-    """The change in %, in enough digits to differ from the tolerance."""
+    """The change in %, with enough digits to differ from the tolerance."""
     for digits in range(1, 12):
         shown = f"{100 * change:+.{digits}f}"
         if abs(float(shown)) != 100 * tolerance:
@@ -315,7 +315,7 @@ def _percent(change: float, tolerance: float) -> str:
 
 
 def open_all(run: RunLike | Sequence[RunLike]) -> list[StoredRun]:
-    """The runs, opened where they are paths."""
+    """The runs; paths are opened."""
     several = [run] if isinstance(run, StoredRun | str | Path) else list(run)
     if not several:
         raise CannotJudge("No run was given.", "Name at least one run directory.")
@@ -323,7 +323,7 @@ def open_all(run: RunLike | Sequence[RunLike]) -> list[StoredRun]:
 
 
 def require_enough(run: StoredRun, config: Config) -> None:
-    """Raise where a run has fewer recordings than the checks need: what was not checked is not a pass."""
+    """Raise if a run has fewer recordings than the checks need: a check that did not run must not count as a pass."""
     main = run.phases[0] if run.phases else ""
     outlines = [outline for outline in run.outlines if outline.phase == main]
     count = sum(math.isfinite(outline.time) for outline in outlines)
@@ -356,7 +356,7 @@ def _ended(run: StoredRun) -> str:
 
 
 def require_sound(run: StoredRun, config: Config) -> None:
-    """Raise where a run cannot be a baseline: a proof failed, the training was cut short, or recordings are missing."""
+    """Raise if a run cannot serve as baseline: a proof failed, training was cut short, or recordings are missing."""
     of = RunEvaluator(run, config)
     rules = [all_rules()[name] for name in (UNTRUSTED, "unfinished", "damage")]
     for one in [*proof_findings(of), *(one for rule in rules for one in of.findings(rule))]:

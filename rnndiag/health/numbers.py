@@ -1,4 +1,4 @@
-"""The recorded numbers of one layer, as rules read them: arrays over recordings, picked by label, with their steps."""
+"""The recorded numbers of one layer as arrays over recordings, selected by label, for use in rules."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from rnndiag.store.quantities import MODEL, fits_registry
 from rnndiag.store.reader import StoredRun
 
 _END = "end"
-"""The phase of the last recording: what the recorder still held when the training ended."""
+"""The phase of the last recording, made of what the recorder still held when training ended."""
 
 TIMED = ("valid_samples", "adjoint_norm", "contribution_norm", "nonfinite_states")
-"""Quantities that tell how long the sequences were."""
+"""Quantities with a time dim, from which the length of the sequences can be read."""
 
 
 class NotRecorded(Exception):
-    """The numbers that a rule needs are not in the judged recordings; the text says which."""
+    """The numbers that a rule needs are missing in the judged recordings; the text says which."""
 
 
 class DoesNotApply(NotRecorded):
-    """The rule's number has no meaning for this layer: one gate has no largest gate, no credit has no reach."""
+    """The rule's number is undefined for this layer: a layer of one gate has no largest gate, one without credit no
+    reach."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class StackNumbers:
     lengths: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def pick(self, dim: str, label: str) -> StackNumbers:
-        """The values at one label of a dim, without that dim."""
+        """Select one label of a dim, which is removed."""
         labels = self.coordinates.get(dim, ())
         if dim not in self.dims or label not in labels:
             raise NotRecorded(f"no {dim} is called {label}")
@@ -51,7 +52,7 @@ class StackNumbers:
         )
 
     def positions(self, dim: str) -> np.ndarray:
-        """Numbers along a dim: its labels where they are numbers, else 0, 1, 2, ..."""
+        """Coordinates along a dim: its labels if they are numbers, else 0, 1, 2, ..."""
         size = self.values.shape[1 + self.dims.index(dim)]
         try:
             labels = [float(label) for label in self.coordinates.get(dim, ())]
@@ -61,7 +62,7 @@ class StackNumbers:
 
 
 class RunNumbers:
-    """A run's numbers, read once each. `steps` limits them to some recordings."""
+    """The numbers of a run, each read once. `steps` restricts them to some recordings."""
 
     def __init__(self, run: StoredRun, steps: np.ndarray | None = None) -> None:
         self.run = run
@@ -70,12 +71,12 @@ class RunNumbers:
         self._stacks: dict[tuple[str, str], StackNumbers | None] = {}
 
     def last(self, count: int) -> RunNumbers:
-        """The same run, limited to its last `count` recordings."""
+        """The same run restricted to its last `count` recordings."""
         return RunNumbers(self.run, self.all_steps[-count:] if count else self.all_steps[:0])
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """All layers, without the whole model's entry."""
+        """All layers, without the whole model."""
         return tuple(layer for layer in self.run.layers if layer != MODEL)
 
     def of(self, layer: str) -> LayerNumbers:
@@ -94,7 +95,7 @@ class RunNumbers:
         return found
 
     def lengths(self, quantity: str, layer: str, dim: str) -> np.ndarray:
-        """How much of a dim is valid at each recording."""
+        """Length of a dim at each recording."""
         stack = self.stack(quantity, layer)
         found = stack.lengths.get(dim)
         if found is not None:
@@ -102,7 +103,7 @@ class RunNumbers:
         return np.full(len(stack.steps), stack.values.shape[1 + stack.dims.index(dim)])
 
     def time_lengths(self, layer: str) -> np.ndarray | None:
-        """T of each recording, by the first quantity over time that there is."""
+        """T of each recording, from the first quantity with a time dim; None if there is none."""
         for quantity in TIMED:
             if (quantity, layer) in self.run:
                 with suppress(NotRecorded):
@@ -111,7 +112,7 @@ class RunNumbers:
 
     @cached_property
     def _ranks(self) -> dict[int, int]:
-        """Step -> how many ranks recorded it."""
+        """Training step -> number of ranks that recorded it."""
         main = self.run.phases[:1]
         return {g[0].step: len(g) for g in self.run.groups if g[0].phase in main}
 
@@ -141,17 +142,17 @@ class RunNumbers:
 
 @dataclass(frozen=True)
 class LayerNumbers:
-    """What a rule is given: the numbers of one layer (or of the whole model)."""
+    """The input of a rule: the numbers of one layer (or of the whole model)."""
 
     whole: RunNumbers
     layer: str
 
     def get(self, quantity: str) -> StackNumbers:
-        """One quantity; raises NotRecorded where the run has none."""
+        """One quantity; raises NotRecorded if the run has none."""
         return self.whole.stack(quantity, self.layer)
 
     def ever(self, quantity: str) -> StackNumbers:
-        """One quantity over all recordings, judged or not: for what is measured on few of them."""
+        """One quantity over all recordings, also those not judged: for quantities measured in few recordings."""
         return RunNumbers(self.whole.run).stack(quantity, self.layer)
 
     def of_model(self, quantity: str) -> StackNumbers:
@@ -160,14 +161,14 @@ class LayerNumbers:
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
-        """What the provenance says of this layer: cell, T, hidden, inputs, directions."""
+        """Facts on this layer in the provenance: cell, T, hidden, inputs, directions."""
         model = self.whole.run.provenance.get("model", {})
         layers = model.get("layers", {}) if isinstance(model, Mapping) else {}
         facts = layers.get(self.layer, {}) if isinstance(layers, Mapping) else {}
         return facts if isinstance(facts, Mapping) else {}
 
     def lags(self, steps: np.ndarray) -> list[int | None]:
-        """T of each of these recordings: how many lags there are, measured or not."""
+        """T at each of these recordings: the number of lags, measured or not."""
         try:
             found = self.get("valid_samples")
         except NotRecorded:
@@ -187,7 +188,7 @@ class LayerNumbers:
 
     @cached_property
     def silent_steps(self) -> frozenset[int]:
-        """Steps at which no gradient of the loss reached the layer: all adjoints were recorded, and are zero."""
+        """Training steps at which no gradient reached the layer: all adjoints were recorded and are zero."""
         try:
             found = self.get("adjoint_norm")
         except NotRecorded:
@@ -199,8 +200,8 @@ class LayerNumbers:
     def profiles(self) -> StackNumbers:
         """The credit profile (ln, by lag) at the steps where a gradient reached the layer.
 
-        The stored profile of a step without any gradient is NaN, as is one that could not be computed. Only the first
-        is left out here: the other stays, as NaN, and cannot be judged.
+        A stored profile is NaN if there was no gradient, or if it could not be computed. Only the first kind is left
+        out here; the second stays as NaN and cannot be judged.
         """
         found = self.get("credit_profile").pick("profile_stat", "profile")
         heard = np.array([int(step) not in self.silent_steps for step in found.steps], dtype=bool)
@@ -212,7 +213,7 @@ class LayerNumbers:
 
     @cached_property
     def cause(self) -> str:
-        """Why credit is short here, as the latest recording names it: decay, loss, detach, or nothing."""
+        """Why credit is short, as named in the latest recording: decay, loss, detach, or empty."""
         for outline in reversed(self.whole.run.outlines):
             told = outline.notes.get("cause")
             entry = told.get(self.layer) if isinstance(told, Mapping) else None
@@ -222,7 +223,7 @@ class LayerNumbers:
 
 
 def _first_word(entry: object) -> str:
-    """The cause's own word, whether it was stored as text, as a pair with its sentence or as a table."""
+    """The cause's name, whether it was stored as text, as a pair with its sentence or as a table."""
     if isinstance(entry, Mapping):
         entry = entry.get("cause") or entry.get("kind") or ""
     if isinstance(entry, list | tuple):

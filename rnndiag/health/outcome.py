@@ -1,4 +1,4 @@
-"""The exit code that a list of findings means, and the counts that stand beside it."""
+"""The exit code of a list of findings, and its counts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 @dataclass(frozen=True)
 class CheckGroup:
-    """All findings of one check, over its layers."""
+    """The findings of one check over its layers."""
 
     check: str
     status: Status
@@ -37,7 +37,7 @@ class CheckGroup:
 
 
 def by_check(findings: Sequence[Finding]) -> list[CheckGroup]:
-    """The findings of each check together, the worst layer first; checks in the order in which they came."""
+    """Findings grouped by check, the worst layer first; checks in the given order."""
     groups: dict[str, list[Finding]] = {}
     for one in findings:
         groups.setdefault(one.check, []).append(one)
@@ -50,7 +50,7 @@ def by_check(findings: Sequence[Finding]) -> list[CheckGroup]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a list of findings comes to."""
+    """Summary of a list of findings."""
 
     code: int
     failed: int
@@ -60,7 +60,7 @@ class Outcome:
 
     @classmethod
     def of(cls, findings: Sequence[Finding]) -> Outcome:
-        """Counts of checks (not of layers) by their worst status."""
+        """Count checks (not layers) by their worst status."""
         statuses = [group.status for group in by_check(findings)]
         return cls(
             exit_code(findings),

@@ -1,4 +1,4 @@
-"""Findings that rest on no rule: the recorder's proofs, its preflight, and layers of which nothing was judged."""
+"""Findings without a rule: the recorder's proofs, its preflight, and layers of which nothing was judged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnndiag.store.reader import StoredRun
 from rnndiag.store.recording import Recording
 
 PREFLIGHT = "preflight"
-"""The key of `Recording.notes` under which the preflight's findings are kept, as a list of `Finding.as_json()`."""
+"""Key of `Recording.notes` under which findings of the preflight are stored, as a list of `Finding.as_json()`."""
 
 COVERAGE = "coverage"
 PROOF = "proof"
@@ -28,9 +28,9 @@ _UNPROVED = "Without a proof the numbers are not judged: read the reason, and re
 
 
 def proof_findings(of: RunEvaluator) -> list[Finding]:
-    """One finding for each layer whose proof failed in a judged recording, and for each that was not proved there.
+    """One finding per layer whose proof failed in a judged recording, or was not made there.
 
-    Where states or adjoints were not finite there is nothing to prove: the check `nonfinite` names those steps.
+    Non-finite states or adjoints cannot be proved; the check `nonfinite` names those steps.
     """
     steps = {int(step) for step in of.scope(of.config.bounds(UNTRUSTED)).steps}
     failed: dict[str, dict[int, str]] = {}
@@ -89,7 +89,7 @@ def _usual(by_step: Mapping[int, str]) -> str:
 
 
 def preflight_findings(run: StoredRun) -> list[Finding]:
-    """The findings that the run's first recording holds. What does not read as a finding is left out."""
+    """The findings stored in the run's first recording; entries that cannot be parsed are skipped."""
     if len(run.steps) == 0:
         return []
     entries = run.outlines[0].notes.get(PREFLIGHT)
@@ -103,7 +103,7 @@ def preflight_findings(run: StoredRun) -> list[Finding]:
 
 
 def coverage_findings(of: RunEvaluator, found: Sequence[Finding]) -> list[Finding]:
-    """One finding for each layer of which nothing was judged, and one for a run without any layer."""
+    """One finding per layer of which nothing was judged, and one for a run without layers."""
     why = _first_fault(of.run)
     if not of.layers:
         return [
@@ -138,7 +138,7 @@ def coverage_findings(of: RunEvaluator, found: Sequence[Finding]) -> list[Findin
 
 
 def _first_fault(run: StoredRun) -> str:
-    """The first fault that the recorder stored, if any."""
+    """The first fault stored by the recorder; empty if there is none."""
     for outline in run.outlines:
         errors = outline.notes.get("errors")
         if isinstance(errors, list | tuple) and errors:

@@ -1,4 +1,4 @@
-"""A gate's whole answer, as every writer gets it: which runs, against what, what was judged, the findings."""
+"""The complete result of a gate, as passed to all writers: runs, baseline, what was judged, findings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rnndiag.store.redact import redact_addresses
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The findings of `runs` with all that a reader needs beside them."""
+    """The findings of `runs` and the context needed to show them."""
 
     paths: tuple[str, ...]
     against: str
@@ -28,9 +28,9 @@ class CheckResult:
     findings: tuple[Finding, ...]
     versions: Mapping[str, str]
     accept: str
-    """The command that makes an intended change the new baseline; empty without a baseline."""
+    """The command that accepts an intended change into the baseline; empty without a baseline."""
     see: str
-    """The command that shows more."""
+    """The command that shows details."""
 
     @property
     def outcome(self) -> Outcome:
@@ -53,7 +53,7 @@ def evaluate_runs(
     baseline: Baseline | RunLike | None = None,
     config: Config | str | Path | Mapping[str, Any] | None = None,
 ) -> CheckResult:
-    """`rnndiag.check`, with its surroundings."""
+    """`rnndiag.check`, returning findings together with their context."""
     settings = read_config(config)
     opened = open_all(runs)
     source = settings.baseline if baseline is None else baseline
@@ -88,7 +88,7 @@ def without_credentials(one: Finding) -> Finding:
 
 
 def accept(paths: Sequence[str], source: object, against: Baseline) -> str:
-    """The command that takes these runs as the new baseline."""
+    """The command that stores these runs as the new baseline."""
     several = " ..." if len(against.runs) > len(paths) else ""
     file = source if isinstance(source, str | Path) and not Path(source).is_dir() else "FILE"
     return f"rnndiag baseline {' '.join(paths)}{several} -o {file}"
@@ -109,7 +109,7 @@ def scope(runs: Sequence[StoredRun], config: Config) -> str:
 
 
 def cannot_judge(paths: Sequence[str | Path], reason: RnndiagError) -> CheckResult:
-    """The answer where there is none: one finding that was not judged, for the writers that must say so."""
+    """The result if the gate could not run: one finding that was not judged, for writers to report."""
     lines = [line.strip() for line in reason.what.splitlines()]
     finding = without_credentials(
         Finding(

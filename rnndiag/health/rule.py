@@ -1,4 +1,4 @@
-"""What a rule is: one small function from a layer's numbers to one number a recording, and what that number means.
+"""The form of a rule: a small function from a layer's numbers to one number per recording, and its meaning.
 
 A rule lives in its own file under `health/rules/` and registers itself with `@rule(...)`; adding one touches that file
 alone.
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RuleSeries:
-    """One number a recording: `steps` (n,) training steps, `values` (n,)."""
+    """One number per recording: `steps` (n,) training steps, `values` (n,)."""
 
     steps: np.ndarray
     values: np.ndarray
     note: str = ""
-    """How the number was found, where that needs saying."""
+    """How the number was determined, if that needs explaining."""
     advice: str = ""
-    """A sentence of what would do instead."""
+    """A sentence that recommends a setting."""
     rests_on: int | None = None
-    """How many recordings one pooled value rests on; None: every value is of one recording."""
+    """Number of recordings pooled into one value; None: every value is of one recording."""
     known_above: float = math.inf
-    """An infinite value is only known to lie above this number."""
+    """An infinite value is only known to exceed this number."""
 
     @property
     def count(self) -> int:
-        """How many values of recordings the number rests on."""
+        """Number of recordings that the number rests on."""
         return int(np.sum(~np.isnan(self.values))) if self.rests_on is None else self.rests_on
 
 
@@ -51,23 +51,23 @@ Owner = Literal["layer", "model", "both"]
 
 @dataclass(frozen=True)
 class Rule:
-    """One verdict: where its number comes from, when it is wrong for everyone, and what to do."""
+    """A check: where its number comes from, when it is wrong for every user, and what to do."""
 
     name: str
     measure: Callable[[LayerNumbers], RuleSeries]
     meaning: str
-    """What the number is, in a few words."""
+    """The number in a few words."""
     statement: str
-    """One sentence of what is so; fields {value} {ceil} {T} {percent} {layer}."""
+    """One sentence on the number; fields {value} {ceil} {T} {percent} {layer}."""
     too_low: str
-    """What to do when the number is below what is allowed or typical."""
+    """What to do if the number is below the allowed or typical range."""
     too_high: str
     rank: int
-    """The order in which faults are told: the cause before its consequences."""
+    """Position in the order in which faults are shown: causes before their consequences."""
     excuse: str = ""
-    """When the number is no fault: what follows the sentence in a statement, though not in a failure."""
+    """When the number is no fault: appended to the sentence in a note, but not in a failure."""
     infinite: str = ""
-    """The sentence in place of the statement where the number is infinite."""
+    """The sentence used instead of `statement` for an infinite number."""
     unit: str = ""
     digits: int = 3
     percent: bool = False
@@ -75,31 +75,31 @@ class Rule:
     owner: Owner = "layer"
     reduce: Reduce = "median"
     defaults: Bounds = field(default_factory=Bounds)
-    """What holds without any configuration: only what is wrong for everyone."""
+    """Bounds without any configuration: only what is wrong for every user."""
     typical: Callable[[LayerNumbers], Range] = lambda numbers: (None, None)
-    """Outside of this range the statement is worth a heading, though no fault."""
+    """Typical range: a note outside of it is worth a heading, though no fault."""
     words: tuple[str, str] = ("", "")
-    """The heading for a number that is too low, and too high."""
+    """The headings for a number that is too low, and too high."""
     causes: Mapping[str, str] = field(default_factory=dict)
-    """Remedies for a number that is too low, by the cause that the recording names."""
+    """Remedies for a number that is too low, by the cause stored in the recording."""
     comparable: bool = True
-    """Whether the number is scale-free, so that it can be compared with a baseline."""
+    """Whether the number is scale-free and can be compared with a baseline."""
     floor: float = 0.0
-    """A change against a baseline is a share of the baseline's number, but at least of this size."""
+    """Changes against a baseline are shares of the baseline's number, but at least of this size."""
     family: str = ""
-    """Rules of one family read the same numbers: one of them moving says nothing about the cause of another."""
+    """Rules of one family read the same numbers, so one of them moving does not explain another."""
     of_the_run: bool = False
-    """Whether the rule looks at the stored run itself (damage, a cut-off end) and not at numbers of the training.
+    """Whether the rule examines the stored run itself (damage, a cut-off end) and not numbers of the training.
 
-    Such a rule needs no recordings to rest on, and its pass says nothing of the training.
+    Such a rule needs no recordings to rest on, and its pass says nothing about the training.
     """
     of_weights: bool = False
-    """Whether the number is a property of the weights alone: no batch makes it noisy, so one value is enough."""
+    """Whether the number depends on the weights alone: without noise from batches one value is enough."""
     violation: Status = "fail"
-    """The status of a number outside of its bounds: `not_judged` where it means that nothing is to be trusted."""
+    """The status of a number outside of its bounds: `not_judged` if it means that no number can be trusted."""
 
     def format(self, value: float) -> str:
-        """The number as it is printed, without its unit: the same digits everywhere."""
+        """The number as printed, without its unit: the same digits everywhere."""
         if np.isnan(value):
             return "not a number"
         if np.isinf(value):
@@ -112,7 +112,7 @@ class Rule:
         return f"{value:.2g}"
 
     def text(self, value: float, bounds: Bounds) -> str:
-        """The number as it is printed, with its unit, in enough digits to differ from a limit that it violates."""
+        """The number as printed, with its unit, in enough digits to differ from a limit that it violates."""
         return f"{self.beside(value, bounds)} {self.unit}".strip()
 
     def beside(self, value: float, bounds: Bounds) -> str:
@@ -133,7 +133,7 @@ REGISTRY: dict[str, Rule] = {}
 
 
 def rule(name: str, **facts: object) -> Callable[[Callable[[LayerNumbers], RuleSeries]], Rule]:
-    """Register the decorated function as the measure of a new rule."""
+    """Decorator that registers a function as the measure of a new rule."""
 
     def register(measure: Callable[[LayerNumbers], RuleSeries]) -> Rule:
         if name in REGISTRY:
@@ -146,7 +146,7 @@ def rule(name: str, **facts: object) -> Callable[[Callable[[LayerNumbers], RuleS
 
 @cache
 def all_rules() -> Mapping[str, Rule]:
-    """Every rule under `health/rules/`, in the order in which faults are told."""
+    """Every rule under `health/rules/`, in the order in which faults are shown."""
     from rnndiag.health import rules
 
     for module in pkgutil.iter_modules(rules.__path__):

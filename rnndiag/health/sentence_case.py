@@ -1,4 +1,4 @@
-"""How a message becomes a sentence: its first letter, where that is not part of a name."""
+"""Capitalizes the first letter of a message unless it belongs to a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ask the torch side of rnndiag something in a process of its own: this side never imports torch."""
+"""Runs a module of the torch side of rnndiag in another process: the health package never imports torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _START = (
 
 
 def ask(module: str, words: Sequence[str]) -> dict[str, Any]:
-    """Run the module `rnndiag.recorder.<module>` with these words and return what it answers; its errors are raised.
+    """Run the module `rnndiag.recorder.<module>` with arguments `words` and return its answer; its errors are raised
+    here.
 
     The working directory is not on its search path, so that nothing in it is imported by accident.
     """
@@ -67,7 +68,8 @@ def ask(module: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _search_path() -> str:
-    """PYTHONPATH of the other process: this package first; an empty entry would be the working directory."""
+    """PYTHONPATH of the other process: this package first; empty entries, which mean the working directory, are
+    removed."""
     here = str(Path(errors.__file__).parents[1])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([here, *(entry for entry in given if entry)])

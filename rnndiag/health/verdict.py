@@ -1,4 +1,4 @@
-"""The one line that stands over a report and an end-of-fit screen: a word, a sentence and a shape."""
+"""The one line at the top of a report and an end-of-fit screen: a word, a sentence and a shape."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rnndiag.health.sentence_case import sentence_case
 from rnndiag.store.reader import StoredRun
 
 SHAPES = {"fault": "▲", "unsure": "◆", "well": "●"}
-"""Never colour alone: a fault, a doubt and a healthy run differ in shape as well."""
+"""Shape per kind, so that colour is never the only difference."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`word` in capitals, `sentence` of what is so, `advice` of what to do, `shape` beside the word."""
+    """`word` in capitals, `sentence` with the observation, `advice` on what to do, `shape` beside the word."""
 
     word: str
     sentence: str
@@ -25,7 +25,7 @@ class Verdict:
     shape: str
     exit_code: int
     finding: Finding | None = None
-    """The finding that gave the heading."""
+    """The finding that the heading was made from."""
 
     @property
     def kind(self) -> str:
@@ -34,10 +34,10 @@ class Verdict:
 
 
 def verdict(findings: Sequence[Finding], run: StoredRun | None = None) -> Verdict:
-    """The heading of these findings: the diagnosis of the run.
+    """The heading of these findings, normally the diagnosis of the run.
 
-    Where a run was not diagnosed, as no loss was recorded, it is distrust first, then failures, warnings, and what is
-    out of the ordinary.
+    If a run was not diagnosed because no loss was recorded: distrust first, then failures, warnings, and notable
+    numbers.
     """
     code = exit_code(findings)
     stated = next((one for one in findings if one.check == CHECK and one.status in _STATED), None)
@@ -62,11 +62,11 @@ def verdict(findings: Sequence[Finding], run: StoredRun | None = None) -> Verdic
 
 
 _STATED = ("fail", "warn", "note")
-"""Statuses of a diagnosis that could be made."""
+"""Statuses of a diagnosis that was possible."""
 
 
 def _of_diagnosis(stated: Finding, other: Finding | None, code: int) -> Verdict:
-    """The heading that the diagnosis gives; where a check fails as well, the sentence says so."""
+    """The heading made from the diagnosis; if a check fails as well, the sentence says so."""
     shape = "well" if stated.status == "note" else "fault"
     if stated.word.startswith(("CANNOT TELL", "LEARN")):
         shape = "unsure"
@@ -83,9 +83,9 @@ def _weighs(other: Finding) -> bool:
 
 
 def _is_news(other: Finding, stated: Finding) -> bool:
-    """Whether a check says more than the diagnosis: not where both name the same, or say the same.
+    """Whether a check adds something to the diagnosis: False if both name the same cause or say the same.
 
-    Nor where a proof fails beside a cause: if that cause rested on the proof, `not trusted` would stand in its place.
+    Also False if a proof fails beside a cause: a cause that rested on the proof would be replaced by `not trusted`.
     """
     if other.check == UNTRUSTED and stated.status == "warn" and ": " in stated.word:
         return False
@@ -101,7 +101,7 @@ _TITLES = {"fail": "FAILED", "warn": "WARNING", "not_judged": "NOT JUDGED", "not
 
 
 def leading(findings: Sequence[Finding]) -> Finding | None:
-    """The finding that heads a page: distrust first, then what failed, what warns, and what is out of the ordinary."""
+    """The finding for the heading of a page: distrust first, then failures, warnings, and notable numbers."""
 
     def order(one: Finding) -> int | None:
         if one.check == UNTRUSTED and one.status == "not_judged":

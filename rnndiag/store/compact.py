@@ -208,8 +208,7 @@ def _is_matrix(name: str) -> bool:
 
 
 def _content(one: KeptRecording) -> bytes:
-    """The npz file of a recording: unchanged, or rebuilt without dropped and damaged arrays and with a note that says
-    so.
+    """The npz file of a recording: unchanged, or without dropped and damaged arrays, with a note that says so.
 
     A recording whose facts are unreadable has no place for the note and stays unchanged.
     """

@@ -130,7 +130,7 @@ class Segment:
                 )
 
     def _read_open(self, size: int) -> None:
-        """Read the first member, which describes the segment. Without it nothing else is read, except when salvaging."""
+        """Read the first member, which describes the segment; without it nothing else is read unless salvaging."""
         block = self.file.read(0, tar.BLOCK)
         found = tar.header(block, 0)
         is_open = found is not None and found.name == tar.OPEN

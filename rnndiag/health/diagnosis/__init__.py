@@ -1,4 +1,4 @@
-"""From exact numbers to the right diagnosis: state of the model, ranked causes, a remedy for each."""
+"""The diagnosis of a run: the state of the model, ranked causes, and a remedy for each."""
 
 from rnndiag.health.diagnosis.diagnose_run import diagnose
 from rnndiag.health.diagnosis.diagnosis import (

@@ -1,4 +1,4 @@
-"""`rnndiag.diagnose`: from a run to its state, one sentence, and ranked causes with remedies."""
+"""`rnndiag.diagnose`: the state of a run, one sentence, and ranked causes with remedies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rnndiag.store.reader import StoredRun
 from rnndiag.store.recording import Recording
 
 EARLY = 100
-"""Below this number of steps a fit may simply have been too short."""
+"""A fit of fewer steps may simply have been too short."""
 _BROKEN = ("structure", "data")
 
 
@@ -44,7 +44,7 @@ def diagnose(
 
 
 def diagnosis_of(features: Features) -> Diagnosis:
-    """The diagnosis of these features."""
+    """The diagnosis from extracted features."""
     by_loss = state_of(features)
     view = View(features, _situation(by_loss))
     found: list[tuple[Rule, Found]] = []
@@ -82,7 +82,8 @@ def _situation(by_loss: StateOf) -> Situation:
 
 
 def _state(by_loss: StateOf, found: Sequence[tuple[Rule, Found]]) -> State:
-    """Faults of structure break a model that has not learned; a model at rest with a cause is stuck."""
+    """The state after causes are known: structural faults mean broken unless learned; at rest with a cause means
+    stuck."""
     learned = by_loss.state == "learned" and not by_loss.at_rest
     if found and found[0][0].cause == "not_trusted":
         return "not_trusted"
@@ -94,7 +95,7 @@ def _state(by_loss: StateOf, found: Sequence[tuple[Rule, Found]]) -> State:
 
 
 def _cause(rule: Rule, one: Found, found: Sequence[tuple[Rule, Found]]) -> Cause:
-    """The cause of a rule; one that may be the consequence of an earlier one carries no remedy of its own."""
+    """The cause found by a rule; if an earlier cause may explain it, it has no remedy of its own."""
     consequence = rule.group == "later" and found[0][0].group != "later"
     return Cause(
         rule.cause,
@@ -149,7 +150,7 @@ _WORDS: dict[State, str] = {
 
 
 def _headline(features: Features, state: State, at_rest: bool, causes: Sequence[Cause]) -> str:
-    """State first, then the first cause with its remedy."""
+    """The state, then the first cause with its remedy, as one sentence."""
     told = _what_the_loss_did(features, state, at_rest)
     word = _WORDS[state]
     if state == "learned" and causes:

@@ -1,4 +1,4 @@
-"""What a diagnosis is: a state of the model, one sentence, and ranked causes with a remedy that a program can apply."""
+"""The result of a diagnosis: a state, one sentence, and ranked causes with machine-readable remedies."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ CAUSES: Mapping[str, str] = {
     "loss_asks_for_no_more": "the loss is low without any longer memory",
     "cannot_tell": "nothing measured explains it",
 }
-"""Every cause with what it means in a few words; the names are fixed."""
+"""Every cause and its meaning in a few words; the names are stable."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One number of a cause's sentence: what it is, its value, and the training step of the recording it is from."""
+    """One number in a cause's sentence: its name, its value, and the training step of its recording."""
 
     what: str
     value: float
@@ -45,7 +45,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to change. `knob` names a setting (`KNOBS`), `value` is what to set it to: a program can apply both."""
+    """What to change. `knob` names a setting (`KNOBS`) and `value` its new value, so that a program can apply both."""
 
     knob: str
     value: Any
@@ -71,15 +71,15 @@ KNOBS: Mapping[str, str] = {
     "update_bias": "of a GRU at the start: bias_hh in the rows of z, with bias_ih there at 0; a number",
     "window": "steps that a gradient is carried through: of a chunk, or of the sequence (its length: no detach)",
 }
-"""Every knob that a remedy may name, and what its value means."""
+"""Every knob that a remedy may name, and the meaning of its value."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why the model is in its state.
+    """A reason for the model's state.
 
-    `sentence` says what is so, with the steps of its numbers, and what that means; `evidence` holds those numbers.
-    `layer` is empty where the whole model is meant.
+    `sentence` states the observation with the steps of its numbers, and its meaning; `evidence` holds those numbers.
+    `layer` is empty if the cause concerns the whole model.
     """
 
     name: str
@@ -110,9 +110,9 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether the model learns or has learned, and no cause is named."""
+        """Whether the model learns or has learned, and no cause was found."""
         return self.state in ("learning", "learned") and not self.causes
 
     def as_json(self) -> dict[str, Any]:
-        """Plain types only."""
+        """The diagnosis as plain JSON types."""
         return asdict(self)

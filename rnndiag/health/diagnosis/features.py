@@ -1,4 +1,4 @@
-"""Everything a diagnosis rests on, read once from a run or a recording."""
+"""The features that a diagnosis uses, read once from a run or a recording."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from rnndiag.stats.need.memory_need import MemoryNeed
 from rnndiag.stats.time_words import TimeWords
 
 LATE = 0.6
-"""The state is read from recordings of the last 40 % of a fit."""
+"""The state is judged from recordings after this share of the fit."""
 GROWS = math.log(10.0)
-"""Credit at the last lag over that at lag 0 above which states explode."""
+"""States explode if credit at the last lag over that at lag 0 exceeds this."""
 EARLY_STEPS = 16
-"""Steps at the start whose size tells a learning rate that is too high."""
+"""Number of first steps whose size can show a learning rate that is too high."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Evidence of one run. Missing numbers are NaN, which no rule takes for evidence."""
+    """Features of one run. Missing numbers are NaN, for which every comparison in a rule is false."""
 
     loss: LossCurve
     setup: Setup
@@ -47,13 +47,13 @@ class Features:
     layers: tuple[LayerEvidence, ...]
     stacks: Mapping[str, tuple[str, ...]]
     stack_credit: Mapping[str, LayerEvidence]
-    """Stack -> what was measured of all its layers together."""
+    """Stack name -> credit measured over all its layers together."""
     fault: FirstFault | None
     jumps: tuple[Jump, ...]
     structure: Mapping[str, tuple[str, str]]
     untrusted: tuple[int, ...]
     recordings: tuple[int, ...]
-    """Steps of the recordings of training."""
+    """Training steps of the recordings."""
     chance: float | None
     needs: int | None
     needs_measured: tuple[MemoryNeed, ...]
@@ -62,10 +62,10 @@ class Features:
 
     @property
     def reference_loss(self) -> float:
-        """The loss of a model that has learned nothing: of the first steps, or of a constant answer where given.
+        """The loss of a model that has learned nothing: of the first steps, or of a constant answer if given.
 
-        A net whose states explode at step 0 begins far above a constant's loss and falls to it in a few steps, which
-        is no learning: what it has fallen to then counts.
+        A net whose states explode at step 0 begins far above a constant's loss and falls to it in a few steps without
+        learning: the loss after that fall counts.
         """
         known = [self.loss.start, self.loss.first, self.chance or math.inf]
         if any(self.far_credit(layer, 0).above(GROWS) for layer in self.layers):
@@ -76,9 +76,9 @@ class Features:
 
     @property
     def metric_gain(self) -> float:
-        """Share of the way to 1 that a monitored share went, such as an accuracy; NaN of other metrics.
+        """Progress of a monitored share, such as an accuracy, towards 1, as a share of the way; NaN for other metrics.
 
-        A monitored loss says no more than the loss does.
+        A monitored loss adds nothing to the recorded loss.
         """
         known = [one.value for one in self.metric if math.isfinite(one.value)]
         if (
@@ -91,7 +91,7 @@ class Features:
 
     @cached_property
     def swing(self) -> Dated:
-        """Swing of the top layers relative to the final loss: median of the last three recordings, all of them late."""
+        """Swing of the top layers relative to the final loss: median of the last three recordings, late ones only."""
         tops = self._tops
         steps = sorted({step for layer in tops for step in layer.swing})
         late = [step for step in steps if step >= LATE * self.loss.last_step][-3:]
@@ -104,7 +104,7 @@ class Features:
 
     @property
     def _tops(self) -> tuple[LayerEvidence, ...]:
-        """Layers whose output no other layer of the same stack or module takes."""
+        """Layers whose output is not the input of another layer of the same stack or module."""
         below: set[str] = set()
         by_module: dict[str, list[tuple[int, str]]] = {}
         for layer in self.layers:
@@ -122,7 +122,7 @@ class Features:
     def largest_step(self) -> tuple[Dated, str]:
         """The largest |Δθ| / |θ| up to the first recording after the loss was at its best, and its layer.
 
-        A warm-up makes the first steps tiny, so not only they are looked at.
+        The first steps alone would not do: under a warm-up they are tiny.
         """
         best = self.loss.best_step
         after = min((step for step in self.recordings if step >= best), default=best)
@@ -130,14 +130,14 @@ class Features:
 
     @cached_property
     def largest_growth(self) -> Dated:
-        """The largest |θ| / |θ_0| of a layer at any recording."""
+        """The largest |θ| / |θ_0| of any layer at any recording."""
         found = [g for layer in self.layers for g in layer.growth if math.isfinite(g.value)]
         return max(found, key=lambda one: one.value, default=NOTHING)
 
     def far_credit(self, layer: LayerEvidence, which: int) -> Dated:
-        """ln of the credit at the lag that matters: `needs` where it is given, else the last one.
+        """ln of the credit at the lag of interest: `needs` if given, else the last lag.
 
-        Of a layer of a stack it is the stack's: a lower layer may forget what an upper one keeps.
+        For a layer of a stack the credit of the whole stack is used: a lower layer may forget what an upper one keeps.
         """
         whole = next(
             (one for name, one in self.stack_credit.items() if layer.name in self.stacks[name]),
@@ -150,12 +150,12 @@ class Features:
 
     @property
     def goal(self) -> int:
-        """Steps that a memory should span: `needs` where given, else the longest sequence."""
+        """Number of steps that a memory should span: `needs` if given, else the longest sequence."""
         return self.needs or max((layer.length for layer in self.layers), default=0)
 
 
 def _losses(recorded: Recorded) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and losses; none where the training step returned no loss, as under manual optimization."""
+    """Training steps and losses; empty if the training step returned no loss, as under manual optimization."""
     steps, losses = recorded.history("history_loss")
     _, norms = recorded.history("history_gradient_norm")
     if losses.size and np.isnan(losses).all() and np.isfinite(norms).all():
@@ -164,7 +164,7 @@ def _losses(recorded: Recorded) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _curve(recorded: Recorded) -> LossCurve:
-    """The loss curve. Where not every step is looked at, the fit went on after its last loss."""
+    """The loss curve. The history may miss the steps after its last loss, so the number of steps comes from the fit."""
     steps, losses = _losses(recorded)
     curve = loss_curve(steps, losses)
     made = recorded.steps_made - int(steps[0]) if len(steps) else 0
@@ -174,7 +174,7 @@ def _curve(recorded: Recorded) -> LossCurve:
 def features_of(
     recorded: Recorded, chance: float | None = None, needs: int | str | None = None
 ) -> Features:
-    """Read all evidence; `chance` and `needs` take the place of what the run says of them."""
+    """Extract all features; `chance` and `needs` override the values stored in the run."""
     config = recorded.provenance.get("config")
     config = config if isinstance(config, Mapping) else {}
     curve = _curve(recorded)
@@ -214,7 +214,7 @@ def features_of(
 
 
 def steps_needed(needs: object, words: TimeWords) -> int | None:
-    """Steps of the recurrence: a number, or a duration in the run's own unit such as "6 h"."""
+    """A number of steps of the recurrence from a number, or from a duration in the run's time unit such as "6 h"."""
     if isinstance(needs, str):
         found = re.fullmatch(r"\s*([\d.]+)\s*(.*?)\s*", needs)
         if found is None:

@@ -1,4 +1,4 @@
-"""The diagnosis as one finding, which the page, the gate and every writer of findings show."""
+"""The diagnosis as one finding, as the report, the gate and all writers show it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rnndiag.store.reader import StoredRun
 
 CHECK = "diagnosis"
 FAIL_STATES: tuple[State, ...] = ("broken", "diverged", "not_trusted")
-"""States that fail the gate unless a project names others."""
+"""States that fail the gate unless a project configures others."""
 _WORDS: dict[State, str] = {
     "broken": "BROKEN",
     "not_trusted": "NOT TO BE TRUSTED",
@@ -30,7 +30,7 @@ def diagnosis_finding(
     chance: float | None = None,
     needs: int | str | None = None,
 ) -> Finding | None:
-    """What `diagnose` says of a run; None of a run that holds neither losses nor a cause."""
+    """The diagnosis of a run as a finding; None if the run holds neither losses nor a cause."""
     found = diagnose(run, chance=chance, needs=needs)
     if found.state == "cannot_tell" and not found.causes:
         return None
@@ -49,7 +49,7 @@ def diagnosis_finding(
 
 
 def statement(found: Diagnosis) -> str:
-    """The headline without its first word, which the heading says, and without the remedy, which stands apart."""
+    """The headline without its first word (shown as heading) and without the remedy (shown separately)."""
     told = found.headline.partition(": ")[2] or found.headline
     first = found.causes[0].remedy if found.causes else None
     told = told if first is None else told.removesuffix(first.sentence).rstrip()
@@ -66,15 +66,15 @@ def heading(found: Diagnosis) -> str:
 
 
 def paragraphs(found: Diagnosis) -> list[str]:
-    """Heading, statement with the first remedy, and a paragraph for every further cause: what consoles print."""
+    """Heading, statement with the first remedy, and one paragraph per further cause, for consoles."""
     first = found.causes[0].remedy if found.causes else None
     told = f"{statement(found)} {first.sentence}" if first else statement(found)
     return [heading(found), told, *(f"Also {line}" for line in also(found)[:-1])]
 
 
 def also(found: Diagnosis) -> list[str]:
-    """A sentence for every cause after the first: a fault of its own time with its remedy, a later one as what goes
-    with the first."""
+    """One sentence per cause after the first; a cause that acts at another time comes with its remedy, others as
+    consequences."""
     lines = []
     for cause in found.causes[1:]:
         name = cause.name.replace("_", " ")

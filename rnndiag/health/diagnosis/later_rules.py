@@ -1,4 +1,4 @@
-"""Causes that show later in the fit: named where nothing earlier explains the state."""
+"""Rules for causes that appear late in a fit; used if nothing earlier explains the state."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rnndiag.health.diagnosis.rule import Found, View, evidence, number, power
 from rnndiag.health.diagnosis.start_rules import DEAD, first_layer, forgetting, start_of_recurrence
 
 SHRANK = 0.85
-"""Weights that ended below this share of their first size."""
+"""Weights have decayed if they end below this share of their initial size."""
 SHRANK_BY_HALF = 0.5
 LITTLE_LEFT = math.log(1e-3)
-"""Credit at the far lag below which a layer has no memory of it."""
+"""A layer has no memory of a lag if the credit there is below this."""
 OPEN = 0.8
-"""Mean forget gate below which it forgets within a few steps."""
+"""Forget gates with a mean below this forget within a few steps."""
 
 
 def weights_decayed(view: View) -> Found | None:
-    """The recurrent weights lost much of their size."""
+    """The recurrent weights lost most of their size."""
 
     def find(view: View, layer: LayerEvidence) -> Found | None:
         if not layer.growth:
@@ -50,7 +50,7 @@ def weights_decayed(view: View) -> Found | None:
 
 
 def forgets_too_soon(view: View) -> Found | None:
-    """Nothing of the credit arrives at the far lag, and the forget gates are not open enough."""
+    """No credit arrives at the far lag, and the forget gates are not open enough."""
 
     def find(view: View, layer: LayerEvidence) -> Found | None:
         features = view.features
@@ -78,7 +78,7 @@ def forgets_too_soon(view: View) -> Found | None:
 
 
 def contracts(view: View) -> Found | None:
-    """Nothing of the credit arrives at the far lag of a plain recurrence."""
+    """No credit arrives at the far lag of a recurrence without gates."""
 
     def find(view: View, layer: LayerEvidence) -> Found | None:
         features, credit = view.features, layer.credit[1]
@@ -108,7 +108,7 @@ def contracts(view: View) -> Found | None:
 
 
 def _other_direction_reaches(view: View, layer: LayerEvidence) -> bool:
-    """Whether the layer's other direction carries the credit that this one loses."""
+    """Whether the layer of the other direction carries the credit that this one loses."""
     name = layer.name.removesuffix(".reverse")
     other = name if name != layer.name else f"{name}.reverse"
     return any(

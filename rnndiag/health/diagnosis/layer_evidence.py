@@ -1,4 +1,4 @@
-"""What the recordings say of one recurrent layer: credit, gates, units, steps and size of its weights."""
+"""The recorded evidence on one recurrent layer: credit, gates, units, steps and size of its weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from rnndiag.health.diagnosis.recorded import Recorded, Row
 
 CARRY_GATES = ("f", "z")
-"""Gates that say how much of the state is kept: f of an LSTM, z of a GRU as torch writes it."""
+"""Gates that decide how much of the state is kept: f of an LSTM, z of a GRU in torch's notation."""
 LARGEST_LOG = 700.0
-"""exp of more than this is no float any more."""
+"""exp of a larger number overflows a float64."""
 NEGLIGIBLE = math.log(1e-6)
-"""Credit below this share of lag 0 does not say how fast it falls."""
+"""Credit below this share of lag 0 is not used to fit its decay."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Dated:
     step: int
 
     def above(self, limit: float) -> bool:
-        """Whether it is larger; not where it is NaN."""
+        """Whether the number exceeds the limit; False for NaN."""
         return self.value > limit
 
     def below(self, limit: float) -> bool:
-        """Whether it is smaller; not where it is NaN."""
+        """Whether the number is below the limit; False for NaN."""
         return self.value < limit
 
 
 NOTHING = Dated(math.nan, -1)
-"""Stands for what was not recorded: it is neither above nor below anything."""
+"""Stands for a number that was not recorded: NaN, so neither above nor below any limit."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Credit:
 
     @property
     def last_lag(self) -> int:
-        """The longest lag of a loss that was measured."""
+        """The longest measured lag."""
         return len(self.log) - 1
 
     def at(self, lag: int) -> Dated:
-        """ln c(lag); of a lag beyond the profile that of its end, -inf where nothing arrives."""
+        """ln c(lag), with its step; beyond the profile the value at its end, -inf if no credit arrives."""
         value = float(self.log[min(lag, self.last_lag)])
         return Dated(-math.inf if math.isnan(value) else value, self.step)
 
@@ -63,7 +63,7 @@ class Credit:
 
     @property
     def per_step(self) -> Dated:
-        """By which factor credit changes per lag, over lags where it is not negligible."""
+        """Factor by which credit changes per lag, over lags where it is not negligible."""
         known = self.log[: max(3, int(np.sum(self.log > NEGLIGIBLE)))]
         known = known[np.isfinite(known)]
         if len(self.log) < 3 or len(known) < 2:
@@ -74,20 +74,20 @@ class Credit:
 
 @dataclass(frozen=True)
 class LayerEvidence:
-    """One recurrence. Pairs hold the first and the last recording."""
+    """The evidence on one recurrence. Pairs hold the values at the first and the last recording."""
 
     name: str
     cell: str
-    """lstm, gru, elman_tanh, elman_relu, or what a person's own cell is called."""
+    """lstm, gru, elman_tanh, elman_relu, or the name of a custom cell."""
     length: int
-    """Steps of all its calls in one training step."""
+    """Time steps of all its calls in one training step."""
     chunk: int
-    """Steps of its longest call."""
+    """Time steps of its longest call."""
     credit: tuple[Credit | None, Credit | None]
     carry_gate: tuple[Dated, Dated]
     """Mean of f or z."""
     gates_at_ends: tuple[Dated, Dated]
-    """Share of the other gates' values below 0.05 or above 0.95."""
+    """Share of values of the other gates that are below 0.05 or above 0.95."""
     saturated: tuple[Dated, Dated]
     """Share of saturated units."""
     derivative: tuple[Dated, Dated]
@@ -103,9 +103,9 @@ class LayerEvidence:
     """Step -> swing, in units of the loss."""
     input_spread: Dated
     seam_share: Dated
-    """Share of the credit behind the cut: median of the last recordings."""
+    """Share of the credit beyond the cut: median of the last recordings."""
     gradient_norm: Dated
-    """Of its recurrent parameters in the last recording."""
+    """Gradient norm of its recurrent parameters in the last recording."""
 
     @property
     def gated(self) -> bool:
@@ -114,12 +114,12 @@ class LayerEvidence:
 
     @property
     def elman(self) -> bool:
-        """Whether it is a plain tanh or relu recurrence."""
+        """Whether it is a recurrence without gates, tanh or relu."""
         return self.cell.startswith("elman") or not (self.gated or self.cell in ("lstm", "gru"))
 
 
 def layer_evidence(recorded: Recorded, name: str, cell: str, stack: str | None) -> LayerEvidence:
-    """The evidence of one layer; `stack` is the name under which its stack was recorded, where it has one."""
+    """Extract the evidence on one layer; `stack` is the name under which its stack was recorded, if any."""
     profiles = recorded.rows("credit_profile", name)
     gates = recorded.rows("gate_mean", name)
     return LayerEvidence(
@@ -150,12 +150,12 @@ def _cell_by_quantities(recorded: Recorded, name: str) -> str:
 
 
 def _at(rows: tuple[Row, ...], which: int) -> tuple[Row, ...]:
-    """The rows of the first (0) or last (-1) recording that has any."""
+    """The rows of the first (`which` = 0) or last (-1) recording that has any."""
     return tuple(row for row in rows if row.step == rows[which].step) if rows else ()
 
 
 def _credit(rows: tuple[Row, ...], which: int) -> Credit | None:
-    """The longest profile of a recording's calls."""
+    """The longest credit profile among the calls of one recording."""
     found = [row for row in _at(rows, which) if row.values.shape[0] > 1]
     if not found:
         return None
@@ -166,7 +166,7 @@ def _credit(rows: tuple[Row, ...], which: int) -> Credit | None:
 
 
 def _ends(rows: tuple[Row, ...], number: Any) -> tuple[Dated, Dated]:
-    """A number of the first and of the last recording, the mean over calls."""
+    """A number at the first and at the last recording, averaged over calls."""
     found = []
     for which in (0, -1):
         chosen = _at(rows, which)
@@ -230,7 +230,7 @@ def _sums(rows: Iterable[Row]) -> dict[int, float]:
 
 
 def _norm(rows: tuple[Row, ...]) -> Dated:
-    """Norm over all parameters; calls share one gradient, so one call's is taken."""
+    """Norm over all parameters, from one call: all calls share one gradient."""
     last = _at(rows, -1)
     if not last:
         return NOTHING

@@ -1,4 +1,4 @@
-"""What the losses of all steps say: where they began, where they ended, and whether they still fall."""
+"""Statistics of the losses of all steps: their start, their end, and whether they still fall."""
 
 from __future__ import annotations
 
@@ -8,45 +8,46 @@ from dataclasses import dataclass
 import numpy as np
 
 TAIL = 0.1
-"""The end of a fit is its last tenth, at least 10 steps."""
+"""The end of a fit is this share of its steps, at least 10."""
 CLEAR = 5.0
-"""A fall is clear where it is this many standard errors."""
+"""A fall is significant from this many standard errors on."""
 SMALL = 0.02
-"""A fall below this share of the final loss over half of the second half is no fall."""
+"""A fall over half of the second half counts only from this share of the final loss on."""
 
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Statistics of the finite losses of a fit. Where there are none, all numbers are NaN.
+    """Statistics of the finite losses of a fit; NaN if there are none.
 
-    Of short steps only every n-th loss is kept after the first 200, so shares of the fit are shares of its steps.
+    After the first 200 steps of a fit with short steps only every n-th loss is stored, so positions in the fit are
+    shares of its steps.
     """
 
     count: int
-    """Steps whose loss is known."""
+    """Number of steps with a known loss."""
     steps: int
-    """Steps of the fit."""
+    """Number of steps of the fit."""
     last_step: int
     first: float
     """Loss of the first step."""
     start: float
-    """Median of the first 3."""
+    """Median of the first 3 losses."""
     early: float
-    """Median from 5 to 15 % of the steps: past the first fall of a net that began far off."""
+    """Median from 5 to 15 % of the steps, after the initial fall of a net that started far off."""
     end: float
     """Median of the last tenth."""
     best: float
-    """The lowest running median over as many steps."""
+    """The lowest running median over `window` losses."""
     best_step: int
     noise: float
     """Standard deviation of the noise in the second half, from the median absolute difference."""
     start_noise: float
-    """The same of the first fifth."""
+    """Standard deviation of the noise in the first fifth."""
     window: int
-    """Losses of the last tenth."""
+    """Number of losses in the last tenth."""
     falling: bool
     rise: float
-    """The highest running median of 3 over the start."""
+    """The highest running median of 3 losses relative to `start`."""
     ends_nonfinite: bool
     first_nonfinite: int | None
     """The first step whose loss is not finite."""
@@ -112,7 +113,7 @@ def _running_median(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _noise(values: np.ndarray) -> float:
-    """Standard deviation of the steps' noise, by the median absolute deviation of differences."""
+    """Standard deviation of the noise from step to step, from the median absolute difference of neighbours."""
     if len(values) < 5:
         return 0.0
     steps = np.diff(values)
@@ -120,7 +121,7 @@ def _noise(values: np.ndarray) -> float:
 
 
 def _falling(known: np.ndarray, at: np.ndarray, window: int) -> bool:
-    """Whether the mean of the last quarter lies clearly below that of the quarter before it."""
+    """Whether the mean of the last quarter is significantly below that of the quarter before it."""
     quarter = (at[-1] - at[0] + 1) / 4
     before = known[(at > at[-1] - 2 * quarter) & (at <= at[-1] - quarter)]
     after = known[at > at[-1] - quarter]

@@ -1,4 +1,4 @@
-"""Causes that rest on what `memory_need` measured at the end of a fit, and never on the credit profile."""
+"""Rules for causes that rest on `memory_need` at the end of a fit, never on the credit profile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rnndiag.health.diagnosis.layer_evidence import Dated
 from rnndiag.health.diagnosis.rule import Found, View, evidence
 
 NO_MORE = ("nothing_found", "solved", "negligible", "reached_not_used")
-"""Leads that find no use in more memory."""
+"""Leading verdicts of `memory_need` that find no use in more memory."""
 
 
 def needs_more_memory(view: View) -> Found | None:
@@ -32,7 +32,7 @@ def needs_more_memory(view: View) -> Found | None:
 
 
 def loss_asks_for_no_more(view: View) -> Found | None:
-    """Nothing earlier in the sequences would lower the loss."""
+    """No earlier input would lower the loss."""
     features = view.features
     for need in features.needs_measured:
         if need.lead in NO_MORE:

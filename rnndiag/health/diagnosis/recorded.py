@@ -1,4 +1,4 @@
-"""What a diagnosis reads: quantities by layer and step, the same of a run and of a single recording."""
+"""Uniform access to recorded quantities by layer and step, for a run or a single recording."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Row:
 
     @property
     def number(self) -> float:
-        """Its value, where it is one number."""
+        """The value of a measurement that is a single number."""
         return float(self.values.reshape(-1)[0]) if self.values.size else float("nan")
 
 
@@ -41,7 +41,7 @@ class Recorded:
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
-        """Where the run comes from; empty for a recording alone."""
+        """The provenance of the run; empty for a single recording."""
         return self.source.provenance if isinstance(self.source, StoredRun) else {}
 
     @cached_property
@@ -53,14 +53,14 @@ class Recorded:
 
     @property
     def steps_made(self) -> int:
-        """Optimizer steps when the fit ended; 0 where that was not recorded."""
+        """Number of optimizer steps at the end of the fit; 0 if not recorded."""
         if isinstance(self.source, Recording):
             return 0
         return max((one.step for one in self.source.outlines if one.phase == "end"), default=0)
 
     @cached_property
     def names(self) -> dict[str, tuple[str, ...]]:
-        """Recurrence (`rnn.l0`, or a stack) -> the names its runs were recorded under, one a call."""
+        """Recurrence (`rnn.l0`, or a stack) -> the names of its runs, one per call."""
         found: dict[str, list[str]] = {}
         for name in self._all_names:
             if name != MODEL and "@" not in name:  # of several backward passes the first counts
@@ -75,19 +75,19 @@ class Recorded:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Recurrences that are one layer in one direction."""
+        """Names of single layers in one direction."""
         return tuple(name for name in self.names if not is_stack(name))
 
     @cached_property
     def stacks(self) -> dict[str, tuple[str, ...]]:
-        """Stacks with their layers, lowest first."""
+        """Names of stacks with their layers, lowest first."""
         if isinstance(self.source, StoredRun):
             return self.source.stacks
         told = self.source.notes.get("stacks")
         return {str(k): tuple(v) for k, v in told.items()} if isinstance(told, Mapping) else {}
 
     def rows(self, quantity: str, layer: str = MODEL) -> tuple[Row, ...]:
-        """All measurements of a quantity of one recurrence, over its calls, rising in step."""
+        """All measurements of a quantity of one recurrence, over its calls, sorted by step."""
         calls = (MODEL,) if layer == MODEL else self.names.get(layer, ())
         found = [row for call in calls for row in self._of(quantity, call)]
         return tuple(sorted(found, key=lambda row: row.step))
@@ -112,7 +112,7 @@ class Recorded:
 
     @cached_property
     def needs(self) -> tuple[MemoryNeed, ...]:
-        """What `memory_need` measured, one a layer; empty where it was not asked for."""
+        """Results of `memory_need`, one per layer; empty if it was not run."""
         if isinstance(self.source, Recording):
             return needs_in([self.source])
         found = []
@@ -128,7 +128,8 @@ class Recorded:
         return tuple(found)
 
     def history(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, values) of a ring of per-step scalars over all recordings, rising, each step once."""
+        """(steps, values) of a per-step scalar, merged over the ring buffers of all recordings, sorted, each step
+        once."""
         if isinstance(self.source, Recording):
             return np.zeros(0, np.int64), np.zeros(0)
         steps, values = [], []

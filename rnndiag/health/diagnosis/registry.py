@@ -1,9 +1,9 @@
-"""All rules, in the order of time and mechanism: the first that fires names the first cause.
+"""All diagnosis rules in order: the first that fires names the first cause.
 
-Structure comes first, then the data, the size of the optimizer's steps, what was so at step 0, cut windows, and
-what came later. A late symptom (dead units, saturation, credit that has vanished) goes with many causes: with a
-learning rate of 1 all of them are there, so it is named only where nothing earlier explains the state. A proof that
-failed (`not_trusted`) stands before all rules that rest on adjoints, and after those that do not.
+The order is that of time and mechanism: structure, data, size of the optimizer's steps, conditions at step 0, cut
+windows, and what came later. A late symptom (dead units, saturation, vanished credit) accompanies many causes: a
+learning rate of 1 produces all of them, so a late symptom is named only if nothing earlier explains the state. A failed
+proof (`not_trusted`) comes before all rules that rest on adjoints, and after those that do not.
 """
 
 from __future__ import annotations
@@ -51,4 +51,4 @@ RULES = (
     Rule("learning_rate_too_high", "last resort", BAD, step.perhaps_too_high, alone=True),
     Rule("learning_rate_too_low", "last resort", BAD, step.perhaps_too_low, alone=True),
 )
-"""A new cause is one rule, in one of the files of rules, and one line here."""
+"""To add a cause, write a rule in one of the files of rules and add one line here."""

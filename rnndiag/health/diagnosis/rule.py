@@ -1,4 +1,4 @@
-"""One rule of the diagnosis: from features to a cause with its evidence, or to nothing."""
+"""The form of a diagnosis rule: from features to a cause with its evidence, or None."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rnndiag.health.diagnosis.features import Features
 from rnndiag.health.diagnosis.layer_evidence import LARGEST_LOG, Dated
 
 Group = Literal["structure", "data", "step", "start", "window", "later", "last resort"]
-"""When a cause acts. Causes of one group act at one time; those of a later group may follow from an earlier one."""
+"""When a cause acts. Causes of a later group may follow from those of an earlier one."""
 
 Situation = Literal["broken", "diverged", "stuck", "at rest", "learning", "learned", "cannot_tell"]
-"""The state by the losses, with `at rest` told apart from `learned`."""
+"""The state judged by the losses, with `at rest` distinguished from `learned`."""
 
 BAD: frozenset[Situation] = frozenset({"diverged", "stuck", "at rest", "broken"})
 UNLEARNED: frozenset[Situation] = BAD | {"learning"}
@@ -24,20 +24,20 @@ ALWAYS: frozenset[Situation] = UNLEARNED | {"learned", "cannot_tell"}
 
 @dataclass(frozen=True)
 class View:
-    """What a rule is given."""
+    """The input of a rule."""
 
     features: Features
     situation: Situation
 
     @property
     def learning(self) -> bool:
-        """A model that learns is told only what still holds at the last recording."""
+        """Whether the model learns; then only causes that still hold at the last recording are named."""
         return self.situation == "learning"
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a rule found. `sentence` says what is so and what it means, without the remedy."""
+    """The result of a rule. `sentence` states the observation and its meaning, without the remedy."""
 
     sentence: str
     evidence: tuple[Evidence, ...] = ()
@@ -66,7 +66,7 @@ class Rule:
 
 
 def evidence(**numbers: Dated) -> tuple[Evidence, ...]:
-    """Evidence of what was recorded, by name."""
+    """Evidence from keyword arguments, name -> recorded number; NaN is left out."""
     return tuple(
         Evidence(name, one.value, one.step)
         for name, one in numbers.items()
@@ -78,12 +78,12 @@ def evidence(**numbers: Dated) -> tuple[Evidence, ...]:
 
 
 def number(value: float) -> str:
-    """Three digits at most: 0.0123, 1.4, 522."""
+    """A number with at most three digits: 0.0123, 1.4, 522."""
     return f"{value:.3g}"
 
 
 def power(log: float) -> str:
-    """10^-8.2 of ln c; in words where it is nothing."""
+    """ln c as a power of ten, such as 10^-8.2; in words if it is zero."""
     if math.isinf(log) and log < 0:
         return "nothing"
     return (
@@ -94,5 +94,5 @@ def power(log: float) -> str:
 
 
 def percent(share: float) -> str:
-    """70 %."""
+    """A share as text, such as 70 %."""
     return f"{100 * share:.0f} %"

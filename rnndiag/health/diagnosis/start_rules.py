@@ -1,4 +1,4 @@
-"""Causes that are there at step 0: how the layer was started, and what comes into it."""
+"""Rules for causes that exist at step 0: the initialization of the layer, and its inputs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from rnndiag.health.diagnosis.layer_evidence import LARGEST_LOG, LayerEvidence
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number, percent, power
 
 GATES_AT_ENDS = 0.5
-"""Share of the input, output, reset gates' values that stand at 0 or 1."""
+"""Saturated if at least this share of input, output and reset gate values is near 0 or 1."""
 UNITS = 0.25
-"""Share of tanh units whose derivative is below 0.05."""
+"""Saturated if at least this share of tanh units has a derivative below 0.05."""
 FLAT = 0.2
-"""Mean derivative of tanh over all units and steps."""
+"""Saturated if the mean derivative of tanh over all units and steps is below this."""
 DEAD = 0.5
-"""Share of relu units that are zero at every step of every sequence."""
+"""Dead if at least this share of relu units is zero at every step of every sequence."""
 SHUT = 0.1
-"""Mean forget gate: a memory of 1.1 steps."""
+"""Shut if the mean forget gate is below this: a memory of 1.1 steps."""
 CONTRACTS = 0.4
-"""Factor of credit per step: 10^-3 is left after 8 steps."""
+"""Contracting if the credit's factor per step is below this: at 0.4, 10^-3 of it is left after 8 steps."""
 LARGE_INPUTS = 1.5
-"""Spread of the inputs above which saturation is put down to them."""
+"""Saturation is attributed to the inputs if their spread exceeds this."""
 
 
 def first_layer(view: View, find: Callable[[View, LayerEvidence], Found | None]) -> Found | None:
-    """The first layer for which a rule finds something."""
+    """The finding for the first layer that has one."""
     return next(
         (found for layer in view.features.layers if (found := find(view, layer)) is not None), None
     )
 
 
 def saturated(view: View) -> Found | None:
-    """Gates or units at the ends of their range."""
+    """Gates or units are saturated."""
     return first_layer(view, _saturated)
 
 
@@ -90,7 +90,7 @@ def dead_units(view: View) -> Found | None:
 
 
 def units_died(view: View) -> Found | None:
-    """Relu units that are dead at the end."""
+    """Relu units are dead at the end."""
 
     def find(view: View, layer: LayerEvidence) -> Found | None:
         return _dead(layer, 1) if layer.dead[1].above(DEAD) else None
@@ -110,12 +110,12 @@ def _dead(layer: LayerEvidence, which: int) -> Found:
 
 
 def exploding(view: View) -> Found | None:
-    """Credit that grows more than tenfold from lag 0 to the last lag."""
+    """Credit grows more than tenfold from lag 0 to the last lag, in any layer."""
     return first_layer(view, explosion)
 
 
 def explosion(view: View, layer: LayerEvidence) -> Found | None:
-    """The same of one layer."""
+    """Credit grows more than tenfold from lag 0 to the last lag, in one layer."""
     features = view.features
     credit = layer.credit[1 if view.learning else 0]
     first = layer.credit[0]
@@ -138,7 +138,7 @@ def explosion(view: View, layer: LayerEvidence) -> Found | None:
 
 
 def start_of_recurrence(layer: LayerEvidence) -> Remedy:
-    """W_hh that neither grows nor shrinks what passes through it."""
+    """The remedy: initialize W_hh so that it neither amplifies nor damps."""
     if layer.cell == "elman_relu":
         return Remedy(
             "recurrent_weight",
@@ -153,7 +153,7 @@ def start_of_recurrence(layer: LayerEvidence) -> Remedy:
 
 
 def forget_gates_shut(view: View) -> Found | None:
-    """Forget or update gates that are shut at step 0."""
+    """Forget or update gates are shut at step 0."""
 
     def find(view: View, layer: LayerEvidence) -> Found | None:
         gate = layer.carry_gate
@@ -165,7 +165,7 @@ def forget_gates_shut(view: View) -> Found | None:
 
 
 def forgetting(features: Features, layer: LayerEvidence, which: int) -> Found:
-    """The sentence on a layer's forget gates at its first or last recording."""
+    """The sentence on a layer's forget gates at its first (`which` = 0) or last (1) recording."""
     gate, far = layer.carry_gate[which], features.far_credit(layer, which)
     name = "forget" if layer.cell != "gru" else "update"
     memory = 1 / max(1 - gate.value, 1e-9)
@@ -183,7 +183,7 @@ def forgetting(features: Features, layer: LayerEvidence, which: int) -> Found:
 
 
 def open_gates(layer: LayerEvidence, steps: int) -> Remedy:
-    """A bias that leaves 1/e of the credit after so many steps: f = 1 - 1/steps."""
+    """The remedy: a forget bias that leaves 1/e of the credit after `steps` steps, f = 1 - 1/steps."""
     bias = math.log(max(steps - 1, 2))
     if layer.cell == "gru":
         value = round(0.8 * bias, 1)
@@ -201,7 +201,7 @@ def open_gates(layer: LayerEvidence, steps: int) -> Remedy:
 
 
 def contracting_recurrence(view: View) -> Found | None:
-    """Credit of a plain recurrence that shrinks below 10^-3 within 8 steps."""
+    """Credit of a recurrence without gates shrinks below 10^-3 within 8 steps."""
 
     def find(view: View, layer: LayerEvidence) -> Found | None:
         first, last = layer.credit

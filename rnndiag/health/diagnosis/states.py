@@ -1,4 +1,4 @@
-"""Is the model stuck, learning, or has it learned? By its losses and by swing, never by the size of a gradient."""
+"""Whether the model is stuck, learning or has learned, by its losses and by swing; never by the size of a gradient."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from rnndiag.health.diagnosis.diagnosis import State
 from rnndiag.health.diagnosis.features import Features
 
 FEWEST_STEPS = 20
-"""With fewer steps nothing can be said."""
+"""With fewer steps the state is `cannot_tell`."""
 IGNORES_INPUT = 0.12
-"""Swing below this share of the loss: the model answers as if it did not see its input."""
+"""With a swing below this share of the loss, the model answers as if it did not see its input."""
 USES_INPUT = 0.35
-"""Swing above this share: it uses what it saw."""
+"""With a swing above this share of the loss, the model uses its input."""
 LEARNED = 0.25
-"""A final loss below this share of the first one; a model that can be half right without memory stays above."""
+"""A final loss below this share of the first is low; a model that can be half right without memory stays above."""
 AT_FLOOR = 0.1
-"""Below this share of the first loss a model that still improves has learned already."""
+"""A model whose final loss is below this share of the first has learned, even if it still improves."""
 METRIC_GAINED = 0.5
 """A monitored accuracy that went this share of the way to 1 contradicts a loss that stands still."""
 UNMOVED = 0.05
-"""A final loss that lies less than this share of the reference below it has not moved..."""
+"""A final loss less than this share below the reference has not moved..."""
 FALLS = 0.02
-"""... and one that still falls has come down by this share at least: it may only be back where it began."""
+"""... and a falling one must be at least this share below it: else it may only be back where it began."""
 WORSE = 0.3
-"""A final loss that lies above the first one by this share of it has risen, if that is more than noise..."""
+"""A final loss this share above the first has risen, if that is more than noise..."""
 FAR_WORSE = 2.0
-"""... and above this share in any case: the noise at the start may be the rise itself."""
+"""... and if it is this share above, in any case: the noise at the start may be the rise itself."""
 LOST_AGAIN = 0.5
 
 
 @dataclass(frozen=True)
 class StateOf:
-    """The state by the losses, before causes are looked for."""
+    """The state judged by the losses and by swing alone; the rules for causes may refine it."""
 
     state: State
     at_rest: bool = False
-    """The loss has come to rest above zero, and the model uses its input in part."""
+    """Whether the loss has come to rest above zero while the model uses its input in part."""
 
 
 def state_of(features: Features) -> StateOf:
-    """The first of the rules that holds."""
+    """The state by the first criterion that applies."""
     loss = features.loss
     if loss.steps < FEWEST_STEPS:
         return StateOf("broken" if loss.ends_nonfinite else "cannot_tell")
@@ -66,18 +66,18 @@ def state_of(features: Features) -> StateOf:
 
 
 def _low(features: Features) -> bool:
-    """Whether little of the loss is left; never of a loss that began below zero, where nothing is the floor."""
+    """Whether the final loss is low; False for a loss that started below zero, which has no floor at zero."""
     return features.reference_loss > 0 and features.loss.end < LEARNED * features.reference_loss
 
 
 def _came_down(features: Features, share: float) -> bool:
-    """Whether the loss ended below the reference by more than this share of it."""
+    """Whether the final loss is below the reference by more than this share of it."""
     reference = features.reference_loss
     return features.loss.end < reference - share * abs(reference)
 
 
 def _diverged(features: Features) -> bool:
-    """The loss ends above where it began; or the model had learned something and lost it."""
+    """Whether the loss ends above its start, or the model had learned something and lost it."""
     loss = features.loss
     rise, size = loss.end - loss.start, abs(loss.start)
     rose = rise > FAR_WORSE * size or (rise > WORSE * size and rise > 3 * loss.start_noise)

@@ -1,4 +1,4 @@
-"""Causes that lie in the size of the optimizer's steps."""
+"""Rules for causes that lie in the size of the optimizer's steps."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from rnndiag.health.diagnosis.layer_evidence import Dated
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number
 
 GOOD_STEP = 0.01
-"""A step of this share of the recurrent weights at the start of a fit lets them learn."""
+"""Relative step |Δθ| / |θ| of the recurrent weights at the start of a fit with which they learn well."""
 TOO_FAR = 0.2
-"""A step of more than this share of the weights throws them about."""
+"""A larger relative step destroys what the weights have learned."""
 RATHER_FAR = 0.05
-"""A step of more than this share does so where the loss or the units show it."""
+"""A larger relative step does so if the loss or the units show it."""
 GREW = 10.0
-"""Weights that grew by more than this factor."""
+"""Weights have grown too far if they grew by more than this factor."""
 ROSE = 2.0
-"""A loss that rose by more than this factor over its start."""
+"""The loss has risen if it exceeded its start by more than this factor."""
 NOWHERE = 0.05
-"""Weights whose steps together come to less than this share of their size have not gone anywhere."""
+"""Weights have not moved if their relative steps add up to less than this."""
 NOT_FAR = 0.25
-"""Below this they may have gone too little."""
+"""Weights may have moved too little if their relative steps add up to less than this."""
 CLIPPED = 0.2
-"""Clipping that leaves less than this share of the gradient."""
+"""Clipping is too strong if it leaves less than this share of the gradient."""
 CLIPPED_PATH = 0.15
 ADAM_RATE = 0.003
-"""Adam moves weights of ordinary size by about 1 % a step at this rate. Under SGD it cures more often than the rate
-that is right for the recurrent weights (development tasks of the trial), which may be wrong for the head."""
+"""Learning rate suggested for Adam: it moves weights of ordinary size by about 1 % per step.
+
+In place of SGD it cures more often than the rate that is right for the recurrent weights (development tasks of the
+trial), which may be wrong for the head.
+"""
 DEAD = 0.5
 
 
@@ -37,7 +40,7 @@ def _clipped(features: Features) -> bool:
 
 
 def _rate_for_good_steps(features: Features) -> float:
-    """The learning rate that would have made the reference step GOOD_STEP of the weights."""
+    """The learning rate at which the reference step would have been GOOD_STEP."""
     reference = features.sizes.reference()
     rate = features.sizes.rates.get(reference.step, features.setup.rate)
     if math.isnan(rate) or rate <= 0:
@@ -46,12 +49,12 @@ def _rate_for_good_steps(features: Features) -> float:
 
 
 def lower_rate(features: Features) -> Remedy | None:
-    """A lower rate: a tenth of the one in use where the formula asks for a higher one; under SGD, Adam."""
+    """Remedy: a lower rate; a tenth of the current one if the formula gives a higher one; Adam in place of SGD."""
     return _new_rate(features, lower=True)
 
 
 def raise_rate(features: Features) -> Remedy | None:
-    """A higher rate: ten times the one in use where the formula asks for a lower one; under SGD, Adam."""
+    """Remedy: a higher rate; ten times the current one if the formula gives a lower one; Adam in place of SGD."""
     return _new_rate(features, lower=False)
 
 
@@ -95,7 +98,7 @@ def learning_rate_too_low(view: View) -> Found | None:
 
 
 def clipped_away(view: View) -> Found | None:
-    """Clipping leaves little of each gradient, and the optimizer steps by what is left."""
+    """Clipping leaves little of each gradient, and the optimizer's steps scale with what is left."""
     features = view.features
     ratio, path = features.sizes.clip_ratio, features.sizes.longest_path
     if not _clipped(features) or not (path < CLIPPED_PATH or ratio.below(CLIPPED / 2)):
@@ -118,7 +121,7 @@ def clipped_away(view: View) -> Found | None:
 
 
 def wild(view: View) -> Found | None:
-    """Steps that throw the weights about; also asked by the rules on numbers that are not finite."""
+    """Steps are so large that they destroy the weights; also used by the rules on non-finite numbers."""
     features = view.features
     (step, layer), growth, loss = features.largest_step, features.largest_growth, features.loss
     died = next(
@@ -149,7 +152,7 @@ def wild(view: View) -> Found | None:
 
 
 def learning_rate_too_high(view: View) -> Found | None:
-    """Steps that throw the weights about."""
+    """Steps are so large that they destroy the weights."""
     found = wild(view)
     if found is None:
         return None
@@ -157,7 +160,7 @@ def learning_rate_too_high(view: View) -> Found | None:
 
 
 def perhaps_too_high(view: View) -> Found | None:
-    """Nothing else explains it, and the largest step was a large one."""
+    """No other rule fired, and the largest step was large."""
     step, layer = view.features.largest_step
     if not step.above(TOO_FAR / 2):
         return None
@@ -173,7 +176,7 @@ def perhaps_too_high(view: View) -> Found | None:
 
 
 def perhaps_too_low(view: View) -> Found | None:
-    """Nothing else explains it, and the weights went little of a way."""
+    """No other rule fired, and the weights moved little."""
     features = view.features
     path, other = features.sizes.longest_path, features.sizes.other_path
     if not (path < NOT_FAR and other < NOT_FAR):

@@ -1,4 +1,4 @@
-"""Causes that lie in how the program is put together, in its data, or in proofs that failed."""
+"""Rules for causes that lie in the structure of the program, in its data, or in failed proofs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rnndiag.health.sentence_case import sentence_case
 
 FEWEST_SPIKES = 2
 DEAD = 0.5
-"""Share of dead relu units above which a layer passes no gradient at all."""
+"""A layer with more than this share of dead relu units passes no gradient."""
 
 
 def not_trusted(view: View) -> Found | None:
-    """A recording that the state rests on is not exact, though every number in it is finite."""
+    """A proof failed in a recording that the state rests on, though every number in it is finite."""
     features = view.features
     last = features.recordings[-3:]
     failed = [step for step in last if step in features.untrusted]
@@ -41,19 +41,19 @@ def _by_preflight(view: View, check: str, remedy: Remedy) -> Found | None:
 
 
 def time_and_batch_swapped(view: View) -> Found | None:
-    """The layer walks along the samples."""
+    """The recurrence runs along the samples instead of time."""
     remedy = Remedy("batch_first", True, "Set batch_first=True, or transpose the input.")
     return _by_preflight(view, "time and batch swapped", remedy)
 
 
 def state_not_carried(view: View) -> Found | None:
-    """The layer is called piece by piece, from zero each time."""
+    """The layer is called in pieces, each from a zero state."""
     remedy = Remedy("carry_state", True, "Pass the state that a call returns into the next call.")
     return _by_preflight(view, "state not carried", remedy)
 
 
 def reads_padding(view: View) -> Found | None:
-    """The loss reads states beyond the sequences."""
+    """The loss reads states beyond the end of the sequences."""
     remedy = Remedy(
         "read_last_valid_step", True, "Take each sequence's last real step, pack, or mask the loss."
     )
@@ -73,7 +73,8 @@ _FREEZE = {
 
 
 def frozen_or_unused(view: View) -> Found | None:
-    """All recurrences stand still; one of several that does is told only of a model that has not learned."""
+    """All recurrences keep their weights; if only one of several does, it is named only for a model that has not
+    learned."""
     features = view.features
     still = dict(features.setup.frozen)
     for layer in features.setup.layers:
@@ -100,7 +101,7 @@ def frozen_or_unused(view: View) -> Found | None:
 
 
 def _never_moved(features: Features, layer: str) -> bool:
-    """r = 0 at all recordings, while the other weights moved and the units are alive."""
+    """Whether |Δθ| / |θ| is 0 at all recordings, while the other weights moved and the units are alive."""
     ratios = features.sizes.recurrent.get(layer, ())
     if not ratios or any(one.value != 0 for one in ratios):
         return False
@@ -111,7 +112,7 @@ def _never_moved(features: Features, layer: str) -> bool:
 
 
 def nonfinite_data(view: View) -> Found | None:
-    """The batch of the first step that is not finite is itself not finite."""
+    """At the first step with a non-finite number, the batch itself is not finite."""
     fault = view.features.fault
     if fault is None or fault.data_finite:
         return None
@@ -125,7 +126,7 @@ def nonfinite_data(view: View) -> Found | None:
 
 
 def nonfinite_by_rate(view: View) -> Found | None:
-    """Steps too large, then numbers that are not finite."""
+    """Steps were too large, then numbers became non-finite."""
     features = view.features
     if features.fault is None or (found := wild(view)) is None:
         return None
@@ -138,7 +139,7 @@ def nonfinite_by_rate(view: View) -> Found | None:
 
 
 def nonfinite_by_growth(view: View) -> Found | None:
-    """A gradient that grows step by step back at step 0, then numbers that are not finite."""
+    """The gradient grew with every step back at step 0, then numbers became non-finite."""
     features = view.features
     if features.fault is None:
         return None
@@ -155,7 +156,7 @@ def nonfinite_by_growth(view: View) -> Found | None:
 
 
 def spikes(view: View) -> Found | None:
-    """Single gradients many times the usual size, in a model that had learned and lost it."""
+    """Single gradients were many times the usual size, in a model that had learned and lost it."""
     jumps = view.features.jumps
     if len(jumps) < FEWEST_SPIKES:
         return None
@@ -176,7 +177,7 @@ def spikes(view: View) -> Found | None:
 
 
 def nonfinite(view: View) -> Found | None:
-    """Not finite, and none of the other reasons holds."""
+    """A number is not finite, and no other rule explains it."""
     fault = view.features.fault
     if fault is None:
         return None

@@ -1,4 +1,4 @@
-"""What a run says of its training beside the layers: optimizer, clipping, loader, structural findings, first fault."""
+"""Facts on the training beyond single layers: optimizer, clipping, loader, structural findings, first fault."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from rnndiag.health.diagnosis.layer_evidence import NOTHING, Dated
 from rnndiag.health.diagnosis.recorded import Recorded
 
 SCALE_FREE = ("ada", "rms", "rprop", "lamb", "lion", "sign", "muon", "shampoo", "soap", "lars")
-"""Optimizers whose steps do not depend on the size of the gradient hold one of these in their name."""
+"""Optimizers whose steps do not depend on the gradient's scale contain one of these in their name."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The optimizer and the recurrent weights as the fit began."""
+    """The optimizer and the recurrent weights at the start of the fit."""
 
     optimizer: str
     scale_free: bool
-    """Whether a constant factor of the gradient leaves its steps as they are."""
+    """Whether scaling the gradient by a constant leaves the optimizer's steps unchanged."""
     rate: float
     weight_decay: float
     clip: float | None
     frozen: Mapping[str, str]
-    """Layer -> requires_grad | add_to_optimizer, the knob that would let it train."""
+    """Frozen layer -> the knob that would let it train, requires_grad or add_to_optimizer."""
     layers: tuple[str, ...]
     """All recurrent layers of the model."""
     monitored: str
-    """The metric that a callback monitors; empty where none does."""
+    """The metric that a callback monitors; empty if none does."""
     monitored_mode: str
-    """min, max, or empty where it is not known."""
+    """min, max, or empty if unknown."""
     scaled_gradients: bool
-    """Whether a loss scaler makes gradients that are not finite a part of the routine."""
+    """Whether a loss scaler is used, which makes non-finite gradients a normal event."""
 
 
 def setup_of(recorded: Recorded) -> Setup:
-    """Read from the provenance; a run of an earlier version has none, and nothing is frozen there."""
+    """Read the setup from the provenance; runs of earlier versions have none, and no frozen layers then."""
     training = _mapping(recorded.provenance.get("training"))
     trainer = _mapping(recorded.provenance.get("trainer"))
     held = training.get("optimizers")
@@ -75,32 +75,32 @@ class StepSizes:
     """|Δθ| / |θ| of the recorded optimizer steps."""
 
     recurrent: Mapping[str, tuple[Dated, ...]]
-    """By layer."""
+    """Layer -> relative steps."""
     other: tuple[Dated, ...]
     clip_ratio: Dated
-    """Norm of the gradients after clipping over that before: median of the recordings."""
+    """Gradient norm after clipping over that before: median over recordings."""
     first_norm: Dated
     """Gradient norm of the first recorded step."""
     rates: Mapping[int, float]
-    """Step -> learning rate."""
+    """Training step -> learning rate."""
 
     def path(self, layer: str) -> float:
-        """∫ |Δθ| / |θ| over the fit by trapezoids: the length of the way that the weights went, in their own size."""
+        """∫ |Δθ| / |θ| over the fit by the trapezoidal rule: the length of the weights' path relative to their size."""
         return _path(self.recurrent.get(layer, ()))
 
     @property
     def other_path(self) -> float:
-        """The same of all weights that are not recurrent."""
+        """The same path length of all weights that are not recurrent."""
         return _path(self.other)
 
     @property
     def longest_path(self) -> float:
-        """Of all layers the longest; NaN where nothing was recorded."""
+        """The longest path of any layer; NaN if nothing was recorded."""
         known = [p for layer in self.recurrent if not math.isnan(p := self.path(layer))]
         return max(known, default=math.nan)
 
     def largest(self, up_to: int) -> tuple[Dated, str]:
-        """The largest ratio of a recurrent layer up to this step, and its layer."""
+        """The largest relative step of a recurrent layer up to training step `up_to`, and its layer."""
         found = [
             (one, layer)
             for layer, row in self.recurrent.items()
@@ -110,7 +110,7 @@ class StepSizes:
         return max(found, key=lambda pair: pair[0].value, default=(NOTHING, ""))
 
     def reference(self) -> Dated:
-        """The ratio that a learning rate is set by: of the first recorded steps the largest, over all layers."""
+        """The relative step used to set a learning rate: the largest over all layers of the first recorded steps."""
         first = [row[0] for row in self.recurrent.values() if row]
         known = [one for one in first if math.isfinite(one.value) and one.value > 0]
         if known:
@@ -131,7 +131,7 @@ def _path(row: tuple[Dated, ...]) -> float:
 
 
 def step_sizes(recorded: Recorded, layers: Mapping[str, tuple[Dated, ...]]) -> StepSizes:
-    """The sizes of the recorded steps; `layers` holds the ratios of each layer."""
+    """The recorded step sizes; `layers` holds the relative steps of each layer."""
     other = tuple(Dated(row.number, row.step) for row in recorded.rows("other_update_ratio"))
     before = {row.step: row.number for row in recorded.rows("total_gradient_norm")}
     after = {row.step: row.number for row in recorded.rows("stepped_gradient_norm")}
@@ -157,7 +157,7 @@ class Jump:
 
 
 def jumps(recorded: Recorded) -> tuple[Jump, ...]:
-    """The jumps that were recorded."""
+    """The recorded jumps."""
     found = []
     for outline in recorded.outlines:
         note = _mapping(outline.notes.get("black_box"))
@@ -174,14 +174,14 @@ class FirstFault:
 
     step: int
     data_finite: bool
-    """False: the batch itself holds numbers that are not finite."""
+    """Whether the batch holds finite numbers only."""
     sentence: str
     place: str = ""
-    """Where it began in the recurrent layers: inputs, states, a gradient; empty where that was not seen."""
+    """Where it began in the recurrent layers: inputs, states, a gradient; empty if unknown."""
 
 
 def first_fault(recorded: Recorded, loss_step: int | None, setup: Setup) -> FirstFault | None:
-    """From the accidents that were recorded, and from the losses of all steps."""
+    """The first fault, from the recorded accidents and from the losses of all steps."""
     told = [
         note
         for outline in recorded.outlines
@@ -207,7 +207,7 @@ def first_fault(recorded: Recorded, loss_step: int | None, setup: Setup) -> Firs
 
 
 def structural_findings(recorded: Recorded) -> dict[str, tuple[str, str]]:
-    """Check of the preflight -> (message, layer), of those that did not pass."""
+    """Name of a failed preflight check -> (message, layer)."""
     found: dict[str, tuple[str, str]] = {}
     for outline in recorded.outlines:
         noted = outline.notes.get("preflight")

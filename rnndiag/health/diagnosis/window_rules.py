@@ -1,4 +1,4 @@
-"""Causes that lie in where the gradient, or the sequence, is cut."""
+"""Rules for causes that lie in where the gradient, or the sequence, is cut."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rnndiag.health.diagnosis.start_rules import first_layer
 from rnndiag.health.sentence_case import sentence_case
 
 BEHIND = 0.2
-"""Share of the credit behind the cut."""
+"""The window is too short if at least this share of the credit lies beyond the cut."""
 LONGER = 5
-"""A chunk is lengthened by this factor where the state is carried between batches."""
+"""Suggested factor on the chunk length if the state is carried between batches."""
 
 
 def sequence_too_short(view: View) -> Found | None:
-    """The sequence ends before what the task is said to need."""
+    """The sequence is shorter than the number of steps that the task is said to need."""
     features = view.features
     longest = max((layer.length for layer in features.layers), default=0)
     if features.needs is None or not 0 < longest <= features.needs:
@@ -33,7 +33,7 @@ def sequence_too_short(view: View) -> Found | None:
 
 
 def gradient_too_short(view: View) -> Found | None:
-    """The gradient is cut before it reaches what the task is said to need."""
+    """The gradient is cut before the number of steps that the task is said to need."""
     features = view.features
     window, needs = features.window_in_use, features.needs
     if needs is None or not window.value <= needs:
@@ -51,7 +51,7 @@ def gradient_too_short(view: View) -> Found | None:
 
 
 def window_too_short(view: View) -> Found | None:
-    """A share of the credit lies behind the cut."""
+    """A considerable share of the credit lies beyond the cut."""
     return first_layer(view, _cut)
 
 
@@ -79,7 +79,7 @@ def _cut(view: View, layer: LayerEvidence) -> Found | None:
 
 
 def detached_every_step(view: View) -> Found | None:
-    """No gradient passes from one step to the one before."""
+    """No gradient passes from any step to the one before."""
     told = view.features.structure.get("stray detach")
     if told is None:
         return None

@@ -1,1 +1,1 @@
-"""One file a rule. Every module of this folder is loaded by `rnndiag.health.rule.all_rules`."""
+"""One rule per file. `rnndiag.health.rule.all_rules` imports every module of this folder."""

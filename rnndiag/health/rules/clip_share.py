@@ -1,4 +1,4 @@
-"""How often clipping is active: a safety net, or a step limiter."""
+"""Rule: how often clipping is active, which tells a safety net from a limit on every step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rnndiag.health.rule import RuleSeries, rule
     words=("", "CLIPPED NEARLY ALWAYS"),
 )
 def clip_share(numbers: LayerNumbers) -> RuleSeries:
-    """Per recording: the share of clipped steps since the recording before."""
+    """Share of clipped steps since the previous recording, per recording."""
     try:
         found = numbers.get("history_clipped")
     except NotRecorded:

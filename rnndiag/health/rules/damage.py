@@ -1,6 +1,6 @@
-"""What is not in the stored run and should be: damaged arrays, missing files and ranks, recordings that were dropped.
+"""Rule: what is missing in the stored run: damaged arrays, missing files and ranks, dropped recordings.
 
-A check that names the last recordings of a training must not judge others because the last ones were never stored.
+A check of the last recordings must not judge earlier ones because the last ones were never stored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ESSENTIAL = (
     "reading a backward pass",
     "writing a recording",
 )
-"""Parts of the recorder without which nothing is recorded any more."""
+"""Parts of the recorder without which nothing is recorded."""
 
 
 @rule(
@@ -39,7 +39,7 @@ _ESSENTIAL = (
     violation="not_judged",
 )
 def damage(numbers: LayerNumbers) -> RuleSeries:
-    """How many faults lost something, as reading the run has shown so far, and how many recordings were dropped."""
+    """Number of faults that lost data, as found by reading so far, plus the number of dropped recordings."""
     run = numbers.whole.run
     last = int(run.steps[-1]) if len(run.steps) else 0
     notes = [str(problem) for problem in run.problems if problem.lost]
@@ -57,6 +57,6 @@ def damage(numbers: LayerNumbers) -> RuleSeries:
 
 
 def _stopped(end: Ending, last_step: int) -> bool:
-    """Whether recording ended before the training did, because a part of the recorder gave up."""
+    """Whether recording ended before training did, because a part of the recorder was switched off."""
     essential = any(part.startswith(_ESSENTIAL) for part in end.gave_up)
     return essential and (end.final_step is None or end.final_step > last_step)

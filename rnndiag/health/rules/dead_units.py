@@ -1,4 +1,4 @@
-"""Relu units that are zero for every input: they never learn again."""
+"""Rule: relu units that are zero for every input, which cannot learn any more."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ from rnndiag.health.rule import RuleSeries, rule
     words=("", "DEAD UNITS"),
 )
 def dead_units(numbers: LayerNumbers) -> RuleSeries:
-    """The share of dead units of each recording."""
+    """Share of dead units, per recording."""
     found = numbers.get("dead_units")
     return RuleSeries(found.steps, found.values.reshape(len(found.steps)))

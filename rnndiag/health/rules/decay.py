@@ -1,4 +1,4 @@
-"""The factor by which credit shrinks (or grows) with each further step back."""
+"""Rule: the factor by which credit changes with each further step back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rnndiag.stats.reach import decay as decay_of_profile
     words=("", "GROWING GRADIENT"),
 )
 def decay(numbers: LayerNumbers) -> RuleSeries:
-    """The fitted decay of each recording's credit profile."""
+    """Fitted decay of the credit profile, per recording."""
     profile = numbers.profiles()
     values = [decay_of_profile(row).value for row in profile.values]
     return RuleSeries(profile.steps, np.array(values))

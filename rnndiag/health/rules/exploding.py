@@ -1,4 +1,4 @@
-"""Gradients that grow on their way back through a dynamics that is itself unstable."""
+"""Rule: gradients that grow backwards in time while the dynamics is unstable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIMIT = 100.0
     comparable=False,
 )
 def exploding(numbers: LayerNumbers) -> RuleSeries:
-    """The largest credit at any lag over the credit at lag 0; 1 where the largest Lyapunov exponent is not above 0."""
+    """Largest credit at any lag over that at lag 0, per recording; 1 if the largest Lyapunov exponent is at most 0."""
     profile = numbers.profiles()
     with np.errstate(over="ignore", invalid="ignore"):
         largest = np.max(np.where(np.isnan(profile.values), -np.inf, profile.values), axis=1)
@@ -42,7 +42,7 @@ def exploding(numbers: LayerNumbers) -> RuleSeries:
 
 
 def _without_exponents(numbers: LayerNumbers, steps: np.ndarray, growth: np.ndarray) -> RuleSeries:
-    """Growth in a window without λ_1: an exponent that was stable before it says nothing of the window."""
+    """Growth in a window without a measured λ_1: an earlier stable exponent does not excuse it."""
     try:
         earlier = numbers.ever("lyapunov_exponents").pick("part_stat", "value")
     except NotRecorded:

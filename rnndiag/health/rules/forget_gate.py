@@ -1,4 +1,4 @@
-"""A forget gate that is stuck: shut, so that nothing is carried, or open, so that nothing is ever dropped."""
+"""Rule: a forget gate that is stuck shut, so that nothing is carried, or open, so that nothing is ever dropped."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ from rnndiag.health.rule import RuleSeries, rule
     words=("FORGET GATE SHUT", "FORGET GATE OPEN"),
 )
 def forget_gate(numbers: LayerNumbers) -> RuleSeries:
-    """The forget gate's mean over units, samples and time."""
+    """Mean of the forget gate over units, samples and time, per recording."""
     found = numbers.get("gate_mean").pick("gate", "f")
     return RuleSeries(found.steps, np.nanmean(found.values.reshape(len(found.steps), -1), axis=1))

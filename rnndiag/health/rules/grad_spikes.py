@@ -1,4 +1,4 @@
-"""Single steps whose gradient is far above what is usual."""
+"""Rule: single steps with a gradient far above the usual size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rnndiag.health.rule import RuleSeries, rule
     comparable=False,
 )
 def grad_spikes(numbers: LayerNumbers) -> RuleSeries:
-    """Per recording: the largest norm since the recording before, over the median of all of them."""
+    """Largest gradient norm since the previous recording over the median of all norms, per recording."""
     try:
         found = numbers.get("history_gradient_norm")
     except NotRecorded:

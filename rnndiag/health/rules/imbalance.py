@@ -1,4 +1,4 @@
-"""One layer, or one gate, that carries all of the gradient."""
+"""Rule: one layer, or one gate, that has nearly all of the gradient."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rnndiag.store.quantities import MODEL
     words=("", "ONE PART CARRIES ALL"),
 )
 def imbalance(numbers: LayerNumbers) -> RuleSeries:
-    """The largest share among the gates of a layer, or among the layers of the model."""
+    """Largest share of the gradient norm among the gates of a layer, or among the layers of the model."""
     if numbers.layer == MODEL:
         return _among_layers(numbers)
     found = numbers.get("gate_contribution_norm")
@@ -55,7 +55,7 @@ def _among_layers(numbers: LayerNumbers) -> RuleSeries:
 
 
 def _largest_share(steps: np.ndarray, norms: np.ndarray, layer: str) -> RuleSeries:
-    """Of norms (n, parts): the largest over the sum, at the steps at which a gradient arrives at all."""
+    """Largest entry over the sum of norms (n, parts), at the steps where a gradient arrives."""
     arrives = ~np.all(norms == 0, axis=1)
     if not arrives.any():
         raise DoesNotApply(f"no gradient arrives at {layer}")

@@ -1,4 +1,4 @@
-"""The largest Lyapunov exponent: whether two nearby states stay together."""
+"""Rule: the largest Lyapunov exponent, which tells whether nearby states stay together."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ from rnndiag.health.rule import RuleSeries, rule
     typical=lambda numbers: (None, 0.05),
 )
 def lyapunov(numbers: LayerNumbers) -> RuleSeries:
-    """λ_1 of each recording that measured it."""
+    """λ_1, at each recording that measured it."""
     found = numbers.get("lyapunov_exponents").pick("part_stat", "value")
     return RuleSeries(found.steps, found.values.reshape(len(found.steps), -1)[:, 0])

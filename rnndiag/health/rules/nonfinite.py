@@ -1,4 +1,4 @@
-"""Entries that are not finite: the one number that must be zero everywhere, at every step."""
+"""Rule: non-finite entries, which must be zero everywhere at every step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PADDED = ("history_loss", "history_gradient_norm")
     comparable=False,
 )
 def nonfinite(numbers: LayerNumbers) -> RuleSeries:
-    """How many numbers of a recording are not finite."""
+    """Number of non-finite entries, per recording."""
     total: dict[int, float] = {}
     for quantity in (*_COUNTS, *_SCALARS):
         with suppress(NotRecorded):
@@ -54,7 +54,7 @@ def _add(total: dict[int, float], steps: np.ndarray, counts: np.ndarray) -> None
 
 
 def _counted(numbers: LayerNumbers, quantity: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps of a quantity, and how many of its entries are not finite there."""
+    """The steps of a quantity, and its number of non-finite entries at each."""
     found = numbers.get(quantity)
     flat = found.values.reshape(len(found.steps), -1)
     if quantity in _COUNTS:
@@ -66,7 +66,7 @@ def _counted(numbers: LayerNumbers, quantity: str) -> tuple[np.ndarray, np.ndarr
 
 
 def _is_entry(numbers: LayerNumbers, steps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Where a ring of training steps holds an entry: where its own step is a number. The rest is padding."""
+    """Which slots of a ring of training steps hold an entry: those whose step is a number. The rest is padding."""
     ring = numbers.get("history_step")
     rows = ring.values.reshape(len(ring.steps), -1)
     known = np.ones(shape, dtype=bool)
@@ -80,7 +80,7 @@ def _is_entry(numbers: LayerNumbers, steps: np.ndarray, shape: tuple[int, ...]) 
 
 
 def _profiles_without_a_number(numbers: LayerNumbers) -> tuple[np.ndarray, np.ndarray]:
-    """Credit profiles that hold an infinity, or nothing but NaN although a gradient reached the layer."""
+    """Credit profiles with an infinity, or all NaN although a gradient reached the layer: steps and counts."""
     found = numbers.profiles()
     empty = np.isnan(found.values).all(axis=1)
     return found.steps, (empty | np.isposinf(found.values).any(axis=1)).astype(float)

@@ -1,4 +1,4 @@
-"""What the diagnostics themselves cost."""
+"""Rule: the cost of the diagnostics themselves."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ from rnndiag.health.rule import RuleSeries, rule
     comparable=False,
 )
 def overhead(numbers: LayerNumbers) -> RuleSeries:
-    """The share so far, at each recording."""
+    """Share of training time spent so far, at each recording."""
     found = numbers.get("overhead_share")
     return RuleSeries(found.steps, found.values.reshape(len(found.steps)))

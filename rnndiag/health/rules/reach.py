@@ -1,4 +1,4 @@
-"""How far back the gradient reaches: the lag that holds 90 % of the credit."""
+"""Rule: how far back the gradient reaches, as the lag within which 90 % of the credit lies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _typical(numbers: LayerNumbers) -> Range:
     },
 )
 def reach(numbers: LayerNumbers) -> RuleSeries:
-    """The reach of each recording's credit profile, in steps."""
+    """Reach of the credit profile in steps, per recording."""
     profile = numbers.profiles()
     lags = numbers.lags(profile.steps)
     found = [

@@ -1,4 +1,4 @@
-"""The proof: whether the recorded contributions add up to the gradient that autograd produced."""
+"""Rule: the proof that the recorded contributions add up to the gradient that autograd produced."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMIT = 1e-2
     violation="not_judged",
 )
 def residual(numbers: LayerNumbers) -> RuleSeries:
-    """The worst residual over the parameters of each recording; where states are not finite there is no proof."""
+    """Largest residual over the parameters, per recording; non-finite states have no proof."""
     found = numbers.get("residual")
     flat = found.values.reshape(len(found.steps), -1)
     counts = nonfinite_counts(numbers.whole.run, numbers.layer) or {}

@@ -1,4 +1,4 @@
-"""Units or gates whose activation has gone flat, so that no gradient passes."""
+"""Rule: units or gates whose activation is saturated, so that no gradient passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rnndiag.health.rule import RuleSeries, rule
     words=("", "SATURATED"),
 )
 def saturation(numbers: LayerNumbers) -> RuleSeries:
-    """The share of saturated units, or the mean over the gates of their share of saturated activations."""
+    """Share of saturated units, or of saturated gate activations averaged over gates, per recording."""
     try:
         found = numbers.get("saturated_units")
     except NotRecorded:

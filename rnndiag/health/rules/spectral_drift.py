@@ -1,4 +1,4 @@
-"""How far the spectral radius has moved since the first recording."""
+"""Rule: change of the spectral radius since the first recording."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rnndiag.health.rules.spectral_radius import spectral_radius
 
 
 def _typical(numbers: LayerNumbers) -> tuple[float | None, float | None]:
-    """A recurrence that grows is no fault while it is stable: λ_1 <= 0, or, where that is not known, gates hold it."""
+    """Typical range; growth is no fault while the recurrence is stable: λ_1 <= 0, or gates where λ_1 is unknown."""
     try:
         exponents = numbers.ever("lyapunov_exponents").pick("part_stat", "value").values
         stable = bool(np.all(exponents.reshape(len(exponents), -1)[-1, 0] <= 0))
@@ -35,7 +35,7 @@ def _typical(numbers: LayerNumbers) -> tuple[float | None, float | None]:
     words=("SHRINKING RECURRENCE", "GROWING RECURRENCE"),
 )
 def spectral_drift(numbers: LayerNumbers) -> RuleSeries:
-    """ρ(W_hh) of each later recording over that of the first."""
+    """ρ(W_hh) over that of the first recording, per later recording."""
     here = spectral_radius.measure(numbers)
     run = numbers.whole
     later = here.steps > run.all_steps[0]

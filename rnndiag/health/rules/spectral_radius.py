@@ -1,4 +1,4 @@
-"""The spectral radius of the recurrent weights."""
+"""Rule: the spectral radius of the recurrent weights."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ from rnndiag.health.rule import RuleSeries, rule
     of_weights=True,
 )
 def spectral_radius(numbers: LayerNumbers) -> RuleSeries:
-    """The largest spectral radius of any gate's block of W_hh."""
+    """Largest spectral radius of any gate's block of W_hh, per recording."""
     found = numbers.get("spectral_radius")
     return RuleSeries(found.steps, np.max(found.values.reshape(len(found.steps), -1), axis=1))

@@ -1,4 +1,4 @@
-"""What the user's own window leaves out of the gradient."""
+"""Rule: the gradient bias caused by the truncation window in use."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from rnndiag.stats.reach import decay as decay_of_profile
 def truncation_error(numbers: LayerNumbers) -> RuleSeries:
     """The relative bias at the window in use.
 
-    Where training cuts the state, it is what the steps before the cut would add, measured across the seam, or the
-    credit beyond it extrapolated on its decay. Else it is the bias at the window in use: of the mean gradient where
-    that is resolved, else of each minibatch.
+    If training detaches the state, it is the contribution of the steps before the cut, measured across the seam, or the
+    credit beyond it, extrapolated by its decay. Otherwise it is the bias at the window in use: of the mean gradient if
+    resolved, else of each minibatch.
     """
     found = _across_seams(numbers) or _beyond_the_cut(numbers) or _within_the_call(numbers)
     if np.isnan(found.values).all():
@@ -60,7 +60,7 @@ def _within_the_call(numbers: LayerNumbers) -> RuleSeries:
 
 
 def windows_in_use(numbers: LayerNumbers) -> dict[int, float]:
-    """Step -> through how many steps its backward pass carried a gradient: as recorded, else all of the layer's."""
+    """Training step -> number of steps that its backward pass covers, as recorded, else T of the layer."""
     try:
         found = numbers.of_model("window_in_use")
     except NotRecorded:
@@ -71,7 +71,7 @@ def windows_in_use(numbers: LayerNumbers) -> dict[int, float]:
 
 
 def _across_seams(numbers: LayerNumbers) -> RuleSeries | None:
-    """What the cut costs as it was measured: of the judged recordings that did, else of the last one."""
+    """Measured cost of the cut: of the judged recordings that measured it, else of the last recording that did."""
     run = numbers.whole.run
     name = seam_name(run, numbers.layer)
     found = None if name is None else at_hand(run, "seam_bias", name, numbers.whole.steps)
@@ -88,7 +88,7 @@ def _across_seams(numbers: LayerNumbers) -> RuleSeries | None:
 
 
 def _silent(numbers: LayerNumbers) -> bool:
-    """Whether no gradient reaches this one of several chunks."""
+    """Whether this is one of several chunks and no gradient reaches it."""
     try:
         return bool(np.isnan(numbers.get("credit_profile").values).all())
     except NotRecorded:
@@ -96,7 +96,7 @@ def _silent(numbers: LayerNumbers) -> bool:
 
 
 def _beyond_the_cut(numbers: LayerNumbers) -> RuleSeries | None:
-    """Where the state is detached before the credit has faded: its share beyond, on the measured decay."""
+    """If the state is detached before the credit has decayed: the share of credit beyond, by the measured decay."""
     if numbers.cause != "detach":
         return None
     profile = numbers.get("credit_profile").pick("profile_stat", "profile")
@@ -106,7 +106,7 @@ def _beyond_the_cut(numbers: LayerNumbers) -> RuleSeries | None:
 
 
 def _share_beyond(profile_log: np.ndarray, window: int) -> float:
-    """Σ_{d >= window} profile(d) over all, the lags beyond the measured ones on the tail's decay."""
+    """Σ_{d >= window} profile(d) over the sum of all lags; unmeasured lags follow the decay of the tail."""
     known = profile_log[~np.isnan(profile_log)]
     if len(known) == 0 or not np.isfinite(known).any():
         return float("nan")

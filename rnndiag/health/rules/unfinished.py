@@ -1,4 +1,4 @@
-"""A run whose training was cut short, or goes on: what it holds may not be what it would have held."""
+"""Rule: a run whose training was cut short or goes on, so that its last recordings are not those of a full training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rnndiag.health.rule import RuleSeries, rule
     violation="not_judged",
 )
 def unfinished(numbers: LayerNumbers) -> RuleSeries:
-    """0 for a run whose training made its last step, else 1, with the run's status."""
+    """0 if training made its last step, else 1, with the status of the run."""
     run = numbers.whole.run
     finished = run.status.word == "finished"
     note = "" if finished else f"the run is: {run.status}"

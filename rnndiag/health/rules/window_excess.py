@@ -1,7 +1,7 @@
-"""How much longer the window in use is than the memory that the model uses: steps that cost time and memory.
+"""Rule: how much longer the window in use is than the memory that the model uses, which costs time and memory.
 
-It rests on what `memory_need` measured, never on the credit profile: a net that had solved a recall over 25 steps ended
-with a reach of 1.6, and would not have learned with a window of that length.
+It rests on `memory_need`, never on the credit profile: a net that had solved a recall over 25 steps ended with a reach
+of 1.6, and would not have learned with a window of that length.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ USED = "used_memory"
     typical=lambda numbers: (None, 4.0),
 )
 def window_excess(numbers: LayerNumbers) -> RuleSeries:
-    """One number for the judged recordings together, as the recommendation pools them."""
+    """One number for all judged recordings together, pooled as in the recommendation."""
     if numbers.cause == "detach":
         raise DoesNotApply(
             "the state is cut before the credit has faded, so no shorter window is in question"

@@ -1,1 +1,1 @@
-"""Writers: one judgement as text for a console, JSON, JUnit XML, Markdown or GitHub's annotations."""
+"""Writers: the result of a gate as text for a console, JSON, JUnit XML, Markdown or GitHub annotations."""

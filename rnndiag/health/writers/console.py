@@ -1,4 +1,4 @@
-"""A judgement as a console shows it: failures first, each with where, since when, what it means and what to do."""
+"""The result of a gate for a console: failures first, each with where, since when, its meaning and what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 110
 
 
 def console_text(judgement: CheckResult) -> str:
-    """The text, ending in a line break."""
+    """The text, ending in a newline."""
     return "".join(f"{safe_line(line)}\n" for line in _lines(judgement))
 
 
@@ -55,7 +55,7 @@ def _lines(judgement: CheckResult) -> Iterator[str]:
 
 
 def _group(group: CheckGroup, judgement: CheckResult, told: set[str]) -> Iterator[str]:
-    """One check that is not well; advice that was `told` before is not repeated."""
+    """The lines of one check with a problem; advice already in `told` is not repeated."""
     one = group.worst
     yield f"  {_LABELS[one.status]}  {one.check:<22} {printable(one.text_value):>12}    {one.allowed}".rstrip()
     failed = {other.check for other in judgement.findings if other.status == "fail"}
@@ -90,7 +90,7 @@ def _where(group: CheckGroup) -> str:
 
 
 def bare(text: str) -> str:
-    """The number without its unit, which stands beside it already; a % stays."""
+    """The number without its unit, which is printed beside it already; a % stays."""
     number, _, unit = text.partition(" ")
     return text if unit.startswith("%") else number
 
@@ -113,7 +113,7 @@ def _detail(line: str) -> Iterator[str]:
 
 
 def _note(group: CheckGroup) -> Iterator[str]:
-    """One statement: the layer that stands out with its sentence, the other layers with their numbers."""
+    """The lines of one note: the layer that stands out with its sentence, the other layers with their numbers."""
     one = group.worst
     place = "" if one.layer in ("", "model") else f" of {one.layer}"
     others = ", ".join(

@@ -1,4 +1,4 @@
-"""A judgement as GitHub Actions shows it: at most ten annotations on the log, and the step's summary."""
+"""The result of a gate for GitHub Actions: at most ten annotations in the log, and the summary of the step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rnndiag.health.writers.markdown import markdown_text
 from rnndiag.store.safe_text import printable
 
 MOST_ANNOTATIONS = 10
-"""GitHub shows no more than ten of a kind for one step."""
+"""GitHub shows at most ten annotations of a kind per step."""
 
 MOST_BYTES = 1 << 20
 """GitHub refuses a larger step summary."""
@@ -17,7 +17,7 @@ _LEVELS = {"fail": "error", "not_judged": "error", "warn": "warning"}
 
 
 def annotation_lines(judgement: CheckResult) -> str:
-    """Workflow commands, one a line; what does not fit is counted in the last one."""
+    """Workflow commands, one per line; the last one counts those that do not fit."""
     told = [one for one in judgement.findings if one.status in _LEVELS]
     told.sort(key=lambda one: list(_LEVELS).index(one.status))
     room = MOST_ANNOTATIONS if len(told) <= MOST_ANNOTATIONS else MOST_ANNOTATIONS - 1
@@ -45,7 +45,7 @@ def _property(text: str) -> str:
 
 
 def summary(judgement: CheckResult, room: int = MOST_BYTES) -> str:
-    """The Markdown, cut at a line where it would be larger than GitHub takes."""
+    """The Markdown, cut at a line end if it is larger than GitHub accepts."""
     text = markdown_text(judgement)
     if len(text.encode()) <= room:
         return text

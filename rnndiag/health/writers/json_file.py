@@ -1,4 +1,4 @@
-"""A judgement as JSON: the findings as they are, and the outcome."""
+"""The result of a gate as JSON: all findings and the outcome."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rnndiag.health.result import CheckResult
 
 
 def json_text(judgement: CheckResult) -> str:
-    """Strict JSON, ending in a line break."""
+    """Strict JSON, ending in a newline."""
     outcome = judgement.outcome
     heading = judgement.verdict
     content = {

@@ -1,4 +1,4 @@
-"""A judgement as JUnit XML: one test case a check and layer, as CI servers read it."""
+"""The result of a gate as JUnit XML for CI servers: one test case per check and layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rnndiag.store.safe_text import printable
 
 
 def junit_text(judgement: CheckResult) -> str:
-    """The XML document. A failure is a `failure`, what could not be judged an `error`, a statement `skipped`."""
+    """The XML document: a failure as `failure`, what could not be judged as `error`, a note as `skipped`."""
     cases = [one for one in judgement.findings if one.status != "note" or one.value is not None]
     root = ElementTree.Element("testsuites", name="rnndiag")
     suite = ElementTree.SubElement(

@@ -1,4 +1,4 @@
-"""A judgement as Markdown for a pull request or a step summary: the verdict as heading, failures in one table."""
+"""The result of a gate as Markdown for pull requests and step summaries: verdict as heading, failures in a table."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _OPEN = ("fail", "not_judged", "warn")
 
 
 def escaped(text: object) -> str:
-    """Text that Markdown shows as it is: nothing in it becomes markup, a mention, a link or a table's edge."""
+    """Text escaped so that Markdown shows it literally: no markup, mention, link or table border."""
     return "".join(f"&#{ord(c)};" if c in _SPECIAL else c for c in printable(text))
 
 
 def code(text: object) -> str:
-    """Text as an inline code span that it cannot leave."""
+    """Text as an inline code span from which it cannot break out."""
     return "<code>" + escaped(text) + "</code>"
 
 
 def markdown_text(judgement: CheckResult) -> str:
-    """The text, ending in a line break."""
+    """The text, ending in a newline."""
     return "\n".join(_lines(judgement)) + "\n"
 
 
