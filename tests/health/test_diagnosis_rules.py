@@ -496,3 +496,11 @@ def test_an_accuracy_that_rose_contradicts_a_loss_that_stands_still(tmp_path: Pa
         tmp_path / "3", layer(), model={"monitored_metric": [9.0, 1.0]}, trainer=monitored
     )
     assert found.state == "stuck"
+
+
+def test_a_layer_that_sees_one_step_only_is_told_that_it_has_no_memory(tmp_path: Path) -> None:
+    one_step = layer(valid_samples=np.full(1, 8.0), credit_profile=profile(1.0, 1))
+    (cause,) = diagnosed(tmp_path / "1", one_step).causes
+    assert (cause.name, cause.confidence) == ("state_not_carried", "medium")
+    carried = {**one_step, "seam_share": 0.1}  # of chunks of one step
+    assert diagnosed(tmp_path / "2", carried).causes[0].name == "cannot_tell"

@@ -166,3 +166,12 @@ def test_a_layer_s_name_keeps_its_case_at_the_start_of_a_sentence(tmp_path: Path
         assert told.causes[0].sentence.startswith(name)
         everything = "\n".join([page(report_context(run)), *overview(run), told.headline])
         assert name.capitalize() not in everything
+
+
+def test_many_calls_of_a_layer_are_folded_on_the_screen(tmp_path: Path) -> None:
+    calls = ["core", *(f"core#{n}" for n in range(2, 13))]
+    run = write(tmp_path / "run", dict.fromkeys(calls, layer()))
+    text = screen(run, 0.01, TimeWords(None, 1))
+    assert "1 layer in 12 calls, T = " in text
+    assert sum(line.startswith("  core") for line in text.splitlines()) == 5
+    assert "7 more such lines stand in the report." in text

@@ -34,6 +34,7 @@ RULES = (
     Rule("saturated", "start", UNLEARNED, start.saturated),
     Rule("dead_units", "start", UNLEARNED, start.dead_units),
     Rule("not_trusted", "structure", ALWAYS, structure.not_trusted),
+    Rule("state_not_carried", "window", BAD, window.one_step_alone),
     Rule("exploding", "start", UNLEARNED, start.exploding),
     Rule("window_too_short", "start", UNLEARNED, window.sequence_too_short),
     Rule("window_too_short", "window", BAD, window.gradient_too_short),

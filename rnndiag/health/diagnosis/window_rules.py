@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rnndiag.health.diagnosis.diagnosis import Remedy
 from rnndiag.health.diagnosis.layer_evidence import Dated, LayerEvidence
 from rnndiag.health.diagnosis.rule import Found, View, evidence, percent
@@ -75,6 +77,25 @@ def _cut(view: View, layer: LayerEvidence) -> Found | None:
         evidence(seam_share=share),
         layer.name,
         remedy=Remedy("window", value, remedy),
+    )
+
+
+def one_step_alone(view: View) -> Found | None:
+    """Every layer runs one step from a zero state: a recurrence that has nothing to remember."""
+    layers = view.features.layers
+    if not layers or any(one.length != 1 or not math.isnan(one.seam_share.value) for one in layers):
+        return None
+    layer = layers[0].name
+    return Found(
+        f"{layer} runs 1 step in a training step, and no state reaches it from steps before: it has no memory.",
+        evidence(sequence_length=Dated(1.0, view.features.recordings[0])),
+        layer,
+        "medium",
+        Remedy(
+            "carry_state",
+            True,
+            "Pass the state that a call returns into the next call, or give it whole sequences.",
+        ),
     )
 
 

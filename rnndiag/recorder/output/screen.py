@@ -17,12 +17,15 @@ from rnndiag.stats.headline import run_reach, run_window
 from rnndiag.stats.over_recordings import nonfinite_counts, of_several_steps
 from rnndiag.stats.reach import decay
 from rnndiag.stats.time_words import TimeWords
+from rnndiag.store.layer_names import recurrence
 from rnndiag.store.reader import StoredRun
 
 HEADERS = ("layer", "reach", "gain/step", "window (10 %)", "rho(W)", "not finite", "proof")
 
 _MAY_BE_CUT = ("learning", "learned", "cannot_tell")
 WIDTH = 108
+MOST_LINES, FEW_LINES = 8, 5
+"""Of more layers, or calls of a layer, than MOST_LINES the first FEW_LINES are shown."""
 """Long sentences are wrapped at so many characters."""
 
 
@@ -61,15 +64,19 @@ def screen(
     layers = [_line(run, layer) for layer in run.layers]
     stacks = [_line(run, name) for name in run.stacks if ("credit_profile", name) in run]
     count, found = len(steps), diagnose(run)
+    kept = len({recurrence(layer) for layer in run.layers})
     lines = [
         f"rnndiag: {count} recording{'s' * (count != 1)}, steps {steps[0]}-{steps[-1]}, "
-        f"{len(layers)} layer{'s' * (len(layers) != 1)}, T = {length}",
+        f"{kept} layer{'s' * (kept != 1)}{f' in {len(layers)} calls' if len(layers) > kept else ''}, T = {length}",
         *diagnosis_lines(found),
     ]
     if layers:
         judged = run.judged(phase="train")
         lines.append(f"  steps {judged[0]} to {judged[-1]}:")
-        lines += _table(layers + stacks)
+        folded = layers[FEW_LINES:] if len(layers) > MOST_LINES else []
+        lines += _table([line for line in layers if line not in folded] + stacks)
+        if folded:
+            lines.append(f"  {len(folded)} more such lines stand in the report.")
     lines += _sentences(run, words, found)
     where = shown(Path(run.path))
     lines.append(
