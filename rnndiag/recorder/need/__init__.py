@@ -1,1 +1,1 @@
-"""Need, use and reach over lag, of a trained model: `rnndiag.memory_need` stands in `entry`."""
+"""Need, use and reach by lag of a trained model; `rnndiag.memory_need` is in `entry`."""

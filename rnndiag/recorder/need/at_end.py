@@ -1,4 +1,4 @@
-"""The need of memory at the end of a fit, on the validation batches: what the callback's `need=True` does."""
+"""Measures the need of memory at the end of a fit on the validation batches: the callback's `need=True`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rnndiag.recorder.need.entry import memory_need
 from rnndiag.stats.need import MemoryNeed
 
 WIDTH = 24
-"""Characters of the progress bar."""
+"""Width of the progress bar in characters."""
 
 
 def need_of_fit(trainer: Any, module: Any, window: int | None) -> MemoryNeed:
-    """Measure on the validation batches, or on training batches where there are none.
+    """Run `memory_need` on the validation batches, or on training batches if there are none.
 
     Args:
         trainer: The Trainer after its last step.
@@ -46,13 +46,13 @@ def _one_after_another(loaders: list[Any]) -> Iterator[Any]:
 
 
 class ProgressBar:
-    """Draws the share that is done on one line of a terminal; nothing where the stream is none."""
+    """Draws the finished share on one line of a terminal; no output if the stream is not a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def __call__(self, stage: str, share: float) -> None:
-        """Draw the bar."""
+        """Draw the bar at `share` (0 to 1) of `stage`."""
         if not self._stream.isatty():
             return
         done = round(share * WIDTH)

@@ -1,4 +1,4 @@
-"""Which batches `memory_need` looks at, and how their sequences are divided into fit, validation and test."""
+"""Selects the batches that `memory_need` uses, and splits their sequences into fit, validation and test."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rnndiag.errors import BadArgument
 from rnndiag.recorder.need.output_loss import OutputLoss, Sample
 
 BATCHES, ROWS = 12, 30_000
-"""Batches that are enough, where they hold enough sequences and so many outputs with a loss; ..."""
+"""Reading stops at BATCHES batches if they hold enough sequences and ROWS outputs with a loss; ..."""
 BATCHES_OF_FEW_ROWS = 24
-"""... of fewer outputs more batches are read: small needs show in more data, and it is cheap."""
+"""... with fewer outputs up to this many batches are read: small needs take more data, which is cheap then."""
 MOST_BATCHES = 48
 SEQUENCES, SEQUENCES_ONE_OUTPUT = 384, 512
-"""Sequences that are enough; more where the loss reads one output a sequence."""
+"""Number of sequences at which reading may stop; larger if the loss reads one output per sequence."""
 FIT, VALIDATION = 0.4, 0.15
-"""Shares of the sequences that skips are fitted to and chosen by; the rest tests them."""
+"""Shares of the sequences for fitting and for choosing skips; the rest is for testing."""
 WHOLE_BATCHES = 6
-"""With fewer batches each is divided by its sequences."""
+"""With at least this many batches whole batches are assigned; with fewer, each is split by sequences."""
 
 Parts = tuple[list[Sample], list[Sample], list[Sample]]
 
 
 def read_samples(loss: OutputLoss, batches: Iterable[Any]) -> list[Sample]:
-    """Record batches until they are enough; batches without any loss at this layer are left out."""
+    """Record batches until there are enough; batches without any loss at this layer are skipped."""
     samples: list[Sample] = []
     sequences = rows = 0
     for number, batch in enumerate(batches):
@@ -53,7 +53,7 @@ def read_samples(loss: OutputLoss, batches: Iterable[Any]) -> list[Sample]:
 
 
 def _refuse_not_finite(sample: Sample) -> None:
-    """Numbers that are not finite would spoil every mean over sequences."""
+    """Raise if a sample is not finite: one such number would spoil every mean over sequences."""
     seen = sample.seen
     steps = torch.arange(seen.inputs.shape[1], device=seen.lengths.device)
     valid = steps.unsqueeze(0) < seen.lengths.unsqueeze(1)
@@ -72,7 +72,7 @@ def _refuse_not_finite(sample: Sample) -> None:
 
 
 def _refuse_copy(sample: Sample, others: list[Sample]) -> None:
-    """Sequences that are fitted to and tested on would show needs that are not there."""
+    """Raise if a sequence occurs twice: fitting and testing on the same sequence would show needs that do not exist."""
     for other in others:
         if (
             torch.equal(sample.gradient, other.gradient)
@@ -86,7 +86,7 @@ def _refuse_copy(sample: Sample, others: list[Sample]) -> None:
 
 
 def divide(samples: list[Sample], seed: int, block: int) -> Parts:
-    """Divide into fit, validation and test: whole batches where there are enough of them, else by sequences.
+    """Split into fit, validation and test: by whole batches if there are enough of them, else by sequences.
 
     Blocks of `block` consecutive sequences stay together.
     """
@@ -114,7 +114,7 @@ def divide(samples: list[Sample], seed: int, block: int) -> Parts:
 
 
 def overlap_of(inputs: Tensor) -> int:
-    """How many consecutive sequences share inputs: 1 where they are no overlapping windows of one series.
+    """Number of consecutive sequences that share inputs; 1 if they are not overlapping windows of one series.
 
     Args:
         inputs: (B, T, I) of one batch, in the order of the data set.

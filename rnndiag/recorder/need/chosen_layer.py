@@ -1,4 +1,4 @@
-"""Which layer `memory_need` tests, and the adapter through which its outputs are given."""
+"""Chooses the layer that `memory_need` tests, and the adapter that replaces its outputs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _torch_layers(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def _layer_output(name: str, module: nn.Module) -> LayerOutput:
-    """The adapter of a recurrent module."""
+    """The adapter for a recurrent module."""
     if isinstance(module, nn.RNNBase):
         if module.bidirectional:
             raise NotSupported(
@@ -91,7 +91,7 @@ def _order_of_calls(
     modules: Mapping[str, nn.Module],
     fewest: int = 1,
 ) -> list[str]:
-    """Names of the modules that ran `fewest` times and that the loss depends on, by the end of their first call."""
+    """Names of modules that ran `fewest` times and that the loss depends on, ordered by the end of their first call."""
     outputs: dict[str, list[Tensor]] = {}
     calls: Counter[str] = Counter()
     handles = []
@@ -129,7 +129,7 @@ def _order_of_calls(
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """All floating-point tensors in nested tuples, packed sequences among them."""
+    """All floating-point tensors in nested tuples; of a packed sequence its data."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, tuple | list):

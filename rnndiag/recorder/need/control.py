@@ -1,7 +1,7 @@
-"""Positive control: the smallest need that the fitted skips would have found.
+"""Positive control: the smallest need that the fitted skips would find.
 
-Silence proves nothing unless a small need would have been found. So the outputs are spoilt by a known random function
-of the input some steps back until the loss is up by a share of R, and the same procedure looks for it.
+Finding no need proves nothing unless a small one would have been found. So the outputs are disturbed by a known random
+function of the input some steps back, until the loss has risen by a share of R, and the same procedure is applied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BISECTIONS = 12
 
 
 def planted_is_found(fitter: SkipFitter, base: Outputs, lags: range, cost: float) -> bool:
-    """Whether a planted need is found by the skips of a group of lags.
+    """Whether a planted need is found by the skips of one group of lags.
 
     Args:
         fitter: The fitter with its three parts.
@@ -47,7 +47,7 @@ def planted_is_found(fitter: SkipFitter, base: Outputs, lags: range, cost: float
 
 
 def _spoilt(fitter: SkipFitter, base: Outputs, block: Block, rise: float) -> Outputs | None:
-    """The outputs plus a random linear function of one lag, as large as raises the validation loss by `rise`."""
+    """The outputs plus a random linear function of one lag, scaled so that the validation loss rises by `rise`."""
     generator = torch.Generator().manual_seed(fitter.loss.seed + 7)
     width = base.by_part[0][0].shape[-1]
     weights: Tensor | None = None

@@ -32,7 +32,7 @@ from rnndiag.stats.need.numbers import Limit
 
 USE_BATCHES = 4
 LEAST_USE = 0.01
-"""A peak of USE below this share of the loss is no use of memory."""
+"""A peak of USE below this share of the loss means that the net uses no memory."""
 EVERY_LAG = 64
 """Up to this length all lags are tested; of longer sequences four windows, and at least half of the length."""
 
@@ -118,7 +118,7 @@ def _measured(
     later: tuple[str, ...],
     progress: Progress,
 ) -> MemoryNeed:
-    """The three curves of the samples."""
+    """Measure the three curves on the samples."""
     longest = max(int(s.active.any(0).nonzero().max()) for s in samples)
     beyond, limit = _limit(beyond, limits, longest)
     max_lag = _max_lag(max_lag, samples, longest, beyond)
@@ -213,7 +213,7 @@ def _mean_loss(samples: Sequence[Sample]) -> float:
 
 
 def _use(loss: OutputLoss, samples: Sequence[Sample]) -> tuple[tuple[Use, ...], int | None]:
-    """USE over the number of inputs and the used memory; None where the rise does not stand out."""
+    """USE by number of inputs, and the used memory; None if the rise is not significant."""
     measured = MemoryUse(loss, samples[:USE_BATCHES], loss.seed)
     measured.search()
     points = [Use(rise.inputs, *interval(rise.per_sequence.numpy())) for rise in measured.curve()]
@@ -225,7 +225,7 @@ def _use(loss: OutputLoss, samples: Sequence[Sample]) -> tuple[tuple[Use, ...], 
 
 
 def _autocorrelation(samples: Sequence[Sample]) -> float:
-    """1 / (1 - rho) of the inputs, rho the correlation of neighbouring steps over all components together."""
+    """1 / (1 - rho) of the inputs, where rho is the correlation of neighbouring steps over all components."""
     x = samples[0].seen.inputs.double()
     x = x - x.mean((0, 1))
     here, next_ = x[:, :-1], x[:, 1:]
@@ -282,7 +282,7 @@ def _training_step(model: nn.Module) -> LossFn:
 
 @contextmanager
 def _with_gradients(model: nn.Module) -> Iterator[None]:
-    """A model that is frozen as a whole gets gradients meanwhile: the window in use shows in its graph."""
+    """Let a fully frozen model require gradients meanwhile: its graph shows the window in use."""
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     frozen = not any(p.requires_grad for p in parameters)
     for parameter in parameters if frozen else ():
@@ -295,7 +295,7 @@ def _with_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def _mute_logging(model: nn.Module) -> None:
-    """A LightningModule's step may log; outside of a loop that is an error. `untouched` takes this back."""
+    """Disable `log` of a LightningModule, which raises outside of a loop. `untouched` restores it."""
     for name in ("log", "log_dict"):
         if hasattr(model, name):
             setattr(model, name, lambda *_args, **_kwargs: None)

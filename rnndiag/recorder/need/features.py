@@ -1,7 +1,7 @@
-"""Features that a skip connection may use: functions of the present, and of the input some steps back.
+"""Features for skip connections: functions of the present, and of the input some steps back.
 
-All are centred and whitened on the sequences that the skips are fitted to. A row is one active output: sequence b,
-step u.
+All are centred and whitened on the sequences that the skips are fitted to. A row is one active output: sequence b, step
+u.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ LINEAR, BILINEAR, SQUARE, BAG = KINDS = ("lin", "bil", "sq", "bag")
 summed over the lags of a group."""
 
 INPUTS, INPUTS_IN_PRODUCTS, INPUTS_SQUARED = 16, 8, 6
-"""Principal components of the input that lin, bil and sq use."""
+"""Number of principal components of the input that lin, bil and sq use."""
 MULTIPLIERS = 4
-"""Principal components of the present input, and as many of the state, that bil multiplies with."""
+"""Number of principal components of the present input, and of the state, that bil multiplies with."""
 STATES, RELUS = 48, 48
-"""Principal components of the state, and random relus, among the features of the present."""
+"""Number of principal components of the state, and of random relus, among the features of the present."""
 SMALLEST = 1e-6
-"""Principal components below this share of the largest variance are dropped."""
+"""Principal components with less than this share of the largest variance are dropped."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Whitening:
 
     @staticmethod
     def of(rows: Tensor, most: int) -> Whitening:
-        """From rows (n, size)."""
+        """Fit to rows (n, size), keeping at most `most` components."""
         rows = rows.double()
         mean = rows.mean(0)
         centred = rows - mean
@@ -55,18 +55,18 @@ class Whitening:
         return Whitening(mean, axes / variance.sqrt())
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Coordinates of (..., size)."""
+        """Whitened coordinates (..., components) of values (..., size)."""
         centred: Tensor = values.double() - self.mean
         return centred @ self.axes
 
     def first(self, count: int) -> Whitening:
-        """The leading components only."""
+        """A copy with the first `count` components."""
         return Whitening(self.mean, self.axes[:, :count])
 
 
 @dataclass(frozen=True)
 class Basis:
-    """The coordinates of inputs and states, from the sequences that skips are fitted to."""
+    """The whitenings of inputs and states, fitted to the sequences that skips are fitted to."""
 
     inputs: Whitening
     present_input: Whitening
@@ -110,7 +110,7 @@ class Basis:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of columns: a kind of feature at the lags low..high (one lag but for a bag)."""
+    """One block of columns: one kind of feature at the lags low..high (a single lag unless it is a bag)."""
 
     kind: str
     low: int
@@ -144,7 +144,7 @@ class Rows:
         self.sequence, self.step = torch.cat(sequences), torch.cat(steps)
         self.owner, self.n_sequences = torch.cat(owners), units
         self.sizes = [len(b) for b in sequences]
-        """Rows of each sample."""
+        """Number of rows of each sample."""
         self._x = torch.cat(inputs)  # (all sequences, T, components)
         squared = self._x[..., :INPUTS_SQUARED]
         self._pairs = torch.triu_indices(
@@ -162,7 +162,7 @@ class Rows:
         return len(self.step)
 
     def present(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """What could be had without memory: 1, state, input, random relus of both, their products. (rows, columns)"""
+        """Features without memory: 1, state, input, random relus of both and their products. (rows, columns)"""
         basis, q = self._basis, self.multipliers[rows]
         first, second = torch.triu_indices(q.shape[1], q.shape[1], device=q.device)
         return torch.cat(
@@ -221,10 +221,10 @@ class Rows:
         return torch.nn.functional.pad(x.cumsum(1), (0, 0, 1, 0))
 
     def donors(self) -> Tensor:
-        """For every row the row of another sequence with much the same present: input, state and step.
+        """For every row the index of a row of another sequence with a similar present: input, state and step.
 
-        Exchanging the past between such rows keeps what the present tells of the past, and the step. It is the control
-        of the skips. The donor is drawn from the three nearest of at most `CANDIDATES` rows.
+        Exchanging the past between such rows preserves the step and what the present reveals of the past. It is the
+        control of the skips. The donor is drawn from the three nearest of at most `CANDIDATES` rows.
         """
         if self._donor is None:
             self._donor = self._nearest_rows()
@@ -250,10 +250,10 @@ class Rows:
 
 
 CANDIDATES = 4096
-"""Rows among which a donor is looked for: the search costs rows times candidates."""
+"""Number of rows among which a donor is searched: the search costs rows times candidates."""
 
 
 def _valid(sample: Sample) -> Tensor:
-    """(B, T) bool: steps that exist."""
+    """(B, T) bool: steps within the sequences."""
     steps = torch.arange(sample.seen.inputs.shape[1], device=sample.seen.lengths.device)
     return steps.unsqueeze(0) < sample.seen.lengths.unsqueeze(1)

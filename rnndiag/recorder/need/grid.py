@@ -1,4 +1,4 @@
-"""Groups of lags and the features that are offered in each."""
+"""Groups of lags, and the features that are tried in each."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from rnndiag.recorder.need.features import BAG, BILINEAR, LINEAR, SQUARE, Block
 
 EVERY_LAG_UP_TO = 32
-"""Beyond, every group is screened at about as many lags, evenly spread, for the linear skips at all."""
+"""In longer groups only about this many evenly spaced lags are screened, except for the linear features."""
 
 
 def lag_groups(max_lag: int, cuts: Iterable[int]) -> list[range]:
-    """1, 2-3, 4-7, ... up to `max_lag`, divided also at every cut: a cut is the first lag of a group."""
+    """Ranges 1, 2-3, 4-7, ... up to `max_lag`, also split at every cut; a cut is the first lag of a group."""
     begins = {1, *(cut for cut in cuts if 1 <= cut <= max_lag)}
     power = 1
     while power <= max_lag:
@@ -22,7 +22,8 @@ def lag_groups(max_lag: int, cuts: Iterable[int]) -> list[range]:
 
 
 def offered(group: range) -> list[Block]:
-    """The blocks of features that a group of lags offers to the screen."""
+    """The blocks of features to be screened for one group of lags: linear at every lag, products and squares at
+    evenly spaced lags, and sums over the group."""
     spread = range(group[0], group[-1] + 1, max(1, len(group) // EVERY_LAG_UP_TO))
     blocks = [Block(LINEAR, lag, lag) for lag in group]
     blocks += [Block(kind, lag, lag) for kind in (BILINEAR, SQUARE) for lag in spread]

@@ -1,11 +1,11 @@
-"""The output of a recurrent layer, taken from one call of a loss function and put back changed.
+"""Records the outputs of a recurrent layer in one call of a loss function, and replaces them by others.
 
-`memory_need` asks what the loss would be if the layer had returned something else. So a pass through `loss_fn` is
-recorded once, and later passes run with the layer's `forward` replaced by one that returns given outputs: the
-recurrence itself is not run again. All tensors here are batch first, (B, T, ...), whatever the layout of the user.
+`memory_need` asks for the loss if the layer had returned something else. So one pass through `loss_fn` is recorded, and
+later passes run with the layer's `forward` replaced by a function that returns given outputs; the recurrence itself is
+not run again. All tensors here are batch first, (B, T, ...), whatever the layout of the user.
 
-Two kinds of recurrence are known here: `nn.RNN`, `nn.LSTM`, `nn.GRU` (stacks, packed sequences, several calls along
-time that carry the state) and loops over `nn.RNNCell`, `nn.LSTMCell`, `nn.GRUCell`. `step_output` has other steps.
+This file handles `nn.RNN`, `nn.LSTM`, `nn.GRU` (stacks, packed sequences, several calls along time that carry the
+state) and loops over `nn.RNNCell`, `nn.LSTMCell`, `nn.GRUCell`; `step_output` handles other step modules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ State = tuple[Tensor, ...]
 
 @dataclass
 class Call:
-    """One call of the layer: what entered and what left, as the user had it."""
+    """One call of the layer: its arguments and results in the user's layout."""
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     """Positional and keyword arguments."""
@@ -43,23 +43,23 @@ class Call:
 
     @property
     def state(self) -> Any:
-        """Its start state, or None."""
+        """Its initial state, or None."""
         positional, named = self.arguments
         return positional[1] if len(positional) > 1 else named.get("hx")
 
 
 @dataclass(frozen=True)
 class LayerPass:
-    """One batch as the layer saw it."""
+    """Inputs, outputs and states of the layer for one batch."""
 
     inputs: Tensor
     """(B, T, I)"""
     outputs: Tensor
     """(B, T, H): h of the top layer; (B, T, H + C) where the loss also reads the cell state c."""
     states: Tensor
-    """h of the top layer, with c behind it where there is one, (B, T, H + C)."""
+    """(B, T, H + C): h of the top layer, followed by c if there is one."""
     history: tuple[Tensor, ...]
-    """Each part of the state of all layers after every step, (T, layers, B, size)."""
+    """Each part of the state of all layers after every step: T entries of (layers, B, size)."""
     lengths: Tensor
     """(B,) number of valid steps."""
     calls: tuple[Call, ...]
@@ -67,7 +67,7 @@ class LayerPass:
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module with another forward; its hooks still run."""
+    """Replace the module's forward meanwhile; its hooks still run."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -80,7 +80,7 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 @contextmanager
 def recorded_calls(module: nn.Module) -> Iterator[list[Call]]:
-    """All calls of the module inside."""
+    """Record all calls of the module made inside."""
     calls: list[Call] = []
     original = module.forward
 
@@ -104,31 +104,32 @@ class LayerOutput(ABC):
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
         self.with_cell = False
-        """Whether the outputs carry the cell state c of an LSTM behind h, because the loss reads it."""
+        """Whether the outputs hold the cell state c of an LSTM after h, because the loss reads it."""
 
     @abstractmethod
     def read(self, calls: list[Call]) -> LayerPass:
-        """Inputs, outputs and states of the recorded calls."""
+        """Inputs, outputs and states from the recorded calls."""
 
     @abstractmethod
     def forward_returning(self, seen: LayerPass, outputs: Tensor) -> Callable[..., Any]:
-        """A forward that returns `outputs` (B, T, H) in the layout of the recorded calls."""
+        """A replacement for the module's forward that returns `outputs` (B, T, H) in the layout of the recorded
+        calls."""
 
     @abstractmethod
     def last_output(self, inputs: Tensor, start: State | None) -> Tensor:
-        """The output after the last step of inputs (N, d, I) from a start state; None: zeros. (N, H)"""
+        """The output (N, H) after the last step of inputs (N, d, I) from an initial state; None: zeros."""
 
     def run(self, inputs: Tensor, start: State | None) -> Tensor:
-        """All outputs h of inputs (N, T, I), (N, T, H)."""
+        """All outputs h (N, T, H) for inputs (N, T, I)."""
         raise NotImplementedError
 
     @property
     def parts(self) -> int:
-        """1 (h), or 2 (h and c)."""
+        """Number of state parts: 1 (h), or 2 (h and c)."""
         return 2 if isinstance(self.module, nn.LSTM | nn.LSTMCell) else 1
 
     def cell_size(self) -> int:
-        """Size of c."""
+        """Size of c (read only if there is one)."""
         return int(self.module.hidden_size)  # type: ignore[arg-type]
 
     def _joined(self, h: Tensor, c: Tensor | None) -> Tensor:
@@ -146,7 +147,7 @@ class FusedOutput(LayerOutput):
     module: nn.RNNBase
 
     def read(self, calls: list[Call]) -> LayerPass:
-        """Join the calls along time; refuse calls that do not carry the state."""
+        """Join the calls along time; raises if a call does not carry the state on."""
         self._check_carried(calls)
         pieces = [self._padded(call) for call in calls]
         inputs = torch.cat([x for x, _ in pieces], 1)
@@ -177,7 +178,7 @@ class FusedOutput(LayerOutput):
                 )
 
     def _padded(self, call: Call) -> tuple[Tensor, Tensor]:
-        """(B, T, I) and (B,) lengths."""
+        """Inputs of a call as (B, T, I), and lengths (B,)."""
         given = call.given
         if isinstance(given, PackedSequence):
             return pad_packed_sequence(given, batch_first=True)
@@ -203,7 +204,7 @@ class FusedOutput(LayerOutput):
         return (y if module.batch_first else y.transpose(0, 1)), as_parts(last)
 
     def _history(self, inputs: Tensor, start: State | None) -> tuple[Tensor, ...]:
-        """The state of every layer after every step: the kernels return the top layer's h only."""
+        """The state of every layer after every step, run layer by layer: the kernels return the top layer's h only."""
         if self.module.num_layers == 1 and self.parts == 1:
             y, _ = self._call(inputs, start)
             return (y.transpose(0, 1).unsqueeze(1),)
@@ -215,16 +216,16 @@ class FusedOutput(LayerOutput):
         return tuple(torch.stack(part) for part in zip(*steps, strict=True))
 
     def run(self, inputs: Tensor, start: State | None) -> Tensor:
-        """All outputs h."""
+        """All outputs h (N, T, H)."""
         return self._call(inputs, start)[0]
 
     def last_output(self, inputs: Tensor, start: State | None) -> Tensor:
-        """The output after the last step."""
+        """The output (N, H) after the last step."""
         y, last = self._call(inputs, start)
         return self._joined(y[:, -1], last[1][-1] if self.parts == 2 else None)
 
     def forward_returning(self, seen: LayerPass, outputs: Tensor) -> Callable[..., Any]:
-        """Answers the calls in their order, each with its piece of the outputs."""
+        """A replacement forward that answers the calls in order, each with its steps of the outputs."""
         width = seen.states.shape[-1] if self.with_cell else outputs.shape[-1]
         size = self.module.proj_size or self.module.hidden_size
         h, c = outputs[..., :size], outputs[..., size:width]
@@ -289,7 +290,7 @@ def packed_places(packed: PackedSequence) -> tuple[Tensor, Tensor]:
 def require_carried(
     name: str, left: Sequence[tuple[Tensor, ...]], entered: Sequence[tuple[Tensor, ...]]
 ) -> None:
-    """Refuse a loop that changes the state between two steps: the module run by itself would not do that.
+    """Raise if a loop changes the state between two steps: running the module alone would not repeat that.
 
     Args:
         name: Of the module.
@@ -307,7 +308,7 @@ def require_carried(
 
 
 def next_step(steps: Iterator[int], name: str) -> int:
-    """The step that a call of a loop is."""
+    """The time step of the next call of a loop."""
     t = next(steps, None)
     if t is None:
         raise NotSupported(
@@ -353,16 +354,16 @@ class CellOutput(LayerOutput):
                 yield state
 
     def run(self, inputs: Tensor, start: State | None) -> Tensor:
-        """All outputs h."""
+        """All outputs h (N, T, H)."""
         return torch.stack([state[0] for state in self._steps(inputs, start)], 1)
 
     def last_output(self, inputs: Tensor, start: State | None) -> Tensor:
-        """The output after the last step."""
+        """The output (N, H) after the last step."""
         *_, last = self._steps(inputs, start)
         return self._joined(last[0], last[1] if self.parts == 2 else None)
 
     def forward_returning(self, seen: LayerPass, outputs: Tensor) -> Callable[..., Any]:
-        """Answers the t-th call with the outputs of step t."""
+        """A replacement forward that answers the t-th call with the outputs of step t."""
         size = self.module.hidden_size
         steps = iter(range(len(seen.calls)))
 

@@ -16,21 +16,21 @@ from rnndiag.recorder.probe import probe
 from rnndiag.stats.reach import reach
 
 SEQUENCES = 32
-"""Sequences of the batch that the reach is taken of."""
+"""Number of sequences that the reach is measured on."""
 
 
 @dataclass(frozen=True)
 class GradientLimits:
-    """How far back the gradient of one batch reaches."""
+    """How far back the gradient of one batch goes."""
 
     window: int | None
     """Steps between detached states; None: the state is not detached."""
     reach: float
-    """Steps within which 90 % of the credit lies, in the layer where it lies furthest; NaN: not known."""
+    """Steps within which 90 % of the credit lies, for the layer with the longest reach; NaN: unknown."""
 
 
 def gradient_limits(model: nn.Module, loss_fn: LossFn, batch: Any, layer: str) -> GradientLimits:
-    """Record one forward and backward pass of a layer. The gradients of the parameters are replaced."""
+    """Record one forward and backward pass of a layer. Overwrites the gradients of the parameters."""
     for parameter in model.parameters():
         parameter.grad = None  # a gradient that is there would be added to in place
     with torch.enable_grad(), probe(model) as seen:

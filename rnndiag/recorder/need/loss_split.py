@@ -1,8 +1,8 @@
-"""Split of a change of the loss over sequences and time steps, from a scalar loss alone.
+"""Splits a change of the loss over sequences and time steps, given a scalar loss only.
 
-The change L(Y0) - L(Y1) between two sets of outputs is the integral of -<e(Y0 + a D), D> over a in [0, 1] with
-D = Y1 - Y0, and the inner product is a sum over sequences and steps: each gets its share. The integral is taken by
-Gauss-Legendre quadrature, whose nodes double until the shares add up to the measured difference (completeness). It
+The change L(Y0) - L(Y1) between two sets of outputs is the integral of -<e(Y0 + a D), D> over a in [0, 1] with D = Y1 -
+Y0, and the inner product is a sum over sequences and steps, which defines their shares. The integral is computed by
+Gauss-Legendre quadrature, doubling the nodes until the shares add up to the measured difference (completeness). This
 holds for losses that are sums over sequences; a loss that mixes them (batch norm, contrastive) has no such split.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from rnndiag.recorder.need.output_loss import OutputLoss, Sample
 
 TOLERANCE = 0.01
-"""Largest gap between the sum of the shares and the measured difference, relative to it."""
+"""Largest relative gap between the sum of the shares and the measured difference."""
 MOST_NODES = 32
 LEAST_SPLIT = 1e-3
 """Differences below this share of the scale of the loss need no exact split."""
@@ -25,13 +25,13 @@ LEAST_SPLIT = 1e-3
 
 @dataclass(frozen=True)
 class Split:
-    """Shares of L(Y0) - L(Y1)."""
+    """The shares of L(Y0) - L(Y1)."""
 
     shares: Tensor
     """(B, T); they sum to the measured difference."""
     nodes: int
     gap: float
-    """|measured - sum of shares| before the rest was spread, relative to the measured difference."""
+    """|measured - sum of shares| relative to the measured difference, before it was distributed over the shares."""
 
 
 def split_loss(

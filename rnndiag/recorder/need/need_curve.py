@@ -1,4 +1,5 @@
-"""NEED over lag: a screen picks features, skips are fitted level by level, a control repeats them with another past."""
+"""NEED over lag: a screen picks features, skips are fitted level by level, and a control repeats them with another
+past."""
 
 from __future__ import annotations
 
@@ -19,22 +20,22 @@ from rnndiag.stats.need.gains import HeldOutGains
 from rnndiag.stats.need.numbers import CONTROL, GATE
 
 PICKED = 3
-"""Blocks of features that a group of lags offers to the skips: the best of the screen."""
+"""Number of blocks of features, best in the screen, that are fitted for each group of lags."""
 LEAST_Z = 1.0
 SHARES = (CONTROL, GATE)
-"""Shares of R that the positive control tries, one after the other as long as they are found."""
+"""Shares of R that the positive control tries in this order, until one is not found."""
 
 
 @dataclass(frozen=True)
 class NeedCurve:
-    """What the skips gained, and from where the positive control can start."""
+    """The gains by the skips, and the starting point of the positive control."""
 
     gains: HeldOutGains
     peak_lag: float
-    """The lag that stands out most in the screen."""
+    """The lag with the highest score in the screen."""
     gap: float
     base: Outputs
-    """Outputs with the gain of the present."""
+    """The outputs after the level of the present."""
 
 
 def need_curve(fitter: SkipFitter, groups: Sequence[range], block: int) -> NeedCurve:
@@ -56,10 +57,10 @@ def need_curve(fitter: SkipFitter, groups: Sequence[range], block: int) -> NeedC
 def smallest_found(
     fitter: SkipFitter, base: Outputs, groups: Sequence[range], beyond: int, scale: float
 ) -> float:
-    """The smallest share of the scale R that a planted need is found at; inf: none.
+    """The smallest share of the scale R at which a planted need is found; inf: none.
 
-    It is planted in the middle (on a logarithmic scale) of the lags from `beyond` on; where the state holds that lag,
-    so that the present undoes it, in the last group.
+    It is planted in the middle (on a logarithmic scale) of the lags from `beyond` on; if the present undoes it there,
+    because the state holds that lag, it is planted in the last group.
     """
     if not groups:
         return math.inf
@@ -77,7 +78,7 @@ def smallest_found(
 def _picked(
     fitter: SkipFitter, recorded: Outputs, groups: Sequence[range]
 ) -> tuple[list[list[Block]], float]:
-    """The best blocks of each group, and the lag that stands out most of all."""
+    """The best blocks of each group, and the lag with the highest score of all."""
     screen = Screen(fitter.parts[fitter.FIT].rows, fitter.errors(recorded, fitter.FIT))
     picked, peak, highest = [], float("nan"), LEAST_Z
     for group in groups:
@@ -91,7 +92,7 @@ def _picked(
 def _climb(
     fitter: SkipFitter, base: Outputs, picked: Sequence[list[Block]], donor: bool
 ) -> list[Outputs]:
-    """The base, then the outputs after each group."""
+    """The outputs before the first group and after each group."""
     design = Design(donor)
     fitter.extend(design, [None])
     chain = [base]
@@ -101,7 +102,7 @@ def _climb(
 
 
 def _gains_of(fitter: SkipFitter, chain: Sequence[Outputs]) -> tuple[Array, float]:
-    """(groups, sequences) of gains, and the worst gap of a split."""
+    """Gains (groups, sequences), and the largest gap of a split."""
     found = [fitter.gains(one, other) for one, other in pairwise(chain)]
     n = fitter.parts[fitter.TEST].rows.n_sequences
     if not found:

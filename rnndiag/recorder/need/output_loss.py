@@ -22,7 +22,7 @@ LossFn = Callable[[nn.Module, Any], Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """One batch: what the layer saw, and what the loss says about its outputs.
+    """One batch: inputs, outputs and states of the layer, and the gradient of the loss at its outputs.
 
     `active` (B, T) marks the outputs that the loss depends on and whose sequence belongs to the sample: one batch can
     be divided into several samples of different sequences.
@@ -45,24 +45,24 @@ class Sample:
 
     @property
     def batch_size(self) -> int:
-        """Sequences of the whole batch."""
+        """Number of sequences of the whole batch."""
         return len(self.seen.inputs)
 
     def of_sequences(self, sequences: Tensor) -> Sample:
-        """The same batch, where only some sequences are looked at."""
+        """The same batch restricted to some sequences."""
         chosen = torch.zeros(self.batch_size, 1, dtype=torch.bool, device=self.active.device)
         chosen[sequences] = True
         return replace(self, active=self.active & chosen, sequences=sequences)
 
     def placed(self, rows: Tensor) -> Tensor:
-        """Values at the active outputs (rows, H) as a change of all outputs (B, T, H)."""
+        """Values at the active outputs (rows, H) placed into zeros (B, T, H)."""
         change = torch.zeros_like(self.outputs)
         change[self.active] = rows.to(change.dtype)
         return change
 
 
 class OutputLoss:
-    """`loss_fn(model, batch)` with the outputs of one recurrent layer given.
+    """`loss_fn(model, batch)` as a function of the outputs of one recurrent layer.
 
     Args:
         model: The model, in eval mode.
@@ -74,7 +74,7 @@ class OutputLoss:
     def __init__(self, model: nn.Module, loss_fn: LossFn, layer: LayerOutput, seed: int) -> None:
         self.model, self.loss_fn, self.layer, self.seed = model, loss_fn, layer, seed
         self.plain_steps = 0.0
-        """What all calls so far cost, in forward and backward passes of the model; a forward pass counts 1/3."""
+        """Cost of all calls so far, in forward and backward passes of the model; a forward pass alone counts 1/3."""
 
     def sample(self, batch: Any, number: int) -> Sample:
         """Record one batch."""
@@ -98,13 +98,13 @@ class OutputLoss:
         )
 
     def value(self, sample: Sample, outputs: Tensor) -> float:
-        """The loss at given outputs."""
+        """The loss if the layer returned `outputs` (B, T, H)."""
         self.plain_steps += 1 / 3
         with torch.no_grad():
             return float(self._loss(sample, outputs))
 
     def gradient(self, sample: Sample, outputs: Tensor) -> tuple[float, Tensor]:
-        """The loss at given outputs and its gradient with respect to them, (B, T, H)."""
+        """The loss if the layer returned `outputs`, and its gradient with respect to them, (B, T, H)."""
         self.plain_steps += 1
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_(True)
@@ -125,7 +125,7 @@ class OutputLoss:
 
 
 def scalar_loss(result: Any) -> Tensor:
-    """The loss in what a loss function or training step returned."""
+    """Extract the scalar loss from the result of a loss function or training step."""
     if isinstance(result, Mapping):
         result = result.get("loss")
     if not isinstance(result, Tensor) or result.numel() != 1:

@@ -1,11 +1,11 @@
-"""Screen N1: a score test of which past inputs the loss would like to see, without any fit.
+"""Screen N1: a score test of which past inputs would lower the loss, without fitting anything.
 
 For each lag and kind of feature, U is the debiased sum of squared canonical correlations between the error e = dL/dY
 and the feature, both after the present has been projected out. A product of two different sequences has mean zero if
 the past does not help, so K = S S' over the sums S of sequences, without its diagonal, gives U and its standard
 deviation.
 
-It points at lags for the fitted skips to try. It is biased near a solved net, so it never decides alone.
+It selects lags for the fitted skips to try. It is biased near a solved net, so it never decides alone.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor
 from rnndiag.recorder.need.features import Block, Rows
 
 RANK = 8
-"""Principal components of the error that are looked at."""
+"""Number of principal components of the error that are used."""
 SINGLE_FROM = 4096
-"""From so many rows on the screen computes in single precision: it only points, and it is the costliest part."""
+"""From this many rows on the screen computes in single precision: it is the costliest part and only selects lags."""
 SMALLEST = 1e-5
 
 
 @dataclass(frozen=True)
 class Score:
-    """Screen of one block of features."""
+    """Result of the screen for one block of features."""
 
     block: Block
     explained: float
@@ -38,12 +38,12 @@ class Score:
 
     @property
     def z(self) -> float:
-        """U over its standard deviation."""
+        """U divided by its standard deviation."""
         return self.explained / self.deviation if self.deviation > 0 else 0.0
 
 
 def inverse_root(second_moment: Tensor, ridge: float, most: int | None = None) -> Tensor:
-    """(size, rank): V (w + ridge * mean w)^(-1/2) of a symmetric matrix, negligible eigenvalues dropped."""
+    """(size, rank): V (w + ridge * mean w)^(-1/2) of a symmetric matrix V w V', small eigenvalues dropped."""
     w, v = torch.linalg.eigh(second_moment)
     kept = w > w.max().clamp(min=1e-300) * SMALLEST
     w, v = w[kept], v[:, kept]
@@ -54,7 +54,7 @@ def inverse_root(second_moment: Tensor, ridge: float, most: int | None = None) -
 
 
 class Screen:
-    """Scores of features given the present.
+    """Computes the scores of features, given the present.
 
     Args:
         rows: Rows of the sequences that are screened.
@@ -84,7 +84,7 @@ class Screen:
         self._errors_by_sequence = self._padded(self._errors)
 
     def _by_sequence(self) -> tuple[Tensor, Tensor]:
-        """Rows of each sequence, padded with the index of a row of zeros, (sequences, most rows)."""
+        """Row indices of each sequence, padded with the index of a zero row, (sequences, most rows)."""
         owner, n = self._rows.owner, len(self._rows)
         counts = torch.bincount(owner, minlength=self._rows.n_sequences)
         starts = counts.cumsum(0) - counts
@@ -95,11 +95,11 @@ class Screen:
         return place, self._padded(self._q)
 
     def _padded(self, values: Tensor) -> Tensor:
-        """(rows, k) as (sequences, most rows, k)."""
+        """Values (rows, k) as (sequences, most rows, k)."""
         return torch.cat([values, torch.zeros_like(values[:1])])[self._place]
 
     def score(self, block: Block) -> Score | None:
-        """Screen one block; None where its features are determined by the present."""
+        """Score one block; None if its features are determined by the present."""
         features = self._rows.lagged(block).to(self._work)
         left = features - self._q @ (self._q.T @ features)
         left = left[:, left.square().sum(0) > 1e-9 * max(len(left), 1)]

@@ -2,9 +2,9 @@
 
 Skips are added level by level, each starting from the outputs of the one before: functions of the present first, then
 of the lags of each group, nearest first. A level is two rounds of boosting: the natural-gradient direction is fitted by
-ridge regression on the features of all levels so far, its ridge and its step chosen by the loss of validation
-sequences. What a level gains is measured on test sequences that neither saw. A level that does not lower the validation
-loss is refused: its gain is exactly 0.
+ridge regression on the features of all levels so far, with ridge and step size chosen by the loss of validation
+sequences. The gain of a level is measured on test sequences used for neither. A level that does not lower the
+validation loss is dropped, with a gain of exactly 0.
 """
 
 from __future__ import annotations
@@ -25,55 +25,55 @@ from rnndiag.recorder.need.screen import inverse_root
 ROUNDS = 2
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 STEPS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Steps tried, in units of sd(outputs) / sd(direction); ..."""
+"""Step sizes tried, in units of sd(outputs) / sd(direction); ..."""
 GROWTH, MOST_GROWTH = 3.0, 30
-"""... where the largest is the best, larger ones as long as the loss falls: outputs can vary less than they should."""
+"""... if the largest is the best, larger ones are tried as long as the loss falls: sd(outputs) can be too small."""
 REFINEMENTS = (1.7, 0.6)
 PRESENT_SHARE = 0.3
-"""Most columns of the present, as a share of the rows."""
+"""Most columns for functions of the present, as a share of the rows."""
 MOST_ROWS = 16384
-"""Rows that a ridge regression uses; of more, as many are drawn."""
+"""Most rows used by a ridge regression; if there are more, a random subset of this size."""
 PORTION = 8192
-"""Rows whose features are held at a time."""
+"""Number of rows whose features are held in memory at a time."""
 HEAVY, CLIP = 8.0, 5.0
-"""Errors whose norms have a larger fourth moment (over the squared second) are also fitted clipped at this many times
-their median; the validation loss decides."""
+"""If the norms of the errors have a larger normalized fourth moment than HEAVY, fitting is also tried with errors
+clipped at CLIP times their median norm; the validation loss decides."""
 LEAST_FALL = 3e-4
-"""A round has to lower the validation loss by this share of the scale: a thirtieth of what a verdict needs."""
+"""A round must lower the validation loss by this share of the scale: a thirtieth of what a verdict needs."""
 
 
 @dataclass
 class Part:
-    """The samples of one purpose (fit, validation or test) and their rows."""
+    """The samples for one purpose (fit, validation or test) and their rows."""
 
     samples: list[Sample]
     rows: Rows
 
     def of_samples(self, values: Tensor) -> list[Tensor]:
-        """Values at all rows, divided by sample."""
+        """Values at all rows, split by sample."""
         return list(values.split(self.rows.sizes))
 
 
 @dataclass
 class Outputs:
-    """The outputs of all samples at some level, by part."""
+    """The outputs of all samples after some level, by part."""
 
     by_part: tuple[list[Tensor], ...]
     errors: dict[int, list[Tensor]] = field(default_factory=dict)
-    """Gradients at the active rows by part, once they were needed."""
+    """Gradients at the active rows by part, computed on first use."""
     losses: dict[int, list[float]] = field(default_factory=dict)
 
 
 @dataclass
 class Design:
-    """Second moments of the features of the levels so far."""
+    """Features of the levels so far, as second moments."""
 
     donor: bool = False
     blocks: list[Block | None] = field(default_factory=list)
-    """None: the present."""
+    """The block of each group of columns; None: the present."""
     fit: Tensor | None = None
     validation: Tensor | None = None
-    """Features of the chosen rows, (rows, columns)."""
+    """Features of the validation rows used, (rows, columns)."""
     moments: list[Tensor] = field(default_factory=list)
 
 
@@ -104,7 +104,7 @@ class SkipFitter:
         self._most_present = max(2, int(PRESENT_SHARE * len(self._chosen[0])))
 
     def recorded(self) -> Outputs:
-        """The outputs as the net has them."""
+        """The outputs as recorded, without skips."""
         outputs = Outputs(tuple([s.outputs for s in part.samples] for part in self.parts))
         for number, part in enumerate(self.parts):
             outputs.errors[number] = [s.gradient[s.active].double() for s in part.samples]
@@ -112,7 +112,7 @@ class SkipFitter:
         return outputs
 
     def errors(self, outputs: Outputs, part: int) -> Tensor:
-        """e at the rows of a part."""
+        """e = dL/dY at the rows of a part."""
         if part not in outputs.errors:
             outputs.errors[part] = [
                 self.loss.gradient(sample, y)[1][sample.active].double()
@@ -130,7 +130,7 @@ class SkipFitter:
         return outputs.losses[part]
 
     def level(self, outputs: Outputs, design: Design, blocks: Sequence[Block | None]) -> Outputs:
-        """Add the features of `blocks` to the design and boost the outputs; the same object where nothing helped."""
+        """Add the features of `blocks` and boost the outputs; returns the same object if that did not help."""
         if not blocks:
             return outputs
         self.extend(design, blocks)
@@ -143,9 +143,9 @@ class SkipFitter:
         return outputs
 
     def gains(self, before: Outputs, after: Outputs) -> tuple[Tensor, float]:
-        """Fall of the loss on the test sequences, one value a sequence, and the worst gap of the split.
+        """Decrease of the loss on the test sequences, one value per sequence, and the largest gap of the split.
 
-        The mean over sequences is the fall of the loss.
+        Its mean over sequences is the decrease of the loss.
         """
         part = self.parts[self.TEST]
         if before is after:
@@ -167,7 +167,7 @@ class SkipFitter:
         return self.parts[part].rows.lagged(block, rows, donor)
 
     def extend(self, design: Design, blocks: Sequence[Block | None]) -> None:
-        """Features of the chosen rows, and their second moments: only the new rows and columns are computed."""
+        """Add features and their second moments to the design; only new rows and columns are computed."""
         moments = []
         for number, old in ((self.FIT, design.fit), (self.VALIDATION, design.validation)):
             rows = self._chosen[number]
@@ -202,7 +202,7 @@ class SkipFitter:
     def _boosted(
         self, outputs: Outputs, design: Design, factors: dict[float, Tensor], limit: float
     ) -> Outputs | None:
-        """Outputs after the best step along the direction fitted to errors clipped at a norm."""
+        """The outputs after the best step along the direction fitted to errors clipped at norm `limit`."""
         targets = [_clipped(self.errors(outputs, number), limit) for number in (0, 1)]
         metric = inverse_root(targets[0].T @ targets[0] / len(targets[0]), 1e-2)
         targets = [-t[rows] @ metric for t, rows in zip(targets, self._chosen, strict=True)]
@@ -232,7 +232,7 @@ class SkipFitter:
     def _ridge(
         self, design: Design, factors: dict[float, Tensor], target: Tensor, held_out: Tensor
     ) -> Tensor | None:
-        """Coefficients of a target on the features: the ridge that explains most of the validation rows."""
+        """Coefficients of the target on the features, with the ridge that explains most of the validation rows."""
         assert design.fit is not None
         assert design.validation is not None
         moment, moment_held_out = design.moments
@@ -271,7 +271,7 @@ class SkipFitter:
         return torch.cat(applied)
 
     def _step(self, outputs: Outputs, direction: Tensor) -> tuple[float, list[float]] | None:
-        """The step that lowers the validation loss most, with the losses there; None where none does."""
+        """The step size that lowers the validation loss most, with the losses there; None if none does."""
         part = self.parts[self.VALIDATION]
         ys = outputs.by_part[self.VALIDATION]
         changes = [
@@ -315,7 +315,7 @@ class SkipFitter:
 
 
 def _clips(errors: Tensor) -> list[float]:
-    """Norms at which errors are clipped for fitting: not at all, and where their tails are heavy, near the median."""
+    """Norms at which errors are clipped for fitting: inf, and for heavy-tailed errors a multiple of their median."""
     norms = errors.norm(dim=1)
     square = norms.square().mean()
     heavy = float(norms.pow(4).mean()) > HEAVY * float(square) ** 2
@@ -324,7 +324,7 @@ def _clips(errors: Tensor) -> list[float]:
 
 
 def _clipped(errors: Tensor, limit: float) -> Tensor:
-    """Rows no longer than the limit."""
+    """Rows scaled down to a norm of at most `limit`."""
     if math.isinf(limit):
         return errors
     factor: Tensor = limit / errors.norm(dim=1, keepdim=True).clamp(min=1e-300)

@@ -1,4 +1,4 @@
-"""The outputs of a step module that a loop calls at every step: a cell of one's own, with or without `carry`."""
+"""The outputs of a step module that a loop calls at every step: a custom cell, with or without `carry`."""
 
 from __future__ import annotations
 
@@ -89,17 +89,17 @@ class StepOutput(LayerOutput):
                 yield returned
 
     def run(self, inputs: Tensor, start: State | None) -> Tensor:
-        """The states after all steps."""
+        """The outputs of all steps (N, T, H)."""
         steps = [tensors_of(one.state) for one in self._steps(inputs, start)]
         return torch.stack([torch.cat([flat(part) for part in one], -1) for one in steps], 1)
 
     def last_output(self, inputs: Tensor, start: State | None) -> Tensor:
-        """The output after the last step."""
+        """The output (N, H) after the last step."""
         *_, last = self._steps(inputs, start)
         return _joined(last)
 
     def forward_returning(self, seen: LayerPass, outputs: Tensor) -> Callable[..., Any]:
-        """Answers the t-th call with the outputs of step t."""
+        """A replacement forward that answers the t-th call with the outputs of step t."""
         steps = iter(range(len(seen.calls)))
 
         def forward(*_args: Any, **_kwargs: Any) -> Any:
@@ -122,5 +122,5 @@ class StepOutput(LayerOutput):
 
 
 def _joined(returned: Returned) -> Tensor:
-    """All that a step returned, (B, their sizes together)."""
+    """All tensors returned by a step, concatenated, (B, sum of sizes)."""
     return torch.cat([flat(part) for part in returned.tensors], -1)

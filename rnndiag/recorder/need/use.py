@@ -1,9 +1,9 @@
-"""USE: how many of the last inputs does the trained net draw on?
+"""USE: how many of the last inputs does the trained net use?
 
-L(d) - L is the rise of the loss if an output is recomputed from the last d inputs only. The run of d steps has to start
-from some state that knows nothing of the sequence; none is neutral, so the smallest rise of three is taken (zeros, the
-mean state at that time, another sequence's state at that time), and the running minimum over d: each is a loss that
-this net achieved from d inputs, so the rise is an upper bound of what forgetting costs.
+L(d) - L is the rise of the loss if an output is recomputed from the last d inputs only. The run of d steps needs an
+initial state that holds nothing of the sequence. No state is neutral, so the smallest rise over three is taken (zeros,
+the mean state at that time, another sequence's state at that time), and the running minimum over d: each is a loss that
+this net achieved from d inputs, so the rise is an upper bound on the cost of forgetting.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from rnndiag.recorder.need.loss_split import LEAST_SPLIT, split_loss
 from rnndiag.recorder.need.output_loss import OutputLoss, Sample
 
 OUTPUTS = 8
-"""Active steps per sequence that are recomputed."""
+"""Number of active steps per sequence that are recomputed."""
 STARTS = ("zero", "mean", "swap")
 SHARE_OF_PEAK = 0.1
-"""The used memory is the least d whose rise is at most this share of the peak."""
+"""The used memory is the smallest d whose rise is at most this share of the peak."""
 SPLIT_TOLERANCE, SPLIT_NODES = 0.1, 4
-"""The split of a rise gives its interval only: the rise itself is measured."""
+"""Accuracy of splitting a rise over sequences, which is used for its interval only: the rise itself is measured."""
 FORGOTTEN = 0.01
-"""Two states have met when they differ by less than this share of the difference between sequences."""
+"""Two states count as equal if they differ by less than this share of the difference between sequences."""
 
 
 @dataclass(frozen=True)
 class Rise:
-    """The rise of the loss with the last `inputs` inputs only, one value a sequence."""
+    """The rise of the loss when only the last `inputs` inputs are used, one value per sequence."""
 
     inputs: int
     per_sequence: Tensor
     start: str
-    """The start state with the smallest rise."""
+    """The kind of initial state with the smallest rise."""
 
     @property
     def mean(self) -> float:
-        """The rise of the loss."""
+        """The mean rise."""
         return float(self.per_sequence.mean())
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Outputs of one sample that are recomputed: sequences b, steps u, and how many active steps each stands for."""
+    """Outputs of one sample to recompute: sequences b, steps u, and how many active steps each represents."""
 
     b: Tensor
     u: Tensor
     weight: Tensor
-    """(B,)"""
+    """(B,) active steps that each recomputed one represents."""
 
 
 class MemoryUse:
-    """Rises of the loss over the number of inputs, measured as they are asked for.
+    """Rises of the loss by number of inputs, measured on demand.
 
     Args:
         loss: The loss as a function of the outputs.
@@ -69,16 +69,16 @@ class MemoryUse:
         self._drawn = [_draw(sample, generator) for sample in samples]
         self._rises: dict[int, Rise] = {}
         self.longest = max(int(drawn.u.max()) + 1 for drawn in self._drawn)
-        """Inputs that the latest output has: with as many nothing is cut off."""
+        """Number of inputs before the latest output; with as many inputs nothing is cut off."""
 
     def rise(self, inputs: int) -> Rise:
-        """The rise with the last `inputs` inputs only."""
+        """The rise when only the last `inputs` inputs are used."""
         if inputs not in self._rises:
             self._rises[inputs] = self._measure(inputs)
         return self._rises[inputs]
 
     def curve(self) -> list[Rise]:
-        """Measured rises over the number of inputs, where a smaller rise with fewer inputs replaces a larger one."""
+        """Measured rises by number of inputs; a smaller rise at fewer inputs replaces larger ones at more."""
         found: list[Rise] = []
         for inputs in sorted(self._rises):
             rise = self._rises[inputs]
@@ -141,7 +141,8 @@ class MemoryUse:
         return Rise(inputs, torch.cat(found), best)
 
     def _outputs_of(self, sample: Sample, drawn: Drawn, inputs: int) -> dict[str, Tensor] | None:
-        """Outputs where the drawn ones are recomputed from the last inputs, by start state; None: none is cut."""
+        """Outputs with the drawn ones recomputed from the last inputs, by kind of initial state; None: nothing is
+        cut off."""
         first = drawn.u - inputs + 1
         cut = first > 0  # else the whole past is seen
         if not bool(cut.any()):
@@ -162,7 +163,7 @@ class MemoryUse:
 
 
 def _draw(sample: Sample, generator: torch.Generator) -> Drawn:
-    """Up to `OUTPUTS` random active steps of every sequence."""
+    """Draw up to `OUTPUTS` random active steps of every sequence."""
     active = sample.active.cpu()
     order = torch.rand(active.shape, generator=generator).masked_fill(~active, -1.0)
     steps = order.argsort(1, descending=True)[:, :OUTPUTS]
@@ -175,7 +176,7 @@ def _draw(sample: Sample, generator: torch.Generator) -> Drawn:
 
 
 def _start_states(sample: Sample, b: Tensor, time: Tensor) -> list[State]:
-    """Start states of runs that begin after `time`, in the order of STARTS; each part (layers, n, size)."""
+    """Initial states for runs that begin after step `time`, in the order of STARTS; parts are (layers, n, size)."""
     seen, size = sample.seen, sample.batch_size
     steps = torch.arange(seen.inputs.shape[1], device=b.device)
     live = steps.unsqueeze(1) < seen.lengths.unsqueeze(0)  # (T, B)
@@ -196,7 +197,7 @@ def _start_states(sample: Sample, b: Tensor, time: Tensor) -> list[State]:
 
 
 def burn_in(loss: OutputLoss, samples: Sequence[Sample]) -> int:
-    """Steps after which a run from another sequence's last state has met the recorded one, in 95 % of sequences."""
+    """Steps after which a run from another sequence's last state equals the recorded one, in 95 % of sequences."""
     last: list[Tensor] = []
     for sample in samples:
         seen = sample.seen
