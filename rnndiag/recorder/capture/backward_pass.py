@@ -1,4 +1,4 @@
-"""Which backward pass is running: every gradient is kept under the key of its graph task."""
+"""Identifies the running backward pass: every gradient is stored under the id of its autograd graph task."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def running_task() -> int:
-    """The id of the graph task that calls this, -1 outside of a backward pass. Ids are never used twice."""
+    """The id of autograd's current graph task, -1 outside of a backward pass. Ids are never reused."""
     return int(torch._C._current_graph_task_id())
 
 
@@ -22,18 +22,18 @@ def _unguarded(hook: Hook) -> Hook:
 
 @dataclass
 class Tasks:
-    """The backward passes seen so far, with what has to be read while they run."""
+    """The backward passes seen so far, with facts that can only be read while they run."""
 
     loss_scale: Callable[[], float]
     scales: dict[int, float] = field(default_factory=dict)
-    """Task -> the loss scale at its time, in order of appearance."""
+    """Task -> the loss scale during it, in order of appearance."""
     guard: Callable[[Hook], Hook] = _unguarded
-    """Wraps a hook that autograd calls, so that a fault of the recorder does not end the backward pass."""
+    """Wraps hooks called by autograd, so that a fault of the recorder does not end the backward pass."""
     double: set[int] = field(default_factory=set)
     """Tasks whose gradients are themselves part of a graph (create_graph=True)."""
 
     def enter(self) -> int:
-        """Note the running task and return its key."""
+        """Register the running task and return its id."""
         task = running_task()
         if task not in self.scales:
             self.scales[task] = float(self.loss_scale())
@@ -42,6 +42,6 @@ class Tasks:
         return task
 
     def clear(self) -> None:
-        """Forget all passes."""
+        """Drop all passes."""
         self.scales.clear()
         self.double.clear()

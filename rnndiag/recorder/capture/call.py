@@ -1,4 +1,4 @@
-"""One watched call of a recurrent kernel or step module: what went in and out, and the gradients that came back."""
+"""One recorded call of a recurrent kernel or step module: inputs, outputs, and the gradients of both."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ OUTPUT = 0
 
 @dataclass(frozen=True)
 class StateLink:
-    """Where one layer's part of an initial state comes from: the end of an earlier call."""
+    """The origin of one layer's part of an initial state: the final state of an earlier call."""
 
     call: int
     slot: int
     index: int
     """Layer * directions + direction in that call."""
     attached: bool
-    """Gradients flow back into that call."""
+    """Whether gradients flow back into that call."""
     straight: bool
-    """... and arrive there as they are."""
+    """Whether they arrive there unchanged."""
     carried: Tensor | None = None
-    """(B,) bool: of these sequences both holds, and all others were reset in between; None: `straight` says all."""
+    """(B,) bool: sequences whose state was carried on unchanged; all others were reset. None: no resets."""
     begins: str = ""
-    """zero | given | learnt: what the others were reset to."""
+    """zero | given | learnt: the state that reset sequences start from."""
 
 
 @dataclass(frozen=True)
 class Autocast:
-    """The autocast that the call ran under."""
+    """The autocast settings during the call."""
 
     device: str
     enabled: bool
@@ -52,11 +52,11 @@ class Autocast:
 
     @classmethod
     def current(cls, device: str) -> Autocast:
-        """What holds now."""
+        """The current settings."""
         return cls(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
 
     def again(self) -> Any:
-        """A context in which it holds again."""
+        """A context with the same settings."""
         return torch.autocast(
             self.device, dtype=self.dtype, enabled=self.enabled, cache_enabled=False
         )
@@ -64,7 +64,7 @@ class Autocast:
 
 @dataclass(eq=False)
 class Call:
-    """What is kept of one call until it is replayed. Tensors are detached and shared, not copied, unless said."""
+    """What is stored of one call until it is replayed. Tensors are detached and shared, not copied, unless stated."""
 
     number: int
     owner: str
@@ -73,46 +73,46 @@ class Call:
     inputs: Tensor
     hx: State
     hx_kind: tuple[str, ...]
-    """By part: zero | given | learnt, where there is no link."""
+    """By part: zero | given | learnt; only for parts without a link."""
     weights: tuple[Mapping[str, tuple[Weight, Tensor]], ...]
-    """By layer and direction: key -> the weight, and its copy as it was."""
+    """By layer and direction: key -> the weight's record, and a copy of its value at the call."""
     autocast: Autocast
     random_state: Tensor | None = None
-    """Of the CPU's generator before the call, where the call drew dropout masks."""
+    """State of the CPU's random generator before the call, if the call drew dropout masks."""
     outputs: dict[int, Tensor] = field(default_factory=dict)
-    """By slot, as the kernel returned them."""
+    """By slot, as returned by the kernel."""
     versions: dict[int, int] = field(default_factory=dict)
-    """By slot, to see whether somebody wrote to the output in place."""
+    """By slot, the version counter of each output, to detect writes in place."""
     copies: dict[int, Tensor] = field(default_factory=dict)
-    """By slot, for calls of one step: the outputs as they were, or the final state only."""
+    """By slot, for calls of one step: copies of the outputs, or of the final state only."""
     links: dict[tuple[int, int], StateLink] = field(default_factory=dict)
     """(part, layer * directions + direction) -> link."""
     output_gradients: dict[int, dict[int, Tensor]] = field(default_factory=dict)
-    """Backward pass -> slot -> gradient."""
+    """Backward pass -> slot -> gradient of the output."""
     input_gradients: dict[int, Tensor] = field(default_factory=dict)
     hx_gradients: dict[int, dict[int, Tensor]] = field(default_factory=dict)
-    """Backward pass -> part -> gradient of this call alone."""
+    """Backward pass -> part -> gradient of the initial state through this call alone."""
     loose: int = 0
-    """Trailing parts that no later step looks at: outputs of a step module that are no state."""
+    """Number of trailing parts that later steps do not use: outputs of a step module that are not state."""
     sure: bool = True
-    """False: a step module known by its argument's name only, a recurrence if its calls form a chain."""
+    """False: a step module recognised by an argument's name only, which counts if its calls form a chain."""
     in_backward: bool = False
-    """Made while a backward pass ran: a checkpoint's recomputation."""
+    """Whether the call was made during a backward pass: a checkpoint's recomputation."""
     notes: list[str] = field(default_factory=list)
     refusal: str = ""
-    """Why the call cannot be replayed."""
+    """Why the call cannot be replayed; empty if it can."""
     spent: bool = False
-    """A backward pass went through it and freed its graph."""
+    """Whether a backward pass went through it and freed its graph."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision the call computed in: under autocast the coarser one, though its output may be wide."""
+        """The precision of the computation; under autocast the coarser one, even if the output is wider."""
         returned = next(iter(self.outputs.values())).dtype
         rounds = self.autocast.enabled and returned == torch.float32
         return self.autocast.dtype if rounds else returned
 
     def release(self) -> None:
-        """Let go of all tensors."""
+        """Drop all tensors."""
         self.inputs, self.hx, self.weights = self.inputs.new_empty(0), (), ()
         for store in (self.outputs, self.copies, self.links):
             store.clear()
@@ -121,14 +121,14 @@ class Call:
         self.hx_gradients.clear()
 
     def gradient(self, task: int, slot: int) -> Tensor | None:
-        """What came back to an output in that backward pass; None: nothing."""
+        """The gradient of an output in that backward pass; None: there was none."""
         return self.output_gradients.get(task, {}).get(slot)
 
 
 def alias_in(tensor: Tensor, keep: Keep) -> Tensor:
-    """The same tensor under a name of its own, whose gradient is that of the one call which gets it.
+    """A view of the tensor that only one call uses, so that its gradient is that of this call alone.
 
-    A view shares the version counter, so autograd's checks for writes in place stay as they are.
+    A view shares the version counter, so autograd still detects writes in place.
     """
     if not tensor.requires_grad:
         return tensor
@@ -138,7 +138,8 @@ def alias_in(tensor: Tensor, keep: Keep) -> Tensor:
 
 
 def keep_under(tasks: Tasks, store: dict[int, Tensor]) -> Keep:
-    """A hook that keeps a copy of a gradient by backward pass: a leaf's `.grad` may take the gradient itself over."""
+    """A hook that stores a copy of a gradient by backward pass; a copy, since `.grad` may reuse the gradient's
+    memory."""
 
     def keep(gradient: Tensor | None) -> None:
         if gradient is not None and not measuring():
@@ -150,7 +151,7 @@ def keep_under(tasks: Tasks, store: dict[int, Tensor]) -> Keep:
 def keep_slot(
     tasks: Tasks, store: dict[int, dict[int, Tensor]], slot: int, shape: Callable[[Tensor], Tensor]
 ) -> Keep:
-    """A hook that keeps a gradient by backward pass and slot."""
+    """A hook that stores a gradient by backward pass and slot."""
 
     def keep(gradient: Tensor | None) -> None:
         if measuring():
@@ -164,9 +165,10 @@ def keep_slot(
 
 
 def watch_output(output: Tensor, keep: CallMemory, guard: Guard) -> None:
-    """Keep what goes from an output into its call, after the hooks that users put on the output have changed it.
+    """Store the gradient that reaches an output, as changed by the user's own hooks.
 
-    Of a view the base is watched: a view's own hook is lost on a write in place. guard: wraps what autograd calls.
+    If the output is a view, its base is hooked instead: a write in place removes the hooks of a view. guard: wraps
+    hooks called by autograd.
     """
     base = output._base
     if base is None or base.grad_fn is None:

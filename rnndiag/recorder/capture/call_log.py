@@ -1,4 +1,4 @@
-"""The calls seen since the recorder was armed, with hooks on what comes out of them and on what goes back in."""
+"""Stores the calls made since the recorder was armed, and hooks their outputs and inputs for gradients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INPUT = -1
 
 @dataclass
 class CallLog:
-    """Calls in order, and where each of them ended."""
+    """The calls in order, and the memory addresses of their final states."""
 
     tasks: Tasks
     weights: Weights
@@ -40,14 +40,14 @@ class CallLog:
     _count: int = 0
 
     def clear(self) -> None:
-        """Forget all calls. Hooks on a graph that is still alive refer to them, so their tensors are let go of."""
+        """Drop all calls. Hooks on a graph that is still alive refer to them, so their tensors are released too."""
         for call in self.calls:
             call.release()
         self.calls.clear()
         self.ends.clear()
 
     def clear_spent(self) -> None:
-        """Forget the calls whose graph is gone."""
+        """Drop the calls whose graph was freed."""
         kept = [call for call in self.calls if not call.spent]
         for call in self.calls:
             if call.spent:
@@ -58,24 +58,24 @@ class CallLog:
             self.ends.add(call)
 
     def next_number(self) -> int:
-        """A number that no call has had."""
+        """A new unique number for a call."""
         self._count += 1
         return self._count - 1
 
     def spend(self) -> None:
-        """The graph of the calls that gradients came back to is gone."""
+        """Mark the calls that received gradients as spent: their graph was freed."""
         for call in self.calls:
             call.spent |= bool(call.output_gradients)
 
     def forget_gradients(self) -> None:
-        """Keep the calls, so that later ones find where they start, without what came back to them."""
+        """Drop the gradients but keep the calls, in which later calls may find the origin of their states."""
         for call in self.calls:
             call.output_gradients.clear()
             call.input_gradients.clear()
             call.hx_gradients.clear()
 
     def weight(self, tensor: Tensor, name: str) -> tuple[Weight, Tensor]:
-        """The record of a weight and its copy as it is now."""
+        """The record of a weight, and a copy of its current value."""
         found = self.weights.watch(tensor, name)
         return found, found.snapshot()
 
@@ -112,9 +112,9 @@ class CallLog:
         state: Mapping[int, Tensor],
         same: Hashable = None,
     ) -> None:
-        """Of a call of one step: its own share of the gradients of its input and of its state's parts.
+        """Store the gradients that a call of one step sends to its input and to its state's parts.
 
-        same: what tells calls with alike graphs, where there are any.
+        same: key shared by calls with identical graphs, if known.
         """
 
         def arrived(key: int, gradient: Tensor) -> None:

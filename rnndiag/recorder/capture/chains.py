@@ -1,4 +1,4 @@
-"""Joins calls that carry one state on into one recurrence: decoding step by step, cell loops, attached chunks."""
+"""Joins calls that pass one state on into one recurrence: decoding step by step, cell loops, attached chunks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _predecessor(call: Call, by_number: dict[int, Call]) -> Call | None:
 
 
 def _for_the_same_sequences(call: Call) -> bool:
-    """Whether all parts of the state went on for the same sequences, while the others were reset."""
+    """Whether all parts of the state were carried on for the same sequences, while the others were reset."""
     told = [link.carried for link in call.links.values()]
     masks = [carried for carried in told if carried is not None]
     if len(masks) < len(told):

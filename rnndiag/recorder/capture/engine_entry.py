@@ -1,8 +1,9 @@
-"""The entry of the autograd engine, watched while a recorder is armed.
+"""Intercepts the entry of the autograd engine while a recorder is armed.
 
 A loop is measured on its graph before the user's own backward pass frees it. Every backward pass, whether by
 `Tensor.backward`, `torch.autograd.backward` or `torch.autograd.grad`, goes through one function of torch.autograd;
-while a listener is registered that function tells the listeners first. It is put back when the last one leaves.
+while listeners are registered it is replaced by one that calls the listeners first. It is restored when the last one
+leaves.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ _measuring: list[None] = []
 
 
 def run_backward(*args: Any, **kwargs: Any) -> Any:
-    """The engine itself, past all listeners."""
+    """The original engine function, without listeners."""
     original = _originals[-1] if _originals else getattr(torch.autograd, _ENTRY)
     return original(*args, **kwargs)
 
 
 def measuring() -> bool:
-    """Whether a backward pass of the recorder's own is running, which is no pass of the user's."""
+    """Whether a backward pass of the recorder itself is running."""
     return bool(_measuring)
 
 
 @contextmanager
 def own_passes() -> Iterator[None]:
-    """Backward passes inside are the recorder's own."""
+    """Mark backward passes inside as the recorder's own, for which listeners are not called."""
     _measuring.append(None)
     try:
         yield
@@ -50,7 +51,7 @@ def own_passes() -> Iterator[None]:
 
 
 def listen(listener: Listener) -> None:
-    """Tell this listener of every backward pass that begins."""
+    """Call this listener before every backward pass."""
     if not _listeners:
         _originals.append(getattr(torch.autograd, _ENTRY))
         setattr(torch.autograd, _ENTRY, shielded(_watched))
@@ -58,7 +59,7 @@ def listen(listener: Listener) -> None:
 
 
 def leave(listener: Listener) -> None:
-    """Tell it no longer."""
+    """Unregister a listener."""
     if listener not in _listeners:
         return
     _listeners.remove(listener)

@@ -1,7 +1,7 @@
-"""Calls of one step each that carry no state from one to the next, taken together as one run over a larger batch.
+"""Joins one-step calls that carry no state into one run over a larger batch.
 
-Apart, a layer that is called fifty times a step would be fifty runs of one step: fifty times the work of one run, for
-numbers that nobody could look at. Their sums, and so the proof, stay what they are.
+A layer that is called fifty times a step would otherwise give fifty runs of one step, at fifty times the work and with
+too many numbers to read. The sums over runs, and so the proof, are unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SAID = "{} calls of one step each are taken together, as one step of {} sequenc
 def gathered(
     runs: Sequence[LayerRun], names: Iterable[str]
 ) -> tuple[tuple[LayerRun, ...], dict[str, str]]:
-    """The runs, those of a recurrence in `names` joined where they can be; and of each joined one a sentence."""
+    """The runs, with those of each recurrence in `names` joined if possible, and a sentence for each joined run."""
     wanted = set(names)
     groups: dict[str, list[LayerRun]] = defaultdict(list)
     for run in runs:
@@ -40,7 +40,7 @@ def gathered(
 
 
 def _alike(first: LayerRun, run: LayerRun) -> bool:
-    """Whether both took one step of the same cell by the same weights."""
+    """Whether both runs are one step of the same cell with the same weights."""
     same = run.cell is first.cell and run.weights.keys() == first.weights.keys()
     return (
         (same and run.T == 1 and run.lengths is None and run.sizes == first.sizes)

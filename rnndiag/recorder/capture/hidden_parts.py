@@ -1,4 +1,4 @@
-"""State parts that a fused kernel does not hand out (an LSTM's c_t), from the recorded h: teacher-forced."""
+"""Recomputes state parts that a fused kernel does not return (an LSTM's c_t) from the recorded h_t."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rnndiag.engine.layer_run import shifted
 from rnndiag.engine.transition import gates, step
 
 CHUNK_BYTES = 4 * 2**20
-"""The gates of at most this many bytes are computed at once, a stretch of steps: they stay in the cache."""
+"""Gates of at most this many bytes are computed at once, in chunks of steps, so that they stay in the CPU cache."""
 
 KEPT_BYTES = 64 * 2**20
-"""The gates of all steps are kept for the adjoints where they are at most this many bytes."""
+"""Gates of all steps are kept for the adjoints if they take at most this many bytes."""
 
 Gates = Mapping[str, Tensor]
 

@@ -1,4 +1,4 @@
-"""A module hook that belongs to one module only: copies and pickles of the model carry a stand-in that does nothing."""
+"""A module hook that works on one module only: copies and pickles of the model carry a no-op instead."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rnndiag.recorder.capture.compiled import is_compiling
 from rnndiag.recorder.capture.weights import weights_asleep
 
 _replays: list[None] = []
-"""One entry a replay that is running: what a replay calls is no call of the user's."""
+"""One entry per running replay; calls made by a replay are not recorded."""
 
 
 @contextmanager
 def replaying() -> Iterator[None]:
-    """Modules called inside are not watched."""
+    """Modules called inside are not recorded."""
     _replays.append(None)
     try:
         yield
@@ -29,7 +29,7 @@ def replaying() -> Iterator[None]:
 
 @contextmanager
 def unwatched(model: nn.Module) -> Iterator[None]:
-    """Hooks on the model and its weights at the start see nothing inside; those that a probe adds inside do."""
+    """Disable the hooks that model and weights have now; hooks that a probe adds inside work."""
     tables = [
         table
         for module in model.modules()
@@ -48,7 +48,7 @@ def unwatched(model: nn.Module) -> Iterator[None]:
 
 
 def _see_nothing(*call: Any) -> None:
-    """What a hook does inside of `unwatched`."""
+    """Replacement for the hooks inside of `unwatched`."""
 
 
 class ModuleHook:
@@ -68,7 +68,7 @@ class ModuleHook:
         self._watch, self._on_fault = watch, on_fault
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        """What torch calls; None where the module is a stranger. A fault of `watch` goes to `on_fault`."""
+        """Called by torch. Returns None if the module is not the registered one. Errors of `watch` go to `on_fault`."""
         try:
             if self._module() is not module or _replays:
                 return None

@@ -1,8 +1,8 @@
-"""What one call alone sends back into a tensor, without a new node in the graph.
+"""The gradient that one call alone sends to a tensor, without adding nodes to the graph.
 
-A tensor's own hook sees the sum over all its users. Handing the call an alias would tell its share apart, but where the
-call uses the tensor more than once, gradients would then add up in another order, and training would no longer be the
-same to the last bit. So the nodes between the call's outputs and the tensor are found, and their results are added.
+A tensor's own hook sees the sum over all its users. Giving the call an alias would separate its share, but if the call
+uses the tensor more than once, gradients would be added in another order and training would differ in the last bits. So
+the nodes between the call's outputs and the tensor are located, and their results are added.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from rnndiag.errors import CaptureFault
 from rnndiag.recorder.capture.backward_pass import Hook
 
 LIMIT = 20_000
-"""Nodes that one step may have."""
+"""Most nodes that the graph of one step may have."""
 
 _LEAF = 2**63
-"""Sequence numbers from here on are those of leaves."""
+"""Nodes with this sequence number or a larger one are leaves."""
 
 Arrived = Callable[[int, Tensor], None]
 Edges = dict[tuple[Any, int], int]
 Hits = list[tuple[Any, dict[int, int]]]
-"""A node, and which of its gradients goes to which target."""
+"""Pairs of a node and {index among its gradients: key of the target}."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """The way from an output to a node, by the places of its edges; and what that node sends where."""
+    """The path from an output to a node as edge indices, and {index among the node's gradients: key of the target}."""
 
     output: int
     places: tuple[int, ...]
@@ -40,7 +40,8 @@ class Route:
 
 @dataclass
 class InputGradients:
-    """Finds the nodes. A kernel's graph looks the same at every call: its routes are found once, then followed."""
+    """Finds those nodes. A kernel's graph is the same at every call, so its routes are searched once and then
+    reused."""
 
     _routes: dict[Hashable, list[Route]] = field(default_factory=dict)
 
@@ -54,7 +55,7 @@ class InputGradients:
     ) -> None:
         """Call arrived(key, gradient) for each gradient that the nodes behind the outputs send to a target.
 
-        guard: wraps what autograd calls. same: what tells alike graphs; None: this one may look like no other.
+        guard: wraps hooks called by autograd. same: key shared by identical graphs; None: this graph may be unique.
         """
         edges: Edges = {}
         for key, tensor in targets.items():
@@ -77,7 +78,7 @@ class InputGradients:
 
 
 def _follow(starts: list[Any], edges: Edges, routes: list[Route]) -> Hits | None:
-    """The nodes at the end of the routes; None if one of them does not lead where it should."""
+    """The nodes at the end of the routes; None if a route does not fit this graph."""
     hits: Hits = []
     for route in routes:
         node = starts[route.output]

@@ -1,4 +1,4 @@
-"""Keeps one kernel call: aliases what goes in, hooks what comes out, and copies the weights."""
+"""Records one kernel call: aliases its inputs, hooks its outputs, and copies the weights."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from rnndiag.recorder.capture.state_origin import kind_of_start, start_of
 
 @dataclass
 class KernelFrame:
-    """One recurrent module whose forward is running, and what it was called with."""
+    """The arguments of a recurrent module whose forward is running."""
 
     owner: str
     module: Any
     grad: bool
     sure: bool = True
     asked: Any = None
-    """What a step module was called with."""
+    """The arguments of a step module."""
     unsorted: Tensor | None = None
-    """Of the PackedSequence it was called with."""
+    """`unsorted_indices` of the PackedSequence argument."""
     hx: State | None = None
-    """As the user gave it, where the module puts it into another order of sequences."""
+    """The initial state in the user's order, if the module reorders sequences."""
     last: Call | None = None
     given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     """Arguments of the module's call."""
@@ -46,7 +46,7 @@ class KernelFrame:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A kernel call before it ran: what is kept of it, and its arguments as the kernel gets them."""
+    """A kernel call before it runs: its record so far, and the arguments to pass to the kernel."""
 
     asked: KernelCall
     call: Call
@@ -58,7 +58,7 @@ class Prepared:
 
 @dataclass
 class KernelCalls:
-    """Keeps calls of kernels: one half before the kernel runs, the other half after it."""
+    """Records kernel calls: `before` the kernel runs and `after` it."""
 
     log: CallLog
 
@@ -69,10 +69,10 @@ class KernelCalls:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Prepared:
-        """Its inputs and initial state become aliases whose gradients are this call's alone.
+        """Replace inputs and initial state by aliases whose gradients are those of this call alone.
 
-        A sequence kernel reads h_0 once, and x once in one direction; in two directions, and in a kernel of one step,
-        an alias would change the order in which gradients add up.
+        A sequence kernel reads h_0 once, and x once in one direction. In two directions, and in a kernel of one step,
+        an alias would change the order in which gradients add up, so none is made.
         """
         call = self._new_call(frame, asked)
         inputs, hx, plan = asked.inputs, asked.hx, asked.plan
@@ -90,7 +90,7 @@ class KernelCalls:
         return Prepared(asked, call, inputs, hx, args, kwargs)
 
     def after(self, frame: KernelFrame, prepared: Prepared, returned: Any) -> Any:
-        """Keep the call, if gradients can flow back through it; what the kernel returned, under names of its own."""
+        """Store the call if gradients can flow back through it; returns the kernel's outputs, aliased."""
         outputs = tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
         if not any(output.requires_grad for output in outputs):
             return returned
@@ -136,20 +136,20 @@ class KernelCalls:
 
 
 def out_alias(part: Tensor) -> Tensor:
-    """A name of its own for a returned tensor that another one is computed from: its gradient is the users' alone."""
+    """An alias of a returned tensor that another output is computed from, so that its gradient excludes that output."""
     if not part.requires_grad:
         return part
     return stand_in(part)
 
 
 def _own_names(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Where a kernel is made of several operations, h is computed from the later parts."""
+    """Alias the outputs of kernels made of several operations, where h is computed from the later parts."""
     h, *rest = outputs
     return (h, *(part if part.grad_fn is h.grad_fn else out_alias(part) for part in rest))
 
 
 def _name(frame: KernelFrame, key: str, index: int, plan: Any) -> str:
-    """The parameter's usual name in the model."""
+    """The conventional name of a parameter in the model."""
     if plan.one_step:
         name = key
     else:

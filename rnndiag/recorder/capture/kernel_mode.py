@@ -1,4 +1,4 @@
-"""Sees the recurrent kernel that a module's forward calls, whatever the module did to its arguments before."""
+"""Intercepts the recurrent kernel that a module's forward calls, with the arguments that the kernel gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OnKernel = Callable[[Cell, bool, Any, tuple[Any, ...], Mapping[str, Any]], Any]
 
 
 class KernelMode(TorchFunctionMode):
-    """Active for the length of a recurrent module's forward: hands each kernel call to `on_kernel`."""
+    """Active during a recurrent module's forward; passes each kernel call to `on_kernel`."""
 
     def __init__(self, on_kernel: OnKernel, table: Mapping[Any, tuple[Cell, bool]]) -> None:
         super().__init__()
@@ -24,16 +24,16 @@ class KernelMode(TorchFunctionMode):
         self._stack = ExitStack()
         self._open = False
         self._handling = 0
-        """Calls of kernels that are being handled, one inside of the other."""
+        """Nesting depth of kernel calls being handled."""
 
     def open(self) -> None:
-        """Be active, if not already, until `close`."""
+        """Activate until `close`; no effect if active."""
         if not self._open:
             self._stack.enter_context(self)
             self._open = True
 
     def close(self) -> None:
-        """Be active no longer. Inside of a kernel's call this does nothing: close again after it."""
+        """Deactivate. Has no effect during a kernel call; close again afterwards."""
         # While a mode handles a call, torch has taken it off its stack, and puts it back afterwards.
         if not self._handling:
             self._open = False

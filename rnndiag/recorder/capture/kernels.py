@@ -1,4 +1,4 @@
-"""Calls of torch's recurrent kernels, over a sequence or one step, in one form."""
+"""Parses calls of torch's recurrent kernels, over a sequence or one step, into one form."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STEP = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
 
 @dataclass(frozen=True)
 class Plan:
-    """How a call was laid out: all that is not a tensor of the graph."""
+    """The options of a call: all that is not a tensor of the graph."""
 
     cell: Cell
     kernel: Callable[..., Any]
@@ -38,13 +38,13 @@ class Plan:
     batch_sizes: Tensor | None = None
     """(T,) of a packed batch; None: padded."""
     unsorted: Tensor | None = None
-    """Packed position of every sequence of the user's batch; None: the same order."""
+    """Packed position of every sequence of the user's batch; None: same order."""
     dropout: float = 0.0
-    """Between layers; 0 where the call did not drop out."""
+    """Dropout probability between layers; 0 if the call did not apply dropout."""
     train: bool = False
     has_biases: bool = True
     one_step: bool = False
-    """A kernel of one step: no time axis."""
+    """Whether the kernel does one step and has no time axis."""
 
     @property
     def packed(self) -> bool:
@@ -59,9 +59,9 @@ class KernelCall:
     plan: Plan
     inputs: Tensor
     hx: State
-    """One tensor a state part: (layers * directions, B, S_p), or (B, S_p) for one step."""
+    """One tensor per state part: (layers * directions, B, S_p), or (B, S_p) for one step."""
     weights: tuple[Mapping[str, Tensor], ...]
-    """Per layer and direction: weight key -> tensor, as the kernel got it."""
+    """Per layer and direction: weight key -> tensor, as passed to the kernel."""
 
     def replaced(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], inputs: Tensor, hx: State
@@ -76,7 +76,7 @@ class KernelCall:
 
 
 def run_sequence(plan: Plan, inputs: Tensor, hx: Any, flat: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A sequence kernel with the plan's options: (y, h_n[, c_n])."""
+    """Run a sequence kernel with the plan's options: (y, h_n[, c_n])."""
     options = (plan.has_biases, plan.layers, plan.dropout, plan.train, plan.directions == 2)
     if plan.batch_sizes is not None:
         return tuple(plan.kernel(inputs, plan.batch_sizes, hx, list(flat), *options))
@@ -84,7 +84,7 @@ def run_sequence(plan: Plan, inputs: Tensor, hx: Any, flat: Sequence[Tensor]) ->
 
 
 def kernel_table() -> dict[Any, tuple[Cell, bool]]:
-    """torch's kernel -> (its cell, whether it does one step), from what the cells say of themselves."""
+    """torch's kernel -> (its cell, whether it does one step), as declared by the cells."""
     table = {}
     for cell in CELLS.values():
         for names, one_step in ((cell.kernels, False), (cell.step_kernels, True)):
@@ -96,7 +96,7 @@ def kernel_table() -> dict[Any, tuple[Cell, bool]]:
 def read_call(
     cell: Cell, one_step: bool, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> KernelCall:
-    """One form for all the ways in which a kernel is called."""
+    """Parse the arguments of a kernel in any of its signatures."""
     if one_step:
         given = {**dict(zip(_STEP, args, strict=False)), **kwargs}
         weights = {

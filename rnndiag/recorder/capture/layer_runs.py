@@ -1,4 +1,4 @@
-"""From one recurrence, as watched, to the LayerRuns of its layers and directions in one backward pass."""
+"""Converts one recorded recurrence into LayerRuns of its layers and directions for one backward pass."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _WORK = {torch.float64: torch.float64}
 
 @dataclass(frozen=True)
 class Pass:
-    """What holds for all recurrences of one backward pass."""
+    """What is shared by all recurrences of one backward pass."""
 
     task: int
     scale: float
     gradients: Mapping[str, Tensor]
-    """G by the parameter's name, all calls that share it."""
+    """Parameter name -> gradient G, summed over all calls that share it."""
     name_of_end: Callable[[int, int], str | None]
-    """(call, layer * directions + direction) -> the name of the run that ended there; None: of no recorded one."""
+    """(call, layer * directions + direction) -> the name of the run that ended there; None if not recorded."""
     independent: bool = True
     """Whether the loss is a sum over the samples of the batch."""
 
@@ -39,7 +39,7 @@ class Pass:
 def layer_runs(
     chain: Chain, suffix: str, backward: Pass
 ) -> Iterator[tuple[LayerRun, Adjoints | None]]:
-    """The runs of all layers and directions, top layer first; with the adjoints where they had to be made already.
+    """The runs of all layers and directions, top layer first, each with its adjoints if they were needed already.
 
     The direct gradient of a lower layer is what the adjoints of the layer above send down, through the dropout mask of
     the call. `suffix` ends every name (#2, @2).
@@ -58,17 +58,17 @@ def layer_runs(
 
 
 SAFE = (1e-12, 1e15)
-"""Largest gradients of this size are squared in float32: their squares, and those of a millionth, keep their digits."""
+"""Squares of gradients up to this size, and of a millionth of it, are accurate in float32."""
 
 
 def run_name(owner: str, layer: int, direction: int, one_step: bool, suffix: str) -> str:
-    """encoder.lstm.l0, .l1.reverse, .l0#2; a cell's loop has the cell's own name."""
+    """Name of a run: encoder.lstm.l0, .l1.reverse, .l0#2; a loop over a cell has the cell's name."""
     place = "" if one_step else f"l{layer}" + (".reverse" if direction else "")
     return (".".join(filter(None, (owner, place))) or "cell") + suffix
 
 
 class _ChainReplay:
-    """The tensors of one chain, in time-major layout and the precision of the replay."""
+    """The tensors of one chain, time-major and in the precision of the replay."""
 
     def __init__(self, chain: Chain, backward: Pass, suffix: str) -> None:
         first = chain[0]
@@ -84,7 +84,7 @@ class _ChainReplay:
         self.time_first = replace(self.plan, batch_first=False)
 
     def _as_computed(self, value: Tensor) -> Tensor:
-        """Under autocast the kernel saw the value rounded; the replay computes in the wider type."""
+        """Round the value as autocast did for the kernel; the replay then computes in the wider type."""
         if value.is_floating_point() and value.dtype != self.precision:
             value = value.to(self.precision)
         return value.to(self.work)
@@ -110,7 +110,7 @@ class _ChainReplay:
         return outputs[..., direction * size : (direction + 1) * size].to(self.work)
 
     def output_gradient(self) -> Tensor | None:
-        """∂L/∂y (T, B, D*S_h), without what later calls of the chain sent back into it."""
+        """∂L/∂y (T, B, D*S_h), without the part that came back through later calls of the chain."""
         found = [self._own_gradient(k, OUTPUT) for k in range(len(self.chain))]
         if all(value is None for value in found):
             return None
@@ -125,9 +125,9 @@ class _ChainReplay:
         return gradient if self.backward.scale == 1.0 else gradient / self.backward.scale
 
     def _own_gradient(self, k: int, slot: int) -> Tensor | None:
-        """The gradient of the k-th call's output without the chain's next call.
+        """The gradient of the k-th call's output without the part from the chain's next call.
 
-        Where only that call used the output the difference is exactly zero: both are the same numbers.
+        If only that call used the output the difference is exactly zero: both are the same numbers.
         """
         call, task = self.chain[k], self.backward.task
         gradient = call.gradient(task, slot)
@@ -149,7 +149,7 @@ class _ChainReplay:
         return gradient
 
     def sent_down(self, layer: int, above: list[Adjoints]) -> Tensor:
-        """∂L/∂ the output of the layer below: the input gradients of all directions, through the dropout mask."""
+        """Gradient of the output of the layer below: input gradients of all directions, through the dropout mask."""
         total: Tensor | None = None
         for direction, adj in enumerate(above):
             value = adj.inputs()
@@ -205,7 +205,7 @@ class _ChainReplay:
         return tuple(row.to(self.work) for row in found if row is not None)
 
     def _starts(self, values: Sequence[Tensor | None], index: int) -> Tensor | None:
-        """(B, S): of a value by call, (B, S) or (layers * directions, B, S), the rows that the sequences begin with."""
+        """The initial values (N, S) of all sequences from one value per call, (B, S) or (layers * directions, B, S)."""
         rows = [
             None
             if value is None
@@ -263,7 +263,7 @@ class _ChainReplay:
         return self._unscaled(to_user_order(self.plan, row))
 
     def _add_finals(self, direct: Tensor, finals: list[Tensor | None]) -> None:
-        """The gradient of every call's returned final state, at that call's last step."""
+        """Add the gradient of every call's returned final state to `direct` at that call's last step."""
         if self.segments is not None:
             direct += self.segments.cut(resets.at_ends(self.chain, finals))
             return
@@ -307,9 +307,9 @@ class _ChainReplay:
 
 
 def _squares_leave_float32(run: LayerRun) -> bool:
-    """Whether squares of the gradients, or of their sums, are too small or too large for float32.
+    """Whether squares of the gradients, or of their sums, under- or overflow in float32.
 
-    The loss was multiplied by a very small or a very large number; in float64 norms are what they are.
+    That happens if the loss was scaled by a very small or large number; the norms are then computed in float64.
     """
     if run.dtype != torch.float32:
         return False

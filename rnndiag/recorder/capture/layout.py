@@ -1,4 +1,5 @@
-"""Time, batch and order of sequences: from the kernel's layout to (T, B, ...) in the user's order, and reversal."""
+"""Converts the kernel's layout of time, batch and sequence order to (T, B, ...) in the user's order, and reverses
+time."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from rnndiag.recorder.capture.kernels import Plan
 
 
 def lengths_of(plan: Plan) -> Tensor | None:
-    """(B,) in the user's order; None where every sequence has all steps."""
+    """(B,) in the user's order; None if every sequence has all steps."""
     if plan.batch_sizes is None:
         return None
     sizes = plan.batch_sizes
@@ -22,7 +23,7 @@ def lengths_of(plan: Plan) -> Tensor | None:
 
 
 def to_steps(plan: Plan, values: Tensor) -> Tensor:
-    """Inputs, outputs or their gradients as the kernel has them -> (T, B, F), zeros past a sequence's end."""
+    """Inputs, outputs or their gradients in the kernel's layout as (T, B, F), zeros after the end of a sequence."""
     if plan.one_step:
         return values.unsqueeze(0)
     if plan.batch_sizes is not None:
@@ -32,12 +33,12 @@ def to_steps(plan: Plan, values: Tensor) -> Tensor:
 
 
 def to_user_order(plan: Plan, rows: Tensor) -> Tensor:
-    """(B, S) in the kernel's order of sequences -> in the user's."""
+    """Reorder rows (B, S) from the kernel's order of sequences to the user's."""
     return rows if plan.unsorted is None else rows.index_select(0, plan.unsorted)
 
 
 def flipped(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """(T, B, F) turned around in time, each sequence within its own length. Its own inverse."""
+    """Reverse (T, B, F) in time, each sequence within its own length. Its own inverse."""
     if lengths is None:
         return values.flip(0)
     steps = torch.arange(len(values), device=values.device)[:, None]
@@ -48,21 +49,21 @@ def flipped(values: Tensor, lengths: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Segments:
-    """Sequences cut where their state was reset: every stretch in between is a sequence of its own.
+    """Sequences cut at the resets of their state: every stretch in between is a sequence of its own.
 
-    In the order in which they begin, so that the first B are those that begin with the first step.
+    Sorted by their first step, so that the first B are those that begin at step 0.
     """
 
     starts: Tensor
-    """(N,) step at which it begins."""
+    """(N,) first step."""
     rows: Tensor
-    """(N,) the sequence that it is a part of."""
+    """(N,) index of the original sequence."""
     lengths: Tensor
-    """(N,)"""
+    """(N,) number of steps."""
 
     @classmethod
     def of(cls, begins: Tensor) -> Segments:
-        """begins (T, B) bool: where a state begins; all do at the first step."""
+        """From begins (T, B) bool: where a state begins; all do at step 0."""
         steps = len(begins)
         starts, rows = begins.nonzero().unbind(1)
         at = torch.arange(steps, device=begins.device)[:, None]
@@ -71,7 +72,7 @@ class Segments:
         return cls(starts, rows, after[starts, rows] - starts)
 
     def cut(self, values: Tensor) -> Tensor:
-        """(T, B, F) -> (longest, N, F), zeros past a segment's end."""
+        """(T, B, F) -> (longest, N, F), zeros after the end of a segment."""
         starts, rows, lengths = (
             t.to(values.device) for t in (self.starts, self.rows, self.lengths)
         )

@@ -1,4 +1,4 @@
-"""The calls of a loop, as marks on the graph: outputs of step modules, and what `rnndiag.carry` returns."""
+"""Records the calls of a loop as marks on the graph: outputs of step modules, and results of `rnndiag.carry`."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class LoopCall:
     inputs: tuple[Tensor, ...]
     """The tensors of the first argument."""
     others: tuple[Tensor, ...]
-    """The tensors of all other arguments: the state is among them, except where a module takes nothing else."""
+    """The tensors of all other arguments, which include the state unless a module takes nothing else."""
     returned: tuple[Tensor, ...]
     module: nn.Module | None = None
-    """None: a call of `carry`."""
+    """The module called; None: a call of `carry`."""
     record: Call | None = None
-    """What is kept for the replay, if the call can be replayed."""
+    """The record for the replay, if the call can be replayed."""
     steps: int = 1
     """Time steps of the call; more than 1 for a sequence kernel."""
     autocast: bool = False
-    """Made under autocast."""
+    """Whether the call was made under autocast."""
     name: str = ""
-    """How the recurrence is called; empty: as its owner."""
+    """Name of the recurrence; empty: that of `owner`."""
 
     @property
     def has_hooks(self) -> bool:
-        """Whether somebody put a hook on a tensor that the call took or returned."""
+        """Whether the user put a hook on a tensor that the call took or returned."""
         return any(has_hook(tensor) for tensor in (*self.others, *self.returned))
 
 
@@ -62,7 +62,7 @@ class LoopCalls:
     _count: int = 0
 
     def carried(self, site: str, state: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A call of `carry`: the state with a node of its own for every tensor."""
+        """Record a call of `carry`; returns the state with a graph node of its own for every tensor."""
         if running_task() >= 0 or _inside_a_transform() or torch.compiler.is_compiling():
             return state
         marks: list[Mark] = []
@@ -102,7 +102,7 @@ class LoopCalls:
         output: Any,
         record: Call | None,
     ) -> Any:
-        """A call of a step module: its output, with nodes of their own for tensors that need one."""
+        """Record a call of a step module; returns its output, with new graph nodes for tensors that need one."""
         if running_task() >= 0:
             return output
         sequence = module if isinstance(module, nn.RNNBase) else None
@@ -142,7 +142,7 @@ class LoopCalls:
         return changed
 
     def _with_own_node(self, tensor: Tensor, sequence: bool) -> Tensor:
-        """The tensor, or an alias where its node has other users or marks."""
+        """The tensor, or an alias if its node has other users or marks."""
         place = (tensor.grad_fn, tensor.output_nr)
         if tensor.grad_fn is None or place in self._places:
             return stand_in(tensor)
@@ -155,7 +155,8 @@ class LoopCalls:
         self.calls.append(call)
 
     def alone(self, reached: Iterable[LoopCall]) -> dict[str, str]:
-        """Each `carry` that makes no loop of a backward pass -> why. reached: the calls that the pass goes through."""
+        """Name of a `carry` that makes no loop in a backward pass -> why. reached: the calls that the pass goes
+        through."""
         times = Counter(call.owner for call in self.calls if call.module is None)
         once = {
             f"carry {call.owner!r}": _ONCE
@@ -165,19 +166,19 @@ class LoopCalls:
         return {**self.unseen, **once}
 
     def drop(self, calls: Iterable[LoopCall]) -> None:
-        """Forget calls whose graph is gone."""
+        """Drop calls whose graph was freed."""
         gone = set(map(id, calls))
         self.calls = [call for call in self.calls if id(call) not in gone]
 
     def clear(self) -> None:
-        """Forget all calls."""
+        """Drop all calls."""
         self.calls.clear()
         self.unseen.clear()
         self._places.clear()
 
 
 def _of_sequence(module: nn.RNNBase, path: str) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """Which part of the state an output of nn.RNN, nn.LSTM or nn.GRU over one step is, as (B, layers * S)."""
+    """The part of the state that an output of nn.RNN, nn.LSTM or nn.GRU over one step is, as (B, layers * S)."""
     part = {"0": "h", "1": "h", "1.0": "h", "1.1": "c"}.get(path, path)
     layers, directions = module.num_layers, 2 if module.bidirectional else 1
 
@@ -187,7 +188,7 @@ def _of_sequence(module: nn.RNNBase, path: str) -> tuple[str, Callable[[Tensor],
         return gradient.transpose(0, 1).flatten(1)
 
     def of_output(gradient: Tensor) -> Tensor:
-        """(T = 1, B, S) or (B, 1, S): the state of the top layer."""
+        """From (T = 1, B, S) or (B, 1, S) to the state of the top layer."""
         rows = gradient.reshape(-1, gradient.shape[-1])
         below = rows.new_zeros(len(rows), rows.shape[1] // directions * (layers - 1) * directions)
         return torch.cat([below, rows], 1)

@@ -1,8 +1,8 @@
-"""From the calls of a backward pass to its loops: proved for the replay, measured on the graph, or open.
+"""Sorts the loops of a backward pass into: described by the replay, measured on the graph, or open.
 
-A loop that the replay may describe is one whose steps hand their state on as it is, with nothing else leading back.
-Everything else is measured on the user's graph, if it is closed: every way from a later loss to an earlier state goes
-through the states in between. What is neither is open, and its reach is withdrawn with the reason.
+The replay may describe a loop whose steps pass their state on unchanged, with no other path back in time. Any other
+loop is measured on the user's graph if it is closed: every path from a later loss to an earlier state goes through the
+states in between. All others are open, and their reach is withdrawn with the reason.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ CARRY = "mark all that lives from step to step: `h, old, ... = rnndiag.carry(h, 
 
 @dataclass(frozen=True)
 class Loops:
-    """What was found of the loops of one backward pass."""
+    """The loops found in one backward pass."""
 
     measured: tuple[LoopMeasurement, ...] = ()
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name of a measurement of several modules -> the names of their recurrences."""
+    """Name of a measurement over several modules -> the names of their recurrences."""
     open: Mapping[str, str] = field(default_factory=dict)
-    """Recurrence -> what leads around its state."""
+    """Recurrence -> the path that bypasses its state."""
     calls: Mapping[int, str] = field(default_factory=dict)
-    """Number of a replayed call -> the recurrence that it belongs to, where that is not for the replay alone."""
+    """Number of a replayed call -> its recurrence, for calls that the replay alone does not describe."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Such a recurrence -> why the replay does not tell its lags."""
+    """Such a recurrence -> why the replay cannot give its lags."""
     owners: frozenset[str] = frozenset()
-    """Modules whose calls are not for the replay alone."""
+    """Modules with calls that the replay alone does not describe."""
 
     def without(self, names: Set[str]) -> Loops:
-        """The same without some loops."""
+        """A copy without some loops."""
         if not names:
             return self
         measured = tuple(found for found in self.measured if found.name not in names)
@@ -66,7 +66,7 @@ class Loops:
 
     @property
     def tells(self) -> bool:
-        """Whether anything was found that the replay does not tell."""
+        """Whether any loop was found that the replay alone does not describe."""
         return bool(self.measured or self.open)
 
 
@@ -80,7 +80,7 @@ def find_loops(
 ) -> tuple[Loops, list[LoopCall]]:
     """The loops that a backward pass from these roots goes through, and the calls that it reaches.
 
-    measure: False: what would be measured on the graph is open instead. max_lags: how many lags are measured at most.
+    measure: False: loops that would be measured on the graph count as open. max_lags: most lags to measure.
     """
     reached = _reached(calls, roots)
     numbers = {call.number for call in reached if call.marks}
@@ -96,7 +96,7 @@ def find_loops(
 
 
 def _reached(calls: Sequence[LoopCall], roots: Sequence[Any]) -> list[LoopCall]:
-    """The calls that the roots depend on; those of `carry` without a mark too."""
+    """The calls that the roots depend on; includes calls of `carry` without a mark."""
     places = {mark.place: call.number for call in calls for mark in call.marks}
     if not places:
         return []
@@ -118,7 +118,7 @@ def _reached(calls: Sequence[LoopCall], roots: Sequence[Any]) -> list[LoopCall]:
 
 
 class _Finder:
-    """Decides of every track, and measures what has to be."""
+    """Classifies every track, and measures those that need it."""
 
     def __init__(
         self,
@@ -135,13 +135,13 @@ class _Finder:
         self.names = {id(value): name for name, value in model.named_parameters()}
         self.closures: dict[int, Closure] = {}
         self.why: dict[int, str] = {}
-        """Track -> why it is not for the replay; empty: it is."""
+        """Track id -> why the replay does not describe it; empty if it does."""
         self.measured: list[LoopMeasurement] = []
         self.members: dict[str, tuple[str, ...]] = {}
         self.open: dict[str, str] = {}
 
     def run(self) -> None:
-        """All tracks: those of `carry` first, which may stand for the modules called in their loops."""
+        """Process all tracks: those of `carry` first, which may cover the modules called in their loops."""
         carried = [track for track in self.tracks if track.of_carry]
         modules = [track for track in self.tracks if not track.of_carry]
         for track in carried:
@@ -162,7 +162,7 @@ class _Finder:
             self._settle(group, rest)
 
     def _close(self, tracks: list[Track]) -> None:
-        """Walk between the marks of each track of a module, which may lie below others, but not below and above one."""
+        """Find the closure of each module's track; two tracks that feed each other are both open."""
         places = [frozenset(mark.place for mark in track.marks) for track in tracks]
         nothing: frozenset[Edge] = frozenset()
         takes: list[frozenset[int]] = []
@@ -178,9 +178,10 @@ class _Finder:
                 self.closures[id(track)] = replace(self.closures[id(track)], open=why)
 
     def _settle(self, group: list[Track], rest: list[Track] | None = None) -> list[Track]:
-        """Measure the group as one state, as detaching at a step cuts all of it; else its tracks one by one.
+        """Measure the group as one state (detaching at a step cuts all of it); if that fails, its tracks one by
+        one.
 
-        The tracks that were measured are returned.
+        Returns the tracks that were measured.
         """
         rest = group if rest is None else rest
         if not rest:
@@ -257,7 +258,7 @@ class _Finder:
         return measure_loop(loop, self.roots, self.given, run_backward, self.max_lags)
 
     def _parameters(self, closure: Closure, tracks: Sequence[Track]) -> dict[str, Tensor]:
-        """The modules' own parameters; of a `carry`, all that the steps of the loop use."""
+        """The modules' own parameters; for `carry`, all parameters used by the steps of the loop."""
         own: dict[str, Tensor] = {}
         for track in tracks:
             module = track.calls[0].module
@@ -277,7 +278,7 @@ class _Finder:
         }
 
     def loops(self) -> Loops:
-        """What was found."""
+        """The result."""
         calls: dict[int, str] = {}
         reasons: dict[str, str] = {}
         for track in self.tracks:
@@ -296,7 +297,8 @@ _WHERE = (
 
 
 def unpacking_fault(marks: Sequence[Mark]) -> str:
-    """Whether what the steps saved is unpacked by hooks, as a checkpoint does, which runs the forward pass again."""
+    """Why the graph cannot be walked again: saved tensors have unpack hooks (a checkpoint reruns its forward); else
+    empty."""
     oldest = min(mark.number for mark in marks)
     seen: set[Any] = set()
     waiting: list[Any] = [mark.edge.node for mark in marks]
@@ -326,7 +328,7 @@ def _stands_ahead(track: Track, closure: Closure) -> bool | None:
 
 
 def _disproved(found: LoopMeasurement) -> str:
-    """Empty if the lag gradients add up to the gradient, and what moved back to the adjoints."""
+    """Why the measurement fails its proof; empty if lag gradients add up to the gradient and adjoints agree."""
     if not math.isfinite(found.gradient_norm) or not bool(found.adjoint_norm.isfinite().all()):
         return "its gradients are not finite"
     worst = max(found.residual.values(), default=0.0)
@@ -341,7 +343,7 @@ def _disproved(found: LoopMeasurement) -> str:
 
 @contextmanager
 def _kept_gradients(tracks: Sequence[Track]) -> Iterator[None]:
-    """Put back `.grad` of marked tensors that were asked to keep it: passes of the recorder would add to it."""
+    """Restore `.grad` of marked tensors that retain it: the recorder's passes would add to it."""
     tensors = [
         t for track in tracks for call in track.calls for t in (*call.others, *call.returned)
     ]

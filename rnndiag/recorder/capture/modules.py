@@ -1,4 +1,4 @@
-"""Which modules of a model are watched: torch's recurrent ones, and modules that do one step of a recurrence."""
+"""Selects the modules of a model to watch: torch's recurrent ones, and step modules of a recurrence."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Watched:
 
     module: nn.Module
     is_step: bool
-    """A step module in Python; else it calls a recurrent kernel of torch."""
+    """Whether it is a step module in Python; else it calls a recurrent kernel of torch."""
     sure: bool = True
-    """False: only the name of its second argument speaks for a step module."""
+    """False: recognised as a step module only by the name of its second argument."""
 
     def is_weight(self, key: str) -> bool:
-        """Whether a recurrent call, once made, uses this very parameter: not the inner ones of a parametrization."""
+        """Whether recurrent calls use this parameter directly; False for the inner ones of a parametrization."""
         if self.is_step:
             return self.sure
         own = self.module
@@ -34,7 +34,7 @@ class Watched:
 
 
 def recurrent_modules(model: nn.Module, steps: Iterable[str | type] = ()) -> dict[str, Watched]:
-    """Qualified name -> what is watched there.
+    """Qualified name -> the module to watch.
 
     steps: names or classes of further step modules, whatever their arguments are called. Modules inside of a step
     module that is named, or bound to a registered cell, belong to that step.

@@ -1,7 +1,7 @@
-"""Gradients pulled through nodes of the user's graph that are called by themselves, outside of the engine.
+"""Pulls gradients through nodes of the user's graph by calling the nodes directly, without the autograd engine.
 
-No hook of anybody fires, nothing is accumulated, and the graph stays whole. Under `torch.enable_grad` what arrives is
-part of a graph of its own, through which it can be differentiated again.
+No hooks fire, nothing is accumulated, and the graph is preserved. Under `torch.enable_grad` the results are part of a
+graph of their own, which can be differentiated again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rnndiag.recorder.capture.node_tags import ONE_BY_ONE
 def leading(
     starts: Mapping[Edge, Tensor], ends: AbstractSet[Edge], nodes: AbstractSet[Any]
 ) -> list[Any]:
-    """Those of the nodes through which a start reaches an end, children before parents."""
+    """Those nodes through which a path from a start to an end goes, children before parents."""
     leads: dict[Any, bool] = {}
     order: list[Any] = []
     waiting = [(edge[0], False) for edge in starts]
@@ -40,7 +40,7 @@ def leading(
 def pull_back(
     starts: Mapping[Edge, Tensor], ends: AbstractSet[Edge], nodes: AbstractSet[Any]
 ) -> dict[Edge, Tensor] | None:
-    """What gradients at the starts send to the ends; None where a node cannot be asked.
+    """The gradients at the ends for given gradients at the starts; None if a node cannot be called.
 
     Args:
         starts: Edge of the graph -> the gradient there.
@@ -73,7 +73,7 @@ def pull_back(
 
 
 def _sent_by(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, ...] | None:
-    """The gradients that a node sends on. A node written in Python may do anything, so it is not asked."""
+    """The gradients that a node returns; None for a node written in Python, which may have side effects."""
     count = len(node._input_metadata) if hasattr(node, "_input_metadata") else max(given) + 1
     inputs = tuple(given.get(place) for place in range(count))
     kind: str = node.name()
@@ -89,7 +89,8 @@ def _sent_by(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, ...] |
 
 
 def _as_taken(gradient: Tensor, node: Any, number: int) -> Tensor:
-    """As the engine hands it on: in the shape and type of the value. Older versions of torch do not tell them."""
+    """The gradient in shape and type of the value, as the engine passes it on; older torch versions lack this
+    metadata."""
     if not hasattr(node, "_input_metadata"):
         return gradient
     meta = node._input_metadata[number]
@@ -103,7 +104,7 @@ _SAVED: dict[str, tuple[str, ...]] = {}
 
 
 def unpacks_quietly(node: Any) -> bool:
-    """Whether what the node saved lies there as it is: unpacking it calls no hook (a checkpoint's runs the forward)."""
+    """Whether the saved tensors of a node have no unpack hooks (a checkpoint's would run the forward again)."""
     kind = node.name()
     if kind not in _SAVED:
         _SAVED[kind] = tuple(name for name in dir(node) if name.startswith("_raw_saved_"))

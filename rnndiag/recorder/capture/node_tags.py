@@ -1,4 +1,4 @@
-"""Signs on the graph nodes that made the outputs of calls, and the way back to them through views and copies."""
+"""Marks on the graph nodes of call outputs, and the search for them through views and copies."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ _STRAIGHT = (
     "Contiguous",
 )
 ONE_BY_ONE = ("BackwardHookFunctionBackward",)
-"""Nodes of several tensors that hand each of them on as it is: a module's full backward hook."""
+"""Nodes that pass several tensors on unchanged, one by one: a module's full backward hook."""
 MAX_WALK = 16
 
 
 def mark(output: Tensor, call: int, slot: int) -> None:
-    """Leave a sign on the graph node that made an output. It lives as long as the node and keeps nothing alive."""
+    """Mark the graph node of an output. The mark lives as long as the node and keeps nothing alive."""
     node: Any = output.grad_fn
     if node is not None:
         node.metadata.setdefault(MARK, {})[output.output_nr] = (call, slot)
 
 
 def marked_source(tensor: Tensor) -> tuple[int, int] | None:
-    """(call, slot) of the output that a tensor is, through operations that hand values and gradients on as they are."""
+    """(call, slot) of the output that a tensor equals, through operations that pass values and gradients on
+    unchanged."""
     node: Any = tensor.grad_fn
     number = tensor.output_nr
     for _ in range(MAX_WALK):
@@ -62,5 +63,5 @@ def marked_source(tensor: Tensor) -> tuple[int, int] | None:
 
 
 def hands_on(name: str) -> bool:
-    """Whether a node of that name gives values and gradients on as they are."""
+    """Whether a node of that name passes values and gradients on unchanged."""
     return name.rstrip("0123456789").removesuffix("Backward") in _STRAIGHT

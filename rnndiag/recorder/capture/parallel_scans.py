@@ -1,4 +1,4 @@
-"""Parallel scans in a graph: recurrences over a whole sequence in one operation, without a step to be followed."""
+"""Detects parallel scans in a graph: recurrences over a whole sequence in one operation, without steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from rnndiag.engine.segments.marks import LEAF, sequence_number
 
 SCANS = ("Cumsum", "Logcumsumexp", "Cumprod")
-"""What associative recurrences are made of, by the names of their nodes."""
+"""Names of graph nodes that associative recurrences consist of."""
 MOST_NODES = 20_000
 
 _WHY = (
@@ -19,7 +19,7 @@ _WHY = (
 
 
 def scan_in(nodes: Iterable[Any], names: Mapping[int, str]) -> str:
-    """Which operation of a graph is a parallel scan, and what to do; empty: none.
+    """The parallel scan in a graph and what to do about it, as text; empty if there is none.
 
     nodes: where the graph begins. names: id of a parameter -> its name.
     """

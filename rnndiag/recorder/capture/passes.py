@@ -36,35 +36,36 @@ _PRECISION = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class BackwardPass:
-    """What one backward pass left behind."""
+    """The result of one backward pass."""
 
     layer_runs: tuple[LayerRun, ...]
-    """In the order of their first calls, lowest layer first."""
+    """Ordered by first call, lowest layer first."""
     adjoints: Mapping[str, Adjoints] = field(default_factory=dict)
-    """By layer run, those that had to be made already to get at lower layers."""
+    """Layer run -> its adjoints, if they had to be computed for the lower layers."""
     dtype: torch.dtype = torch.float32
     """The coarsest precision among the calls."""
     missed: Mapping[str, str] = field(default_factory=dict)
-    """Module -> why its calls could not be replayed; recurrent parameter -> why its gradient is not explained."""
+    """Module -> why its calls could not be replayed; recurrent parameter -> why its gradient is unexplained."""
     unseen: Mapping[str, str] = field(default_factory=dict)
-    """What may be meant as a recurrence and is none -> why."""
+    """What looks like a recurrence but could not be followed -> why."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
     resets: Mapping[str, str] = field(default_factory=dict)
-    """Layer run -> what its sequences are, where states were reset within the batch's."""
+    """Layer run -> a sentence on its sequences, if states were reset within sequences of the batch."""
 
     loops: Loops = field(default_factory=Loops)
-    """What was measured on the graph, and what could not be."""
+    """The loops measured on the graph, and those that could not be."""
     samples: Samples = field(default_factory=Samples)
     """Whether the loss is a sum over the samples of the batch."""
     estimators: Mapping[str, Estimator] = field(default_factory=dict)
-    """Layer run -> whose gradient it was trained with, where that was not the full one."""
+    """Layer run -> the estimator that it was trained with, if not the full gradient."""
 
     @property
     def cut(self) -> dict[str, str]:
-        """Recurrences called step by step whose state is changed on the way, so that every call is a run -> a sentence.
+        """Recurrence called step by step whose state is changed between calls, so that each call is a run -> a
+        sentence.
 
-        The numbers of such runs hold, but most of them reach no further back than their one step.
+        The numbers of such runs are right, but most of them cover one step only.
         """
         starts: dict[str, list[LayerRun]] = defaultdict(list)
         for run in self.layer_runs:
@@ -81,7 +82,7 @@ class BackwardPass:
 
 @dataclass
 class Names:
-    """Numbers the recurrences of each module (#2, #3) and the passes through one of them (@2)."""
+    """Numbers the recurrences of each module (#2, #3) and the backward passes through each of them (@2)."""
 
     _count: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _number: dict[int, int] = field(default_factory=dict)
@@ -89,7 +90,7 @@ class Names:
     _ends: dict[int, tuple[Call, str]] = field(default_factory=dict)
 
     def suffix(self, chain: Chain) -> str:
-        """The end of the chain's name in the next pass."""
+        """The suffix of the chain's name in its next pass."""
         first = chain[0]
         if first.number not in self._number:
             self._count[first.owner] += 1
@@ -103,7 +104,8 @@ class Names:
         return suffix
 
     def of_end(self, number: int, index: int) -> str | None:
-        """The name of the layer run that ended with that call, at layer * directions + direction."""
+        """The name of the layer run that ended with that call, at layer * directions + direction; None if there is
+        none."""
         if number not in self._ends:
             return None
         call, suffix = self._ends[number]
@@ -120,7 +122,7 @@ def backward_passes(
     loops: Mapping[int, Loops],
     samples: Mapping[int, Samples],
 ) -> tuple[BackwardPass, ...]:
-    """The passes in order, without those that no watched call took part in."""
+    """The passes in order, except those that no recorded call took part in."""
     calls, weights = list(calls), list(weights)
     found = []
     for task, scale in tasks.scales.items():
@@ -140,10 +142,11 @@ def backward_passes(
 
 
 def _by_name(weights: list[Weight], task: int, calls: Iterable[Call]) -> dict[str, Tensor]:
-    """G by parameter: a parametrized weight is computed anew for every call, and its gradients add up.
+    """Parameter name -> gradient G, added up over the calls for a parametrized weight, which is recomputed in each
+    call.
 
-    Where `functional_call` puts a tensor made from a parameter in its place, the gradient of the parameter itself is
-    that of the tensor once more, by the chain rule, and counts only if no call used the tensor.
+    If `functional_call` substitutes a tensor made from a parameter, the gradient of the parameter itself is that of the
+    tensor once more, by the chain rule, and counts only if no call used the tensor.
     """
     used = {id(weight) for call in calls for own in call.weights for weight, _ in own.values()}
     by_calls = {weight.name for weight in weights if id(weight) in used}
@@ -205,7 +208,7 @@ def _lies_in(parameter: str, owner: str) -> bool:
 
 
 def _without_lone_guesses(calls: list[Call]) -> list[Call]:
-    """A module that merely looks like a step is one if its calls carry a state on."""
+    """Drop calls of modules that only look like a step by an argument's name, and whose calls carry no state on."""
     owners = {call.number: call.owner for call in calls}
     steps = {
         call.owner
@@ -223,7 +226,7 @@ _NO_STEP = (
 
 
 def _no_steps(calls: list[Call]) -> dict[str, str]:
-    """Modules that were named as steps, and whose calls hand no state on -> what to do."""
+    """Modules named as steps whose calls carry no state on -> what to do."""
     named = {call.owner for call in calls if isinstance(call.plan.kernel, nn.Module)}
     going_on = {call.owner for call in calls if call.links}
     return dict.fromkeys(sorted(named - going_on), _NO_STEP)
@@ -239,7 +242,7 @@ def _lowest_first(chain: Chain, suffix: str) -> list[str]:
 
 
 def runs_beside_loops(seen: BackwardPass) -> tuple[list[LayerRun], tuple[LayerRun, ...]]:
-    """The runs to be measured, and those that are pieces of a loop that was measured on the graph as a whole."""
+    """The runs to measure, and the runs that are pieces of a loop that was measured on the graph as a whole."""
     loops = seen.loops
     whole = {found.name: found.T for found in loops.measured}
     of_members = {name for members in loops.members.values() for name in members}

@@ -1,7 +1,8 @@
-"""Proves that an initial state is the end of an earlier call of which some sequences were reset in between.
+"""Proves that an initial state is the final state of an earlier call with some sequences reset in between.
 
-Recurrent policies multiply the state by a mask of zeros and ones, or take another one where an episode is done. That
-a state was carried on or reset, and not merely looks so, is read from the graph between both, with a random cotangent.
+Recurrent policies multiply the state by a mask of zeros and ones, or select another one at the end of an episode. That
+a sequence was carried on or reset is read from the graph in between, with a random cotangent: values alone could agree
+by chance.
 """
 
 from __future__ import annotations
@@ -20,35 +21,35 @@ from rnndiag.recorder.capture.node_calls import pull_back
 from rnndiag.recorder.capture.node_tags import MARK
 
 LIMIT = 256
-"""Nodes that lie behind an initial state at most; a larger graph is no mask."""
+"""Most nodes behind an initial state; a larger graph is no mask."""
 
 
 @dataclass(frozen=True)
 class ResetProof:
-    """An initial state that an earlier call ended with, except for the sequences that were reset."""
+    """An initial state that equals the final state of an earlier call, except for sequences that were reset."""
 
     call: int
     slot: int
     carried: Tensor
-    """(B,) bool, on the CPU: the sequences that go on."""
+    """(B,) bool, on the CPU: sequences that were carried on."""
     learnt: bool
-    """A parameter takes part: what the others were reset to, say."""
+    """Whether a parameter takes part, such as a learnt initial state."""
 
 
 @dataclass
 class _Behind:
-    """What lies behind a tensor in the graph, up to the ends of earlier calls."""
+    """The graph behind a tensor, up to the final states of earlier calls."""
 
     nodes: set[Any] = field(default_factory=set)
     ends: dict[Edge, tuple[int, int]] = field(default_factory=dict)
-    """Edge into the node that made the end -> (call, slot)."""
+    """Edge into the node of a final state -> (call, slot)."""
     learnt: bool = False
 
 
 def bridge(value: Tensor, calls: Mapping[int, Call], since: int) -> ResetProof | None:
-    """How a state as the next call gets it, (B, S) or (layers, B, S), follows from one end of the calls since then.
+    """Prove from which earlier call's final state a state, (B, S) or (layers, B, S), was made, up to resets.
 
-    Where it depends on more than one of them, a sequence that was not carried on may still remember.
+    None if it depends on several calls: a sequence that was not carried on from one may remember the other.
     """
     if value.grad_fn is None:
         return None
@@ -97,7 +98,7 @@ def _explore(start: Any) -> _Behind | None:
 
 @lru_cache(maxsize=8)
 def _cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random numbers without a zero that every floating type holds as they are; of a generator of their own."""
+    """Random numbers without zeros, exact in every floating type; from a generator of its own."""
     draw = torch.Generator().manual_seed(20)
     return (torch.randint(1, 256, shape, generator=draw) - 128.5).to(device=device, dtype=dtype)
 
@@ -106,7 +107,7 @@ def _cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> T
 def _carried(
     value: Tensor, call: Call, slot: int, cotangent: Tensor, arrived: Tensor
 ) -> Tensor | None:
-    """(B,) which sequences went on, if each was either carried on as it is or reset; None else."""
+    """(B,) bool: sequences carried on, if each was either carried on unchanged or reset; else None."""
     end = _end_of(call, slot)
     if end is None:
         return None
@@ -131,7 +132,7 @@ def _carried(
 
 
 def _end_of(call: Call, slot: int) -> Tensor | None:
-    """The call's end as it was: (B, S), or (layers, B, S); None if it was written over."""
+    """The final state of a call: (B, S), or (layers, B, S); None if it was overwritten."""
     if slot in call.copies:
         return call.copies[slot]
     output = call.outputs[slot]

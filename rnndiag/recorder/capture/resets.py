@@ -1,4 +1,4 @@
-"""A recurrence whose sequences were reset between its calls, put together from the stretches in between."""
+"""Assembles a recurrence whose sequences were reset between calls from the stretches between resets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rnndiag.recorder.capture.chains import Chain
 from rnndiag.recorder.capture.layout import Segments
 
 ROOM = 2**26
-"""So many numbers one state part may take in the end, or ..."""
+"""Most numbers that one state part may take after padding, or ..."""
 SPARSE = 8
-"""... so many times what it takes as it was called: short stretches are padded to the longest one."""
+"""... this many times its size before: short stretches are padded to the longest one."""
 
 _TOLD = (
     "its state is reset within the {} sequences of the batch, which makes {} sequences of at most {} steps, "
@@ -23,14 +23,14 @@ _TOLD = (
 
 
 def steps_of(call: Call) -> int:
-    """T of one call."""
+    """Number of steps of one call."""
     if call.plan.one_step:
         return 1
     return int(call.inputs.shape[1 if call.plan.batch_first else 0])
 
 
 def unless_scattered(chain: Chain) -> tuple[Chain, ...]:
-    """The chain; its calls one by one where the stretches between resets would take too much room side by side."""
+    """The chain; split into single calls if the stretches between resets would take too much memory when padded."""
     found = segments_of(chain)
     if found is None:
         return (chain,)
@@ -42,7 +42,7 @@ def unless_scattered(chain: Chain) -> tuple[Chain, ...]:
 
 
 def segments_of(chain: Chain) -> Segments | None:
-    """The stretches between resets; None where no sequence was reset."""
+    """The stretches between resets; None if no sequence was reset."""
     carried = [_carried(call) for call in chain[1:]]
     if all(rows is None or bool(rows.all()) for rows in carried):
         return None
@@ -56,7 +56,7 @@ def segments_of(chain: Chain) -> Segments | None:
 
 
 def told(chain: Chain) -> str:
-    """What a person has to know of the run's sequences; empty where no sequence was reset."""
+    """A sentence on the run's sequences for the user; empty if no sequence was reset."""
     found = segments_of(chain)
     if found is None:
         return ""
@@ -65,12 +65,12 @@ def told(chain: Chain) -> str:
 
 
 def kinds_of_reset(chain: Chain) -> set[str]:
-    """zero | given | learnt: what sequences were reset to."""
+    """zero | given | learnt: the states that sequences were reset to."""
     return {link.begins for call in chain[1:] for link in call.links.values() if link.begins}
 
 
 def sent_back(gradient: Tensor, link: StateLink) -> Tensor:
-    """What of a state's gradient, (B, S) or (layers, B, S), reached the end that the state came from."""
+    """The part of a state's gradient, (B, S) or (layers, B, S), that reached the final state it came from."""
     if link.carried is None:
         return gradient
     rows = link.carried.to(gradient.device)[:, None]
@@ -80,7 +80,8 @@ def sent_back(gradient: Tensor, link: StateLink) -> Tensor:
 def at_starts(
     chain: Chain, segments: Segments | None, rows: Sequence[Tensor | None]
 ) -> Tensor | None:
-    """(N, S): of rows (B, S) by call, those that the sequences begin with; None if one of these calls has none."""
+    """(N, S) the initial values of all sequences, from one (B, S) per call; None if it is missing for a call that
+    starts one."""
     if segments is None:
         return rows[0]
     starts = set(segments.starts.tolist())
@@ -96,7 +97,7 @@ def at_starts(
 
 
 def at_ends(chain: Chain, finals: Sequence[Tensor | None]) -> Tensor:
-    """(T, B, S): gradients of the calls' final states, (B, S) each, at the calls' last steps."""
+    """(T, B, S): gradients of the calls' final states, (B, S) each, placed at the calls' last steps."""
     like = next(final for final in finals if final is not None)
     whole = like.new_zeros(sum(map(steps_of, chain)), *like.shape)
     for step, call, final in zip(_first_steps(chain), chain, finals, strict=True):

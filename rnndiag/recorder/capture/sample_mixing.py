@@ -27,7 +27,7 @@ from rnndiag.recorder.capture.node_calls import leading, pull_back
 from rnndiag.recorder.capture.node_tags import MARK
 
 MOST_NODES = 20_000
-"""Operations between the loss and the recurrent outputs at most."""
+"""Most operations between the loss and the recurrent outputs."""
 MOST_BYTES = 64 * 2**20
 """Bytes that the gradients of these operations may take at most: they are all kept until the second derivative."""
 ROUNDING = 1e-12
@@ -39,11 +39,11 @@ RANDOM = 4093
 
 @dataclass(frozen=True)
 class Samples:
-    """What is known of the samples of one backward pass."""
+    """Whether the loss is a sum over the samples of one backward pass."""
 
     independent: bool = True
     said: str = ""
-    """Why they are not, or why it is not known."""
+    """Why it is not, or why that is unknown."""
 
 
 _MIXED = Samples(
@@ -67,7 +67,7 @@ def samples_of(
     given: Sequence[Tensor | None],
     independent: bool | None = None,
 ) -> Samples:
-    """Whether what is differentiated is a sum over the samples of the watched calls.
+    """Whether the differentiated loss is a sum over the samples of the recorded calls.
 
     Args:
         calls: Those that the graph may go through.
@@ -134,7 +134,7 @@ def _second_derivative(
 
 
 def _behind(starts: Iterable[Edge], ends: AbstractSet[Edge], oldest: int) -> set[Any]:
-    """The nodes between the starts and the ends, and those beside them that are not older than the oldest end."""
+    """The nodes between starts and ends, and side branches whose nodes are not older than the oldest end."""
     nodes: set[Any] = set()
     waiting = [node for node, _ in starts]
     while waiting and len(nodes) <= MOST_NODES:
@@ -147,7 +147,7 @@ def _behind(starts: Iterable[Edge], ends: AbstractSet[Edge], oldest: int) -> set
 
 
 def _bytes_of(nodes: Sequence[Any]) -> int:
-    """Bytes of the gradients that the nodes take."""
+    """Bytes that the gradients of the nodes take."""
     return sum(
         prod(one.shape) * one.dtype.itemsize
         for node in nodes
@@ -157,12 +157,12 @@ def _bytes_of(nodes: Sequence[Any]) -> int:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where the samples lie in one output."""
+    """The sample axis of one output."""
 
     dim: int
     samples: int
     rows: Tensor | None = None
-    """Sample of each entry along the axis; None: entry k is sample k."""
+    """(entries,) sample of each entry along the axis; None: entry k is sample k."""
 
     def only(self, value: Tensor, chosen: Tensor) -> Tensor:
         """The value with zeros at the samples that are not chosen."""
@@ -187,7 +187,7 @@ def _random(like: Tensor, draw: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """The outputs of the watched calls in the graph."""
+    """The outputs of the recorded calls in the graph."""
 
     calls: Mapping[int, Call]
 
@@ -211,7 +211,7 @@ class _Outputs:
         return nodes, ends
 
     def axes(self, ends: Mapping[Edge, tuple[Call, int]]) -> dict[Edge, _Axis]:
-        """The axis of the samples of each output whose batch is the most frequent one among them."""
+        """Sample axis of each output whose batch size is the most frequent one."""
         found = {edge: _axis(call, slot) for edge, (call, slot) in ends.items()}
         sizes = Counter(axis.samples for axis in found.values())
         usual = max(sizes, key=lambda size: (sizes[size], size), default=0)

@@ -1,4 +1,4 @@
-"""What the kernel kept to itself: the outputs of the lower layers of a stack, and the dropout masks between them."""
+"""Recomputes what a kernel does not return: outputs of the lower layers of a stack, and the dropout masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnndiag.recorder.capture.kernels import run_sequence
 
 @dataclass(frozen=True)
 class StackReplay:
-    """By layer: its output in the kernel's layout (time first), and the mask between it and the next, or None."""
+    """Per layer: its output in the kernel's layout (time first), and the mask between it and the next, or None."""
 
     outputs: tuple[Tensor, ...]
     masks: tuple[Tensor | None, ...]
@@ -28,13 +28,13 @@ OTHER_MASKS = (
 
 
 def tells_masks(device: torch.device) -> bool:
-    """Whether the dropout masks of a call can be drawn again: cuDNN keeps the state they come from to itself."""
+    """Whether the dropout masks of a call can be drawn again; cuDNN does not expose their random state."""
     return device.type == "cpu"
 
 
 @contextmanager
 def random_state(state: Tensor | None, device: torch.device) -> Iterator[None]:
-    """Draw from the CPU's generator as it was at that state; afterwards every generator is as before."""
+    """Draw from the CPU's generator at a given state; afterwards all generators are restored."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if state is not None:
             torch.set_rng_state(state)
@@ -43,7 +43,7 @@ def random_state(state: Tensor | None, device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def replay_stack(call: Call) -> StackReplay:
-    """The layers below the top one, run again one by one with the weights and the masks of the call."""
+    """Run the layers below the top one again, one by one, with the weights and masks of the call."""
     plan, top = call.plan, recorded_output(call)
     if plan.layers == 1:
         return StackReplay((top,), ())
@@ -63,7 +63,7 @@ def replay_stack(call: Call) -> StackReplay:
 
 
 def recorded_output(call: Call) -> Tensor:
-    """y of the call, time first; computed again if it was written to in place since."""
+    """y of the call, time first; recomputed if it was written to in place."""
     plan = call.plan
     y = call.outputs[OUTPUT]
     if y._version != call.versions[OUTPUT]:

@@ -1,4 +1,4 @@
-"""Finds that an initial state is the end of an earlier call, so that several calls are known as one recurrence."""
+"""Detects that an initial state is the final state of an earlier call, so that both belong to one recurrence."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from rnndiag.recorder.capture.reset_proof import bridge
 Address = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 GIVE_UP = 3
-"""After so many states of one module that were changed in another way than by a reset, no more are looked at."""
+"""After this many states of one module that were changed other than by a reset, no more are examined."""
 
 
 def address(row: Tensor) -> Address:
-    """Where a (B, S) tensor lies; strides of axes of length one say nothing."""
+    """Memory location of a (B, S) tensor; strides of axes of length one are ignored."""
     strides = tuple(0 if n == 1 else s for n, s in zip(row.shape, row.stride(), strict=True))
     return row.untyped_storage().data_ptr(), int(row.storage_offset()), tuple(row.shape), strides
 
 
 def start_of(hx: State, links: Mapping[tuple[int, int], StateLink]) -> State:
-    """An initial state to keep: ends of calls are kept by those, everything else is copied."""
+    """An initial state for storage: copied, except for final states, which their calls keep alive unchanged."""
     ends = {part for (part, _), link in links.items() if link.carried is None}
     return tuple(part.detach() if k in ends else part.detach().clone() for k, part in enumerate(hx))
 
 
 def kind_of_start(tensor: Tensor) -> str:
-    """zero | given | learnt: where an initial state comes from that is no end of a call."""
+    """zero | given | learnt: the origin of an initial state that is not the final state of a call."""
     if not tensor.requires_grad:
         return "given" if bool(tensor.any()) else "zero"
     node: Any = tensor.grad_fn
@@ -51,22 +51,22 @@ def kind_of_start(tensor: Tensor) -> str:
 
 
 class Ends:
-    """The ends of all calls so far, by where they lie in memory. The calls keep that memory alive."""
+    """The final states of all calls so far, by memory address. The calls keep that memory alive."""
 
     def __init__(self) -> None:
         self._at: dict[Address, tuple[Call, int, int]] = {}
         self._not_yet: list[Call] = []
-        """Calls whose ends are not looked up by address yet."""
+        """Calls whose final states are not in the table yet."""
         self._calls: dict[int, Call] = {}
         self._held: list[Tensor] = []
         self._latest: dict[str, Call] = {}
         self._first: dict[str, int] = {}
         """Module -> the number of its first call."""
         self._changed: Counter[str] = Counter()
-        """By module: states that were changed on their way."""
+        """Module -> number of states that were changed between calls other than by a reset."""
 
     def add(self, call: Call) -> None:
-        """Register a call's final state, and its last output where that is the final h."""
+        """Register a call's final state, and its last output if that is the final h."""
         self._calls[call.number] = call
         self._not_yet.append(call)
         self._first.setdefault(call.owner, call.number)
@@ -84,14 +84,14 @@ class Ends:
         return None if found is None or _written(*found[:2]) else found
 
     def add_alias(self, call: Call, slot: int, value: Tensor) -> None:
-        """The final state as the module returned it, in the user's order of sequences: (layers*dirs, B, S_p)."""
+        """Register a final state as the module returned it, in the user's order of sequences: (layers*dirs, B, S_p)."""
         value = value.detach()
         self._held.append(value)
         for index, row in enumerate(value):
             self._at[address(row)] = (call, slot, index)
 
     def links(self, hx: State, owner: str, one_step: bool) -> dict[tuple[int, int], StateLink]:
-        """The links of every part and layer of an initial state as the module got it."""
+        """(part, layer) -> link, for an initial state as the module got it."""
         found = {}
         for part, value in enumerate(hx):
             link = self._very_end(value) if one_step else None
@@ -111,7 +111,8 @@ class Ends:
     def _after_reset(
         self, value: Tensor, owner: str, part: int, count: int
     ) -> dict[tuple[int, int], StateLink]:
-        """The links of a part of which some sequences were reset since the end of that module's last call."""
+        """(part, layer) -> link, for a part of which some sequences were reset since the end of that module's last
+        call."""
         if value.grad_fn is None or self._changed[owner] >= GIVE_UP:
             return {}
         seen = bridge(value, self._calls, self._first[owner])
@@ -130,7 +131,7 @@ class Ends:
         }
 
     def _very_end(self, value: Tensor) -> StateLink | None:
-        """The usual case of a loop: the state is the tensor that the last step returned."""
+        """The usual case of a loop: the state is the very tensor that the last step returned."""
         node: Any = value.grad_fn
         source = None if node is None else node.metadata.get(MARK, {}).get(value.output_nr)
         call = None if source is None else self._calls.get(source[0])
@@ -168,7 +169,7 @@ class Ends:
         return None
 
     def clear(self) -> None:
-        """Forget all calls."""
+        """Drop all calls."""
         self._at.clear()
         self._not_yet.clear()
         self._calls.clear()
@@ -179,7 +180,7 @@ class Ends:
 
 
 def _written(call: Call, slot: int) -> bool:
-    """Whether somebody wrote to that output in place."""
+    """Whether that output was written to in place."""
     return call.versions[slot] != call.outputs[slot]._version
 
 

@@ -1,4 +1,4 @@
-"""Keeps one call of a user's step module: what it was given, what it returned, and its share of every gradient."""
+"""Records one call of a user's step module: arguments, results, and its share of every gradient."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ _MIXES = "its step normalises over the batch, so its sequences cannot be told ap
 
 @dataclass
 class Asked:
-    """A step module's call before it ran."""
+    """The arguments of a step module before it runs."""
 
     arguments: Arguments
     random_state: Tensor
     versions: tuple[int, ...]
     kept: dict[tuple[int, str], int]
-    """Attributes of the module and its parts that hold tensors -> the tensors' ids."""
+    """Attributes of the module and its children that hold tensors -> the tensors' ids."""
     given: Shape | None
 
 
 @dataclass
 class StepModules:
-    """The step modules of a model: one cell a module and way of calling it, so that its calls can be joined."""
+    """The step modules of a model: one cell per module and signature, so that its calls can be joined."""
 
     log: CallLog
     _cells: dict[Any, StepCell] = field(default_factory=dict)
 
     def before(self, frame: KernelFrame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Asked:
-        """Note what a step was given."""
+        """Note the arguments of a step."""
         arguments = Arguments.read(frame.module, args, kwargs, frame.owner)
         given = None if arguments.state is None else Shape.of(arguments.state)
         if arguments.state is not None and given is None:
@@ -66,7 +66,7 @@ class StepModules:
         )
 
     def after(self, frame: KernelFrame, asked: Asked, value: Any) -> Any:
-        """Keep the call; what the step returned, with names of their own for tensors that depend on one another."""
+        """Store the call; returns its result, with aliases for tensors that depend on one another."""
         returned = read_returned(value, asked.given, frame.owner)
         distinct = {id(tensor): tensor for tensor in returned.tensors}
         if not any(tensor.requires_grad for tensor in distinct.values()):
@@ -84,7 +84,7 @@ class StepModules:
         return _swapped(value, aliases)
 
     def clear(self) -> None:
-        """Forget the cells of what was seen."""
+        """Drop the cells made so far."""
         self._cells.clear()
 
     def _new_call(self, frame: KernelFrame, asked: Asked, returned: Returned) -> Call:
@@ -162,7 +162,7 @@ def _versions(asked: Arguments) -> tuple[int, ...]:
 
 
 def _swapped(value: Any, aliases: Mapping[int, Tensor]) -> Any:
-    """The same structure with every tensor's alias in its place."""
+    """The same structure with every tensor replaced by its alias."""
     if isinstance(value, Tensor):
         return aliases.get(id(value), value)
     if type(value) in (tuple, list):

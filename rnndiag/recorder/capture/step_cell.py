@@ -1,4 +1,4 @@
-"""A step module as a cell of the engine: the registered cell it is bound to, or the module itself, run as it is."""
+"""A step module as a cell of the engine: the registered cell it is bound to, or the module itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class StepCell:
 
 
 def bound_cell(module: nn.Module, returned: Returned) -> StepCell | None:
-    """The registered cell that the module computes; None if there is none or its weights are computed anew."""
+    """The registered cell that the module computes; None if there is none or its weights are recomputed in each
+    call."""
     binding = binding_of(module)
     if (
         binding is None
@@ -46,7 +47,7 @@ def bound_cell(module: nn.Module, returned: Returned) -> StepCell | None:
 def cell_as_it_is(
     module: nn.Module, asked: Arguments, shape: Shape, returned: Returned, owner: str
 ) -> StepCell:
-    """The module itself as a cell. An output of its own is one more state part, which no later step looks at."""
+    """The module itself as a cell. A separate output becomes one more state part, which later steps ignore."""
     count = len(shape.sizes)
     names = ("h",) if count == 1 else tuple(f"h{k}" for k in range(count))
     parts = names + (() if returned.output is None else ("output",))
@@ -75,7 +76,7 @@ _TORCH_OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_se
 
 @contextmanager
 def unchanged_attributes(module: nn.Module) -> Iterator[None]:
-    """Put Python attributes back that a step writes (a counter, a list of what it saw): a replay is no step."""
+    """Restore Python attributes that a step writes (a counter, a list of results): a replay must leave no trace."""
     saved = [
         (part, {key: value for key, value in vars(part).items() if key not in _TORCH_OWN})
         for part in module.modules()

@@ -1,4 +1,4 @@
-"""Which modules do one step of a recurrence, and how what they take and return is read."""
+"""Recognises modules that do one step of a recurrence, and parses their arguments and results."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ STATE_NAMES = frozenset(
         ),
     )
 )
-"""An argument of one of these names makes a module a step of a recurrence, if its calls form a chain."""
+"""A module with an argument of one of these names is a step if its calls form a chain."""
 
 
 def may_be_step(module: nn.Module) -> bool:
-    """Whether the name of an argument says that the module may do one step."""
+    """Whether an argument's name suggests that the module does one step."""
     if type(module).__module__.startswith("torch."):
         return False
     try:
@@ -61,12 +61,12 @@ def may_be_step(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a state is built: a bare tensor or a tuple or list of tensors, each batch first."""
+    """The structure of a state: a tensor, or a tuple or list of tensors, each batch first."""
 
     kind: type | None
-    """None: a bare tensor."""
+    """tuple or list; None: a bare tensor."""
     sizes: tuple[torch.Size, ...]
-    """Of every part, without the batch."""
+    """Shape of every part without the batch."""
 
     @classmethod
     def of(cls, state: Any) -> Shape | None:
@@ -80,7 +80,7 @@ class Shape:
         return cls(type(state), tuple(part.shape[1:] for part in state))
 
     def build(self, parts: tuple[Tensor, ...]) -> Any:
-        """From (N, S_p) a part to what the module takes."""
+        """Build the state that the module takes from parts (N, S_p)."""
         shaped = [
             part.reshape(part.shape[0], *size) for part, size in zip(parts, self.sizes, strict=True)
         ]
@@ -88,7 +88,7 @@ class Shape:
 
 
 def tensors_of(state: Any) -> tuple[Tensor, ...]:
-    """The tensors of a state, as they are."""
+    """The tensors of a state, unchanged."""
     return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
@@ -109,7 +109,7 @@ def same_build(one: Shape | None, other: Shape | None) -> bool:
 
 @dataclass(frozen=True)
 class Returned:
-    """What a step returned: its new state and, where it is a tensor of its own, its output."""
+    """The result of a step: its new state and, if it is a separate tensor, its output."""
 
     state: Any
     output: Tensor | None
@@ -121,7 +121,7 @@ class Returned:
 
 
 def read_returned(value: Any, given: Shape | None, owner: str) -> Returned:
-    """A step returns its state, or (output, state)."""
+    """Parse the result of a step: a state, or (output, state)."""
     whole = Shape.of(value)
     if given is not None and same_build(whole, given):
         return Returned(value, None)
@@ -143,7 +143,7 @@ def read_returned(value: Any, given: Shape | None, owner: str) -> Returned:
 
 @dataclass(frozen=True)
 class Arguments:
-    """How a step was called: which argument is the input, which the state, and what else was given."""
+    """The arguments of a step: which one is the input, which the state, and the rest."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -186,11 +186,11 @@ class Arguments:
 
     @property
     def state(self) -> Any:
-        """s_{t-1}; None where the module starts by itself."""
+        """s_{t-1}; None if the module creates its own initial state."""
         return self._get(1)
 
     def replaced(self, inputs: Tensor, state: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same call on another input and state."""
+        """The arguments with another input and state."""
         values = (inputs, state)
         args = tuple(values[k] if k < 2 else value for k, value in enumerate(self.args))
         kwargs = {

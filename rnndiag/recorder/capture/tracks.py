@@ -1,4 +1,4 @@
-"""Tracks: the calls of one module, or of one `carry`, of which each goes on from the state of the one before."""
+"""Tracks: calls of one module, or of one `carry`, that each continue from the state of the call before."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rnndiag.recorder.capture.resets import unless_scattered
 
 @dataclass
 class Track:
-    """Calls of one module, or of one `carry`, each of which goes on from the state of the one before."""
+    """Calls of one module, or of one `carry`, that each continue from the state of the call before."""
 
     owner: str
     calls: list[LoopCall]
     name: str = ""
     fault: str = ""
-    """Why the calls are no loop that could be measured."""
+    """Why the calls do not form a loop that could be measured; empty if they do."""
 
     @property
     def marks(self) -> tuple[Mark, ...]:
@@ -34,11 +34,11 @@ class Track:
 
     @property
     def of_carry(self) -> bool:
-        """Whether `carry` made the marks."""
+        """Whether the calls are those of `carry`."""
         return self.calls[0].module is None
 
     def overlaps(self, other: Track) -> bool:
-        """Whether calls of both alternate."""
+        """Whether the calls of both tracks alternate."""
         return (
             self.calls[0].number < other.calls[-1].number
             and other.calls[0].number < self.calls[-1].number
@@ -46,7 +46,7 @@ class Track:
 
 
 def tracks_of(calls: Sequence[LoopCall]) -> list[Track]:
-    """The calls by module, and within a module by the state that they go on from."""
+    """Group the calls by module, and within a module by the state that they continue."""
     by_owner: dict[str, list[LoopCall]] = {}
     for call in calls:
         by_owner.setdefault(call.owner, []).append(call)
@@ -85,13 +85,13 @@ def _tracks_of_one(owner: str, calls: Sequence[LoopCall]) -> list[Track]:
 
 
 def _sources(tensors: Iterable[Tensor], stops: Mapping[Edge, int], oldest: int) -> set[int]:
-    """The calls whose outputs the tensors are made of, without those behind them."""
+    """The nearest calls whose outputs the tensors are computed from."""
     edges = [get_gradient_edge(tensor) for tensor in tensors if tensor.grad_fn is not None]
     return marks_behind([(edge.node, edge.output_nr) for edge in edges], stops, oldest)[0]
 
 
 def for_replay(track: Track) -> str:
-    """Empty if the replay describes the track as it is; else why not."""
+    """Why the replay does not describe the track; empty if it does."""
     if track.fault:
         return track.fault
     records = [call.record for call in track.calls]
@@ -112,7 +112,7 @@ def for_replay(track: Track) -> str:
 
 
 def together(group: Sequence[Track]) -> list[Mark] | None:
-    """The marks of several tracks as one state, if every step calls each of them once, in the same order."""
+    """The marks of several tracks as one state, if every step calls each of them once, in the same order; else None."""
     T = len(group[0].calls)
     if any(len(track.calls) != T or track.fault for track in group):
         return None
@@ -155,7 +155,7 @@ def in_one(tracks: Sequence[Track], roots: Sequence[Edge]) -> list[Track]:
 
 
 def groups_of(tracks: Sequence[Track]) -> list[list[Track]]:
-    """Tracks whose calls alternate, together."""
+    """Tracks whose calls alternate, grouped."""
     found: list[list[Track]] = []
     for track in tracks:
         touching = [group for group in found if any(track.overlaps(other) for other in group)]

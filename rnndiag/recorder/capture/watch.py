@@ -1,4 +1,4 @@
-"""Watches a model's recurrent modules: armed, it keeps what forward and backward passes leave; `take` replays them."""
+"""Watches a model's recurrent modules: records forward and backward passes while armed; `take` replays them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ from rnndiag.recorder.carry import collect, stop_collecting
 from rnndiag.recorder.faults import Faults
 
 WATCHING = "watching the model's passes"
-_SECOND_ORDER = "a gradient of a gradient (create_graph=True) was taken in this step, and may flow through the loop again"
+_SECOND_ORDER = (
+    "a gradient of a gradient (create_graph=True) was taken in this step, and may flow through the loop "
+    "again"
+)
 _NO_RECURRENCE = (
     "no module that it went through is a known recurrence (nn.RNN, nn.LSTM, nn.GRU, their cells, registered cells) or "
     "hands a state from call to call"
@@ -48,10 +51,10 @@ def _unscaled() -> float:
 
 
 class Capture:
-    """Records the calls of a model's recurrent modules by hooks, which are on from `arm` to `disarm`.
+    """Records the calls of a model's recurrent modules by hooks, from `arm` to `disarm`.
 
     steps: names or classes of further modules that do one step of a recurrence. loss_scale: read during every backward
-    pass; its value is divided out. timer: runs around what is measured before a backward pass.
+    pass; gradients are divided by it. timer: context around measurements made before a backward pass.
     """
 
     def __init__(
@@ -68,9 +71,9 @@ class Capture:
         self.modules = recurrent_modules(model, steps)
         self._tasks = Tasks(loss_scale, guard=self.guarded)
         self.spoilt = False
-        """Whether a fault of the recorder ended the watching of this step."""
+        """Whether a fault of the recorder ended the recording of this step."""
         self._keeps_graph = False
-        """Whether a backward pass left its graph for another one."""
+        """Whether a backward pass kept its graph for another one."""
         self._weights = Weights(self._tasks)
         self._log = CallLog(self._tasks, self._weights)
         self._kernels = KernelCalls(self._log)
@@ -82,16 +85,16 @@ class Capture:
         self.refused: dict[str, str] = {}
         """Module -> why it is not watched."""
         self.unseen: dict[str, str] = {}
-        """What a backward pass went through that may be meant as a recurrence and is none -> why."""
+        """What a backward pass went through that looks like a recurrence but could not be followed -> why."""
         self.measure_lags = True
         """Whether loops that the replay does not describe are measured on their graph."""
         self.max_lags: int | None = None
-        """Lags measured on a graph at most: each costs a backward pass of its loop."""
+        """Most lags measured on a graph: each costs a backward pass through its loop."""
         self.loop_calls = LoopCalls()
         self.independent: bool | None = None
-        """Whether the loss is a sum over the samples of the batch; None: look at each backward pass."""
+        """Whether the loss is a sum over the samples of the batch; None: determine it in each backward pass."""
         self._loops: dict[int, Loops] = {}
-        """Backward pass -> what was found of its loops before it ran."""
+        """Backward pass -> the loops found before it ran."""
         self._samples: dict[int, Samples] = {}
         self._frames: list[KernelFrame] = []
         self._mode = KernelMode(self._on_kernel, kernel_table())
@@ -103,7 +106,7 @@ class Capture:
         return self._listens
 
     def arm(self) -> None:
-        """Put the hooks on. What was kept before is forgotten."""
+        """Install the hooks, and drop what was recorded before."""
         self.disarm()
         self.forget()
         collect(self)
@@ -125,7 +128,7 @@ class Capture:
                 self._weights.watch(parameter, path, expected=watched.is_weight(key))
 
     def disarm(self) -> None:
-        """Take all hooks off; what was kept stays until `forget`."""
+        """Remove all hooks; what was recorded stays until `forget`."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -139,7 +142,7 @@ class Capture:
     def take(self) -> tuple[BackwardPass, ...]:
         """The backward passes since the last `take`, with their layer runs.
 
-        The calls stay known until `forget` or `arm`: later ones may go on where they ended.
+        The calls are kept until `forget` or `arm`: later calls may continue from their final states.
         """
         found = backward_passes(
             self._tasks,
@@ -160,7 +163,7 @@ class Capture:
         return tuple(replace(one, unseen=dict(self.unseen)) for one in found)
 
     def forget_spent(self) -> None:
-        """Drop what is kept of calls whose graph a backward pass has freed; the rest may still be trained."""
+        """Drop calls whose graph was freed by a backward pass; others may still get gradients."""
         self._log.clear_spent()
         self._loops.clear()
         self._samples.clear()
@@ -172,7 +175,7 @@ class Capture:
         self.spoilt = self._keeps_graph = False
 
     def forget(self) -> None:
-        """Drop all that was kept, keep watching."""
+        """Drop everything recorded, and keep watching."""
         self._log.clear()
         self.loop_calls.clear()
         self._loops.clear()
@@ -187,7 +190,7 @@ class Capture:
 
     @contextmanager
     def overlook(self, name: str) -> Iterator[None]:
-        """Do not see the calls of one module: they are recorded in another way."""
+        """Ignore the calls of one module: they are recorded in another way."""
         for key, parameter in self.modules[name].module.named_parameters():
             path = f"{name}.{key}" if name else key
             self._weights.watch(parameter, path).expected = False
@@ -198,7 +201,7 @@ class Capture:
             self._overlooked.discard(name)
 
     def guarded(self, hook: Hook) -> Hook:
-        """The hook, such that its fault ends the watching of this step and not the backward pass."""
+        """Wrap a hook so that its fault ends the recording of this step and not the backward pass."""
 
         def guarded(*args: Any) -> None:
             if self.spoilt:
@@ -211,7 +214,7 @@ class Capture:
         return guarded
 
     def _spoil(self, error: Exception) -> None:
-        """A hook failed: what is kept of this step is incomplete, and the rest of it is not watched.
+        """Handle a fault of a hook: the record of this step is incomplete, so the rest of it is not watched.
 
         Args:
             error: The fault, raised where faults are (`strict`).
@@ -287,7 +290,7 @@ class Capture:
         return None if changed is output else changed
 
     def _mark(self, frame: KernelFrame, output: Any) -> Any:
-        """The output, its tensors marked as the state of one step, where the module may be called in a loop."""
+        """The output, its tensors marked as the state of one step if the module may be called in a loop."""
         module = frame.module
         if isinstance(module, nn.RNNBase):
             packed = isinstance(output, tuple) and isinstance(output[0], PackedSequence)
@@ -296,12 +299,12 @@ class Capture:
         return self.loop_calls.module_called(frame.owner, module, *frame.given, output, frame.last)
 
     def _no_replay(self, frame: KernelFrame, limit: NotSupported | CaptureFault) -> None:
-        """A step that cannot be replayed; its loop may be measured on the graph."""
+        """Note that a step cannot be replayed; its loop may be measured on the graph."""
         if frame.sure:
             self.refused.setdefault(frame.owner, str(limit))
 
     def carried(self, site: str, state: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The state that `rnndiag.carry` was given, its tensors marked."""
+        """Mark the tensors of the state given to `rnndiag.carry`."""
         if self.spoilt:
             return state
         try:
@@ -337,7 +340,7 @@ class Capture:
         keeps_graph: bool,
         samples: Samples,
     ) -> Callable[[], None]:
-        """Find and measure the loops of a backward pass while its graph is whole."""
+        """Find and measure the loops of a backward pass while its graph exists."""
         found, before = Loops(), set(self._tasks.scales)
         scale = 1.0
         if self.loop_calls.calls:
@@ -415,7 +418,7 @@ class Capture:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Prepared | None:
-        """The call, prepared to be kept; None where it is not watched."""
+        """Prepare the record of a kernel call; None if it is not watched."""
         frame = self._frames[-1] if self._frames else None
         if frame is None or not torch.is_grad_enabled():
             return None
@@ -425,7 +428,7 @@ class Capture:
         return None
 
     def _note_final(self, frame: KernelFrame, output: Any) -> None:
-        """The final state as an unsorted packed call returned it: in the user's order, elsewhere in memory."""
+        """Register the final state of an unsorted packed call as returned: reordered, so elsewhere in memory."""
         assert frame.last is not None
         if not isinstance(output, tuple) or len(output) != 2:
             return
@@ -435,12 +438,12 @@ class Capture:
 
 
 def _inside_a_transform() -> bool:
-    """Whether a transform of torch.func runs: its gradients are no backward pass, and reach no parameter's .grad."""
+    """Whether a transform of torch.func runs: its gradients are not a backward pass and do not reach .grad."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _note_order(frame: KernelFrame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Of an unsorted packed batch: its order, and the initial state before it is sorted."""
+    """For an unsorted packed batch, note its order, and the initial state before it is sorted."""
     given = args[0] if args else kwargs.get("input")
     if not isinstance(given, PackedSequence) or given.unsorted_indices is None:
         return

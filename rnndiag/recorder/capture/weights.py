@@ -1,4 +1,5 @@
-"""The effective weights of recurrent calls: copies as they were at the call, and the gradient each backward brought."""
+"""The effective weights of recurrent calls: copies of their values at the call, and their gradients per backward
+pass."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from rnndiag.recorder.capture.engine_entry import measuring
 
 
 def hook_first(tensor: Tensor, hook: Callable[[Tensor | None], None]) -> RemovableHandle:
-    """Register a tensor hook that sees the gradient before the hooks of others have changed it."""
+    """Register a tensor hook that runs before the hooks of others, and so sees the unchanged gradient."""
     handle: RemovableHandle = tensor.register_hook(unserializable_hook(hook))
     hooks = tensor._backward_hooks
     if isinstance(hooks, OrderedDict) and handle.id in hooks:
@@ -31,20 +32,20 @@ def hook_first(tensor: Tensor, hook: Callable[[Tensor | None], None]) -> Removab
 
 @dataclass(eq=False)
 class Weight:
-    """One effective weight tensor: a parameter, or what a parametrization or functional_call put in its place."""
+    """One effective weight tensor: a parameter, or the tensor that a parametrization or functional_call computed."""
 
     name: str
     expected: bool
-    """A gradient of it without a call that used it means that the call was missed."""
+    """Whether a gradient of it without a recorded call means that a call was missed."""
     tensor: weakref.ref[Tensor]
     gradients: dict[int, Tensor] = field(default_factory=dict)
-    """Backward pass -> G, a copy, so that whoever takes over the gradient cannot rewrite it."""
+    """Backward pass -> copy of the gradient G; a copy, since the gradient's memory may be reused."""
     copy: Tensor | None = None
     version: int = -1
     hooked: bool = False
 
     def snapshot(self) -> Tensor:
-        """The weight as it is now. One copy serves all calls until the weight is written to."""
+        """A copy of the current value, shared by all calls until the weight is written to."""
         tensor = self.tensor()
         assert tensor is not None
         if self.copy is None or self.version != tensor._version:
@@ -53,7 +54,7 @@ class Weight:
 
 
 class Weights:
-    """All weights watched: known by identity, so that tied and shared ones are one."""
+    """All watched weights, identified by object, so that tied and shared ones are one."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
@@ -62,14 +63,14 @@ class Weights:
         """Those whose tensor is gone and whose id another tensor has taken: their gradients may still come."""
         self._handles: list[RemovableHandle] = []
         self.asleep = False
-        """Gradients that come now are of no pass of the user's."""
+        """Whether current gradients belong to no backward pass of the user."""
         _all.add(self)
 
     def __iter__(self) -> Iterator[Weight]:
         return iter((*self._gone, *self._known.values()))
 
     def watch(self, tensor: Tensor, name: str, expected: bool = False) -> Weight:
-        """The record of this tensor; its gradient hook is put on at the first sight."""
+        """The record of this tensor; the first call for a tensor hooks its gradient."""
         weight = self._known.get(id(tensor))
         if weight is None or weight.tensor() is not tensor:
             if weight is not None:
@@ -94,7 +95,7 @@ class Weights:
         return tasks.guard(keep)
 
     def unhook(self) -> None:
-        """Take all hooks off; the gradients stay."""
+        """Remove all hooks; the gradients stay."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -102,7 +103,7 @@ class Weights:
             weight.hooked = False
 
     def forget(self) -> None:
-        """Drop what is recorded, keep watching; without hooks, drop the weights too."""
+        """Drop recorded gradients and keep watching; without hooks, drop the weights too."""
         if not self._handles:
             self._known.clear()
         self._gone.clear()
@@ -118,7 +119,7 @@ _all: weakref.WeakSet[Weights] = weakref.WeakSet()
 
 @contextmanager
 def weights_asleep() -> Iterator[None]:
-    """Weights that are watched at the start keep no gradient inside; those of a probe made inside do."""
+    """Weights watched now record no gradients inside; those of a probe made inside do."""
     sleeping = [weights for weights in _all if not weights.asleep]
     for weights in sleeping:
         weights.asleep = True
