@@ -10,7 +10,7 @@ import numpy as np
 from rnndiag.report.canvas import shortened
 from rnndiag.report.figure_data import Axis, Panel
 from rnndiag.report.label_places import LabelPlaces, around, clusters
-from rnndiag.report.palette import DASHES, TONES, colours, indices
+from rnndiag.report.palette import DASHES, FAINT, NO_PATH, TONES, colours, indices
 from rnndiag.report.ticks import ticks
 
 if TYPE_CHECKING:
@@ -155,7 +155,9 @@ def _plain(words: str) -> str:
 def _matrix(panel: Panel, ax: Axes) -> None:
     """Draw the last of the panel's matrices in the palette of the page."""
     matrix = panel.matrices[-1]
-    picture = colours(matrix.diverging)[indices(matrix)]
+    found = indices(matrix)
+    opacity = np.where(found == NO_PATH, FAINT, 255).astype(np.uint8)
+    picture = np.dstack([colours(matrix.diverging)[found], opacity])
     extent = (panel.x.low, panel.x.high, panel.y.low, panel.y.high)
     ax.imshow(picture, origin="lower", extent=extent, aspect="auto", interpolation="nearest")
     from matplotlib.cm import ScalarMappable

@@ -44,11 +44,14 @@ FRAME = ("#8a919c", "#78818e")
 
 NO_PATH, ZERO, NOT_FINITE, BELOW, FIRST = 0, 1, 2, 3, 4
 SPECIAL = {
-    NO_PATH: "#f4f5f7",
+    NO_PATH: "#7a838f",
     ZERO: "#8f8f8f",
     NOT_FINITE: "#e6007e",
     BELOW: "#001a40",
 }
+
+FAINT = 20
+"""Opacity of 'no path', of 255: a shade of the page behind it, light or dark."""
 
 _CIVIDIS = (
     "00224e 00306f 123570 2a3f6d 3c4a6b 4a546c 575d6d 636770 707173 7d7b78 8a8678 979077 a59c74 b3a770 c2b369 "
@@ -105,6 +108,7 @@ def png(picture: np.ndarray, table: np.ndarray) -> bytes:
         for kind, body in (
             (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
             (b"PLTE", table.tobytes()),
+            (b"tRNS", bytes([FAINT])),
             (b"IDAT", zlib.compress(rows.tobytes(), 9)),
             (b"IEND", b""),
         )

@@ -65,7 +65,8 @@ def ticks(axis: Axis, most: int = 7) -> list[tuple[float, str]]:
             return _within_decades(axis, most)
         every = max(1, math.ceil((last - first + 1) / most))
         return [(10.0**e, power_of_ten(e)) for e in range(first, last + 1, every)]
-    return _worded(_few(axis.low, axis.high, most))
+    cells = axis.low % 1 == axis.high % 1 == 0.5  # of a matrix, whose centres are whole numbers
+    return _worded(_few(axis.low, axis.high, most, 1.0 if cells else 0.0))
 
 
 def _within_decades(axis: Axis, most: int) -> list[tuple[float, str]]:
@@ -92,8 +93,8 @@ def _worded(values: list[float]) -> list[tuple[float, str]]:
     return [(value, word) for word, value in words.items()]
 
 
-def _few(low: float, high: float, most: int) -> list[float]:
-    """Round values between low and high, at most `most` of them."""
+def _few(low: float, high: float, most: int, least: float = 0.0) -> list[float]:
+    """Round values between low and high, at most `most` of them and `least` apart."""
     span = high - low
     if not span > 1e-5 * max(abs(low), abs(high)) or not math.isfinite(span):
         return [low]  # all would be written as the same number
@@ -101,7 +102,7 @@ def _few(low: float, high: float, most: int) -> list[float]:
     for step in (unit * m for m in (1, 2, 2.5, 5, 10, 20, 25, 50)):
         first = math.ceil(low / step - 1e-9)
         count = math.floor(high / step + 1e-9) - first + 1
-        if count <= most:
+        if count <= most and step >= least:
             return [_clean((first + i) * step) for i in range(count)]
     return [low]
 
