@@ -14,6 +14,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from loops.listed_programs import PROGRAMS, Jumping
+from loops.odd_programs import EXACT, OPEN
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -166,12 +167,12 @@ def test_a_generator_trained_after_the_discriminators_step_is_recorded(
     assert run.layers == ("generator.l0", "generator.l1")
 
 
-class AllListed(L.LightningModule):
-    """Every listed program, its loss one of a sum."""
+class AllOf(L.LightningModule):
+    """Every program of a list, its loss one of a sum."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: dict[str, Any]) -> None:
         super().__init__()
-        self.programs = nn.ModuleDict({name: made() for name, made in PROGRAMS.items()})
+        self.programs = nn.ModuleDict({name: made() for name, made in programs.items()})
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total = torch.zeros(())
@@ -191,7 +192,8 @@ class AllListed(L.LightningModule):
 def test_every_listed_loop_is_recorded_in_one_fit(
     diagnostics: Callable[..., Any], double: None
 ) -> None:
-    run = recorded(AllListed, diagnostics, ["programs.OneArgument.cell"], max_steps=1)
+    steps = ["programs.OneArgument.cell"]
+    run = recorded(lambda: AllOf(PROGRAMS), diagnostics, steps, max_steps=1)
     recording = run.at(0)
     for name, made in PROGRAMS.items():
         program = made()
@@ -201,3 +203,21 @@ def test_every_listed_loop_is_recorded_in_one_fit(
         else:
             assert ("window_bias", layer) in recording, layer
             assert layer not in recording.reasons
+
+
+@pytest.mark.slow
+def test_every_odd_loop_is_recorded_or_open_in_one_fit(
+    diagnostics: Callable[..., Any], double: None
+) -> None:
+    run = recorded(lambda: AllOf({**EXACT, **OPEN}), diagnostics, max_steps=1)
+    recording = run.at(0)
+    for name, made in EXACT.items():
+        watched = made().watched
+        layers = [f"programs.{name}.{part}" for part in (watched or "").split("+")]
+        found = "+".join(layers) if watched else name
+        measured = [one for one in (found, *layers) if ("window_bias", one) in recording]
+        assert measured, found
+        assert not any(one in recording.reasons for one in measured)
+    for name in OPEN:
+        assert "open: " in recording.reasons[f"programs.{name}.cell"]
+        assert ("window_bias", f"programs.{name}.cell") not in recording
