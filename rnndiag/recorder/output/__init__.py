@@ -1,1 +1,1 @@
-"""What leaves the recorder: the pending recording, the run on disk, the screen, logger scalars, the report."""
+"""The recorder's output: pending recording, run on disk, screen, logger scalars, report."""

@@ -1,4 +1,4 @@
-"""What a person gets when a fit is over: one screen of text, and the report page."""
+"""Output at the end of a fit: one screen of text, and the report page."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class Cost:
-    """What the diagnostics cost, and what they were allowed to."""
+    """The cost of the diagnostics, and its limit."""
 
     share: float
     broke_budget: bool = False
     light: float = 0.0
-    """Of the share, what steps took that are not recorded."""
+    """The part of the share that was spent in steps that were not recorded."""
     given_up: tuple[str, ...] = ()
-    """Sentences on what the budget did not pay for."""
+    """Sentences on what was skipped to keep the budget."""
 
     def excuse(self, budget: float) -> str:
-        """Why the budget was broken, and what to do; nothing if it was kept."""
+        """Why the budget was exceeded, and what to do; empty if it was kept."""
         if not self.broke_budget:
             return ""
         if self.light > budget / 2:
@@ -52,9 +52,9 @@ def close_fit(
     faults: Faults,
     loggers: Sequence[Any] = (),
 ) -> None:
-    """Write the report, give it to loggers that take files, and print the screen.
+    """Write the report, pass it to loggers that take files, and print the screen.
 
-    None of it can fail the fit.
+    No error in it can fail the fit.
     """
     from rnndiag.store.reader import StoredRun
 

@@ -1,4 +1,4 @@
-"""Which directory a fit writes to: a new one, or that of the run it continues."""
+"""Chooses the directory of a fit: a new one, or that of the run that it continues."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rnndiag.store.starts import free_directory, holds_run
 
 @dataclass(frozen=True)
 class RunPlace:
-    """A run's directory, and the step from which it goes on, if it does."""
+    """The directory of a run, and the step from which it continues, if it does."""
 
     path: Path
     resumed_from_step: int | None = None
     said: str = ""
-    """What a person should know of the choice."""
+    """A sentence on the choice for the user; empty if there is nothing to say."""
 
 
 def chosen_directory(

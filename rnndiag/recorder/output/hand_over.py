@@ -1,6 +1,6 @@
-"""The report, given to those of the trainer's loggers that take pages or figures.
+"""Passes the report to those of the trainer's loggers that take pages or figures.
 
-A new logger: a function here and a row of TAKERS.
+To support another logger, add a function here and a row in TAKERS.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rnndiag.report.context import Context
 
 
 def _tensorboard(logger: Any, page: Path, context: Context) -> None:
-    """Every figure that has something to show, under `rnndiag/<its title>`, at the last recorded step."""
+    """Log every figure that has data under `rnndiag/<its title>`, at the last recorded step."""
     from rnndiag.plot.one_figure import drawn_figures
 
     step = int(context.run.steps[-1]) if context.run.steps.size else 0
@@ -36,11 +36,11 @@ TAKERS: dict[str, Callable[[Any, Path, Context], None]] = {
     "WandbLogger": _wandb,
     "MLFlowLogger": _mlflow,
 }
-"""Name of a logger's class, or of one that it derives from -> how it takes the report."""
+"""Name of a logger's class, or of a base class -> the function that passes it the report."""
 
 
 def hand_over(page: Path, context: Context, loggers: Sequence[Any]) -> list[str]:
-    """Give the report to every logger that takes one; the names of those that took it.
+    """Pass the report to every logger that takes one; returns the names of those loggers.
 
     Args:
         page: The HTML page as written.

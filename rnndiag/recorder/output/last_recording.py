@@ -1,4 +1,4 @@
-"""The last recording of a fit: what the ring of scalars and the story of clipping still hold."""
+"""The last recording of a fit: remaining history and clipping summaries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def last_recording(
     overhead: Overhead,
     faults: Faults,
 ) -> Recording:
-    """A recording of a phase of its own, so that it stands beside a step's recording and never replaces one."""
+    """A recording with a phase of its own, so that it never replaces the recording of a step."""
     notes: dict[str, Any] = {
         "clipping": clipping,
         "errors": faults.drain(),

@@ -63,11 +63,11 @@ SCALARS: dict[str, Callable[[Recording, str], float]] = {
     "rho": lambda recording, layer: _largest(recording.get("spectral_radius", layer)),
     "residual": lambda recording, layer: _largest(recording.get("residual", layer)),
 }
-"""Name under `rnndiag/<layer>/` -> how it is read off a recording; NaN where it was not measured."""
+"""Name under `rnndiag/<layer>/` -> function that reads it from a recording; NaN if it was not measured."""
 
 
 def scalars(recording: Recording, which: LogChoice) -> dict[str, float]:
-    """`rnndiag/<layer>/<name>` of every layer, or of the worst one. What is not finite is left out."""
+    """`rnndiag/<layer>/<name>` -> value, for every layer or for the worst one; finite values only."""
     layers = recording.layers
     if which == "none" or not layers:
         return {}
@@ -82,7 +82,7 @@ def scalars(recording: Recording, which: LogChoice) -> dict[str, float]:
 
 
 def worst_layer(recording: Recording) -> str:
-    """The layer of several steps with the shortest reach; without one, the first layer."""
+    """The layer with the shortest reach among layers of several steps; without a reach, the first layer."""
 
     def rank(layer: str) -> float:
         value = _reach(recording, layer)
@@ -94,13 +94,13 @@ def worst_layer(recording: Recording) -> str:
 
 
 def log_scalars(loop: TrainingLoop, recording: Recording, which: LogChoice) -> None:
-    """Give the scalars of a recording to the loop's own loggers."""
+    """Log the scalars of a recording to the loop's own loggers."""
     if found := scalars(recording, which):
         loop.log(found)
 
 
 def log_in_module(loop: TrainingLoop, recording: Recording, which: LogChoice) -> None:
-    """Have the scalars of all layers monitored, `rnndiag/<layer>/reach` of the worst one in the progress bar."""
+    """Publish the scalars of all layers as metrics; `rnndiag/<layer>/reach` of the worst one is in the progress bar."""
     if which == "none":
         return
     shown = f"rnndiag/{worst_layer(recording)}/reach" if recording.layers else ""

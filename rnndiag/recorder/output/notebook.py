@@ -1,4 +1,4 @@
-"""What a notebook shows of a callback or a recorder."""
+"""The notebook view of a callback or a recorder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rnndiag.store.reader import StoredRun
 
 
 def run_html(run_dir: Path, otherwise: str) -> str:
-    """The verdict and the headline numbers of a run as HTML; `otherwise`, escaped, where there is no run to read."""
+    """The verdict and headline numbers of a run as HTML; `otherwise`, escaped, if there is no run."""
     try:
         run = StoredRun(run_dir)
         return verdict_strip(run) if len(run) else escape(otherwise)

@@ -1,4 +1,4 @@
-"""A recording in the making: what one training step's backward passes gave, until the optimizer step is over."""
+"""A recording in progress: collects the backward passes of one training step until the optimizer step is over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rnndiag.store.recording import VERDICTS, Recording, Verdict
 WINDOW = "window_in_use"
 
 BACKWARDS = 4
-"""So many backward passes through one layer are kept apart in one recording; later ones are only counted."""
+"""Number of backward passes through one layer that are recorded separately; later ones are only counted."""
 
 
 @dataclass
@@ -27,20 +27,21 @@ class Pending:
     epoch: int | None = None
     batch: int | None = None
     only_new: bool = False
-    """Only layers that no other recording of this batch has: the batch's later optimizers have steps of their own."""
+    """Record only layers that no other recording of this batch has: each optimizer of the batch has its own
+    recording."""
     thrifty: bool = False
-    """Leave out what can be done without, as the budget is short."""
+    """Whether to skip optional parts because the budget is short."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     """Layer -> backward passes seen."""
     taken: list[Taken] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     window: int = 0
-    """The longest stretch of steps that a backward pass carried a gradient through."""
+    """The largest number of steps that a backward pass covered."""
     faults_before: int = 0
-    """Faults of the recorder when the recording began: a recording that stays empty after more of them was lost."""
+    """Faults of the recorder when the recording began; if it stays empty after further faults it was lost."""
     stepped: bool = False
-    """The optimizer has made the step."""
+    """Whether the optimizer has made the step."""
 
     @property
     def empty(self) -> bool:
@@ -48,7 +49,7 @@ class Pending:
         return not any(taken.measurements or taken.notes for taken in self.taken)
 
     def recording(self, rank: int, more: tuple[Measurement, ...], errors: list[str]) -> Recording:
-        """All of it as one recording; the worst verdict of the backward passes holds."""
+        """Everything as one recording, with the worst verdict of its backward passes."""
         verdict: Verdict = max(
             (taken.verdict for taken in self.taken), key=VERDICTS.index, default="unverified"
         )
@@ -80,7 +81,8 @@ class Pending:
         )
 
     def _measurements(self) -> list[Measurement]:
-        """Of all backward passes. What is the whole model's is kept of the first pass that has it."""
+        """Measurements of all backward passes. Quantities of the whole model are taken from the first pass that has
+        them."""
         found: dict[tuple[str, str], Measurement] = {}
         for taken in self.taken:
             for measurement in taken.measurements:
@@ -91,7 +93,7 @@ class Pending:
 
 
 def merge(notes: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Add notes; tables of the same name are joined."""
+    """Add notes; tables of the same name are merged."""
     for key, value in more.items():
         known = notes.get(key)
         if isinstance(known, dict) and isinstance(value, Mapping):
@@ -101,5 +103,5 @@ def merge(notes: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def renamed(run: Any, number: int) -> Any:
-    """The layer run of the number-th backward pass of a step: `rnn.l0`, then `rnn.l0@2`."""
+    """The layer run of backward pass `number` of a step: `rnn.l0`, then `rnn.l0@2`."""
     return run if number <= 1 else replace(run, name=f"{run.name}@{number}")

@@ -13,7 +13,7 @@ _taken: set[Path] = set()
 
 
 def default_directory(root: str | Path = ROOT) -> Path:
-    """runs/2026-11-21T02-44-10, local time; a second one of that second gets -2."""
+    """runs/2026-11-21T02-44-10, local time; a second one within that second gets the suffix -2."""
     first = Path(root) / time.strftime("%Y-%m-%dT%H-%M-%S")
     path, number = first, 1
     while path.absolute() in _taken or holds_run(path):

@@ -1,4 +1,4 @@
-"""The run on disk: opened at the first recording, so that a fit that records nothing leaves no empty run behind."""
+"""The run on disk; created at the first recording, so that a fit without recordings leaves no empty run."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ class RunOutput:
     path: Path
     faults: Faults
     describe: Callable[[], Mapping[str, Any]]
-    """Makes the provenance, when the run is opened."""
+    """Makes the provenance when the run is created."""
     rank: int = 0
     world_size: int = 1
     resumed_from_step: int | None = None
     max_bytes: float = BUDGET_BYTES
     count: int = 0
-    """Recordings on disk, that of the end of the fit among them."""
+    """Number of recordings on disk, including that of the end of the fit."""
     steps: int = 0
-    """Recordings of training steps on disk."""
+    """Number of recordings of training steps on disk."""
     closed: bool = False
     _writer: RunWriter | None = field(default=None, repr=False)
     _not_opened: list[int] = field(default_factory=list)
-    """Steps whose recordings were lost because the run could not be opened yet."""
+    """Steps whose recordings were lost because the run could not be created yet."""
     _empty: list[int] = field(default_factory=list)
     """Due steps since the last recording in which no recurrent layer was trained."""
     _most_empty: int = 0
-    """The most of them between two recordings."""
+    """The largest number of such steps between two recordings."""
 
     def wants(self, step: int) -> bool:
-        """Whether a recording of this step would be stored, so that nothing is measured for nothing."""
+        """Whether a recording of this step would be stored; if not, it need not be measured."""
         return self._writer is None or self._writer.wants(step)
 
     def append(self, recording: Recording) -> bool:
-        """Store one recording; whether it is on disk."""
+        """Store one recording; returns whether it is on disk."""
         if self.closed or self.faults.gave_up(_OPENING):
             return False
         stored = False
@@ -97,11 +97,11 @@ class RunOutput:
             self._writer.drop(step, why)
 
     def add_empty(self, step: int) -> None:
-        """Note that a recording was due at `step`, and no gradient went through a recurrent layer."""
+        """Note that a recording was due at `step` but no gradient went through a recurrent layer."""
         self._empty.append(step)
 
     def close(self, reason: str, final_step: int | None = None) -> None:
-        """Close the run: `finished`, or what cut the fit short at `final_step`."""
+        """Close the run with the reason `finished`, or what ended the fit early at `final_step`."""
         self.closed = True
         if self._writer is not None:
             # Layers may be trained in turns; a longer pause than any before is the end of their training.

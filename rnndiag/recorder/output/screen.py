@@ -1,4 +1,4 @@
-"""The one screen of text at the end of a fit, and the report page: made from the run as it was written."""
+"""The screen of text at the end of a fit, and the report page, both made from the run on disk."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _MAY_BE_CUT = ("learning", "learned", "cannot_tell")
 WIDTH = 108
 MOST_LINES, FEW_LINES = 8, 5
 """Of more layers, or calls of a layer, than MOST_LINES the first FEW_LINES are shown."""
-"""Long sentences are wrapped at so many characters."""
+"""Sentences are wrapped at this many characters."""
 
 
 @dataclass(frozen=True)
 class LayerLine:
-    """One layer's line of the screen."""
+    """One layer's line in the table of the screen."""
 
     layer: str
     reach: str
@@ -43,7 +43,7 @@ class LayerLine:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The columns."""
+        """The cells of the line."""
         return (
             self.layer,
             self.reach,
@@ -58,7 +58,7 @@ class LayerLine:
 def screen(
     run: StoredRun, share: float, words: TimeWords, broke: str = "", page: float = 0.0
 ) -> str:
-    """The text of the screen. page: seconds that the report took."""
+    """The text of the screen. page: seconds that making the report took."""
     steps = run.steps_of("train")
     length = max((_length(run, layer) for layer in run.layers), default=0)
     layers = [_line(run, layer) for layer in run.layers]
@@ -90,7 +90,7 @@ def screen(
 
 
 def diagnosis_lines(found: Diagnosis) -> list[str]:
-    """Heading, statement and the other causes, wrapped."""
+    """Heading, statement and further causes, wrapped."""
     lines = []
     for text in paragraphs(found):
         lines += textwrap.wrap(
@@ -100,7 +100,7 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
 
 
 def shown(path: Path) -> str:
-    """A path as a person would type it from here."""
+    """The path as a user would type it from the working directory."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
@@ -110,7 +110,8 @@ def _line(run: StoredRun, layer: str) -> LayerLine:
     judged = set(steps.tolist())
 
     def middle(quantity: str, spec: str) -> str:
-        """The median over the judged recordings; where none of them has it, the last one's, marked with its step."""
+        """Median over the judged recordings; if none of them has it, the last recording's value, marked with its
+        step."""
         if (quantity, layer) not in run:
             return "-"
         series = run[quantity, layer]
@@ -135,7 +136,7 @@ def _line(run: StoredRun, layer: str) -> LayerLine:
 
 
 def _judged_layers(run: StoredRun, quantity: str) -> tuple[str, ...]:
-    """Layers and stacks of which the judged recordings hold it: after a NaN, none."""
+    """Layers and stacks with the quantity in the judged recordings."""
     return tuple(run.collector.layers_of(quantity, run.judged()))
 
 
@@ -184,7 +185,7 @@ def _table(layers: list[LayerLine]) -> list[str]:
 
 
 def _sentences(run: StoredRun, words: TimeWords, diagnosis: Diagnosis) -> list[str]:
-    """What is to be said beside the table: the reach, the window, accidents, clipping, failed proofs."""
+    """Sentences below the table: the reach, the window, accidents, clipping, failed proofs."""
     said = _reach_sentence(run, words)
     if diagnosis.state in _MAY_BE_CUT:  # of a model that does not learn, no window is recommended
         said += [f"  {sentence}" for sentence in _advice(run)]
@@ -213,7 +214,7 @@ def _sentences(run: StoredRun, words: TimeWords, diagnosis: Diagnosis) -> list[s
 
 
 def _reach_sentence(run: StoredRun, words: TimeWords) -> list[str]:
-    """The reach of a stack where there is one, else of the layer with the shortest one."""
+    """The reach of a stack if there is one, else of the layer with the shortest reach."""
     measured = _judged_layers(run, "credit_profile")
     stacks = [name for name in run.stacks if name in measured]
     if not measured:
@@ -231,7 +232,7 @@ def _reach_sentence(run: StoredRun, words: TimeWords) -> list[str]:
 
 
 def _advice(run: StoredRun) -> list[str]:
-    """The recommendation, of the layer or stack that needs the longest window."""
+    """The recommendation for the layer or stack that needs the longest window."""
     found = advice(run)
     if found is None:
         return []

@@ -1,4 +1,4 @@
-"""Preflight: structural faults that recurrent projects make once, found before any training."""
+"""Preflight: checks for common structural faults of recurrent projects, before any training."""
 
 from rnndiag.recorder.preflight.entry import preflight
 from rnndiag.recorder.preflight.glance import glance

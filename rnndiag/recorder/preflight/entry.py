@@ -42,7 +42,7 @@ def preflight(
     lengths: Tensor | Sequence[int] | None = None,
     detach: int | str | None = None,
 ) -> list[Finding]:
-    """Look for faults of structure that every recurrent project makes once: one finding a check and layer.
+    """Check a model for structural faults that are common in recurrent projects: one finding per check and layer.
 
     No step is trained. The model, its gradients and the random number streams are left as they were.
 
@@ -108,7 +108,8 @@ def _nothing(subject: PreflightSubject) -> Finding:
 
 
 def _without_consequences(found: list[Finding]) -> list[Finding]:
-    """A layer whose time and batch are exchanged looks ahead and forgets too: the cause alone is told."""
+    """Drop consequences: a layer with time and batch exchanged also looks ahead and forgets; only the cause is
+    reported."""
     if any(one.check.endswith(("swapped", "transposed")) for one in found):
         effects = ("looks ahead", "padding counts", "state not carried")
         return [one for one in found if not one.check.endswith(effects)]

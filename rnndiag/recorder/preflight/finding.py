@@ -1,4 +1,4 @@
-"""A preflight's finding, as the one type that all of rnndiag reports."""
+"""Makes the findings of the preflight, of the type shared by all of rnndiag."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def finding(
     layer: str = "",
     details: tuple[str, ...] = (),
 ) -> Finding:
-    """A finding of one structural check. The type lives in the numpy wing and is loaded here alone."""
+    """A finding of one structural check. Imports its type, which lives in the numpy packages, on first use."""
     from rnndiag.health import Finding
 
     word = "" if status in ("pass", "note", "not_judged") else check.upper()

@@ -1,7 +1,7 @@
-"""A preflight that only looks: the structure of one recorded step, without a pass of its own.
+"""Structural checks on one recorded step, without running the model.
 
-The callback does this at its first recording. It must not run a person's training step again, so what needs a changed
-batch is left to `rnndiag.preflight`.
+The callback does this at its first recording. It must not run the user's training step again, so checks that need a
+changed batch are left to `rnndiag.preflight`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from rnndiag.health.finding import Finding
 
 NOTE = "preflight"
-"""The key of a recording's notes that holds the findings."""
+"""Key under which the findings are stored in the notes of a recording."""
 
 
 def glance(
     runs: Iterable[LayerRun], batch: Any, batch_size: int | None = None
 ) -> list[dict[str, Any]]:
-    """Findings of the layer runs of one step, as the recording's notes hold them; empty where all is well.
+    """Findings of the layer runs of one step as JSON; empty if there are none.
 
-    `batch_size` is what the loader puts into a batch: it tells time and batch apart where the batch itself does not.
+    `batch_size` is the loader's: it tells time and batch apart if the batch itself does not.
     """
     seen = {run.name: run for run in runs}
     try:
@@ -80,7 +80,7 @@ def _of_run(run: LayerRun, layout: BatchLayout | None) -> Finding | None:
 
 
 def _not_carried(seen: dict[str, LayerRun], layout: BatchLayout) -> list[Finding]:
-    """Layers that are called piece by piece along the steps and start each piece from zero."""
+    """Layers that are called in pieces along the time axis and start each piece from zero."""
     found = []
     for layer, runs in calls_of(seen).items():
         whole = sum(run.T for run in runs) == layout.steps and layout.samples == runs[0].B

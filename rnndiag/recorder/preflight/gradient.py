@@ -1,4 +1,4 @@
-"""The loss's gradient reaches every recurrent layer, and crosses at least one step back."""
+"""Checks that the loss's gradient reaches every recurrent layer, and goes back at least one step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNREACHED = "no gradient"
 
 
 def check_gradient(subject: PreflightSubject) -> list[Finding]:
-    """Findings of cut states, and of layers that the gradient does not reach."""
+    """Findings on cut states, and on layers that the gradient does not reach."""
     seen = subject.seen()
     found = [*_cut(subject, seen), *_unreached(subject.observe.model, seen)]
     return found or [
@@ -66,7 +66,7 @@ def _declared(detach: int | str | None, runs: list[LayerRun]) -> bool:
 
 
 def stops(run: LayerRun) -> bool:
-    """Whether the credit at lag 1 is exactly zero though the loss reaches late states that are not all zero."""
+    """Whether the credit at lag 1 is exactly zero though the loss depends on late states that are not all zero."""
     direct = torch.cat([part.double() for part in run.direct], -1)
     alive = any(bool((part != 0).any()) for part in run.states)
     if not alive or not bool((direct[1:] != 0).any()):
@@ -76,7 +76,7 @@ def stops(run: LayerRun) -> bool:
 
 
 def _unreached(model: nn.Module, seen: Seen) -> list[Finding]:
-    """Recurrent modules that ran, can learn, and got no gradient at all."""
+    """Recurrent modules that ran and can learn, but got no gradient."""
     found = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.RNNBase | nn.RNNCellBase) or name not in seen.called:

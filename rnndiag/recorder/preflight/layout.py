@@ -1,4 +1,4 @@
-"""Where samples and time lie in a batch, and how long its sequences are."""
+"""Determines which dims of a batch are samples and time, and the lengths of its sequences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnndiag.errors import BadArgument
 from rnndiag.recorder.preflight.leaves import Path, leaves
 
 IGNORED = -100
-"""torch's own mark for a target that does not count."""
+"""torch's default value for targets to ignore."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class BatchLayout:
     samples: int
     steps: int
     assumed: bool
-    """Whether nothing in the batch told the two dims apart, so that dim 0 was taken for the samples."""
+    """Whether the batch did not tell the two dims apart, so that dim 0 was assumed to be the samples."""
     lengths: Tensor | None
-    """(N,) how many steps of each sequence are real, where that is known."""
+    """(N,) number of valid steps of each sequence, if known."""
     lengths_from: str = ""
 
     @property
@@ -36,15 +36,15 @@ class BatchLayout:
         return 1 - self.batch_dim
 
     def has_samples(self, tensor: Tensor) -> bool:
-        """Whether the tensor holds one entry a sample, and more than one number of each."""
+        """Whether the tensor has one entry per sample, with more than one number each."""
         return tensor.ndim >= 2 and tensor.shape[self.batch_dim] == self.samples
 
     def has_time(self, tensor: Tensor) -> bool:
-        """Whether the tensor holds one entry a sample and step."""
+        """Whether the tensor has one entry per sample and step."""
         return self.has_samples(tensor) and tensor.shape[self.time_dim] == self.steps
 
     def padding(self) -> Tensor | None:
-        """(N, T) bool: which steps are padding; None where no sequence has any."""
+        """(N, T) bool: padded steps; None if there are none."""
         if self.lengths is None or bool((self.lengths >= self.steps).all()):
             return None
         return torch.arange(self.steps)[None, :] >= self.lengths.cpu()[:, None]
@@ -53,7 +53,7 @@ class BatchLayout:
 def layout_of(
     batch: Any, batch_dim: int | None, lengths: Tensor | Sequence[int] | None
 ) -> BatchLayout:
-    """Read the layout off the batch; `batch_dim` and `lengths` where the caller knows them."""
+    """Determine the layout from the batch; `batch_dim` and `lengths` override it."""
     found = list(leaves(batch))
     wide = [tensor for _, tensor in found if tensor.ndim >= 2]
     if not wide:
@@ -81,7 +81,7 @@ def layout_of(
 
 
 def told_by_loader(layout: BatchLayout, batch_size: int | None) -> BatchLayout:
-    """The layout without doubt, where one dim alone has as many entries as the loader puts samples into a batch."""
+    """The layout without doubt if exactly one dim has the size of the loader's batches."""
     if not layout.assumed or batch_size is None or layout.samples == layout.steps:
         return layout
     if batch_size == layout.samples:
@@ -93,7 +93,7 @@ def told_by_loader(layout: BatchLayout, batch_size: int | None) -> BatchLayout:
 
 
 def _batch_dim(batch: Any, found: list[tuple[Path, Tensor]], main: Tensor) -> tuple[int, bool]:
-    """The dim of the samples: told by a tensor with one number a sample, else dim 0 by convention."""
+    """The dim of the samples, and whether it was assumed: found by a tensor with one number per sample, else dim 0."""
     if isinstance(batch, PackedSequence):
         return 0, False
     singles = {int(tensor.shape[0]) for _, tensor in found if tensor.ndim == 1}
@@ -104,7 +104,7 @@ def _batch_dim(batch: Any, found: list[tuple[Path, Tensor]], main: Tensor) -> tu
 
 
 def _lengths(found: list[tuple[Path, Tensor]], layout: BatchLayout) -> tuple[Tensor | None, str]:
-    """Lengths as the batch tells them: a vector, a mask, or targets marked as ignored."""
+    """Lengths in the batch and their source: a vector, a mask, or targets marked as ignored."""
     data = [tensor for _, tensor in found if layout.has_time(tensor) and tensor.dtype != torch.bool]
     for path, tensor in found:
         if _could_be_lengths(tensor, layout) and (
@@ -145,7 +145,7 @@ def _called_lengths(path: Path) -> bool:
 
 
 def _ends_agree(lengths: Tensor, data: list[Tensor], layout: BatchLayout) -> bool:
-    """Whether some data are one constant from each sequence's length on: then the numbers are lengths."""
+    """Whether some data are constant after each sequence's length, which confirms that the numbers are lengths."""
     padding = _prefix(lengths, layout).logical_not()
     for tensor in data:
         rows = (tensor if layout.batch_dim == 0 else tensor.transpose(0, 1)).detach().cpu()
@@ -156,7 +156,7 @@ def _ends_agree(lengths: Tensor, data: list[Tensor], layout: BatchLayout) -> boo
 
 
 def _prefix(counts: Tensor, layout: BatchLayout) -> Tensor:
-    """(N, T) bool: the first counts[n] steps of each sample."""
+    """(N, T) bool: True in the first counts[n] steps of sample n."""
     return torch.arange(layout.steps)[None, :] < counts.cpu()[:, None]
 
 

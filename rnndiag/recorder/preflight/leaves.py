@@ -1,4 +1,4 @@
-"""The tensors of a batch, whatever holds them: dicts, lists, tuples, dataclasses, packed sequences."""
+"""Finds and replaces the tensors of a batch in dicts, lists, tuples, dataclasses and packed sequences."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def changed(tree: Any, change: Callable[[Path, Tensor], Tensor], path: Path = ()
 
 
 def _like(tree: Mapping[Any, Any], copy: dict[Any, Any]) -> Any:
-    """A mapping of the same type with the new content, or a plain dict where it cannot be made so."""
+    """A mapping of the same type with new content, or a dict if that type cannot be constructed."""
     try:
         return type(tree)(copy)  # type: ignore[call-arg]
     except TypeError:

@@ -1,4 +1,4 @@
-"""One forward and backward pass, seen: the layer runs, the loss, and which modules ran."""
+"""Runs one forward and backward pass and records the layer runs, the loss, and which modules ran."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEED = 20240229
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """One call of a module without children: its name, its first tensor in and out."""
+    """One call of a module without children: its name, first input tensor and first output tensor."""
 
     name: str
     kind: str
@@ -31,12 +31,12 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one pass showed."""
+    """The results of one pass."""
 
     loss: float
     runs: Mapping[str, LayerRun]
     gradients: Mapping[str, bool]
-    """Trainable parameter -> whether a gradient other than zero reached it."""
+    """Trainable parameter -> whether a nonzero gradient reached it."""
     called: frozenset[str]
     """Names of the modules that ran."""
     calls: tuple[ModuleCall, ...] = ()
@@ -44,7 +44,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Observer:
-    """Runs `loss_fn(model, batch)` as often as wanted, each time from the same state of everything."""
+    """Runs `loss_fn(model, batch)` repeatedly, each time from the same state of model and random numbers."""
 
     model: nn.Module
     loss_fn: LossFn
@@ -79,7 +79,7 @@ class Observer:
 
 
 def scalar(result: Any) -> Tensor:
-    """The loss in what a loss function or a training step returned."""
+    """Extract the scalar loss from the result of a loss function or training step."""
     if isinstance(result, Mapping):
         result = result.get("loss")
     if not isinstance(result, Tensor) or result.numel() != 1:

@@ -1,4 +1,4 @@
-"""Changing what stands in the padding changes nothing that counts."""
+"""Checks that the content of the padding does not influence the loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNTED = "padding counts"
 
 
 def check_padding(subject: PreflightSubject) -> list[Finding]:
-    """Whether other content in the padded steps changes the loss."""
+    """Finding on whether other content in padded steps changes the loss."""
     layout, padding = subject.layout, subject.padding()
     if padding is None:
         return [finding(COUNTED, "note", "the batch has no padding, or does not tell its lengths")]
@@ -56,7 +56,7 @@ def check_padding(subject: PreflightSubject) -> list[Finding]:
 
 
 def _inputs(subject: PreflightSubject, before: Seen) -> set[Path]:
-    """The tensors with steps that reach a recurrent layer."""
+    """Paths of the tensors with steps that a recurrent layer depends on."""
     found = set()
     for path, tensor in leaves(subject.batch):
         if not subject.layout.has_time(tensor) or tensor.dtype == torch.bool:
@@ -71,7 +71,7 @@ def _inputs(subject: PreflightSubject, before: Seen) -> set[Path]:
 
 
 def _where(before: Seen, after: Seen, layout: BatchLayout) -> tuple[str, str]:
-    """The layer through which the padding gets in, and how."""
+    """The layer at which padding enters, and how."""
     padding = layout.padding()
     assert padding is not None
     for name, run in before.runs.items():

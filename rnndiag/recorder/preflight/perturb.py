@@ -12,7 +12,7 @@ from rnndiag.recorder.preflight.leaves import Path, changed
 
 
 def other_content(tensor: Tensor, layout: BatchLayout) -> Tensor:
-    """The tensor with other content everywhere, of the same kind: numbers with noise, tokens of other places."""
+    """The tensor with other content of the same kind everywhere: numbers with noise, tokens from other positions."""
     rolled = tensor.roll(1, layout.batch_dim)
     if tensor.is_floating_point() or tensor.is_complex():
         spread = (
@@ -60,7 +60,7 @@ def of_tensor(batch: Any, layout: BatchLayout, chosen: Path) -> Any:
 
 
 def of_padding(batch: Any, layout: BatchLayout, padding: Tensor, inputs: set[Path]) -> Any:
-    """The padded steps (N, T) of the input tensors replaced: noise, or tokens that occur in real steps."""
+    """The padded steps (N, T) of the input tensors replaced by noise, or by tokens that occur in valid steps."""
     mask = padding if layout.batch_dim == 0 else padding.T
 
     def change(path: Path, tensor: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Changing one sample leaves the others' states alone: else the batch is mixed, reshaped, or taken for time."""
+"""Checks that changing one sample leaves the others' states unchanged: else the batch is mixed, reshaped or
+transposed."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ RESHAPED = "reshaped, not transposed"
 
 
 def check_samples(subject: PreflightSubject) -> list[Finding]:
-    """The findings of every layer, in eval mode and in training mode."""
+    """Findings for every layer, in eval mode and in training mode."""
     if subject.layout.samples < 2:
         return [
             finding(
@@ -51,7 +52,7 @@ def _in_mode(subject: PreflightSubject, training: bool) -> list[Finding]:
 
 
 def _fault(subject: PreflightSubject, run: LayerRun, other: LayerRun, sample: int) -> str:
-    """Which of the three faults the layer shows, if any."""
+    """Which of the three faults the layer shows; empty if none."""
     layout = subject.layout
     entered, states = (
         differs(run.inputs, other.inputs),
@@ -80,7 +81,7 @@ def _only(flags: Tensor, index: int) -> bool:
 
 
 def _row_major(entered: Tensor, sample: int, steps: int) -> bool:
-    """Whether the changed (T, B) entries are one stretch of memory: a sample's block, laid over time and batch."""
+    """Whether the changed (T, B) entries are contiguous in memory: one sample's block spread over time and batch."""
     where = torch.nonzero(entered.reshape(-1)).reshape(-1)
     block = torch.arange(sample * steps, (sample + 1) * steps)
     return len(where) > 1 and bool(torch.isin(where, block).all())
@@ -125,7 +126,7 @@ def _told(
 
 
 def _culprit(before: Seen, after: Seen) -> ModuleCall | None:
-    """The first module that a change enters in part and leaves everywhere."""
+    """The first module whose input is changed in part and whose output is changed everywhere."""
     for one, other in zip(before.calls, after.calls, strict=False):
         if one.name != other.name or one.entered is None or other.entered is None:
             continue
@@ -137,7 +138,7 @@ def _culprit(before: Seen, after: Seen) -> ModuleCall | None:
 
 
 def _slices(one: Tensor, other: Tensor) -> list[Tensor]:
-    """For each of the first two dims, which of its slices differ."""
+    """For each of the first two dims, which of its slices differ, as bools."""
     if one.shape != other.shape or one.ndim < 2:
         return []
     changed = (one - other).abs() > 1e-6 * float(one.abs().max())

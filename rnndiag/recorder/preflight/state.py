@@ -1,4 +1,4 @@
-"""The state is carried from step to step: what comes early changes what the states are late."""
+"""Checks that the state is carried from step to step: early inputs must influence late states."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_CARRIED = "state not carried"
 
 
 def calls_of(runs: dict[str, LayerRun]) -> dict[str, list[LayerRun]]:
-    """The layer runs by layer, in the order of their calls: `rnn.l0`, `rnn.l0#2`, ..."""
+    """The layer runs by layer, in order of their calls: `rnn.l0`, `rnn.l0#2`, ..."""
     grouped: dict[str, list[LayerRun]] = {}
     for name, run in runs.items():
         grouped.setdefault(name.partition("#")[0], []).append(run)
@@ -25,7 +25,7 @@ def calls_of(runs: dict[str, LayerRun]) -> dict[str, list[LayerRun]]:
 
 
 def check_state(subject: PreflightSubject) -> list[Finding]:
-    """One finding for each layer whose later states know nothing of earlier inputs."""
+    """One finding for each layer whose late states do not depend on early inputs."""
     layout, before = subject.layout, subject.seen()
     if layout.steps < 2:
         return [finding(NOT_CARRIED, "not_judged", "the batch has one step")]

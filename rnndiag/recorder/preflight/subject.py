@@ -1,4 +1,4 @@
-"""What a preflight looks at: the model with its loss, the batch with its layout, and the passes made so far."""
+"""The input of the checks: model with loss, batch with layout, and the passes made so far."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rnndiag.recorder.preflight.observe import Observer, Seen
 
 @dataclass
 class PreflightSubject:
-    """Model, loss, batch. Passes over the batch as it is are made once each."""
+    """Model, loss and batch. Passes over the unchanged batch are cached."""
 
     observe: Observer
     batch: Any
     layout: BatchLayout
     detach: int | str | None
-    """The window that the user declares: steps, or `any`."""
+    """The truncation window declared by the user: a number of steps, or `any`."""
     _seen: dict[tuple[bool, bool], Seen] = field(default_factory=dict)
 
     def seen(self, training: bool = False, calls: bool = False) -> Seen:
-        """The pass over the batch as it is."""
+        """The pass over the unchanged batch."""
         key = training, calls
         if key not in self._seen:
             self._seen[key] = self.observe(self.batch, training, calls)
         return self._seen[key]
 
     def padding(self) -> torch.Tensor | None:
-        """(N, T) bool: padded steps, where the batch tells them."""
+        """(N, T) bool: padded steps, if the batch tells them."""
         return self.layout.padding()

@@ -1,4 +1,4 @@
-"""Changing the inputs from step t on leaves the states before t alone, except where a direction runs backwards."""
+"""Checks that changing inputs from step t on leaves earlier states unchanged, unless a direction runs backwards."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ AHEAD = "looks ahead"
 
 
 def check_time(subject: PreflightSubject) -> list[Finding]:
-    """One finding for the first layer that sees what comes later, or a pass.
+    """One finding for the first layer whose states depend on later inputs; else a pass.
 
-    What lies behind a reverse direction, or starts from the end of another run (a decoder), may see it.
+    Layers behind a reverse direction, or starting from the final state of another run (a decoder), may depend on them.
     """
     layout, before = subject.layout, subject.seen()
     judged = {

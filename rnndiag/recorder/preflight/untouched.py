@@ -1,4 +1,4 @@
-"""Leaves a model as it was found: modes, buffers, gradients, plain attributes, random number streams."""
+"""Restores a model to its earlier state: modes, buffers, gradients, plain attributes, random number generators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, the model and torch's random number streams are the same afterwards."""
+    """Restore the model and torch's random number generators on exit."""
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
     tables = [{name: dict(module.__dict__[name]) for name in _TABLES} for module in modules]

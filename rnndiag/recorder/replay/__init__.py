@@ -1,1 +1,1 @@
-"""Keeps the calls of recurrent layers and runs them again: the black box, the first fault, and earlier chunks."""
+"""Keeps the calls of recurrent layers and reruns them: for the black box, the first fault, and earlier chunks."""

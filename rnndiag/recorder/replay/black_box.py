@@ -1,8 +1,8 @@
-"""The black box: a step whose loss or gradient is not finite, or whose norm jumps, is recorded and explained.
+"""The black box: records and explains steps with a non-finite loss or gradient, or a jump of the gradient norm.
 
-What arms it: a light hook per call of a fused recurrent layer and one per tensor that comes out (see `light_hooks`).
-They keep references and no copies and cost some tens of microseconds a step (`python benchmarks/overhead.py --hooks`).
-The step's inputs and output gradients stay alive until the step has been judged.
+It needs one light hook per call of a fused recurrent layer and one per returned tensor (see `light_hooks`). They keep
+references and no copies and cost some tens of microseconds a step (`python benchmarks/overhead.py --hooks`). The step's
+inputs and output gradients stay alive until the step has been judged.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from rnndiag.recorder.schedule.overhead import Overhead
 from rnndiag.recorder.settings import Settings
 
 GROUPS = ("contributions", "gates")
-"""What is measured at an accident."""
+"""Groups of measures that are taken at an accident."""
 MOST = 16
-"""So many accidents of a fit are recorded."""
+"""Most accidents recorded per fit."""
 QUIET = 20
-"""After an accident, so many steps pass before the next one is recorded; a first NaN is recorded even after a jump."""
+"""Steps after an accident in which no further one is recorded, except a first NaN after a jump."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """What was noticed."""
+    """A detected accident."""
 
     kind: str
     """loss | gradient (not finite) | jump."""
@@ -43,7 +43,7 @@ class Alarm:
 
     @property
     def sentence(self) -> str:
-        """What is so."""
+        """The accident in one sentence."""
         if self.kind == "jump":
             return (
                 f"The gradient norm jumped to {self.norm:.3g} at step {self.step}, "
@@ -55,7 +55,7 @@ class Alarm:
 
 
 class BlackBox:
-    """Judges every step, and keeps what is needed to explain it. Does nothing where it was not asked for."""
+    """Checks every step for accidents, and keeps the data needed to explain one. Inactive unless enabled."""
 
     def __init__(
         self,
@@ -76,11 +76,11 @@ class BlackBox:
         self.count = 0
         self._next: dict[str, Any] | None = None
         self.groups = tuple(name for name in GROUPS if name in groups)
-        """What is measured at an accident."""
+        """Groups of measures that are taken at an accident."""
         self.left_out = dict.fromkeys(set(groups) - set(self.groups), _ACCIDENT)
 
     def stand(self) -> None:
-        """Keep what the coming passes show. Modules are looked for once an epoch."""
+        """Start keeping data of the coming passes. Modules are searched once an epoch."""
         if not self._on:
             return
         if (epoch := self._loop.epoch) != self._epoch:
@@ -90,21 +90,21 @@ class BlackBox:
         self._light_hooks.awake = True
 
     def rest(self) -> None:
-        """The step is judged: forget it."""
+        """Drop the tensors kept for the step just judged."""
         if self._light_hooks.awake:
             self._light_hooks.awake = False
             self._light_hooks.forget()
 
     def take_off(self) -> None:
-        """Take the hooks off until the next step that is looked at."""
+        """Remove the hooks until the next step that is checked."""
         self._light_hooks.take_off()
 
     def release(self) -> None:
-        """Take the hooks off for good."""
+        """Remove the hooks permanently."""
         self._light_hooks.release()
 
     def alarm(self, history: History, facts: StepFacts) -> Alarm | None:
-        """An alarm for this step, unless the last one was only just now."""
+        """An alarm if this step is an accident that should be recorded, else None."""
         if not self._on:
             return None
         found = history.judge(facts, self._jump)
@@ -115,7 +115,8 @@ class BlackBox:
         return Alarm(found[0], facts.step, number(facts.norm), found[1], number(facts.loss))
 
     def loss_alarm(self, step: int, loss: Scalar | None, norm: Scalar | None) -> None:
-        """A loss that is not finite, with a gradient that is: the weights have moved, so the next step is recorded."""
+        """Handle a non-finite loss with a finite gradient: the weights have changed already, so the next step is
+        recorded."""
         if not self._on or loss is None or math.isfinite(loss) or not math.isfinite(number(norm)):
             return
         if not self._records(step, finite=False):
@@ -124,7 +125,7 @@ class BlackBox:
         self._next = _told(alarm, f"{alarm.sentence} Its gradient is finite. {_NEXT}")
 
     def _records(self, step: int, finite: bool) -> bool:
-        """Whether an accident of this step is recorded: the first that is not finite always, a jump beside it never."""
+        """Whether to record an accident of this step: always the first non-finite one, never a jump shortly after."""
         first = not finite and False not in self._last
         before = self._last.values() if finite else [self._last.get(False, -QUIET)]
         quiet = any(step - last < QUIET for last in before)
@@ -135,16 +136,16 @@ class BlackBox:
 
     @property
     def waits(self) -> bool:
-        """Whether the step that comes is to be recorded."""
+        """Whether the coming step is to be recorded."""
         return self._next is not None
 
     def wants_next(self) -> dict[str, Any] | None:
-        """What to tell of an accident with the step that comes, which is recorded for it; asked once."""
+        """The note on an accident for which the coming step is recorded; returned once."""
         told, self._next = self._next, None
         return told
 
     def kept_passes(self) -> list[BackwardPass]:
-        """The step's calls run again, proved by the true gradients where one backward pass alone made them."""
+        """The step's calls rerun, and proved by the true gradients if a single backward pass made those."""
         scaling = self._loop.scaling
         true = {}
         if scaling.accumulate == 1 and not self._loop.manual:
@@ -153,7 +154,7 @@ class BlackBox:
         return replay(self._light_hooks.calls, true, self._faults, scaling.factor)
 
     def story(self, alarm: Alarm, passes: Sequence[BackwardPass]) -> dict[str, Any]:
-        """What happened and where it began, as the recording's note `black_box`."""
+        """What happened and where it began, for the recording's note `black_box`."""
         runs = [run for seen in passes for run in seen.layer_runs]
         where = largest_contribution(runs) if alarm.kind == "jump" else first_fault(runs)
         unseen = _UNSEEN if runs else f"{_NOT_KEPT} {_NEXT}"

@@ -1,7 +1,8 @@
-"""Keeps the calls of the few training steps before a recorded one, of layers whose state crosses from call to call.
+"""Keeps the calls of the few training steps before a recorded one, for layers whose state crosses from call to
+call.
 
-Two Python hooks a fused recurrent layer, on in those steps only. A call that is given no state, a state of zeros or one
-that a gradient can flow back from crosses no seam, and nothing of it is kept.
+Two Python hooks per fused recurrent layer, active in those steps only. A call without an initial state, with a zero
+state, or with one that gradients can flow back from crosses no seam, and is not kept.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from rnndiag.recorder.replay.kept_call import KeptCall, autocast_of, copied, sta
 from rnndiag.recorder.schedule.overhead import Overhead
 
 MOST_BYTES = 256 * 2**20
-"""All kept calls together take at most this much."""
+"""Most bytes of all kept calls together."""
 
 
 class CallMemory:
-    """The last calls of every fused recurrent layer of a model that carries its state."""
+    """The last calls of every fused recurrent layer that carries its state."""
 
     def __init__(self, model: nn.Module, faults: Faults, overhead: Overhead, most: int) -> None:
-        """most: calls kept of each layer, besides the one at hand."""
+        """most: number of calls kept per layer, besides the current one."""
         self._model, self._faults, self._overhead = model, faults, overhead
         self._most = most
         self._handles: list[RemovableHandle] = []
         self._open: dict[str, KeptCall] = {}
         self._calls: dict[str, deque[KeptCall]] = {}
         self._carries: set[str] = set()
-        """Layers that were given a state of an earlier call: their calls from zero are kept too."""
+        """Layers that got the state of an earlier call: their calls from a zero state are kept too."""
         self.too_large = 0
-        """Bytes of a call that alone is more than may be kept."""
+        """Size in bytes of a single call that exceeds the limit."""
 
     @property
     def standing(self) -> bool:
@@ -46,11 +47,11 @@ class CallMemory:
 
     @property
     def carries(self) -> bool:
-        """Whether any call was given a state of an earlier one."""
+        """Whether any call got the state of an earlier one."""
         return bool(self._carries)
 
     def stand(self) -> None:
-        """Put the hooks on."""
+        """Install the hooks."""
         if self._handles:
             return
         for name, module in self._model.named_modules():
@@ -65,7 +66,7 @@ class CallMemory:
                 ]
 
     def rest(self) -> None:
-        """Take the hooks off and forget the calls."""
+        """Remove the hooks and drop the calls."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -73,7 +74,7 @@ class CallMemory:
         self._calls.clear()
 
     def calls(self) -> Iterator[deque[KeptCall]]:
-        """The kept calls of each layer, the oldest first."""
+        """The kept calls of each layer, oldest first."""
         yield from self._calls.values()
 
     def _entering(self, name: str) -> Callable[..., None]:
@@ -126,7 +127,7 @@ class CallMemory:
         )
 
     def _as_they_are(self, name: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Copies of the weights; those of the call before where no step was made since."""
+        """Copies of the weights; reuses those of the previous call if no step was made since."""
         before = self._calls.get(name)
         known = (before[-1].weights if before else None) or {}
         if known.keys() == weights.keys() and all(

@@ -1,4 +1,4 @@
-"""The chunks before one: layer runs that end in the state which it starts from."""
+"""Finds the chunks before a given one: layer runs that end in its initial state."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from rnndiag.recorder.replay.kept_call import KeptCall, near
 from rnndiag.store.layer_names import recurrence
 
 Group = tuple[LayerRun, ...]
-"""The runs of one recurrence, cut together: one layer, or the layers of a stack, lowest first."""
+"""The runs of one recurrence that are cut together: one layer, or the layers of a stack, lowest first."""
 
 
 class Chunks:
-    """Layer runs of this batch, and kept calls of the steps before it."""
+    """Layer runs of this batch, and kept calls of earlier steps."""
 
     def __init__(self, call_memory: CallMemory, most: int) -> None:
         self._call_memory, self._most = call_memory, most
         self._runs: dict[str, deque[LayerRun]] = defaultdict(lambda: deque(maxlen=2 * most))
         self.unlike = False
-        """Whether a kept call, run again, did not come out as it was."""
+        """Whether a kept call gave other results when rerun."""
 
     def add(self, runs: Sequence[LayerRun]) -> None:
-        """Keep the runs of a backward pass, for the chunks after them."""
+        """Add the runs of a backward pass, as possible predecessors of later chunks."""
         for run in runs:
             if not run.reverse:
                 self._runs[recurrence(run.name)].append(without_gradients(run))
 
     def forget(self) -> None:
-        """A new batch begins; kept calls stay."""
+        """Drop the runs at the start of a new batch; kept calls stay."""
         self._runs.clear()
 
     def before(self, group: Group) -> list[Group]:
-        """The chunks before this one, the oldest first: at most as many as are kept."""
+        """The chunks before this one, oldest first, as far back as they are kept."""
         found: list[Group] = []
         older: KeptCall | None = None
         while len(found) < self._most and all(map(_cut, group)):
@@ -63,7 +63,7 @@ class Chunks:
     def _among_calls(
         self, group: Group, older: KeptCall | None
     ) -> tuple[KeptCall | None, Group | None]:
-        """The last kept call, before `older`, whose layers end where the group starts."""
+        """The last kept call before `older` whose layers end in the group's initial states."""
         for calls in self._call_memory.calls():
             own = list(calls)
             if older is not None:
@@ -83,7 +83,7 @@ class Chunks:
 
 
 def _cut(run: LayerRun) -> bool:
-    """Whether the run starts from a state that is no gradient's way and not zero."""
+    """Whether the run starts from a detached state that is not zero."""
     return not run.tie.startswith("run:") and any(bool(part.any()) for part in run.initial)
 
 
@@ -92,7 +92,7 @@ def _before(one: LayerRun, run: LayerRun) -> bool:
 
 
 def _may_end_in(call: KeptCall, run: LayerRun) -> bool:
-    """Whether some row of the state that the call returned is where the run starts."""
+    """Whether some row of the state returned by the call equals the initial state of the run."""
     start = run.initial[0]
     return any(
         row.numel() == start.numel() and near(row.reshape(start.shape), start)

@@ -1,4 +1,4 @@
-"""Where a step went wrong first: which layer, which time step, which gate."""
+"""Locates the first non-finite number of a step: layer, time step, gate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rnndiag.engine.transition import preactivations
 
 @dataclass(frozen=True)
 class FaultPlace:
-    """A place in a layer run, in its processing order; what does not apply is None."""
+    """A place in a layer run, in processing order; fields that do not apply are None."""
 
     layer: str
     what: str
@@ -30,13 +30,13 @@ class FaultPlace:
     sentence: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """What is known, for a recording's notes."""
+        """The known fields as JSON, for a recording's notes."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @torch.no_grad()
 def first_fault(runs: Sequence[LayerRun]) -> FaultPlace | None:
-    """The first entry that is not finite: forward through the runs in their order, then backward."""
+    """The first non-finite entry: forward through the runs in order, then backward."""
     for run in runs:
         if (place := _forward_fault(run)) is not None:
             return place
@@ -83,7 +83,7 @@ def _forward_fault(run: LayerRun) -> FaultPlace | None:
 
 
 def _gate_at(run: LayerRun, time: int, sample: int, unit: int) -> str | None:
-    """The first gate of that unit whose value is not finite, or else whose pre-activation is not."""
+    """The first gate of that unit with a non-finite value, or else with a non-finite pre-activation."""
     cell = run.cell
     if cell.pointwise is None:
         return None
@@ -103,7 +103,7 @@ def _gate_at(run: LayerRun, time: int, sample: int, unit: int) -> str | None:
 
 
 def _backward_fault(run: LayerRun) -> FaultPlace | None:
-    """A gradient that is not finite, where the forward pass was."""
+    """A non-finite gradient where the forward pass was finite."""
     adj = adjoints(run)
     last = _last(run, adj.state)
     if last is None:
@@ -136,7 +136,7 @@ def _gate_of_adjoint(run: LayerRun, a_hh: Tensor | None, time: int, sample: int)
 
 
 def _first(run: LayerRun, values: Tensor, floating: bool = True) -> tuple[int, int, int] | None:
-    """(time, sample, unit) of the first entry that exists and is not finite."""
+    """(time, sample, unit) of the first valid entry that is not finite."""
     if not floating:
         return None
     spoilt = ~values.isfinite() & run.mask()[..., None]
@@ -148,7 +148,7 @@ def _first(run: LayerRun, values: Tensor, floating: bool = True) -> tuple[int, i
 
 
 def _last(run: LayerRun, values: Tensor) -> tuple[int, int, int] | None:
-    """(time, sample, unit) of an entry of the last time step that has one not finite."""
+    """(time, sample, unit) of a non-finite entry in the last time step that has one."""
     places = (~values.isfinite() & run.mask()[..., None]).nonzero()
     if not len(places):
         return None
@@ -159,7 +159,7 @@ def _last(run: LayerRun, values: Tensor) -> tuple[int, int, int] | None:
 
 @torch.no_grad()
 def largest_contribution(runs: Sequence[LayerRun]) -> FaultPlace | None:
-    """Where a finite gradient is largest: the layer, time step and gate whose |g_t| of W_hh leads."""
+    """Where a finite gradient is largest: layer, time step and gate with the largest |g_t| of W_hh."""
     best: tuple[float, FaultPlace] | None = None
     for run in runs:
         norms = contribution_norms(adjoints(run)).get("weight_hh")

@@ -1,8 +1,8 @@
-"""Calls of recurrent layers that are kept, and run again under the capture on copies of their modules.
+"""Calls of recurrent layers kept for rerunning under the capture, on copies of their modules.
 
-The black box keeps references to the calls of the running step (`light_hooks`): its weights have not moved yet. The
-seams keep copies of the calls of earlier steps (`call_memory`), weights included. Both run them again here, on copies
-that nobody has hooks on, so that nothing of the user's is called twice.
+The black box keeps references to the calls of the current step (`light_hooks`), whose weights have not changed yet. The
+seams keep copies of the calls of earlier steps (`call_memory`), weights included. Both rerun them here on copies
+without hooks, so that no code of the user is called twice.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ _CHANGED = "its inputs were changed in place after the call"
 
 @dataclass(eq=False, slots=True)
 class KeptCall:
-    """One call of a recurrent module, and what it depended on."""
+    """One call of a recurrent module and everything that its result depends on."""
 
     name: str
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     random_state: Tensor | None
-    """Of the CPU's generator before the call, where the call drew dropout masks."""
+    """State of the CPU's random generator before the call, if the call drew dropout masks."""
     autocast: torch.dtype | None
-    """The precision of the autocast that held; None: there was none."""
+    """The autocast precision during the call; None: no autocast."""
     versions: tuple[int, ...] = ()
-    """How often each argument had been written to, where the arguments are no copies."""
+    """Version counters of the arguments, if the arguments are not copies."""
     gradients: dict[int, Tensor] = field(default_factory=dict)
-    """What came back, by number of the output tensor; none: only the states are of interest."""
+    """Number of the output tensor -> its gradient; empty: only the states are needed."""
     weights: Mapping[str, Tensor] | None = None
-    """Copies; None: those of the module have not moved since."""
+    """Copies of the weights; None: the module's weights have not changed since."""
     training: bool = True
-    """The mode of the module, where its weights are copies."""
+    """The mode of the module, used if its weights are copies."""
     run: Callable[..., Any] | None = None
-    """(module, *args, **kwargs): how the module is called; None: as a function."""
+    """(module, *args, **kwargs): how to call the module; None: directly."""
     end: State = ()
-    """The state that the call returned, (layers * directions, B, S_p) a part."""
+    """The state that the call returned, parts (layers * directions, B, S_p)."""
     _layer_runs: Mapping[str, LayerRun] | None = None
 
     @property
     def changed(self) -> bool:
-        """Whether an argument was written to since."""
+        """Whether an argument was written to since the call."""
         return self.versions != versions_of(self.args, self.kwargs)
 
     @property
     def bytes(self) -> int:
-        """What it takes."""
+        """Size in bytes."""
         weights = {} if self.weights is None else self.weights
         return sum(value.nbytes for value in (*self.inputs, *weights.values()))
 
     @property
     def inputs(self) -> Sequence[Tensor]:
-        """All tensors that it was given."""
+        """All tensors among its arguments."""
         return [*tensors_in(self.args), *tensors_in(list(self.kwargs.values()))]
 
     @property
     def layer_runs(self) -> Mapping[str, LayerRun]:
-        """The call's layers by the name of their recurrence; empty where it does not come out as it was."""
+        """Recurrence name -> layer run of the rerun call; empty if the rerun gave other results."""
         if self._layer_runs is None:
             passes, (returned,) = run_again([self])
             self._layer_runs = {}
@@ -80,12 +80,12 @@ class KeptCall:
         return self._layer_runs
 
     def receive(self, number: int, gradient: Tensor) -> None:
-        """Keep a gradient that came back to an output; several to one output add up."""
+        """Store a gradient of an output; several gradients of one output add up."""
         known = self.gradients.get(number)
         self.gradients[number] = gradient if known is None else known + gradient
 
     def copy_of_module(self) -> nn.Module:
-        """The module as it was, without anybody's hooks and gradients."""
+        """A copy of the module as it was at the call, without hooks and gradients."""
         copied = copy.deepcopy(self.module)
         for part in copied.modules():
             for hooks in (
@@ -145,7 +145,7 @@ def run_again(
     scale: float = 1.0,
     independent: bool | None = None,
 ) -> tuple[tuple[BackwardPass, ...], list[Any]]:
-    """Run calls again, forward and backward, under the capture.
+    """Rerun calls, forward and backward, under the capture.
 
     Args:
         calls: In their order; calls of one module share a copy of it.
@@ -186,17 +186,17 @@ def run_again(
 
 
 def _zeros(outputs: Sequence[Tensor]) -> dict[int, Tensor]:
-    """A backward pass without a gradient: the capture sees calls that one goes through."""
+    """Zero gradients for the outputs: the capture only sees calls that a backward pass goes through."""
     return {k: torch.zeros_like(out) for k, out in enumerate(outputs) if out.requires_grad}
 
 
 def near(one: Tensor, other: Tensor) -> bool:
-    """The same numbers but for rounding: a kernel of a GPU need not add up in the same order twice."""
+    """Whether two tensors are equal up to rounding: a GPU kernel may add up in another order each time."""
     return torch.allclose(one.to(other.dtype), other, rtol=1e-4, atol=1e-6)
 
 
 def state_of(value: Any) -> State:
-    """h, or (h, c), as a tuple; nothing where none was given."""
+    """h, or (h, c), as a tuple; empty for None."""
     if isinstance(value, Tensor):
         return (value,)
     return tuple(value) if isinstance(value, tuple | list) else ()
@@ -216,7 +216,7 @@ def tensors_in(value: Any) -> Sequence[Tensor]:
 
 
 def versions_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    """How often each tensor among the arguments was written to."""
+    """The version counters of all tensors among the arguments, which count writes in place."""
     tensors = tensors_in(args)
     if kwargs:
         tensors = [*tensors, *tensors_in(list(kwargs.values()))]
@@ -224,7 +224,7 @@ def versions_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, 
 
 
 def autocast_of(tensor: Tensor) -> torch.dtype | None:
-    """The precision of the autocast that holds now for a tensor's device; None without one."""
+    """The current autocast precision on a tensor's device; None without autocast."""
     if not _any_autocast():
         return None
     device = tensor.device.type
@@ -232,16 +232,16 @@ def autocast_of(tensor: Tensor) -> torch.dtype | None:
 
 
 _any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
-"""One question for all devices, where this torch knows it."""
+"""Whether autocast is on for any device; always True if this torch version cannot tell."""
 
 
 def copied(value: Any) -> Any:
-    """The same arguments as tensors of their own, without a graph."""
+    """Copies of the arguments without a graph."""
     return mapped(value, lambda tensor: tensor.detach().clone())
 
 
 def _cut(value: Any) -> Any:
-    """The same arguments, cut off from the graph they came from; they take a gradient where they took one."""
+    """The arguments detached from their graph; they require a gradient if they did before."""
     return mapped(value, lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
 
 
@@ -259,7 +259,7 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _tree(modules: Mapping[str, nn.Module]) -> nn.Module:
-    """A module that holds these under their qualified names."""
+    """A module that holds the given ones under their qualified names."""
     root = nn.Module()
     for name, module in modules.items():
         if not name:

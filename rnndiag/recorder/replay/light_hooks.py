@@ -1,9 +1,10 @@
-"""What the black box keeps of every step: references to what goes into recurrent layers and to the gradient that comes.
+"""What the black box keeps of every step: references to the inputs of recurrent layers and to their output
+gradients.
 
-Nothing is copied and no kernel is watched: one Python hook a call, and one a tensor that comes out. After an accident
-the calls are run once more on copies of the modules, which have no hooks of anyone, under the capture: the weights have
-not moved yet, so these are the very states and gradients of the step. Cells in Python loops are not kept, nor layers
-that are called more than `MANY` times a step: a hook a time step would cost too much.
+Nothing is copied and no kernel is intercepted: one Python hook per call, and one per returned tensor. After an accident
+the calls are rerun on copies of the modules, without hooks, under the capture: the weights have not changed yet, so
+these are the very states and gradients of the step. Cells in Python loops are not kept, nor layers that are called more
+than `MANY` times a step: one hook per time step would cost too much.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from rnndiag.recorder.replay.kept_call import KeptCall, autocast_of, tensors_in,
 from rnndiag.recorder.schedule.overhead import Overhead
 
 MANY = 8
-"""A layer that is called more often in one step is a loop over time, and left alone from then on."""
+"""A layer called more often in one step is a loop over time, and is ignored from then on."""
 _FIRST = -1
-"""Key of a hook among a tensor's own, whose handles count from 0."""
+"""Key of this hook among a tensor's hooks, lower than torch's own, which count from 0."""
 
 
 class LightHooks:
-    """Light hooks on all fused recurrent modules of a model; they keep something while `awake`."""
+    """Light hooks on all fused recurrent modules of a model; they keep data while `awake`."""
 
     def __init__(self, faults: Faults, overhead: Overhead) -> None:
         self._on_fault, self.overhead = faults.handler("keeping a call for the black box"), overhead
@@ -44,7 +45,7 @@ class LightHooks:
         self.awake = False
 
     def attach(self, model: nn.Module) -> None:
-        """Put the hooks on, if the model's recurrent modules are not those of the last time."""
+        """Install the hooks if the model's recurrent modules have changed since the last call."""
         found = {name: m for name, m in model.named_modules() if isinstance(m, nn.RNNBase)}
         if found.keys() != self._modules.keys() or any(
             found[name] is not module for name, module in self._modules.items()
@@ -55,7 +56,7 @@ class LightHooks:
         self.put_on()
 
     def put_on(self) -> None:
-        """Put the hooks on the modules that were found last, where they are off."""
+        """Install the hooks on the modules found last, if they are off."""
         for name, module in self._modules.items():
             if name in self._loops or name in self._handles:
                 continue
@@ -69,7 +70,7 @@ class LightHooks:
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
 
     def fail(self, error: Exception) -> None:
-        """A hook failed: nothing more is kept of this step."""
+        """Handle an error in a hook: nothing more is kept of this step."""
         self.awake = False
         self.forget()
         self._on_fault(error)
@@ -81,13 +82,13 @@ class LightHooks:
         self._random.clear()
 
     def release(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self.take_off()
         self._modules = {}
         self.forget()
 
     def take_off(self) -> None:
-        """Take the hooks off until `put_on`: even a hook that does nothing makes the call of a module slower."""
+        """Remove the hooks until `put_on`: even a hook that does nothing slows down calls of a module."""
         for name in list(self._handles):
             self._leave_alone(name)
 
@@ -96,13 +97,13 @@ class LightHooks:
             handle.remove()
 
     def note_random(self, name: str) -> None:
-        """A call is about to draw dropout masks."""
+        """Store the random state before a call that draws dropout masks."""
         self._random[name] = torch.get_rng_state()
 
     def keep(
         self, name: str, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """Keep one call, and what will come back to it."""
+        """Keep one call, and hook its outputs for their gradients."""
         count = self._counts[name] = self._counts.get(name, 0) + 1
         if count > MANY:
             self._loops.add(name)
@@ -135,7 +136,8 @@ class LightHooks:
 
 
 class LightHook:
-    """Keeps the calls of the very module it was put on. Copies and pickles of it do nothing and need no rnndiag."""
+    """Keeps the calls of the module that it was installed on. Copies and pickles of it do nothing and need no
+    rnndiag."""
 
     __slots__ = ("_light_hooks", "_module", "_name")
 
@@ -163,7 +165,7 @@ class LightHook:
 
 
 class RandomHook(LightHook):
-    """Before a call that draws dropout masks: the random state they are drawn from."""
+    """Runs before a call that draws dropout masks and stores the random state."""
 
     __slots__ = ()
 
@@ -180,7 +182,7 @@ class RandomHook(LightHook):
 
 
 class Arrival:
-    """A hook on what a call returned: keeps the gradient that comes to it."""
+    """A hook on a returned tensor that keeps its gradient."""
 
     __slots__ = ("_call", "_light_hooks", "_number")
     __torch_unserializable__ = True

@@ -1,4 +1,4 @@
-"""What the cuts of one fit throw away: measured where a recorded chunk goes on where an earlier one ended."""
+"""The credit lost at the cuts of a fit, measured where a recorded chunk continues from an earlier one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rnndiag.store.layer_names import recurrence, stack_name
 from rnndiag.store.measurement import Measurement
 
 GROUP = "lags"
-"""The seam is measured where this group of measures is."""
+"""The seam is measured together with this group of measures."""
 WHAT = "measuring across the seam"
 UNTIL_SURE = 20
-"""So many batches without a carried state are watched before chunks are kept no more; recorded ones always are."""
+"""After this many batches without a carried state chunks are no longer kept, except for recorded batches."""
 _UNLIKE = (
     "the chunk before it, run again, does not come out as it was: it draws random numbers of its own, or its device "
     "does not tell its dropout masks"
@@ -31,10 +31,10 @@ _TOO_LARGE = f"one chunk takes {{:.0f}} MB, and {MOST_BYTES / 2**20:.0f} MB may 
 
 
 class Seams:
-    """Keeps chunks while a recorded step is near, and measures the chunks of that step against them.
+    """Keeps chunks in steps shortly before a recorded one, and measures the recorded chunks against them.
 
-    Of each recurrence the batch's first chunk with as many chunks before it as are kept is measured, or the one with
-    the most. What is found goes into the batch's first recording.
+    For each recurrence, the first chunk of the batch with the full number of earlier chunks is measured, or else the
+    one with the most. The results go into the first recording of the batch.
     """
 
     def __init__(self, settings: Settings, model: Any, faults: Faults, overhead: Overhead) -> None:
@@ -45,36 +45,37 @@ class Seams:
         self._call_memory = CallMemory(model, faults, overhead, self._most)
         self._chunks = Chunks(self._call_memory, self._most)
         self._watched = 0
-        """Batches whose calls were looked at for a state that is carried."""
+        """Number of batches whose calls were examined for a carried state."""
         self._home: Taken | None = None
         self._found: dict[str, tuple[int, list[Measurement]]] = {}
 
     def batch_started(self) -> None:
-        """Nothing of this batch is measured yet."""
+        """Reset for a new batch."""
         self._home = None
         self._found.clear()
         self._chunks.forget()
         self._watched += self.standing
 
     def forget_batch(self) -> None:
-        """Drop the layer runs of this batch; kept calls of earlier ones stay."""
+        """Drop the layer runs of this batch; kept calls of earlier batches stay."""
         self._chunks.forget()
 
     def stand(self, ticks: int, pending: Pending | None) -> None:
-        """Keep the coming calls if the step is recorded or one of the next ones may be, `ticks` from now."""
+        """Keep the coming calls if the step is recorded or a recording may follow within a few ticks (`ticks` from
+        now)."""
         if self._most and (pending is not None or ticks <= self.most):
             self._call_memory.stand()
         else:
             self.rest()
 
     def rest(self) -> None:
-        """Keep no calls until the next `stand`."""
+        """Stop keeping calls until the next `stand`."""
         if self._call_memory.standing:
             self._call_memory.rest()
 
     @property
     def most(self) -> int:
-        """So many chunks before a recorded step are kept: none while no watched batch has carried a state."""
+        """Number of chunks kept before a recorded step; 0 if no state was carried in the batches examined."""
         carries = self._watched < UNTIL_SURE or self._call_memory.carries
         return self._most if carries else 0
 
@@ -84,12 +85,12 @@ class Seams:
         return self._call_memory.standing
 
     def release(self) -> None:
-        """Let go of the model."""
+        """Drop references to the model."""
         self._call_memory.rest()
         self._chunks.forget()
 
     def read(self, pending: Pending, runs: Sequence[LayerRun]) -> None:
-        """Look for chunks that go on where an earlier one ended, among the runs of one backward pass."""
+        """Search chunks that continue from an earlier one, among the runs of one backward pass."""
         if not self._most or GROUP not in pending.groups or self._faults.gave_up(WHAT):
             return
         # what the replay does not describe cannot be followed across a seam either
@@ -132,7 +133,7 @@ def _name(group: Group) -> str:
 
 
 def _asks(group: Group) -> bool:
-    """Whether a loss sends the chunk a gradient, and all its numbers are finite."""
+    """Whether the chunk has a nonzero direct gradient and only finite numbers."""
     parts = [part for run in group for part in (run.inputs, *run.states, *run.initial, *run.direct)]
     return any(bool(part.any()) for run in group for part in run.direct) and all(
         bool(part.isfinite().all()) for part in parts

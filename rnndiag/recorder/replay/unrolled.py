@@ -1,8 +1,8 @@
-"""Sequences that `rnndiag.train.unroll` runs with the gradient of an estimator, kept whole in a recorded step.
+"""Keeps whole sequences that `rnndiag.train.unroll` runs with an estimator's gradient, in a recorded step.
 
-The estimator cuts the program's graph, so a capture of its calls would show the pieces. Instead the whole sequence is
-run again on a copy of the module, with the gradient that came to its outputs: the measures then say what the full
-gradient is, and what the estimator throws away of it.
+The estimator cuts the program's graph, so capturing its calls would show the pieces. Instead the whole sequence is
+rerun on a copy of the module with the gradient of its outputs: the measures then show the full gradient, and what the
+estimator leaves out of it.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class _Kept:
     estimator: Estimator
     outputs: Tensor
     valid: Tensor | None
-    """Where outputs belong to a sequence, in their first two dimensions; None: everywhere."""
+    """Mask over the first two dims of the outputs, True within sequences; None: everywhere."""
 
     def came_out_again(self, outputs: Tensor) -> bool:
-        """Whether these are the outputs."""
+        """Whether the rerun outputs equal the stored ones."""
         if self.valid is None:
             return near(self.outputs, outputs)
         return near(self.outputs[self.valid], outputs[self.valid])
@@ -65,7 +65,7 @@ class _Kept:
 
 @dataclass
 class UnrolledCalls:
-    """Keeps the sequences of the modules that a capture watches, while it is armed."""
+    """Keeps the sequences of the watched modules while the capture is armed."""
 
     capture: Capture
     _kept: list[_Kept] = field(default_factory=list)
@@ -73,13 +73,13 @@ class UnrolledCalls:
     """Label of an estimator that acts between the steps of the program's own loop."""
 
     def listen(self) -> None:
-        """Keep what `unroll` runs from now on."""
+        """Start keeping sequences run by `unroll`."""
         self.forget()
         if not any(known is self for known in _listening):
             _listening.append(self)
 
     def leave(self) -> None:
-        """Keep nothing more."""
+        """Stop keeping sequences."""
         _listening[:] = [known for known in _listening if known is not self]
 
     def forget(self) -> None:
@@ -101,7 +101,7 @@ class UnrolledCalls:
         ways: tuple[Callable[[], tuple[Any, Any]], RunWhole],
         valid: Tensor | None,
     ) -> tuple[Any, Any]:
-        """Run the estimator unseen by the capture, and keep the sequence.
+        """Run the estimator hidden from the capture, and keep the sequence.
 
         Args:
             name: The module's name.
@@ -133,7 +133,7 @@ class UnrolledCalls:
         return outputs, final
 
     def told(self, found: list[BackwardPass]) -> list[BackwardPass]:
-        """The passes, the first of them with a note of what its loop was trained with."""
+        """The passes, the first one with a note on the estimator that its loop was trained with."""
         if not found or not self._between:
             return found
         why = _BETWEEN.format(self._between)
@@ -141,7 +141,7 @@ class UnrolledCalls:
         return [replace(found[0], missed={**found[0].missed, "between_steps": why}), *found[1:]]
 
     def take(self, scale: float) -> list[BackwardPass]:
-        """The backward passes of the sequences that a gradient has come to since the last call."""
+        """The backward passes of the sequences that got a gradient since the last call."""
         arrived = [kept for kept in self._kept if kept.call.gradients]
         self._kept = [kept for kept in self._kept if not kept.call.gradients]
         if not arrived:
@@ -158,7 +158,7 @@ class UnrolledCalls:
 
 
 def _call_of(name: str, module: nn.Module, given: tuple[Any, Any], run_whole: RunWhole) -> KeptCall:
-    """The sequence as a call, before it is run: dropout draws from the random state that holds now."""
+    """The sequence as a call, made before it runs, with the current random state for dropout."""
     draws = torch.get_rng_state() if module.training else None
     autocast = autocast_of(tensors_in(given[0])[0])
     call = KeptCall(name, module, given, {}, draws, autocast, versions_of(given, {}))
@@ -169,7 +169,7 @@ def _call_of(name: str, module: nn.Module, given: tuple[Any, Any], run_whole: Ru
 def _told(
     found: BackwardPass, estimators: dict[str, Estimator], missed: dict[str, str]
 ) -> BackwardPass:
-    """The pass with the estimator of each layer run, and without sequences that came out differently."""
+    """The pass with the estimator of each layer run, without sequences whose rerun gave other results."""
     owners = {run.name: _owner(run.name, estimators) for run in found.layer_runs}
     return replace(
         found,
@@ -180,12 +180,12 @@ def _told(
 
 
 def _owner(run: str, names: dict[str, Estimator]) -> str:
-    """The longest module name that the layer run's name begins with."""
+    """The longest module name that is a prefix of the layer run's name."""
     return max((name for name in names if run.startswith(name)), key=len)
 
 
 def note_between_steps(estimator: Any) -> None:
-    """Tell the recorders that watch this step of a loop with `between_steps`."""
+    """Note in all recorders that this step of a loop uses `between_steps` with the estimator."""
     if torch.is_grad_enabled():
         for listener in _listening:
             listener._between = str(getattr(estimator, "label", estimator))
@@ -199,7 +199,7 @@ def as_recorded(
     run_whole: RunWhole,
     valid: Tensor | None = None,
 ) -> tuple[Any, Any]:
-    """Run an unrolled sequence; where a recorder watches its module, keep it whole.
+    """Run an unrolled sequence; if a recorder watches its module, keep it whole.
 
     Args:
         module: nn.RNN, nn.LSTM, nn.GRU or a cell; anything else is run as it is.

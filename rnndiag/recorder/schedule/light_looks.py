@@ -1,10 +1,11 @@
-"""Which steps between recordings are looked at: all of them, or every n-th where the budget does not pay for all.
+"""Selects the steps between recordings that are examined: all, or every n-th if the budget does not pay for all.
 
-Looking at a step means the norm of its gradients, its line in the history, and the black box's light hooks. That costs
-the same whatever the step takes, so short steps cannot pay for it. Own seconds are timed where they are spent; what a
-look costs torch itself and the steps after it, whose code it has driven out of the caches, shows only in their length.
-Hence a trial: once the training is warm, looks are four and twelve steps apart in turns. From one look to the next
-takes four steps and a look, or twelve steps and a look; two medians give both.
+Examining a step means computing its gradient norm, adding it to the history, and light hooks for the black box. The
+cost is independent of the step's duration, so short steps cannot pay for it. The recorder's own seconds are timed where
+they are spent; the cost for torch itself and for the following steps, whose code was driven out of the caches, shows
+only in their duration. Hence a trial: once training is warm, examined steps are alternately four and twelve steps
+apart. The time from one to the next covers four steps and an examination, or twelve steps and an examination; the two
+medians give both costs.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from statistics import median
 from time import perf_counter
 
 TRIAL_FROM = 200
-"""Steps before the trial: up to then every step is looked at, so that a short fit has its whole history."""
+"""Steps before the trial, all of which are examined, so that a short fit has its whole history."""
 NEAR, FAR = 4, 12
-"""Steps from look to look in the trial."""
+"""Distances between examined steps in the trial."""
 TRIAL_STEPS = 15 * (NEAR + FAR)
 SHARE = 1 / 3
-"""Of the budget, what looking may take; the rest is for recordings."""
+"""Share of the budget for examining steps; the rest is for recordings."""
 FRUGAL = 1 / 10
-"""Of the budget, what looking takes where it still looks `PLENTY` times."""
+"""Share of the budget for examining steps if that still gives `PLENTY` of them."""
 PLENTY = 256
-"""Looks that tell the story of a fit of known length."""
+"""Number of examined steps that suffice for the history of a fit of known length."""
 
 
 @dataclass
 class LightLooks:
-    """Decides whether a step that is not recorded is looked at.
+    """Decides whether a step that is not recorded is examined.
 
     Args:
         budget: Share of training time that all diagnostics may take.
@@ -44,19 +45,19 @@ class LightLooks:
     total: int | None = None
     clock: Callable[[], float] = perf_counter
     every: int = 1
-    """Every so many steps one is looked at."""
+    """Distance between examined steps."""
     _first: int | None = None
-    """The first step that was asked for."""
+    """The first step passed to `at`."""
     _last: int = -1
-    """The last step of the trial that was looked at, and when it began."""
+    """The last examined step of the trial."""
     _since: float = 0.0
     _seconds: dict[int, list[float]] = field(default_factory=lambda: {NEAR: [], FAR: []})
-    """Steps from look to look -> what they took together."""
+    """Distance in steps -> durations in seconds from one examined step to the next."""
     _own: list[float] = field(default_factory=list)
     _settled: bool = False
 
     def at(self, step: int) -> bool:
-        """Whether this step, which begins, is looked at."""
+        """Whether this step, about to begin, is examined."""
         if self._first is None:
             self._first = step
         looked = self._look_from(step) == step
@@ -68,11 +69,11 @@ class LightLooks:
         return looked
 
     def until_next(self, step: int) -> int:
-        """Steps from this one to the next that is looked at."""
+        """Number of steps from this one to the next examined one."""
         return self._look_from(step + 1) - step
 
     def plain_step(self, looked: bool, own: float) -> None:
-        """A step that was not recorded is over.
+        """Account for the end of a step that was not recorded.
 
         Args:
             looked: Whether it was looked at.
@@ -82,7 +83,7 @@ class LightLooks:
             self._own.append(own)
 
     def _look_from(self, step: int) -> int:
-        """The first step from this one on that is looked at."""
+        """The first examined step from this one on."""
         start = (step if self._first is None else self._first) + TRIAL_FROM
         if self._settled or step < start:
             return -(-step // self.every) * self.every
@@ -120,7 +121,7 @@ class LightLooks:
 
 
 def _median_error(values: list[float]) -> float:
-    """Standard error of a median, from the median distance to it."""
+    """Standard error of a median, from the median absolute deviation."""
     middle = median(values)
     spread = 1.4826 * median(abs(value - middle) for value in values)
     return 1.2533 * spread / math.sqrt(len(values))

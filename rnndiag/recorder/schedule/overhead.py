@@ -1,4 +1,4 @@
-"""What the diagnostics cost: their own seconds beside those of the training they watch."""
+"""The cost of the diagnostics: their own seconds compared with those of the training."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from statistics import median
 from time import perf_counter
 
 PLAIN_STEPS = 4
-"""So many unrecorded steps must have been timed before a step's time is taken as known."""
+"""Number of unrecorded steps that must be timed before the duration of a step counts as known."""
 
 
 @dataclass
 class Overhead:
     """Times of one fit on one rank, in seconds.
 
-    A recorded step costs what the recorder does in its hooks, which is timed, and what the watched forward and backward
-    passes take longer, which is the step's time less the median of the unrecorded ones.
+    A recorded step costs the time in the recorder's hooks, which is measured, and the slowdown of its forward and
+    backward passes: the duration of the step less the median of the unrecorded ones.
     """
 
     spent: float = 0.0
     """Time of the diagnostics so far."""
     light: float = 0.0
-    """Of it, what steps that are not recorded took: the ring of scalars, and what the black box keeps."""
+    """The part of `spent` in steps that are not recorded: history, and references kept for the black box."""
     plain: int = 0
-    """So many steps were not recorded."""
+    """Number of steps that were not recorded."""
     by_group: dict[str, float] = field(default_factory=dict)
-    """Of it, by group of measures."""
+    """The part of `spent` by group of measures."""
     started: float = field(default_factory=perf_counter)
     paused: float = 0.0
-    """Time of validation, which is no training."""
+    """Time of validation, which does not count as training."""
     _plain: deque[float] = field(default_factory=lambda: deque(maxlen=51))
     _costs: deque[float] = field(default_factory=lambda: deque(maxlen=5))
     _group_costs: dict[str, deque[float]] = field(default_factory=dict)
@@ -39,28 +39,28 @@ class Overhead:
     _groups_at_end: float = 0.0
     _since: float = 0.0
     _watching: float = 0.0
-    """What watched passes took longer than plain ones, summed up."""
+    """Accumulated slowdown of recorded passes."""
     _depth: int = 0
     _pause_started: float | None = None
 
     def own(self, group: str | None = None) -> Own:
-        """Count what runs inside as diagnostics, and, with a name, as that group's too. Nested: counted once."""
+        """Context whose time counts as diagnostics and, if named, as that group's. Nested contexts count once."""
         return Own(self, group)
 
     def enter(self) -> None:
-        """The diagnostics begin to work."""
+        """Start of a stretch of diagnostics."""
         if self._depth == 0:
             self._since = perf_counter()
         self._depth += 1
 
     def leave(self) -> None:
-        """They are done."""
+        """End of a stretch of diagnostics."""
         self._depth -= 1
         if self._depth == 0:
             self.spent += perf_counter() - self._since
 
     def _up_to_now(self) -> float:
-        """Bring `spent` up to now, in the middle of work, and say when that is."""
+        """Update `spent` within a stretch of diagnostics; returns the current time."""
         now = perf_counter()
         if self._depth:
             self.spent += now - self._since
@@ -68,12 +68,12 @@ class Overhead:
         return now
 
     def batch_started(self) -> None:
-        """The training step begins."""
+        """Start of a training step."""
         self._batch_started = self._up_to_now()
         self._spent_at_start = self.spent
 
     def batch_ended(self, recorded: bool) -> float | None:
-        """The training step is over.
+        """End of a training step.
 
         Args:
             recorded: Whether something was measured of it.
@@ -108,26 +108,26 @@ class Overhead:
         return None
 
     def batch_dropped(self) -> None:
-        """The training step was not completed: its time says nothing."""
+        """Discard the timing of a training step that was not completed."""
         self._batch_started = None
 
     def recording_cost(self, seconds: float) -> None:
-        """Note what one recording cost without the optional groups."""
+        """Store the cost of one recording without the optional groups."""
         self._costs.append(seconds)
 
     def pause(self) -> None:
-        """Validation begins."""
+        """Start of validation."""
         self._pause_started = perf_counter()
 
     def resume(self) -> None:
-        """Validation is over."""
+        """End of validation."""
         if self._pause_started is not None:
             self.paused += perf_counter() - self._pause_started
             self._pause_started = None
 
     @property
     def step_seconds(self) -> float | None:
-        """Median time of an unrecorded training step, once enough are timed."""
+        """Median duration of an unrecorded training step; None until enough were timed."""
         return median(self._plain) if len(self._plain) >= PLAIN_STEPS else None
 
     @property
@@ -141,7 +141,7 @@ class Overhead:
         return median(self._costs) if self._costs else None
 
     def group_cost(self, group: str) -> float | None:
-        """Median cost of the group's last measurements."""
+        """Median cost of the last measurements of the group."""
         costs = self._group_costs.get(group)
         return median(costs) if costs else None
 
@@ -152,12 +152,12 @@ class Overhead:
 
     @property
     def share(self) -> float:
-        """Diagnostics as a share of training time."""
+        """Time of the diagnostics as a share of training time."""
         return self.spent / self.training
 
 
 class Own:
-    """`with overhead.own(group):`, made by hand, as a step that is not recorded pays for every call."""
+    """`with overhead.own(group):`, a class instead of a generator, since unrecorded steps pay for every call."""
 
     __slots__ = ("_group", "_overhead", "_start")
 

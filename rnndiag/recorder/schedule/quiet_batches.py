@@ -1,4 +1,4 @@
-"""Batches that need no moment of the recorder at all: those between two looks, where no recording is near."""
+"""Batches in which the recorder does nothing: between two examined steps and far from any recording."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnndiag.recorder.schedule.schedule import Schedule
 
 @dataclass
 class QuietBatches:
-    """Counts the coming batches that are left alone.
+    """Counts the coming batches in which the recorder does nothing.
 
     Even a few lines of Python cost tens of microseconds in a step, since their code has left the caches.
     """
@@ -25,28 +25,28 @@ class QuietBatches:
     overhead: Overhead
     faults: Faults
     left: int = 0
-    """So many coming batches need no moment, but for a glance at their loss."""
+    """Number of coming batches of which only the loss is checked."""
     alone: bool = False
-    """Whether the running batch is one of them."""
+    """Whether the current batch is one of them."""
     _free: int = 0
-    """Batches from the running one to the next that may be recorded, or is watched for one that is."""
+    """Batches until the next one that may be recorded, or is observed for a recording to come."""
 
     def batch_started(self, tick: int, chunks: int) -> None:
-        """A batch begins that is not left alone; `chunks` before a recorded one are kept."""
+        """Start of a batch that is not skipped; `chunks`: chunks kept before a recorded step."""
         if self.schedule.wanted is not None and not chunks and self.loop.world_size == 1:
             self._free = sys.maxsize  # `next_is_one` asks at each of them
         else:
             self._free = self.schedule.next_tick - tick - chunks
 
     def batch_ended(self, step: int) -> None:
-        """Leave the batches up to the next look alone, but for the one before it, which is timed as a plain step."""
+        """Skip the batches up to the next examined one, except the last, which is timed as a plain step."""
         if not self.loop.steps_within_batch:
             self.left = max(0, min(self._free, self.looks.until_next(step)) - 2)
             self.overhead.plain += self.left
         self._free = 0
 
     def next_is_one(self) -> bool:
-        """Whether the batch that begins is left alone."""
+        """Whether the batch that begins is skipped."""
         self.alone = self.left > 0
         if self.alone and self.schedule.wanted is not None:
             with self.faults.guard("the schedule"):
@@ -58,6 +58,6 @@ class QuietBatches:
         return self.alone
 
     def stop(self) -> None:
-        """The next batch is not left alone."""
+        """Do not skip the next batch."""
         self.overhead.plain -= self.left
         self.left = 0

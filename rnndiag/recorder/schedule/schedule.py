@@ -1,7 +1,7 @@
-"""Which training steps are recorded, and which groups of measures each of them gets.
+"""Selects the training steps to record, and the groups of measures for each.
 
-A schedule counts ticks: optimizer steps where a person asked for every n-th, batches where a budget is kept, as the
-length of a fit and the time it takes are known in batches.
+A schedule counts ticks: optimizer steps if the user asked for every n-th, batches under a budget, since the length of a
+fit and its duration are known in batches.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from rnndiag.recorder.schedule.planned_recordings import PlannedRecordings
 from rnndiag.recorder.settings import Settings
 
 FLOOR = 2.0
-"""Seconds of a fit that the planned recordings may take without being counted against the budget."""
+"""Seconds per fit of planned recordings that are not counted against the budget."""
 EARLY = 0.7
-"""What may be spent grows with this power of the steps made: less than 1, so that it is spent early on."""
+"""Allowed spending grows with this power of the steps made; below 1, so that more is spent early."""
 START = 1000.0
-"""Steps over which a fit of unknown length may spend its whole budget, before it spends ever less of it."""
+"""Steps after which spending slows down in a fit of unknown length."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do at a tick, and the tick at which to decide again."""
+    """What to do at a tick, and at which tick to decide next."""
 
     record: bool
     groups: tuple[str, ...] = ()
@@ -35,28 +35,28 @@ class Decision:
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Group -> why it is not measured this time."""
     thrifty: bool = False
-    """Leave out of the chosen groups what can be done without, as the budget is short."""
+    """Whether to skip optional parts of the chosen groups because the budget is short."""
 
 
 class Schedule(Protocol):
     """Decides at ticks. In a fit of several ranks, rank 0 decides for all."""
 
     next_tick: int
-    """Ticks before this one need no decision."""
+    """No decision is needed before this tick."""
     by_batch: bool
     """Whether ticks are batches; else optimizer steps."""
     wanted: Callable[[int], bool] | None
-    """Picks the ticks, each asked for once; None where `next_tick` says all."""
+    """The user's selection of ticks, called once per tick; None if `next_tick` suffices."""
 
     def decide(self, tick: int) -> Decision:
-        """The decision for this tick. Ticks only ever go up."""
+        """The decision for this tick. Ticks must increase."""
 
     def adopt(self, decision: Decision) -> None:
-        """Take over a decision, one's own or that of rank 0."""
+        """Apply a decision made here or by rank 0."""
 
 
 def rotating(groups: Mapping[str, GroupCost], index: int) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The groups of the index-th recording, the costlier ones on fewer recordings; and the rest with reasons."""
+    """The groups for recording number `index`, costlier ones less often; and the others with reasons."""
     chosen = tuple(name for name, cost in groups.items() if index % cost.every == 0)
     left = {
         name: f"measured on every {cost.every}th recording"
@@ -68,7 +68,7 @@ def rotating(groups: Mapping[str, GroupCost], index: int) -> tuple[tuple[str, ..
 
 @dataclass
 class AskedOnce:
-    """A person's callable, called once a tick however often the answer is needed."""
+    """The user's callable, called only once per tick."""
 
     picks: Callable[[int], bool]
     _tick: int = -1
@@ -84,7 +84,7 @@ class AskedOnce:
 
 @dataclass
 class EveryN:
-    """One tick of every block of n, the first one seen; or the steps that a callable picks."""
+    """Records the first tick seen in every block of n; or the steps that a callable selects."""
 
     n: int
     groups: Mapping[str, GroupCost]
@@ -98,7 +98,7 @@ class EveryN:
             self.wanted = AskedOnce(self.wanted)
 
     def decide(self, tick: int) -> Decision:
-        """Record at the first tick of a block that is seen, as several optimizers make steps jump."""
+        """Record at the first tick seen in a block: with several optimizers the step count jumps."""
         if self.wanted is not None:
             following = tick + 1
             if not self.wanted(tick):
@@ -109,27 +109,27 @@ class EveryN:
         return Decision(True, groups, following, left)
 
     def adopt(self, decision: Decision) -> None:
-        """Count the recordings, for the groups that do not run on all of them."""
+        """Count the recordings, since some groups are not in all of them."""
         self.next_tick = decision.next_tick
         self._index += decision.record
 
 
 @dataclass
 class WithinBudget:
-    """The planned recordings, and as many more as a share of training time pays for, more densely early on.
+    """The planned recordings, and as many more as a share of training time pays for, more of them early on.
 
-    Every recording holds all that a diagnosis rests on. The planned ones are made at any price; the first `FLOOR`
-    seconds of them are not counted against the budget.
+    Every recording holds all that a diagnosis needs. The planned ones are made at any price; the first `FLOOR` seconds
+    of them are not counted against the budget.
     """
 
     budget: float
     overhead: Overhead
     groups: Mapping[str, GroupCost]
     total: int | None
-    """Batches of the fit, by which the budget is spread; None: not known."""
+    """Batches of the fit, over which the budget is spread; None: unknown."""
     first: int = 0
     ends_early: bool = False
-    """Whether the fit may end before `total`: recordings are then planned as if its length were not known."""
+    """Whether the fit may end before `total`: recordings are then planned as if its length were unknown."""
     next_tick: int = 0
     by_batch: bool = True
     wanted: Callable[[int], bool] | None = None
@@ -159,12 +159,12 @@ class WithinBudget:
         return Decision(True, groups, self._affordable(tick, 2, seconds), left)
 
     def adopt(self, decision: Decision) -> None:
-        """Go on from the next tick."""
+        """Continue from the decision's next tick."""
         self.next_tick = decision.next_tick
 
     @property
     def over_budget(self) -> bool:
-        """Whether more was spent than the budget and the floor together."""
+        """Whether more was spent than budget plus FLOOR."""
         spent = self.overhead.spent - FLOOR
         return spent > self.budget * self.overhead.training
 
@@ -181,7 +181,8 @@ class WithinBudget:
     def _planned_groups(
         self, tick: int, seconds: float | None
     ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """All groups at the start and at the end of a fit, as far as the floor and the budget pay for them."""
+        """All groups at the start and end of a fit, as far as FLOOR and budget pay for them; and the others with
+        reasons."""
         left = dict.fromkeys(self._ends, _AT_ENDS)
         if not self.plan.is_end(tick):
             return self._always, left
@@ -203,27 +204,27 @@ class WithinBudget:
 
     @property
     def _spent(self) -> float:
-        """By recordings: what every step costs is taken off the budget beforehand."""
+        """Seconds spent by recordings: the cost of every step is subtracted from the budget beforehand."""
         return self.overhead.spent - self.overhead.light
 
     def _settle(self) -> None:
-        """Count what was spent since the last decision for the planned recordings, if the last one was planned."""
+        """Add what was spent since the last decision to the planned recordings, if the last one was planned."""
         if self._was_planned:
             self._planned_spent += self._spent - self._spent_before
         self._was_planned, self._spent_before = False, self._spent
 
     @property
     def _charged(self) -> float:
-        """Spent so far and counted against the budget."""
+        """Seconds spent so far that count against the budget."""
         return self._spent - min(self._planned_spent, FLOOR)
 
     def _owed(self, step_seconds: float) -> float:
-        """What the planned recordings to come will take beyond the floor."""
+        """Seconds that planned recordings to come will take beyond FLOOR."""
         left = max(0.0, FLOOR - self._planned_spent)
         return max(0.0, self.plan.to_come * self._price(step_seconds) - left)
 
     def _price(self, step_seconds: float) -> float:
-        """Of one recording of all that is always measured."""
+        """Estimated seconds of one recording with the groups that are always measured."""
         always = sum(self._group_price(name, step_seconds) for name in self._always)
         return (self.overhead.base_cost or 0.0) + always
 
@@ -232,7 +233,7 @@ class WithinBudget:
         return max(cost.steps * step_seconds, cost.seconds) if known is None else known
 
     def _is_short(self, step_seconds: float | None) -> bool:
-        """Whether the planned recordings to come, at their price, would break the budget of the whole fit."""
+        """Whether the planned recordings to come are too expensive for the budget of the whole fit."""
         if step_seconds is None or self.total is None:
             return False
         return self._charged + self._owed(step_seconds) > self._allowed(self.total, step_seconds)
@@ -250,11 +251,11 @@ class WithinBudget:
     # -- ticks -----------------------------------------------------------------------------------------------------
 
     def _after(self, tick: int, step_seconds: float | None) -> int:
-        """When to decide again after a planned recording."""
+        """The tick of the next decision after a planned recording."""
         return tick + 1 if step_seconds is None else self._affordable(tick, 1, step_seconds)
 
     def _affordable(self, tick: int, recordings: int, step_seconds: float) -> int:
-        """The next tick at which so many recordings can be paid for, found by doubling, then halving; at most the next
+        """The tick at which `recordings` more can be paid for, found by doubling then bisection; at most the next
         planned one."""
         need = self._charged + recordings * self._price(step_seconds) + self._owed(step_seconds)
         low, high = tick, tick + 1
@@ -275,7 +276,7 @@ _AT_ENDS = "within a budget it is measured in the first and the last recording"
 def schedule_for(
     settings: Settings, groups: Sequence[str], overhead: Overhead, loop: TrainingLoop
 ) -> Schedule:
-    """Every n steps, a person's own callable, or within the budget."""
+    """The schedule by settings: every n steps, the user's callable, or within the budget."""
     costs = {name: MEASURES[name].cost for name in groups}
     if settings.schedule is not None:
         return EveryN(1, costs, settings.schedule)
