@@ -1,4 +1,4 @@
-"""GradientDiagnostics: the callback. It holds what a person asked for; the work of a fit is in `FitRecorder`."""
+"""GradientDiagnostics, the Lightning callback. It holds the user's settings; `FitRecorder` does the work of a fit."""
 
 from __future__ import annotations
 
@@ -39,18 +39,19 @@ _LIVE: weakref.WeakSet[GradientDiagnostics] = weakref.WeakSet()
 
 
 class _Adopting(_Base):
-    """Stands apart because LightningCLI reads a class's arguments from its own `__new__` before its `__init__`."""
+    """Separate class, because LightningCLI reads a class's arguments from its own `__new__` before its `__init__`."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """An instance that is a Callback of every Lightning package loaded by now."""
+        """An instance that is a Callback of every Lightning package imported so far."""
         adopt(GradientDiagnostics)
         return super().__new__(cls)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """What isinstance() asks where the type alone did not do: a package loaded since is adopted then.
+        """The class for isinstance() if the type alone does not match: adopts packages imported since.
 
-        Python looks at the answer only if it is another type, so the first one is a subclass made for the occasion.
+        Python uses the answer only if it differs from the type, so the first answer is a subclass made for this
+        purpose.
         """
         mine = type(self)
         return type(mine.__name__, (mine,), {}) if adopt(GradientDiagnostics) else mine
@@ -170,7 +171,7 @@ class GradientDiagnostics(_Adopting):
         self._wrote = False
         self._fit: FitRecorder | None = None
         self.need: MemoryNeed | None = None
-        """What `need=True` found at the end of the last fit."""
+        """The result of `need=True` at the end of the last fit."""
         _LIVE.add(self)
 
     def __repr__(self) -> str:
@@ -181,7 +182,7 @@ class GradientDiagnostics(_Adopting):
         return f"<rnndiag.GradientDiagnostics in {str(self._run_dir)!r}: {state}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict and the headline numbers of the run, once there is one."""
+        """HTML for notebooks: the verdict and the headline numbers of the run, once there is one."""
         return run_html(self._run_dir, repr(self))
 
     @property
@@ -203,7 +204,7 @@ class GradientDiagnostics(_Adopting):
 
     @property
     def state_key(self) -> str:
-        """Distinct for every instance, and the same when the program is started again."""
+        """Distinct for every instance, and the same when the program is restarted."""
         return f"{self._key}#{self._ordinal}"
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,11 +216,11 @@ class GradientDiagnostics(_Adopting):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A checkpoint is resumed: its run goes on in its directory."""
+        """Resume from a checkpoint: recording continues in the directory of its run."""
         self._resumed = dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Plain values: no trainer, no module, no file, and nothing that the Trainer put on the callback (`log`)."""
+        """Plain values: no trainer, module or file, and nothing that the Trainer sets on the callback (`log`)."""
         adopt(GradientDiagnostics)
         own = {name: value for name, value in self.__dict__.items() if name.startswith("_")}
         return {**own, "_fit": None}
@@ -232,7 +233,7 @@ class GradientDiagnostics(_Adopting):
     # -- a fit -----------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """A fit begins: the sanity check is over, a checkpoint is loaded."""
+        """Start of a fit, after the sanity check and the loading of a checkpoint."""
         self._close("superseded by another fit")
         resumed, self._resumed = self._resumed, None
         faults = Faults(self._settings.strict)
@@ -254,48 +255,48 @@ class GradientDiagnostics(_Adopting):
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Decide whether this step is recorded, and watch it."""
+        """Decide whether this step is recorded, and if so install the hooks."""
         if self._fit is None or not self._fit.leave_alone():
             self._pass("batch_started", batch)
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """A backward pass through the Trainer is over; weights and gradients are as it left them."""
+        """After a backward pass run by the Trainer, before anything changes weights or gradients."""
         if self._fit is not None and not self._fit.quiet:
             self._pass("after_backward")
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Gradients are unscaled and not yet clipped."""
+        """Read the gradients, which are unscaled and not yet clipped."""
         if self._fit is not None and not self._fit.quiet:
             self._pass("before_optimizer_step", optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step is over: store what was measured."""
+        """End of the step: store its measurements."""
         if self._fit is not None and self._fit.left_alone:
             self._fit.glance(outputs, batch)
         else:
             self._pass("batch_ended", outputs)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """The story of clipping is told by epoch."""
+        """Close the clipping summary of the epoch."""
         self._pass("epoch_ended")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Validation is no training."""
+        """Stop counting time as training."""
         self._pass("paused")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Training goes on."""
+        """Count time as training again."""
         self._pass("resumed")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """The last step is made: measure the need where it was asked for, and close the run."""
+        """After the last step: measure the need if requested, and close the run."""
         self._measure_need(trainer, pl_module)
         self._pass("finish")
 
     def _measure_need(self, trainer: Any, pl_module: Any) -> None:
-        """Outside of the budget: a person asked for it, and training is over."""
+        """Run `memory_need`; its time is not counted against the budget, since the user requested it after training."""
         fit = self._fit
         if fit is None or not self._settings.need or trainer.global_rank != 0:
             return
@@ -305,21 +306,21 @@ class GradientDiagnostics(_Adopting):
             fit.finished.added += need_measurements(self.need)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """The fit is over, and its progress bar closed: say what it showed."""
+        """Print the results, now that the progress bar is closed."""
         self._pass("conclude")
 
     def _pass(self, moment: str, *facts: Any) -> None:
-        """Hand a moment of the loop to the recorder; whatever goes wrong there, training goes on."""
+        """Call the recorder for one event of the loop; no error of it ends training."""
         if (fit := self._fit) is not None:
             fit.handle(moment, *facts)
             self._wrote = self._wrote or fit.run_output.opened
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """The fit ends with an exception, which stays as it is."""
+        """Close the run when the fit ends with an exception, which is not changed."""
         self._close(reason_of(exception))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Whatever happened, nothing stays attached to the model."""
+        """Remove everything that is attached to the model, whatever happened before."""
         if stage == "fit":
             self._close("stopped")
 
@@ -335,6 +336,6 @@ class GradientDiagnostics(_Adopting):
 
 
 def _first_free_ordinal(dirpath: str | None) -> int:
-    """0, 1, ... among the living instances with the same dirpath, so that state keys differ."""
+    """The smallest number not used by a living instance with the same dirpath, so that state keys differ."""
     taken = {other._ordinal for other in _LIVE if other._settings.dirpath == dirpath}
     return next(number for number in range(len(taken) + 1) if number not in taken)

@@ -1,4 +1,4 @@
-"""`rnndiag.carry`: marks the state that a loop carries from one step to the next, in any loop."""
+"""`rnndiag.carry`: marks the state that a loop carries from one step to the next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Collector(Protocol):
-    """What is told of the calls of `carry` while it records."""
+    """Receives the calls of `carry` while it records."""
 
     def carried(self, site: str, state: tuple[Any, ...]) -> tuple[Any, ...]:
         """The state with its tensors marked."""
@@ -54,18 +54,18 @@ def _call_site() -> str:
 
 
 def collect(collector: Collector) -> None:
-    """Tell this collector of every call of `carry`."""
+    """Register a collector, which then receives every call of `carry`."""
     if not any(known is collector for known in _collectors):
         _collectors.append(collector)
 
 
 def stop_collecting(collector: Collector) -> None:
-    """Tell it no longer."""
+    """Unregister a collector."""
     _collectors[:] = [known for known in _collectors if known is not collector]
 
 
 def map_tensors(value: Any, change: Callable[[Tensor, str], Tensor], path: str = "") -> Any:
-    """The same structure with every tensor changed; `change` gets the tensor and its place, such as `0.h`."""
+    """Replace every tensor in a structure by change(tensor, place), where place is such as `0.h`."""
     if isinstance(value, Tensor):
         return change(value, path)
 

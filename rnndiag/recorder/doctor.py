@@ -1,4 +1,4 @@
-"""`python -m rnndiag.recorder.doctor`: what of torch and Lightning is here, and whether recording works with it."""
+"""`python -m rnndiag.recorder.doctor`: the installed torch and Lightning packages, and whether recording works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OLDEST = {"torch": (2, 6), "lightning": (2, 4), "pytorch_lightning": (2, 4)}
 
 
 def examine() -> list[dict[str, str]]:
-    """One row an examination: name, state (ok, fault, absent), what was found, what to do."""
+    """One row per check: name, state (ok, fault, absent), what was found, what to do."""
     rows = [_torch()]
     if rows[0]["state"] == "ok":
         rows += [
@@ -46,7 +46,7 @@ def _guarded(name: str, examination: Callable[[], dict[str, str]]) -> dict[str, 
 
 
 def _version(package: str) -> str:
-    """The installed version, read without importing the package; empty where it is absent."""
+    """The installed version, read without importing the package; empty if it is not installed."""
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return ""
@@ -112,7 +112,7 @@ def _lightning() -> list[dict[str, str]]:
 
 
 def _recording() -> dict[str, str]:
-    """One LSTM, one backward pass, one proof."""
+    """Record an LSTM in one backward pass, with its proof."""
     import torch
 
     from rnndiag.recorder.probe import probe
@@ -139,7 +139,7 @@ def _recording() -> dict[str, str]:
 
 
 def _callback() -> dict[str, str]:
-    """The callback is built, and is a callback of every Lightning that is installed."""
+    """Build the callback, and check that it is a callback of every installed Lightning package."""
     installed = [name for name in LIGHTNING if _version(name)]
     if not installed:
         return _row("callback", "absent", "no Lightning is installed")

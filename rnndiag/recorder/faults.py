@@ -1,4 +1,4 @@
-"""Faults of the recorder itself: caught, told once, kept for the run; training goes on."""
+"""Handles errors in the recorder itself: they are caught, reported once and stored; training continues."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 from rnndiag.errors import RnndiagError
 
 LIMIT = 3
-"""A part that fails this often in a row is left alone for the rest of the fit."""
+"""A part that fails this often in a row is disabled for the rest of the fit."""
 
 logger = logging.getLogger("rnndiag")
 
 
 class RnndiagWarning(UserWarning):
-    """Something that a person should know; training goes on."""
+    """A warning for the user that does not stop training."""
 
 
 def tell(message: str) -> None:
-    """Warn, and never raise: where warnings are errors, the message goes to the log `rnndiag` instead."""
+    """Warn without ever raising: if warnings are errors, the message goes to the log `rnndiag` instead."""
     try:
         warnings.warn(message, RnndiagWarning, stacklevel=3)
     except RnndiagWarning:
@@ -32,32 +32,32 @@ def tell(message: str) -> None:
 
 @dataclass
 class Faults:
-    """What went wrong in the recorder during one fit."""
+    """The errors of the recorder during one fit."""
 
     strict: bool = False
     messages: list[str] = field(default_factory=list)
-    """Told so far, each once, in order."""
+    """Distinct messages reported so far, in order."""
     caught: int = 0
     last: str = ""
-    """The latest fault, whether it was new or not."""
+    """Message of the latest fault, new or repeated."""
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _new: list[str] = field(default_factory=list)
     _last_of: dict[str, str] = field(default_factory=dict)
     _told: set[tuple[str, str]] = field(default_factory=set)
     out_of_memory: bool = False
-    """An allocation has failed since the step began: its recording ends."""
+    """Whether an allocation has failed since the step began, which ends its recording."""
 
     def guard(self, part: str, remedy: str = "") -> Guard:
-        """`with faults.guard("part"):` an error inside is told once and kept; with `strict` it is raised."""
+        """Context in which an error is reported once and stored; with `strict` it is raised."""
         return Guard(self, part, remedy)
 
     def succeeded(self, part: str) -> None:
-        """The part has worked: what failed before is not in a row any more."""
+        """Reset the count of failures in a row of a part."""
         if self._in_a_row:
             self._in_a_row.pop(part, None)
 
     def add(self, part: str, error: Exception, remedy: str = "") -> None:
-        """Keep a fault, and tell it if it is new: one that repeats is told once, whatever numbers it names.
+        """Store a fault, and report it if it is new: one that differs only in numbers from an earlier one is not.
 
         Args:
             part: What failed.
@@ -87,7 +87,7 @@ class Faults:
             logger.info("rnndiag: %s failed %d times in a row and is left out.", failing, LIMIT)
 
     def handler(self, part: str) -> Callable[[Exception], None]:
-        """What takes the faults of a hook: they are added, or raised with `strict`."""
+        """A function for hooks that takes their exceptions: adds them, or raises with `strict`."""
 
         def handle(error: Exception) -> None:
             if self.strict:
@@ -102,25 +102,25 @@ class Faults:
 
     @property
     def given_up(self) -> dict[str, str]:
-        """Parts that are not tried again -> their last fault."""
+        """Disabled part -> its last fault."""
         return {part: self._last_of[part] for part in self._in_a_row if self.gave_up(part)}
 
     def drain(self) -> list[str]:
-        """The messages since the last call: they go into the next recording."""
+        """The messages since the last call, for the next recording."""
         new, self._new = self._new, []
         return new
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Keeps an error in a part of the recorder from ending the training run."""
+    """Context manager that keeps an error in a part of the recorder from ending training."""
 
     faults: Faults
     part: str
     remedy: str = ""
 
     def __enter__(self) -> None:
-        """Nothing to do."""
+        """Required by the protocol; all work is in `__exit__`."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
@@ -142,7 +142,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _place(error: Exception) -> str:
-    """The kind of an error and the line that raised it; of one of rnndiag's own, what it says."""
+    """Type and source line of an error; for rnndiag's own errors their message."""
     if isinstance(error, RnndiagError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -155,7 +155,7 @@ _REMEDY = "To see where it comes from, fit once with GradientDiagnostics(strict=
 
 
 def describe(error: Exception) -> str:
-    """The error in one sentence, with the line of code it came from where it is not one of rnndiag's own."""
+    """The error in one sentence, with its source line unless it is one of rnndiag's own."""
     if isinstance(error, RnndiagError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)

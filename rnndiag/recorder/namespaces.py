@@ -15,7 +15,7 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def loaded_bases() -> tuple[type, ...]:
-    """The Callback classes of the Lightning packages that this process has imported so far."""
+    """The Callback classes of the Lightning packages imported by this process so far."""
     found = []
     for name in PACKAGES:
         base = getattr(sys.modules.get(name), "Callback", None)
@@ -25,7 +25,7 @@ def loaded_bases() -> tuple[type, ...]:
 
 
 def callback_base() -> type:
-    """A Callback class to inherit: of a loaded package, else of the first that is installed."""
+    """A Callback class to inherit from: of an imported package, else of the first installed one."""
     if loaded := loaded_bases():
         return loaded[0]
     for name in PACKAGES:
@@ -47,7 +47,7 @@ def _imported(name: str) -> type | None:
 
 
 def adopt(cls: type) -> bool:
-    """Give `cls` the base of each package loaded by now; True if one was added. Its instances gain it as well."""
+    """Add the bases of all packages imported by now to `cls` and its instances; True if one was added."""
     missing = tuple(base for base in loaded_bases() if not issubclass(cls, base))
     if missing:
         cls.__bases__ = (*cls.__bases__, *missing)

@@ -1,4 +1,4 @@
-"""From one backward pass to the subject of its measures: the same path for callback, recorder, black box and probe."""
+"""Converts one backward pass into the subject of measures, for callback, recorder, black box and probe alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnndiag.recorder.output.pending_recording import BACKWARDS, Pending, rename
 def subject_of(
     pending: Pending, seen: BackwardPass, extent: Extent, known: Collection[str] = ()
 ) -> Subject | None:
-    """What is to be measured of a backward pass; what is known of it without measuring goes into the recording.
+    """What to measure of a backward pass; facts known without measuring are added to the recording.
 
     Args:
         pending: The recording. Its passes through each layer are counted; those beyond `BACKWARDS` are not measured.
@@ -77,7 +77,7 @@ def _estimator(seen: BackwardPass, run: LayerRun) -> Estimator | None:
 
 
 def names_of(pending: Pending, seen: BackwardPass) -> set[str]:
-    """Layers of the recording so far, and loops of the pass."""
+    """Names of the layers recorded so far, and of the loops of this pass."""
     return {*pending.layers, *_names(seen)}
 
 
@@ -88,7 +88,7 @@ def _names(seen: BackwardPass) -> set[str]:
 def _named(
     pending: Pending, runs: Sequence[LayerRun], known: Collection[str]
 ) -> tuple[LayerRun, ...]:
-    """Runs that are not recorded yet, at most BACKWARDS of a layer: the second one is named `rnn.l0@2`."""
+    """Runs that are not recorded yet, at most BACKWARDS per layer; the second one of a layer is named `rnn.l0@2`."""
     kept = []
     for run in runs:
         if run.name in known:

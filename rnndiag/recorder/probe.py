@@ -1,4 +1,4 @@
-"""`with rnndiag.probe(model) as probe:` watches the forward and backward passes inside, in any torch code."""
+"""`with rnndiag.probe(model) as probe:` records the forward and backward passes inside, in any torch code."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from rnndiag.recorder.replay.unrolled import UnrolledCalls
 from rnndiag.store.recording import Recording
 
 _out_of_inference = torch.inference_mode(False)
-"""For looks from inside of `torch.inference_mode`, where the proofs' own derivatives could not be taken."""
+"""Leaves `torch.inference_mode`, in which the derivatives needed by the proofs could not be computed."""
 
 
 class Probe:
-    """What `probe` yields. All of it is made at the first look, after the backward pass, and then stays."""
+    """The result of `probe`. Everything is computed at first access, after the backward pass, and then cached."""
 
     def __init__(
         self, capture: Capture, step: int = 0, loss_scale: Callable[[], float] | None = None
@@ -39,10 +39,10 @@ class Probe:
         self._proofs: list[Proof] = []
         self._recording: Recording | None = None
         self._recorded = 0
-        """Passes in the recording."""
+        """Number of passes in the recording."""
 
     def __repr__(self) -> str:
-        """What it holds, without looking at passes that nobody has asked for yet."""
+        """Summary that does not compute anything."""
         model = type(self._capture.model).__name__
         if self._recording is not None:
             return f"<probe of {model}: {self._recording!r}>"
@@ -53,7 +53,7 @@ class Probe:
         return f"<probe of {model}, step {self.step}: {seen}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: its recording, where it has been made."""
+        """HTML for notebooks: the recording, if it was computed."""
         return escape(repr(self)) if self._recording is None else self._recording._repr_html_()
 
     def __enter__(self) -> Probe:
@@ -84,7 +84,7 @@ class Probe:
     @property
     @_out_of_inference
     def backward_passes(self) -> list[BackwardPass]:
-        """One entry a backward pass, in order. Passes that come later are added at the next look."""
+        """All backward passes, in order. Later passes are added at the next access."""
         self._take()
         if not self._capture.armed:
             self._capture.forget()  # nothing can follow: let go of the tensors that were kept for the replay
@@ -107,7 +107,7 @@ class Probe:
     @property
     @_out_of_inference
     def proofs(self) -> list[Proof]:
-        """One proof a backward pass: is what was captured right, and is it all?"""
+        """One proof per backward pass: whether the capture is correct and complete."""
         passes = self.backward_passes
         self._proofs += [_proof(seen) for seen in passes[len(self._proofs) :]]
         return self._proofs
@@ -115,7 +115,7 @@ class Probe:
     @property
     @_out_of_inference
     def recording(self) -> Recording:
-        """The measurements of all backward passes, as the callback would store them."""
+        """The measurements of all backward passes, in the form that the callback stores."""
         passes = self.backward_passes
         if self._recording is None or self._recorded < len(passes):
             if not self.layer_runs and not any(seen.loops.tells for seen in passes):
@@ -148,7 +148,7 @@ def _proof(seen: BackwardPass) -> Proof:
 
 
 def _by_reason(missed: Mapping[str, str]) -> tuple[str, ...]:
-    """NAME, NAME: REASON, each reason once."""
+    """Texts 'NAME, NAME: REASON', one per distinct reason."""
     names: dict[str, list[str]] = {}
     for name, why in missed.items():
         names.setdefault(why, []).append(name or "the model")
@@ -212,4 +212,4 @@ def probe(
 
 
 _made: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""Model -> the step of its last probe."""
+"""Model -> the step number of its last probe."""

@@ -1,4 +1,4 @@
-"""From finished backward passes to what is measured of them, for one pending recording."""
+"""Measures finished backward passes into one pending recording."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from rnndiag.stats.time_words import TimeWords
 
 @dataclass
 class Reader:
-    """Measures the passes of the running batch. `measured` says whether it has in this batch."""
+    """Measures the passes of the running batch. `measured`: whether any pass of this batch was measured."""
 
     settings: Settings
     loop: TrainingLoop
     faults: Faults
     overhead: Overhead
     model: dict[str, Any] = field(default_factory=dict)
-    """The model as the first recording showed it, for the provenance."""
+    """Facts on the model from the first recording, for the provenance."""
     parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Layer run of the first recording -> qualified names of its parameters."""
+    """Name of a layer run in the first recording -> qualified names of its parameters."""
     cut_after: int | None = None
-    """Steps after which training detaches the state; None: it was not seen to."""
+    """Number of steps after which training detaches the state; None: no detach was observed."""
     measured: bool = False
     recorded_any: bool = False
     """Whether a recurrence was measured in this fit."""
@@ -47,13 +47,14 @@ class Reader:
         self.seams = Seams(self.settings, self.loop.model, self.faults, self.overhead)
 
     def batch_started(self, batch: Any) -> None:
-        """Nothing is measured of this batch yet."""
+        """Reset for a new batch."""
         self.batch, self.measured = batch, False
         self._layers.clear()
         self.seams.batch_started()
 
     def read(self, pending: Pending, passes: Sequence[BackwardPass]) -> None:
-        """Measure the passes into the recording. Of batches that accumulate gradients the first is measured."""
+        """Measure the passes into the recording. Of several batches with accumulated gradients the first is
+        measured."""
         for seen in passes:
             extent = Extent(
                 self.settings.samples,
@@ -77,13 +78,14 @@ class Reader:
             self.seams.read(pending, seen.layer_runs)
 
     def _describe(self, pending: Pending, runs: tuple[LayerRun, ...]) -> None:
-        """Keep the facts of the model as the first recording shows it; its runs hold tensors of the whole batch."""
+        """Store facts on the model at the first recording; facts only, since runs hold the tensors of the whole
+        batch."""
         self.parameters = {run.name: tuple(run.parameters.values()) for run in runs}
         self.model = model_facts(self.loop.model, runs)
         self._glance(pending, runs)
 
     def _glance(self, pending: Pending, runs: tuple[LayerRun, ...]) -> None:
-        """At the first recording: faults of structure that the step shows by itself."""
+        """At the first recording, check for structural faults that are visible in the step itself."""
         if self.settings.preflight:
             with self.faults.guard("the preflight"), self.overhead.own():
                 found = glance(runs, self.batch, self.loop.batch_size)

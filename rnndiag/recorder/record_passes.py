@@ -1,4 +1,4 @@
-"""The measurements of watched backward passes as one recording, outside of any training loop."""
+"""Measures backward passes into one recording, outside of any training loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def record_passes(
     step: int = 0,
     extent: Extent | None = None,
 ) -> Recording:
-    """What the callback would store of these passes. Faults are raised.
+    """The recording of these passes in the form that the callback stores. Errors are raised.
 
     Args:
         passes: Backward passes of one step.

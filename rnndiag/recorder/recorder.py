@@ -1,4 +1,4 @@
-"""Recorder: the callback's work in any training loop."""
+"""Recorder: the work of the callback in hand-written training loops."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ class Recorder:
         self._fit: FitRecorder | None = None
         self._closed = False
         self._handled = sys.exc_info()[1]
-        """What is being handled already where the recorder is made in an `except`: it does not end this training."""
+        """The exception being handled when the recorder was made, if any: it does not end this training."""
         self._recorded = 0
-        """Recorded training steps in the run, once it is closed."""
+        """Number of recorded training steps in the run, set when it is closed."""
 
     @property
     def _count(self) -> int:
@@ -120,7 +120,7 @@ class Recorder:
         return f"<rnndiag.Recorder of {type(self._loop.model).__name__}, {word}: {what}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict and the headline numbers of the run, once there is one."""
+        """HTML for notebooks: the verdict and the headline numbers of the run, once there is one."""
         return run_html(self._run_dir, repr(self))
 
     @property
@@ -158,7 +158,7 @@ class Recorder:
         return RecordedStep(self, batch)
 
     def end_epoch(self) -> None:
-        """Say that an epoch is over: clipping is summed up by epoch. Without it, the whole training is one."""
+        """Mark the end of an epoch, by which clipping is summed up. Without calls, the whole training is one epoch."""
         self._guarded(self._handle, "epoch_ended")
         self._loop.end_epoch()
 
@@ -176,7 +176,7 @@ class Recorder:
         self._fit.finished.added += measurements
 
     def close(self, reason: str | None = None) -> None:
-        """Write what is left, close the run and, where the training finished, say what it showed.
+        """Store what remains, close the run and, if training finished, print the results.
 
         Args:
             reason: How the training ended, as the run says it. None: `finished`, or in a `finally` or an `except`
@@ -255,7 +255,7 @@ class Recorder:
         self._handle("batch_started", batch)
 
     def _note_loss(self, loss: Tensor) -> RemovableHandle | None:
-        """Keep the loss, and see what its backward pass multiplies it by."""
+        """Store the loss, and observe the factor that its backward pass multiplies it by."""
         found: list[RemovableHandle] = []
 
         def hook() -> None:
@@ -305,7 +305,7 @@ class Recorder:
 
 
 class RecordedStep:
-    """What `recorder.step()` gives: runs the backward pass, and says whether the step is watched."""
+    """The result of `recorder.step()`: runs the backward pass, and tells whether the step is recorded."""
 
     def __init__(self, recorder: Recorder, batch: Any) -> None:
         self._recorder, self._batch = recorder, batch
@@ -317,13 +317,13 @@ class RecordedStep:
 
     @property
     def recorded(self) -> bool:
-        """Whether this step is watched closely."""
+        """Whether this step is recorded."""
         fit = self._recorder._fit
         return fit is not None and fit.is_recording
 
     @property
     def loss(self) -> Tensor | float | None:
-        """The loss of this step, for the history of the run; `backward` notes it, else set it."""
+        """The loss of this step, for the history of the run; set by `backward`, or by the user."""
         return self._recorder._loss
 
     @loss.setter
@@ -333,7 +333,7 @@ class RecordedStep:
     def backward(
         self, loss: Tensor, backward: Callable[..., Any] | None = None, **options: Any
     ) -> Any:
-        """Run the backward pass of a loss, as `loss.backward()` does, and read what it left.
+        """Run the backward pass of a loss, as `loss.backward()` does, and record it.
 
         Args:
             loss: The loss of the batch.

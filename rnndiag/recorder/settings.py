@@ -1,4 +1,4 @@
-"""What a person asked of the callback: plain values, checked once, at construction."""
+"""The settings of the callback: plain values, validated once at construction."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _NUMBERS: tuple[tuple[str, bool, Callable[[float], bool], str], ...] = (
     ("stride", False, lambda n: n >= 1, "a whole number from 1 up"),
     ("chance", True, lambda x: 0 < x < math.inf, "the loss of a constant answer, a number above 0"),
 )
-"""Of every number: its name, whether it may be None, what fits, and what it must be."""
+"""For each number: its name, whether None is allowed, the condition, and its description."""
 
 LogChoice = Literal["worst", "all", "none"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of GradientDiagnostics; see there."""
+    """The arguments of GradientDiagnostics, documented there."""
 
     dirpath: str | None = None
     every_n_steps: int | None = None
@@ -79,7 +79,7 @@ class Settings:
             _refuse("time_unit", self.time_unit, 'a name and a positive length, such as ("h", 1)')
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as a run stores them; callables by name."""
+        """The settings as stored in a run; callables by name."""
         plain = asdict(self)
         for name in ("schedule", "labels"):
             plain[name] = name_of(getattr(self, name))
@@ -90,7 +90,7 @@ class Settings:
 
 
 class Options(TypedDict, total=False):
-    """The options of the callback and of the Recorder, as a person writes them; see `GradientDiagnostics`."""
+    """The options of the callback and of the Recorder as users write them; see `GradientDiagnostics`."""
 
     every_n_steps: int | None
     budget: float
@@ -134,7 +134,7 @@ def settings_from(
     steps: Sequence[str] = (),
     **others: Any,
 ) -> Settings:
-    """The settings of arguments as people write them: paths, lists from YAML, tuples."""
+    """Convert arguments as users write them (paths, lists from YAML, tuples) to settings."""
     if unknown := others.keys() - Settings.__dataclass_fields__.keys():
         raise BadArgument(
             f"There is no option {', '.join(map(repr, sorted(unknown)))}.",
@@ -163,7 +163,7 @@ def settings_from(
 
 
 def _of_project() -> dict[str, Any]:
-    """`chance` and `needs` of [tool.rnndiag] in the nearest pyproject.toml, so that the run itself holds them."""
+    """`chance` and `needs` of [tool.rnndiag] in the nearest pyproject.toml, to be stored in the run."""
     try:
         config = read_config(find_config(Path.cwd()))
     except BadConfig:  # `rnndiag check` says so; a training does not end for it

@@ -1,4 +1,4 @@
-"""Watching the model of a fit: layers that come and go, steps that are judged before they are forgotten."""
+"""Captures the model of a fit, including layers that are added or replaced during training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.replay.unrolled import UnrolledCalls
 
 MAX_LAGS = 32
-"""Lags that a recorded step measures on a graph at most, at a price of one backward pass of the loop each."""
+"""Most lags that a recorded step measures on a graph, at one backward pass of the loop each."""
 
 _COMPARE_SEQUENCES = frozenset(("lags", "estimators"))
 """Groups of measures that take the gradients of single sequences for independent draws."""
 
 
 class Watch:
-    """The capture of one fit. Between `arm` and `disarm` its hooks are on; `passes` stay until `forget`."""
+    """The capture of one fit. Its hooks are on between `arm` and `disarm`; `passes` are kept until `forget`."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Watch:
 
     @property
     def unseen(self) -> Mapping[str, str]:
-        """What the passes of this step went through that may be meant as a recurrence and is none -> why."""
+        """What looks like a recurrence in this step but could not be followed -> why."""
         return {} if self._capture is None else self._capture.unseen
 
     @property
@@ -55,11 +55,11 @@ class Watch:
 
     @property
     def spoilt(self) -> bool:
-        """Whether a fault ended the watching of this step."""
+        """Whether an error ended the recording of this step."""
         return self._capture is not None and self._capture.spoilt
 
     def rescan(self) -> None:
-        """Look for recurrent modules again: they may be made late, or be swapped between epochs."""
+        """Search recurrent modules again: they may be created late, or be replaced between epochs."""
         modules = tuple(self._model.modules())
         same = len(modules) == len(self._seen) and all(map(is_, modules, self._seen))
         if not same or self._capture is None:
@@ -75,7 +75,7 @@ class Watch:
             self._unrolled = UnrolledCalls(self._capture)
 
     def arm(self, groups: Collection[str]) -> None:
-        """Put the hooks on for these groups of measures; what was kept of the step before is forgotten."""
+        """Install the hooks needed by these groups of measures; drop what was kept of the previous step."""
         if self._capture is None:
             self.rescan()
         self._passes.clear()
@@ -101,18 +101,18 @@ class Watch:
         return found
 
     def passes(self) -> list[BackwardPass]:
-        """All backward passes that are kept."""
+        """All backward passes kept so far."""
         self.new_passes()
         return list(self._passes)
 
     def forget_spent(self) -> None:
-        """Drop what is kept of passes that are over; the hooks, and calls not trained yet, stay as they are."""
+        """Drop finished passes; hooks, and calls without a backward pass yet, stay."""
         self._passes.clear()
         if self._capture is not None:
             self._capture.forget_spent()
 
     def disarm(self) -> None:
-        """Take the hooks off and drop what is kept."""
+        """Remove the hooks and drop what is kept."""
         if self._capture is not None and self._capture.armed:
             self._passes.clear()
             self._capture.disarm()
@@ -122,6 +122,6 @@ class Watch:
             self._unrolled.forget()
 
     def release(self) -> None:
-        """Let go of the model."""
+        """Drop the reference to the model."""
         self.disarm()
         self._capture, self._unrolled, self._seen = None, None, ()

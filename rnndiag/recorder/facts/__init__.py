@@ -1,1 +1,1 @@
-"""What is known of a training step without any replay: losses, clipping, gradient norms, trainer, provenance."""
+"""Facts on a training step that need no replay: losses, clipping, gradient norms, trainer, provenance."""

@@ -1,4 +1,4 @@
-"""What a batch itself shows, without any pass through the model."""
+"""Facts on a batch itself, without running the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rnndiag.recorder.preflight.leaves import leaves
 
 
 def all_finite(batch: Any) -> bool:
-    """Whether every number of every floating tensor in a batch is finite: data that are not spoil any model."""
+    """Whether every number in every floating-point tensor of a batch is finite."""
     return all(
         bool(tensor.isfinite().all()) for _, tensor in leaves(batch) if tensor.is_floating_point()
     )

@@ -1,4 +1,4 @@
-"""The story of gradient clipping: how often, from what sizes, and in one word what it is."""
+"""Summarises gradient clipping per epoch: how often, from what norms, and in one word what it amounts to."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from rnndiag.recorder.facts.history import StepFacts, number
 
 LIMITER_SHARE = 0.2
-"""Clipping that changes more than this share of the steps sets their size: it is no safety net any more."""
+"""Clipping that changes more than this share of the steps determines their size and is no safety net."""
 
 
 @dataclass
 class ClipStory:
-    """Norms before clipping and clipped steps of the running epoch, and the summaries of those before."""
+    """Norms before clipping and clipped steps of the running epoch, and the summaries of finished epochs."""
 
     epoch: int = 0
     _norms: array[float] = field(default_factory=lambda: array("d"))
@@ -26,7 +26,7 @@ class ClipStory:
     last: dict[str, Any] | None = None
 
     def add(self, facts: StepFacts) -> None:
-        """One optimizer step, its scalars settled."""
+        """Add one optimizer step whose scalars have been fetched."""
         self._norms.append(number(facts.norm))
         if facts.clip_at is None and facts.stepped is None:
             return
@@ -42,7 +42,7 @@ class ClipStory:
         self._norms, self._clipped = array("d"), 0
 
     def drain(self) -> list[dict[str, Any]]:
-        """The epochs finished since the last call."""
+        """The summaries of epochs finished since the last call."""
         finished, self._finished = self._finished, []
         return finished
 
@@ -65,5 +65,5 @@ class ClipStory:
 
 
 def word(share: float) -> str:
-    """What clipping is that changes this share of the steps."""
+    """One word for clipping that changes this share of the steps."""
     return "step limiter" if share > LIMITER_SHARE else "safety net"

@@ -1,4 +1,4 @@
-"""The norm of an optimizer's gradients, read and never written."""
+"""The norm of an optimizer's gradients, which are only read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnndiag.recorder.facts.history import Scalar, StepFacts
 from rnndiag.recorder.facts.training_loop import ClipSetting
 
 FEW = 64
-"""The norms of so many tensors on the CPU are taken one by one and added up in Python, which is quicker there."""
+"""Up to this many tensors on the CPU, norms are computed one by one and added in Python, which is faster there."""
 
 
 def gradients_of(optimizer: Any) -> list[Tensor]:
@@ -30,7 +30,7 @@ def gradients_of(optimizer: Any) -> list[Tensor]:
 
 
 def total_norm(gradients: list[Tensor], order: float = 2.0) -> Scalar | None:
-    """One norm of order 2 or inf over all gradients: a number on the CPU, left on its device else; None of none."""
+    """Norm of order 2 or inf over all gradients: a float on the CPU, a 0-dim tensor on other devices; None if empty."""
     gradients = [grad for grad in gradients if grad.numel()]
     if not gradients:
         return None
@@ -52,7 +52,7 @@ def total_norm(gradients: list[Tensor], order: float = 2.0) -> Scalar | None:
 
 
 def _norm_over_places(gradients: list[Tensor], order: float) -> Tensor:
-    """The same for gradients on several devices."""
+    """`total_norm` for gradients on several devices."""
     by_place: dict[torch.device, list[Tensor]] = {}
     for grad in gradients:
         by_place.setdefault(grad.device, []).append(grad)
@@ -64,12 +64,12 @@ def _norm_over_places(gradients: list[Tensor], order: float) -> Tensor:
 
 
 def learning_rate(optimizer: Any) -> float:
-    """Of the first parameter group."""
+    """Learning rate of the first parameter group."""
     return float(optimizer.param_groups[0].get("lr", float("nan")))
 
 
 def step_facts(step: int, optimizer: Any, clip: ClipSetting) -> StepFacts:
-    """The scalars of a step that is about to be made. Those of a GPU stay there."""
+    """The scalars of a step about to be made. On a GPU they stay there."""
     gradients = gradients_of(optimizer)
     norm = total_norm(gradients)
     largest = total_norm(gradients, math.inf) if clip.by_value else None

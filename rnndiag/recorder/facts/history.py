@@ -1,6 +1,6 @@
-"""A ring of cheap scalars of every training step, so that the story before a recording is there.
+"""A ring buffer of cheap scalars of every training step, so that steps between recordings are documented.
 
-Scalars of a GPU stay there and are fetched many at a time: reading one every step would make the host wait for the GPU.
+Scalars of a GPU stay there and are fetched in batches: reading one every step would make the host wait for the GPU.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from rnndiag.store.measurement import Measurement
 
 LENGTH = 2048
-"""So many of the latest steps are kept between two recordings."""
+"""Number of latest steps that are kept between two recordings."""
 FETCH_EVERY = 64
-"""So many steps of a GPU are fetched at a time."""
+"""Number of steps whose GPU scalars are fetched at a time."""
 JUDGED = 65
-"""The running median is that of so many finite norms."""
+"""Number of finite norms over which the running median is taken."""
 REFRESHED = 8
-"""And it is taken anew every so many of them."""
+"""Recompute the median every REFRESHED norms."""
 ENOUGH = 16
-"""A jump is judged against at least so many of them."""
+"""Number of norms needed before a jump can be detected."""
 
 ROUNDING = 1e-4
 """A norm that shrinks by less than this share between the backward pass and the step was not clipped."""
@@ -34,7 +34,7 @@ Scalar = float | Tensor
 
 
 def number(value: Scalar | None) -> float:
-    """NaN for what is not there."""
+    """The value as float; NaN for None."""
     return math.nan if value is None else float(value)
 
 
@@ -44,19 +44,19 @@ class StepFacts:
 
     step: int
     norm: Scalar | None = None
-    """None: the optimizer has no gradient."""
+    """Gradient norm before clipping; None: the optimizer has no gradient."""
     loss: Scalar | None = None
-    """None: the step returned none."""
+    """None: the training step returned no loss."""
     learning_rate: float = math.nan
     clip_at: float | None = None
-    """The threshold of clipping, in the measure of `clip_size`; None: not clipped by the Trainer."""
+    """The clipping threshold for `clip_size`; None: the Trainer does not clip."""
     optimizer: int = 0
-    """Which optimizer of the batch: each has norms of its own size."""
+    """Index of the optimizer within the batch: norms of different optimizers are not comparable."""
     clip_size: Scalar | None = None
-    """What is held against it: the norm, or the largest entry where values are clipped."""
+    """The clipped quantity: the norm, or the largest entry if values are clipped."""
 
     stepped: Scalar | None = None
-    """The norm that the optimizer was given, where the program clips by itself; None: not looked at."""
+    """The gradient norm used by the optimizer if the program clips by itself; None: not measured."""
 
     @property
     def clipped(self) -> bool:
@@ -69,7 +69,7 @@ class StepFacts:
 
     @property
     def threshold(self) -> float | None:
-        """What the step was clipped at; of a program's own clipping, the norm that it left."""
+        """The clipping threshold; for clipping by the program itself, the norm after it."""
         if self.clip_at is None and self.stepped is not None and self.clipped:
             return float(self.stepped)
         return self.clip_at
@@ -77,14 +77,15 @@ class StepFacts:
 
 @dataclass
 class RunningMedian:
-    """The median of the last values, taken anew every few of them: a sort every step would cost more than the norm."""
+    """Running median of the last values, recomputed every few values: sorting every step would cost more than the
+    norm."""
 
     value: float = math.nan
     count: int = 0
     _last: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED))
 
     def add(self, value: float) -> None:
-        """One more value."""
+        """Add a value."""
         self._last.append(value)
         self.count += 1
         if self.count <= ENOUGH or self.count % REFRESHED == 0:
@@ -93,30 +94,30 @@ class RunningMedian:
 
 @dataclass
 class History:
-    """The latest steps since the last recording, and the norms that a jump is judged by."""
+    """The steps since the last recording, and the running medians used to detect jumps."""
 
     entries: deque[StepFacts] = field(default_factory=lambda: deque(maxlen=LENGTH))
     _norms: dict[int, RunningMedian] = field(default_factory=dict)
-    """By optimizer."""
+    """Running median of the norm, by optimizer."""
     waiting: list[StepFacts] = field(default_factory=list)
-    """Steps made since the last `settle`."""
+    """Steps added since the last `settle`."""
     dropped: int = 0
 
     def add(self, facts: StepFacts) -> None:
-        """A step is about to be made."""
+        """Add a step that is about to be made."""
         self.dropped += len(self.entries) == LENGTH
         self.entries.append(facts)
         self.waiting.append(facts)
 
     def loss(self, loss: Scalar | None, since_step: int) -> None:
-        """The loss of the steps of this batch."""
+        """Set the loss of the steps of this batch."""
         for facts in reversed(self.entries):
             if facts.step < since_step:
                 break
             facts.loss = loss
 
     def settle(self, at_once: bool) -> list[StepFacts]:
-        """Steps whose scalars are numbers now. On a GPU they come many at a time, unless wanted `at_once`."""
+        """Steps whose scalars have been fetched. GPU scalars are fetched in batches, unless `at_once`."""
         if not self.waiting:
             return []
         norm = self.waiting[-1].norm
@@ -128,7 +129,7 @@ class History:
         return settled
 
     def judge(self, facts: StepFacts, factor: float) -> tuple[str, float] | None:
-        """Is the step an accident? ("gradient" | "jump", running median of the norm), or None."""
+        """("gradient" | "jump", running median of the norm) if the step is an accident, else None."""
         norms = self._norms.get(facts.optimizer)
         if norms is None:
             norms = self._norms[facts.optimizer] = RunningMedian()
@@ -143,7 +144,7 @@ class History:
         return ("jump", usual) if jumped else None
 
     def measurements(self) -> list[Measurement]:
-        """The ring as it is stored, and emptied."""
+        """The ring buffer as measurements; empties it."""
         _fetch(self.entries)
         kept, self.entries = self.entries, deque(maxlen=LENGTH)
         if not kept:
@@ -160,7 +161,7 @@ class History:
 
 
 def _fetch(entries: deque[StepFacts] | list[StepFacts]) -> None:
-    """GPU scalars of all entries to the host, in one transfer; they stay 0-dim tensors there."""
+    """Copy GPU scalars of all entries to the host in one transfer; they become 0-dim CPU tensors."""
     pending = [
         (facts, name, value)
         for facts in entries

@@ -1,4 +1,4 @@
-"""Names of time steps and sequences, as a person's `labels=` gives them for a batch."""
+"""Names of time steps and sequences of a batch, from the user's `labels=` function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from rnndiag.engine.layer_run import LayerRun
 
 LONGEST = 200
-"""A label is cut at so many characters, and a list of labels at `MOST` entries."""
+"""Longest label in characters; a list of labels is cut at `MOST` entries."""
 MOST = 20_000
 
 

@@ -1,4 +1,4 @@
-"""A fit that a Lightning Trainer runs: its step, clipping, loss scale and precision, read in one place."""
+"""A fit run by a Lightning Trainer: its step, clipping, loss scale and precision, all read here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 class LightningLoop(TrainingLoop):
-    """Reads the Trainer anew at every question, as its counters and settings change during a fit."""
+    """Reads the Trainer on every access, as its counters and settings change during a fit."""
 
     def __init__(self, trainer: Any, module: Any) -> None:
         self.trainer, self.model = trainer, module
@@ -25,23 +25,23 @@ class LightningLoop(TrainingLoop):
 
     @property
     def step(self) -> int:
-        """Optimizer steps made so far. A manual loop that steps past the Trainer is counted in batches."""
+        """Optimizer steps so far. In a manual loop that steps without the Trainer, batches are counted."""
         step = int(self.trainer.global_step)
         return self.batches if step == 0 and self.manual else step
 
     @property
     def batches(self) -> int:
-        """Training batches begun before the running one, over all epochs."""
+        """Training batches begun before the current one, over all epochs."""
         return int(self.trainer.fit_loop.total_batch_idx)
 
     @property
     def epoch(self) -> int:
-        """The Trainer's epoch."""
+        """The Trainer's current epoch."""
         return int(self.trainer.current_epoch)
 
     @property
     def total_batches(self) -> int | None:
-        """Training batches of the whole fit; None where a Timer or nothing at all ends it."""
+        """Training batches of the whole fit; None if a Timer or nothing ends it."""
         trainer = self.trainer
         if any(type(callback).__name__ == "Timer" for callback in trainer.callbacks):
             return None
@@ -55,13 +55,13 @@ class LightningLoop(TrainingLoop):
 
     @property
     def optimizers(self) -> Sequence[Any]:
-        """The Trainer's."""
+        """The Trainer's optimizers."""
         found: Sequence[Any] = self.trainer.optimizers
         return found
 
     @property
     def clip(self) -> ClipSetting:
-        """`gradient_clip_val` of the Trainer."""
+        """From `gradient_clip_val` of the Trainer."""
         trainer = self.trainer
         value = trainer.gradient_clip_val
         if not value:
@@ -73,30 +73,30 @@ class LightningLoop(TrainingLoop):
 
     @property
     def scaling(self) -> Scaling:
-        """The loss scale of the precision plugin; 1 where its scaler, a person's own perhaps, does not tell one."""
+        """The loss scale of the precision plugin; 1 if its scaler does not report one."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         get_scale = getattr(scaler, "get_scale", None)
         return Scaling(1.0 if get_scale is None else float(get_scale()), self._accumulate)
 
     @property
     def _accumulate(self) -> int:
-        """By how much the Trainer divides the loss before each backward pass."""
+        """The factor by which the Trainer divides the loss before each backward pass."""
         return 1 if self.manual else int(self.trainer.accumulate_grad_batches)
 
     @property
     def precision(self) -> torch.dtype | None:
-        """Of "bf16-mixed" bfloat16, of "16-mixed" float16."""
+        """bfloat16 for "bf16-mixed", float16 for "16-mixed"."""
         return _PRECISIONS.get(str(self.trainer.precision).partition("-")[0])
 
     @property
     def may_end_early(self) -> bool:
-        """Whether an EarlyStopping, or a callback derived from it, is among the callbacks."""
+        """Whether EarlyStopping, or a subclass of it, is among the callbacks."""
         kinds = [base for callback in self.trainer.callbacks for base in type(callback).__mro__]
         return any(kind.__name__ == "EarlyStopping" for kind in kinds)
 
     @property
     def monitored_metric(self) -> float | None:
-        """Its last value; None before it was logged."""
+        """The last value of the monitored metric; None before it was logged."""
         value = self.trainer.callback_metrics.get(self._monitored.get("monitor", ""))
         return None if value is None else float(value)
 
@@ -111,7 +111,7 @@ class LightningLoop(TrainingLoop):
 
     @property
     def batch_size(self) -> int | None:
-        """Of the training loader or loaders."""
+        """Batch size of the training loader, or of all loaders if they agree."""
         loader = getattr(self.trainer, "train_dataloader", None)
         loaders = loader if isinstance(loader, (list, tuple)) else [loader]
         sizes = {_batch_size(one) for one in loaders}
@@ -119,16 +119,16 @@ class LightningLoop(TrainingLoop):
 
     @property
     def loggers(self) -> Sequence[Any]:
-        """The Trainer's."""
+        """The Trainer's loggers."""
         found: Sequence[Any] = self.trainer.loggers
         return found
 
     def broadcast(self, value: Any) -> Any:
-        """Through the Trainer's strategy."""
+        """Broadcast through the Trainer's strategy."""
         return self.trainer.strategy.broadcast(value)
 
     def log(self, scalars: Mapping[str, float]) -> None:
-        """To every logger, at the step that the module's own scalars use."""
+        """Log to every logger, at the step used for the module's own scalars."""
         step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in self.loggers:
             logger.log_metrics(scalars, step=step)
@@ -153,7 +153,7 @@ class LightningLoop(TrainingLoop):
             )
 
     def as_json(self) -> dict[str, Any]:
-        """What of the Trainer shapes gradients and steps."""
+        """The Trainer's settings that influence gradients and steps."""
         trainer = self.trainer
         clips = bool(trainer.gradient_clip_val)
         found = {
@@ -183,7 +183,7 @@ def _batch_size(loader: Any) -> int | None:
 
 
 def _clips_by_itself(module: Any) -> bool:
-    """Whether the module brings a `configure_gradient_clipping` of its own."""
+    """Whether the module overrides `configure_gradient_clipping`."""
     hook = getattr(type(module), "configure_gradient_clipping", None)
     owner = str(getattr(hook, "__module__", ""))
     return hook is not None and not owner.startswith(("lightning.", "pytorch_lightning."))

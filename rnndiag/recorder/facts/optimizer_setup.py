@@ -1,7 +1,6 @@
-"""What training is set up to do with the recurrent weights: read once, at the start of a fit.
+"""How training is configured to treat the recurrent weights, read once at the start of a fit.
 
-A recurrence that is frozen, or that no optimizer holds, has no gradient to measure, so these facts are all that
-tells of it.
+A recurrence that is frozen, or in no optimizer, has no gradient to measure, so it can only be seen in these facts.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def _optimizer(optimizer: Any) -> dict[str, Any]:
 
 
 def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
-    """Rate, decay and momentum of a parameter group; a scheduler leaves the configured rate in `initial_lr`."""
+    """Rate, decay and momentum of a parameter group; with a scheduler, the configured rate is `initial_lr`."""
     values = {**group, "lr": group.get("initial_lr", group.get("lr"))}
     return {
         name: float(values[name]) for name in _NUMBERS if isinstance(values.get(name), (int, float))

@@ -1,4 +1,4 @@
-"""A program's own clipping, which the Trainer knows nothing of: seen by the norm before it and the norm after it."""
+"""Detects clipping by the program itself, unknown to the Trainer, from the norms before and after it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from rnndiag.recorder.facts.training_loop import TrainingLoop
 
 
 class OwnClipping:
-    """Takes the second norm where a program may clip: in a manual loop, or in its own `configure_gradient_clipping`.
+    """Measures a second norm where the program may clip: in a manual loop, or in its `configure_gradient_clipping`.
 
-    A manual loop clips between its backward pass and its optimizer step, so the norm after the backward pass is taken
-    too. The own hook of an automatic one runs after the gradients are read, so they are read again after the step.
+    A manual loop clips between its backward pass and its optimizer step, so the norm after the backward pass is
+    measured too. The hook of an automatic loop runs after the gradients were read, so they are read again after the
+    step.
     """
 
     def __init__(self, loop: TrainingLoop) -> None:
@@ -21,7 +22,7 @@ class OwnClipping:
         self._before: dict[int, Scalar] = {}
 
     def after_backward(self) -> None:
-        """The norms that a manual loop's backward pass left."""
+        """Store the norms after a manual loop's backward pass."""
         scale = self._loop.scaling.loss_scale
         for optimizer in self._loop.optimizers:
             norm = total_norm(gradients_of(optimizer))
@@ -29,13 +30,13 @@ class OwnClipping:
                 self._before[id(optimizer)] = norm / scale
 
     def before_step(self, facts: StepFacts) -> None:
-        """What the gradients were read as now may have been clipped since the backward pass."""
+        """Compare the gradients just read with those after the backward pass: they may have been clipped since."""
         before = self._before.pop(facts.optimizer, None)
         if before is not None:
             facts.stepped, facts.norm = facts.norm, before
 
     def after_step(self, made: Iterable[StepFacts]) -> None:
-        """The norms that were left for the steps of this batch."""
+        """Store the norms after clipping for the steps of this batch."""
         if not self._loop.clips_by_itself:
             return
         optimizers = {id(optimizer): optimizer for optimizer in self._loop.optimizers}

@@ -1,4 +1,4 @@
-"""A training loop written by hand: what the recorder counts in it, as nobody else does."""
+"""Counters of a hand-written training loop, which nobody else keeps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from rnndiag.errors import BadArgument
 from rnndiag.recorder.facts.training_loop import Scaling, TrainingLoop
 
 _WRAPPERS = ("_forward_module", "_orig_mod", "module")
-"""Where Fabric, torch.compile and DistributedDataParallel (or Accelerate, by it) keep the module they wrap."""
+"""Attributes in which Fabric, torch.compile and DistributedDataParallel (used by Accelerate) keep the wrapped
+module."""
 
 
 class PlainLoop(TrainingLoop):
-    """Counters of a loop, moved on by `rnndiag.Recorder`.
+    """Counters of a loop, advanced by `rnndiag.Recorder`.
 
     Args:
         model: The module that is trained, perhaps wrapped.
@@ -44,7 +45,7 @@ class PlainLoop(TrainingLoop):
         self._total, self._loss_scale = total, loss_scale
         self._steps, self._batches, self._epoch = 0, -1, 0
         self.factor_of_loss: Tensor | None = None
-        """d(what was differentiated) / d(loss) of the last `step.backward`, as its backward pass brought it."""
+        """d(differentiated value) / d(loss) of the last `step.backward`, observed in its backward pass."""
         self.inside = False
         """Whether the body of a batch is running."""
         if dist.is_available() and dist.is_initialized():
@@ -56,11 +57,11 @@ class PlainLoop(TrainingLoop):
         self.factor_of_loss, self.inside = None, True
 
     def count_step(self) -> None:
-        """An optimizer step was made."""
+        """Count an optimizer step."""
         self._steps += 1
 
     def end_epoch(self) -> None:
-        """An epoch is over."""
+        """Count an epoch."""
         self._epoch += 1
 
     @property
@@ -75,27 +76,27 @@ class PlainLoop(TrainingLoop):
 
     @property
     def epoch(self) -> int:
-        """Epochs that `Recorder.end_epoch` was told of."""
+        """Number of calls of `Recorder.end_epoch` so far."""
         return self._epoch
 
     @property
     def total_batches(self) -> int | None:
-        """As the program said."""
+        """As given by the program."""
         return self._total
 
     @property
     def optimizers(self) -> Sequence[Any]:
-        """Those of the program, or one that stands for all parameters."""
+        """The program's optimizers, or one that holds all parameters."""
         return self._optimizers
 
     @property
     def steps_within_batch(self) -> bool:
-        """Between two batches nothing is watched."""
+        """True within a batch; between two batches nothing is recorded."""
         return self.inside
 
     @property
     def scaling(self) -> Scaling:
-        """By `loss_scale` where it was given, else by what `step.backward` saw arrive at the loss."""
+        """From `loss_scale` if given, else from the gradient that arrived at the loss in `step.backward`."""
         if self._loss_scale is not None:
             factor = float(self._loss_scale())
         else:
@@ -113,20 +114,20 @@ class PlainLoop(TrainingLoop):
         return box[0]
 
     def as_json(self) -> dict[str, Any]:
-        """The kinds of its optimizers."""
+        """The types of the optimizers."""
         kinds = [type(optimizer).__name__ for optimizer in self._optimizers if self.shows_steps]
         return {"loop": "rnndiag.Recorder", "optimizers": kinds, "world_size": self.world_size}
 
 
 class UnknownOptimizer:
-    """Stands for an optimizer that the loop does not show: it holds every parameter of the model."""
+    """Replaces optimizers that the loop does not pass to the recorder: holds every parameter of the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """One group; parameters made late are in it."""
+        """One group, including parameters created late."""
         return [{"params": list(self._model.parameters())}]
 
 

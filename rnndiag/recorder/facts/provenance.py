@@ -1,4 +1,4 @@
-"""Where a run comes from: versions, machine, code, model, settings and what of the Trainer matters."""
+"""The provenance of a run: versions, machine, code, model, settings and relevant Trainer options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = ("rnndiag", "torch", "lightning", "pytorch_lightning", "numpy")
 def provenance(
     loop: TrainingLoop, model: dict[str, Any], settings: dict[str, Any], training: dict[str, Any]
 ) -> dict[str, Any]:
-    """All of it as JSON; secrets are taken out by the writer. training: what `training_setup` read."""
+    """All of it as JSON; the writer removes secrets. training: the result of `training_setup`."""
     return {
         "versions": versions(),
         "host": socket.gethostname(),
@@ -39,7 +39,7 @@ def provenance(
 
 
 def versions() -> dict[str, str]:
-    """Of Python, CUDA and the packages that matter."""
+    """Versions of Python, CUDA and the relevant packages."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         if (version := _version(package)) is not None:
@@ -58,7 +58,7 @@ def _version(package: str) -> str | None:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and whether files were changed since; empty outside of a repository."""
+    """The commit, and whether files were changed since; empty outside of a repository."""
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {}
@@ -77,7 +77,7 @@ def _git(*words: str) -> str:
 
 
 def model_facts(module: Any, runs: Iterable[LayerRun]) -> dict[str, Any]:
-    """The recurrent layers as first seen, and how many parameters there are."""
+    """The recurrent layers at the first recording, and the number of parameters."""
     layers = {
         run.name: {
             "cell": run.cell.name,

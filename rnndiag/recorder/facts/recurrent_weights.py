@@ -1,8 +1,7 @@
-"""The recurrent weights of a model, by layer, found before anything has run.
+"""The recurrent weights of a model by layer, found without running it.
 
-A layer without a gradient leaves no layer run, so a frozen recurrence can only be found on the model itself.
-Only modules that are surely recurrent count: torch's own, registered cells, and step modules that a person
-named.
+A frozen recurrence leaves no layer run, so it can only be found on the model itself. Only modules that are certainly
+recurrent count: torch's own, registered cells, and step modules named by the user.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import nn
 from rnndiag.recorder.capture.modules import recurrent_modules
 
 _FUSED = re.compile(r"(?:weight|bias)_[a-z]+_l(?P<layer>\d+)(?P<reverse>_reverse)?$")
-"""Parameters of a fused recurrent module end in the number of their layer and their direction."""
+"""Suffix of the parameters of a fused recurrent module: number of the layer and direction."""
 
 
 def recurrent_weights(model: nn.Module, steps: Iterable[str | type] = ()) -> dict[str, list[str]]:
@@ -38,7 +37,7 @@ def recurrent_weights(model: nn.Module, steps: Iterable[str | type] = ()) -> dic
 
 
 def _layer(module: str, key: str) -> str:
-    """`rnn`, `weight_hh_l0_reverse` -> `rnn.l0.reverse`; a parametrized weight has its name within a longer path."""
+    """`rnn`, `weight_hh_l0_reverse` -> `rnn.l0.reverse`; for a parametrized weight the name is within a longer path."""
     for part in key.split("."):
         matched = _FUSED.match(part)
         if matched:
@@ -48,7 +47,7 @@ def _layer(module: str, key: str) -> str:
 
 
 def named_parameters(model: Any) -> dict[str, Any]:
-    """All parameters that hold numbers, by qualified name; shared ones once, under their first name."""
+    """All initialized parameters by qualified name; shared ones once, under their first name."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()

@@ -1,4 +1,4 @@
-"""Models whose parameters are spread over processes (FSDP) are refused: no rank holds a whole recurrent weight."""
+"""Refuses models with parameters sharded over processes (FSDP): no rank holds a whole recurrent weight."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refuse_sharded(model: nn.Module) -> None:
 
 
 def _sharded(parameter: Tensor) -> str:
-    """By what a parameter is sharded; empty: it is whole."""
+    """The kind of sharding of a parameter; empty: it is whole."""
     if hasattr(parameter, "full_tensor") and hasattr(parameter, "placements"):
         return "" if all(one.is_replicate() for one in parameter.placements) else "fully_shard"
     return "FSDP" if hasattr(parameter, "_is_flat_param") else ""

@@ -1,4 +1,4 @@
-"""What the recorder asks of a training loop, whoever runs it: a Lightning Trainer or a loop written by hand."""
+"""The interface of a training loop for the recorder, for a Lightning Trainer or a hand-written loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rnndiag.store.measurement import Measurement
 
 @dataclass(frozen=True)
 class ClipSetting:
-    """How the loop clips gradients, as far as it says so: by norm, or entry by entry where `by_value`."""
+    """How the loop clips gradients, as far as known: by norm, or by entry if `by_value`."""
 
     threshold: float | None = None
     by_value: bool = False
@@ -29,18 +29,18 @@ NO_CLIP = ClipSetting()
 
 @dataclass(frozen=True)
 class Scaling:
-    """What the loss was multiplied by before its backward pass: AMP's loss scale over the accumulated batches."""
+    """Factor on the loss before its backward pass: AMP's loss scale over the number of accumulated batches."""
 
     loss_scale: float = 1.0
     accumulate: float = 1
 
     @property
     def factor(self) -> float:
-        """Every recorded gradient is divided by it."""
+        """Recorded gradients are divided by this."""
         return self.loss_scale / self.accumulate
 
     def as_json(self) -> dict[str, float]:
-        """For the notes of a recording."""
+        """The factors, for the notes of a recording."""
         return {"loss_scale": self.loss_scale, "accumulate": self.accumulate}
 
 
@@ -56,9 +56,9 @@ class TrainingLoop(ABC):
     rank: int = 0
     world_size: int = 1
     manual: bool = False
-    """Optimizer steps are made by the program itself, at moments that only the optimizer tells."""
+    """Whether the program itself makes the optimizer steps, so that only the optimizer shows when."""
     clips_by_itself: bool = False
-    """The program may change the gradients between `before_optimizer_step` and the step."""
+    """Whether the program may change the gradients between `before_optimizer_step` and the step."""
 
     @property
     @abstractmethod
@@ -87,7 +87,7 @@ class TrainingLoop(ABC):
 
     @property
     def steps_within_batch(self) -> bool:
-        """Whether forward passes of another optimizer step may follow within the running batch."""
+        """Whether forward passes for another optimizer step may follow within the current batch."""
         return self.manual
 
     @property
@@ -97,12 +97,12 @@ class TrainingLoop(ABC):
 
     @property
     def clip(self) -> ClipSetting:
-        """The loop's own clipping; that of the program is seen by `own_clipping`."""
+        """The loop's own clipping; clipping by the program is detected by `own_clipping`."""
         return NO_CLIP
 
     @property
     def scaling(self) -> Scaling:
-        """The scaling of the backward pass that is running, or of the last one."""
+        """The scaling in the current backward pass, or in the last one."""
         return Scaling()
 
     @property
@@ -117,12 +117,12 @@ class TrainingLoop(ABC):
 
     @property
     def monitored_metric(self) -> float | None:
-        """The last value of the metric that the loop monitors; None: there is none."""
+        """The last value of the monitored metric; None: there is none."""
         return None
 
     @property
     def batch_size(self) -> int | None:
-        """Samples of a batch, where the loader says so and all loaders agree."""
+        """Samples per batch, if the loader reports it and all loaders agree."""
         return None
 
     @property
@@ -131,24 +131,24 @@ class TrainingLoop(ABC):
         return ()
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """The value of rank 0, on every rank."""
         return value
 
     def log(self, scalars: Mapping[str, float]) -> None:
-        """Hand scalars of a recording to the loop's own loggers, if it has any."""
+        """Pass scalars of a recording to the loop's own loggers, if any."""
         del scalars
 
     def monitor(self, scalars: Mapping[str, float], shown: str) -> None:
-        """Make scalars known as metrics that may be monitored; `shown` names the one for a progress bar."""
+        """Publish scalars as metrics that may be monitored; `shown` names the one for the progress bar."""
         del scalars, shown
 
     def as_json(self) -> dict[str, Any]:
-        """What of the loop shapes gradients and steps, for the provenance of the run."""
+        """Settings of the loop that influence gradients and steps, for the provenance."""
         return {}
 
 
 def loss_of(outputs: Any) -> Scalar | None:
-    """The loss that a training step returned, on a GPU left there; None where it returned none."""
+    """The loss in the result of a training step, left on its device; None if there is none."""
     if type(outputs) is dict or isinstance(outputs, Mapping):
         outputs = outputs.get("loss")
     if isinstance(outputs, float):
@@ -162,7 +162,7 @@ def loss_of(outputs: Any) -> Scalar | None:
 def training_measurements(
     facts: StepFacts | None, loss: Scalar | None, overhead_seconds: float, overhead_share: float
 ) -> list[Measurement]:
-    """The whole model's scalars at a recorded step, without a loss that is not known: NaN is a loss that is NaN."""
+    """The whole model's scalars at a recorded step. An unknown loss is left out: a stored NaN means a loss of NaN."""
     values = {"overhead_seconds": overhead_seconds, "overhead_share": overhead_share}
     if loss is not None:
         values["loss"] = number(loss)

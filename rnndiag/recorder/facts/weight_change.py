@@ -1,8 +1,7 @@
-"""How much one optimizer step changes the weights, relative to their size.
+"""The change of the weights in one optimizer step relative to their size, |Δθ| / |θ|.
 
-|Δθ| / |θ| is the strongest single sign of a learning rate that does not fit: it needs the weights before and
-after a step, so it is taken at recorded steps only. A large model is sampled: every k-th entry of its weights
-stands for all.
+It is the strongest single sign of a wrong learning rate. It needs the weights before and after a step, so it is
+measured at recorded steps only. Large models are subsampled: every k-th weight entry.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from rnndiag.recorder.facts.recurrent_weights import named_parameters
 from rnndiag.store.measurement import Measurement
 
 MOST_ENTRIES = 2**22
-"""Of more entries than this, every k-th is looked at."""
+"""Largest number of entries that are all used; of more, every k-th."""
 
 OTHER = ""
-"""The group of all weights that are not recurrent."""
+"""Name of the group of all weights that are not recurrent."""
 
 
 class WeightChange:
-    """Keeps copies of the weights across one optimizer step.
+    """Holds copies of the weights across one optimizer step.
 
     Args:
         model: The model that is trained.
@@ -42,7 +41,7 @@ class WeightChange:
         self._before: dict[str, list[Tensor]] = {}
 
     def name_layers(self, layers: Mapping[str, Sequence[str]]) -> None:
-        """Take over the parameters of layer runs, as a custom cell is known by its runs only."""
+        """Set the parameters of layers from layer runs; custom cells can only be found by their runs."""
         named = {layer: tuple(names) for layer, names in layers.items() if names}
         taken = {name for names in named.values() for name in names}
         rest = {layer: names for layer, names in self._layers.items() if not taken & set(names)}
@@ -52,7 +51,7 @@ class WeightChange:
             self._start = {name: _norm(weights) for name, weights in self._groups.items()}
 
     def _grouped(self) -> dict[str, list[Tensor]]:
-        """Layer -> its weights, flat, and under OTHER all that belong to no layer."""
+        """Layer -> its weights, flat; OTHER -> all weights that belong to no layer."""
         parameters = named_parameters(self._model)
         owner = {name: layer for layer, names in self._layers.items() for name in names}
         groups: dict[str, list[Tensor]] = {layer: [] for layer in self._layers}
@@ -63,7 +62,7 @@ class WeightChange:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Copy the weights; a second call before `measurements` keeps the first copies."""
+        """Copy the weights; further calls before `measurements` have no effect."""
         if not self._before:
             self._before = {
                 name: [weight.clone() for weight in weights]
@@ -72,7 +71,7 @@ class WeightChange:
 
     @torch.no_grad()
     def measurements(self, optimizers: Sequence[Any]) -> list[Measurement]:
-        """What the step did: per layer and for all other weights, and the norm of the gradients that it used."""
+        """|Δθ| / |θ| per layer and of all other weights, and the norm of the gradients used."""
         before, self._before = self._before, {}
         found = [one for name in before for one in self._changes(name, before[name])]
         grads = [gradient for one in optimizers for gradient in gradients_of(one)]
@@ -102,7 +101,7 @@ class WeightChange:
 
 
 def _sampled(weights: list[Tensor]) -> list[Tensor]:
-    """Flat views of the weights, thinned where there are too many entries."""
+    """Flat views of the weights, subsampled if there are too many entries."""
     stride = -(-sum(weight.numel() for weight in weights) // MOST_ENTRIES)
     return [weight.reshape(-1)[:: max(stride, 1)] for weight in weights]
 

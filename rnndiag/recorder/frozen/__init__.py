@@ -1,1 +1,1 @@
-"""A frozen gate: a model's weights and one batch, stored without pickle, run again whenever the code has changed."""
+"""The frozen gate: a model's weights and one batch, stored without pickle and rerun whenever the code changes."""

@@ -1,4 +1,4 @@
-"""Trees of tensors as one JSON value and one npz of plain arrays: no pickle, nothing executed on reading."""
+"""Stores trees of tensors as JSON and an npz of plain arrays: no pickle, so reading executes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def encode(tree: Any, arrays: Arrays) -> Any:
-    """The tree as JSON; its tensors go to `arrays` under numbered names."""
+    """The tree as JSON; its tensors are added to `arrays` under numbered names."""
     if isinstance(tree, Tensor):
         name = f"t{len(arrays)}"
         dtype = str(tree.dtype).removeprefix("torch.")
@@ -45,7 +45,7 @@ def encode(tree: Any, arrays: Arrays) -> Any:
 
 
 def decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The tree that `encode` stored."""
+    """Inverse of `encode`."""
     if not isinstance(node, dict) or not node:
         raise RunUnreadable("The snapshot is damaged: a node is not an object.", "Make it again.")
     if "tensor" in node:
@@ -72,7 +72,7 @@ def save(path: Path, arrays: Arrays) -> None:
 
 
 def load(path: Path) -> Arrays:
-    """Read the arrays; pickled content is refused."""
+    """Read the arrays; raises for pickled content."""
     try:
         with np.load(path, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}

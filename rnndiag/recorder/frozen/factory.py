@@ -1,4 +1,5 @@
-"""The user's factory: a function, named as `package.module:function` or `file.py:function`, that builds the model."""
+"""Calls the user's factory, a function named as `package.module:function` or `file.py:function` that builds the
+model."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ Built = tuple[nn.Module, Callable[[nn.Module, Any], Any], Any]
 
 
 def build(reference: str, folder: Path) -> Built:
-    """(model, loss_fn, batch or None) from the factory that `reference` names, as seen from `folder`."""
+    """(model, loss_fn, batch or None) from the factory `reference`; relative paths start at `folder`."""
     made = _function(reference, folder)()
     if isinstance(made, nn.Module):
         made = (made,)

@@ -16,7 +16,7 @@ from rnndiag.stats.need.as_json import need_as_json
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure the need of the snapshot's model on its batch; the answer goes to `--answer FILE` as JSON."""
+    """Run `memory_need` on the snapshot's model and batch; writes the result to `--answer FILE` as JSON."""
     parser = argparse.ArgumentParser(prog="python -m rnndiag.recorder.frozen.need")
     parser.add_argument("snapshot", type=Path)
     parser.add_argument("--layer")

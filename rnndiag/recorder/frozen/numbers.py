@@ -1,4 +1,4 @@
-"""The scale-free numbers of one forward and backward pass: what must not move while weights and batch stand still."""
+"""The scale-free numbers of one forward and backward pass, which are fixed by weights, batch and code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rnndiag.store.measurement import Measurement
 
 GROUPS = ("contributions", "lags", "gates")
 SWEEP_STEPS = 50.0
-"""A lag sweep may cost so many plain steps: nothing is sampled on models of a frozen gate's size."""
+"""Cost limit of a lag sweep in plain steps: high enough that models of a frozen gate's size are not sampled."""
 
 AS_IT_IS = ("window_bias", "chunk_bias", "gate_mean", "state_norm")
 BY_ITS_LARGEST = (
@@ -71,7 +71,7 @@ def measure(
 
 
 def scale_free(found: Measurement) -> np.ndarray | None:
-    """The measurement without its unit of loss, or None where it is not compared."""
+    """The values divided by the unit of the loss; None if the measurement is not compared."""
     values = np.asarray(found.values, dtype=np.float64)
     if found.name in AS_IT_IS:
         return values

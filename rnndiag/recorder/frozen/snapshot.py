@@ -28,7 +28,7 @@ FORMAT, VERSION = "rnndiag snapshot", 1
 
 
 def freeze(reference: str, target: Path, checkpoint: Path | None) -> None:
-    """Store the factory's name, the model's weights (or the checkpoint's) and its batch."""
+    """Store the factory's name, the weights (of the model or the checkpoint) and the batch."""
     model, _, batch = build(reference, Path.cwd())
     if batch is None:
         raise BadArgument(f"{reference} gives no batch.", "Return (model, loss_fn, batch).")
@@ -84,7 +84,7 @@ def _fill(model: nn.Module, state: Any, source: str) -> None:
 
 
 def remeasure(source: Path) -> dict[str, Any]:
-    """Build the model with today's code, fill in the stored weights, and run the stored batch through it."""
+    """Build the model with today's code, load the stored weights, and run the stored batch."""
     return measure(*restored(source))
 
 

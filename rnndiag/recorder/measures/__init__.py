@@ -1,4 +1,4 @@
-"""The measures: what is recorded of a backward pass, one file and one registry entry a group."""
+"""The measures: what is recorded of a backward pass, one file and one registry entry per group."""
 
 from rnndiag.recorder.measures import contributions as contributions  # each import registers one
 from rnndiag.recorder.measures import estimators as estimators

@@ -1,4 +1,4 @@
-"""Why a reach is what it is: the Jacobian cannot carry the gradient, the loss does not ask, or a detach cuts it."""
+"""Why a reach is short: the Jacobian shrinks the gradient, the loss needs no past, or a detach cuts it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rnndiag.stats.time_words import TimeWords
 _NO_WORDS = TimeWords()
 
 SHORT = 0.5
-"""A reach below this share of the steps there are is short."""
+"""A reach below this share of the number of steps is short."""
 FADES = 0.1
-"""The profile has faded where its last measured lag holds less than this share of lag 0."""
+"""The profile has decayed if its last measured lag is below this share of lag 0."""
 SILENT = 1e-3
-"""Direct gradients below this share of the largest are as good as none."""
+"""Direct gradients below this share of the largest are negligible."""
 
 
 def cause_of(run: LayerRun, profile_log: Array, words: TimeWords = _NO_WORDS) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _cause(kind: str, sentence: str) -> dict[str, Any]:
 
 
 def _asking_steps(run: LayerRun) -> np.ndarray:
-    """Steps at which the loss sends a gradient worth speaking of."""
+    """Steps with a direct gradient that is not negligible."""
     size = torch.cat(run.direct, -1).double().norm(dim=-1).where(run.mask(), 0.0).amax(1)
     largest = float(size.max())
     if not largest > 0:

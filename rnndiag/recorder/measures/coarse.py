@@ -1,4 +1,4 @@
-"""Lag x lag matrices of long sequences, small enough to be kept: each entry the largest of a block."""
+"""Reduces lag x lag matrices of long sequences to blocks, each with its largest entry."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rnndiag.recorder.measures.pooling import Array
 from rnndiag.store.measurement import Measurement
 
 MOST = 256
-"""A matrix keeps at most so many rows and columns."""
+"""Most rows and columns of a stored matrix."""
 
 
 def coarse(name: str, matrix: Array, layer: str) -> Measurement:
-    """The matrix as it is, or by blocks with the first step of each block as its label."""
+    """The matrix, by blocks if it is large; labels are the first step of each block."""
     size = matrix.shape[0]
     block = -(-size // MOST)
     if block == 1:

@@ -1,4 +1,4 @@
-"""Per time step: sizes of direct gradients, adjoints, states and contributions, and the proofs of all of them."""
+"""Norms of direct gradients, adjoints, states and contributions per time step, with their proofs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rnndiag.store.measurement import Measurement
 
 
 def contributions(subject: Subject) -> Iterator[Measurement]:
-    """All quantities of the group, of every layer run."""
+    """All quantities of the group, for every layer run."""
     for run, analysis in zip(subject.runs, subject.analyses, strict=True):
         yield from _over_time(run, analysis[0])
         yield from _of_parameters(run, analysis)
@@ -54,14 +54,14 @@ def _over_time(run: LayerRun, adj: Adjoints) -> Iterator[Measurement]:
 
 
 def _not_finite(values: Tensor, size: Tensor, mask: Tensor) -> Array:
-    """How many entries at each step are not finite, (T,). Where all norms are finite, so are all entries."""
+    """(T,) number of non-finite entries per step. If all norms are finite, so are all entries."""
     if bool(size[mask].isfinite().all()):
         return np.zeros(len(size), np.int32)
     return array((~values.isfinite() & mask[..., None]).sum((1, 2)))
 
 
 def _norm(values: Tensor) -> Tensor:
-    """(T, B, S) -> (T, B); in double where squares leave the precision's range: 1e-25 is no zero."""
+    """Norms (T, B, S) -> (T, B); in float64 if squares under- or overflow, as those of 1e-25 do in float32."""
     wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
     norm: Tensor = torch.linalg.vector_norm(wide, dim=-1)
     lost = out_of_range(norm)

@@ -1,4 +1,4 @@
-"""Scores of the registered estimators of the gradient on the recorded step."""
+"""Scores of the registered gradient estimators on the recorded step."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import SCORES
 
 DRAWS = 32
-"""Draws of an estimator that cannot be enumerated; their standard errors are stored."""
+"""Number of draws of an estimator that cannot be enumerated; standard errors are stored."""
 CLIPPED = 0.5
-"""Clipped estimators are clipped at this share of the gradient's norm."""
+"""Clipped estimators are clipped at this share of the full gradient's norm."""
 
 
 def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
-    """Bias, spread, direction, cost and memory of each, on the sampled sequences."""
+    """Bias, spread, direction, cost and memory of each estimator, on the sampled sequences."""
     if not any(bool(part.any()) for part in run.direct):
         subject.not_measured[f"estimators of {run.name}"] = "no gradient of the loss reaches it"
         return

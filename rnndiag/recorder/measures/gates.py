@@ -1,4 +1,4 @@
-"""What gates and units do: saturation, openness, time constants, dead units."""
+"""Statistics of gates and units: saturation, openness, time constants, dead units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rnndiag.store.measurement import Measurement
 
 
 def gates(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
-    """Statistics over the sampled sequences; nothing for a cell that names no activations."""
+    """The statistics over the sampled sequences; none for a cell without named activations."""
     found = gate_statistics(subject.sampled(run))
     if found is not None:
         yield from measurements(found.rows(), found.coordinates(), run.name)

@@ -1,4 +1,4 @@
-"""What was measured on the user's graph, as the quantities that a replayed layer run has."""
+"""Converts measurements on the user's graph to the quantities of a replayed layer run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnndiag.store.measurement import Measurement
 
 
 def graph_lags(found: LoopMeasurement, scale: float) -> Iterator[Measurement]:
-    """Credit and windows of one loop. scale: the loss scale, to be divided out."""
+    """Credit and windows of one loop. scale: the loss scale, by which values are divided."""
     name = found.name
     credit = _credit(found)
     profile = profile_of(credit)
@@ -39,7 +39,7 @@ def graph_lags(found: LoopMeasurement, scale: float) -> Iterator[Measurement]:
 
 
 def graph_contributions(found: LoopMeasurement, scale: float) -> Iterator[Measurement]:
-    """Sizes of gradients, adjoints and contributions by step, with the sum law that proves them."""
+    """Norms of gradients, adjoints and contributions by step, with the residual of their sum law."""
     name = found.name
     mask = torch.ones_like(found.adjoint_norm, dtype=torch.bool)
     for quantity, size in (
@@ -63,7 +63,7 @@ def _table(by_parameter: dict[str, torch.Tensor], scale: float) -> Array:
 
 
 def _credit(found: LoopMeasurement) -> Credit:
-    """In the form of an exact sweep of a replayed layer run."""
+    """The credit in the form of an exact sweep over a replayed layer run."""
     table = found.log_credit
     with_loss = torch.isfinite(table[:, 0]).nonzero().flatten()
     return Credit(table, with_loss, None)

@@ -15,15 +15,15 @@ from rnndiag.recorder.measures.stored import measurements
 from rnndiag.store.measurement import Measurement
 
 PRODUCT_NS = 5.0
-"""One step of one product takes about this many nanoseconds times S³, on one CPU thread."""
+"""Time of one step of one product, in nanoseconds per S³ on one CPU thread."""
 OVERHEAD_S = 2e-3
-"""And at least this many seconds."""
+"""Constant part of the time, in seconds."""
 TIMES = 8
-"""ρ(J_t) is taken at so many evenly spread steps."""
+"""Number of evenly spread steps at which ρ(J_t) is computed."""
 
 
 def jacobians(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
-    """Norms and singular values of products, on as many sequences, anchors and lags as the time allows."""
+    """Norms and singular values of products, on as many sequences, anchors and lags as the time limit allows."""
     longest = run.T if run.lengths is None else int(run.lengths.max())
     step = max(PRODUCT_NS * 1e-9 * run.S**3, 1e-9)
     rows = subject.extent.seconds / step

@@ -1,4 +1,4 @@
-"""How far back the gradient reaches, what every window and chunk would cost, and why the reach is what it is."""
+"""How far back the gradient reaches, the cost of every window and chunk, and the cause of the reach."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rnndiag.store.measurement import Measurement
 
 
 def lags(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
-    """One lag sweep of the layer, its sampling chosen by price and said in the notes."""
+    """One lag sweep of the layer; its sampling follows from its price and is stored in the notes."""
     stacked = any(run.name == one.name for stack in subject.stacks for one in stack)
     sweep = _sweep(subject, run, run.name, shared=stacked)
     profile = array(sweep.credit_profile)
@@ -41,7 +41,7 @@ def lags(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
 
 
 def stack_lags(subject: Subject) -> Iterator[Measurement]:
-    """One lag sweep of each one-directional stack, all of its layers cut at the same step."""
+    """One lag sweep per one-directional stack, cutting all of its layers at the same step."""
     for stack in subject.stacks:
         name = stack_name([run.name for run in stack])
         if not all(subject.finite(run) for run in stack):
@@ -56,7 +56,7 @@ def stack_lags(subject: Subject) -> Iterator[Measurement]:
 
 
 def _sweep(subject: Subject, runs: Runs, name: str, shared: bool) -> LagSweep:
-    """A sweep at the price of one; a stack and its layers share it, half for the stack and half for the layers."""
+    """A sweep within the price of one; a stack and its layers share it, half for the stack and half for the layers."""
     draw = torch.Generator().manual_seed(subject.extent.seed)
     price = subject.extent.sweep_steps / (2 if shared else 1)
     if isinstance(runs, LayerRun):
@@ -79,12 +79,12 @@ def _reach_error(sweep: LagSweep) -> float:
 
 
 def _measured(sweep: LagSweep) -> list[int]:
-    """The windows τ = 0 .. D whose gradients were measured."""
+    """The windows τ = 0 .. D that were measured."""
     return [0, *sweep.sampling.windows]
 
 
 def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
-    """Profile, windows, chunks and their yardsticks: of a layer, or of a stack."""
+    """Profile, windows, chunks and reference norms of a layer or stack."""
     reached = max(
         1, sweep.profile.reached
     )  # what no loss lies far enough in for is not there to be measured

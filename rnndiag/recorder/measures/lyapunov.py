@@ -13,15 +13,15 @@ from rnndiag.recorder.measures.stored import measurements
 from rnndiag.store.measurement import Measurement
 
 FULL = 32
-"""A state of at most this size has all its exponents taken, with their proof; a larger one its ten largest."""
+"""States up to this size get all exponents with their proof; larger ones the ten largest."""
 SOME = 10
 SEQUENCES = 4
 SHORTEST = 4
-"""Fewer steps than this have no exponents worth the name."""
+"""Exponents over fewer steps are not computed: they would mean nothing."""
 
 
 def lyapunov(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
-    """The exponents over a few sequences."""
+    """Lyapunov exponents over a few sequences."""
     longest = run.T if run.lengths is None else int(run.lengths.max())
     if longest < SHORTEST:
         subject.not_measured[f"lyapunov of {run.name}"] = (

@@ -1,4 +1,4 @@
-"""A measure: one group of quantities, taken from the layer runs of one backward pass, as one entry of a registry."""
+"""The form of a measure: one group of quantities of a backward pass, as one registry entry."""
 
 from __future__ import annotations
 
@@ -26,73 +26,73 @@ Analysis = tuple[Adjoints, Mapping[str, ContributionNorms]]
 
 @dataclass(frozen=True)
 class GroupCost:
-    """What is known of a group of measures before it has run: its price and how often it should run."""
+    """The expected cost of a group of measures, and how often it should run."""
 
     steps: float
-    """Its cost in plain training steps, until it has been timed; `seconds` if those are more."""
+    """Cost in plain training steps, used until it has been timed; `seconds` if that is more."""
     every: int = 1
-    """It runs on every so-many-th recording where there is no budget to keep."""
+    """Without a budget, the group runs on every `every`-th recording."""
     seconds: float = 0.0
     ends: bool = False
-    """Within a budget it is measured in the first and in the last recording only, as no diagnosis rests on it."""
+    """Within a budget, measure in the first and last recordings only, as no diagnosis uses it."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much the costly measures may look at."""
+    """Limits on the costly measures."""
 
     samples: int | None = 8
-    """Sequences of the batch; None: all."""
+    """Number of sequences of the batch; None: all."""
     sweep_steps: float = 6.0
-    """Price of a lag sweep in plain training steps, which its sampling is chosen by."""
+    """Cost limit of a lag sweep in plain training steps, from which its sampling follows."""
     seconds: float = 0.3
-    """About how long the Jacobian products of one layer may take; their sampling is chosen by it."""
+    """Time limit for the Jacobian products of one layer, from which their sampling follows."""
     max_memory: float | None = None
-    """Bytes that they may take beyond what the backward pass has freed; None: see `measures.memory`."""
+    """Most bytes used beyond those freed by the backward pass; None: see `measures.memory`."""
     thrifty: bool = False
-    """Leave out what can be done without, as the budget is short."""
+    """Whether to skip optional parts because the budget is short."""
     seed: int = 0
 
 
 @dataclass
 class Subject:
-    """What one backward pass left behind, and what the measures share of it."""
+    """The data of one backward pass, and intermediate results shared by its measures."""
 
     runs: tuple[LayerRun, ...]
     loops: Loops = field(default_factory=Loops)
-    """What was measured on the graph, and what is open."""
+    """Loops measured on the graph, and open loops."""
     scale: float = 1.0
-    """The loss scale, which is still in what was measured on the graph."""
+    """The loss scale, which measurements on the graph still contain."""
     for_proof: tuple[LayerRun, ...] = ()
     """Further runs that share parameters: pieces of loops that were measured on the graph."""
     dtype: torch.dtype | None = None
-    """The precision that the model ran in; None: that of the runs."""
+    """The precision of the model; None: that of the runs."""
     made: Mapping[str, Adjoints] = field(default_factory=dict)
-    """Adjoints that exist already, by layer run."""
+    """Layer run -> adjoints computed earlier."""
     outside: Mapping[str, str] = field(default_factory=dict)
     """Parameter -> why its gradient does not come from the recurrent calls alone."""
     estimators: Mapping[str, Estimator] = field(default_factory=dict)
-    """Run -> the estimator that it was trained with, where that was not the full gradient."""
+    """Run -> the estimator that it was trained with, if not the full gradient."""
     gathered: frozenset[str] = frozenset()
-    """Runs whose batch holds several calls, so that its entries are no sequences."""
+    """Runs whose batch dim joins several calls, so that its entries are not sequences."""
     words: TimeWords = field(default_factory=TimeWords)
-    """What a time step is, where a person said so."""
+    """The user's unit of a time step, if given."""
     extent: Extent = field(default_factory=Extent)
     sampling: dict[str, str] = field(default_factory=dict)
-    """Layer -> what the costly measures looked at, in words."""
+    """Layer -> what the costly measures were computed on, in words."""
     not_measured: dict[str, str] = field(default_factory=dict)
-    """Group or layer -> why it is not measured."""
+    """Group or layer -> why it was not measured."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Notes of the measures, stored with the recording as JSON."""
 
     @cached_property
     def analyses(self) -> tuple[Analysis, ...]:
-        """Adjoints and contribution norms of every run, made once."""
+        """Adjoints and contribution norms of every run, computed once."""
         found = (self.made.get(run.name) or adjoints(run) for run in self.runs)
         return tuple((adj, contribution_norms(adj)) for adj in found)
 
     def made_already(self, run: LayerRun) -> Adjoints | None:
-        """The adjoints of a run where some other measure has needed them; None: not yet, or not without a fault."""
+        """The adjoints of a run if another measure computed them without an error, else None."""
         analyses: tuple[Analysis, ...] = self.__dict__.get("analyses", ())
         known = (*(adj for adj, _ in analyses), *self.made.values())
         return next((adj for adj in known if adj.run is run), None)
@@ -115,7 +115,7 @@ class Subject:
         return tuple(found for found in recurrences(self.runs) if len(found) > 1)
 
     def sampled(self, run: LayerRun) -> LayerRun:
-        """The run of evenly spread sequences, as many as the costly measures may look at; said in `sampling`."""
+        """The run restricted to evenly spread sequences, as many as allowed; noted in `sampling`."""
         count = self.extent.samples
         if count is None or count >= run.B:
             return run
@@ -126,7 +126,8 @@ class Subject:
     def within_memory(
         self, what: str, times: float, runs: tuple[LayerRun, ...]
     ) -> tuple[LayerRun, ...]:
-        """The runs of as many evenly spread sequences as fit into memory; fewer than all are said in `sampling`.
+        """The runs restricted to as many evenly spread sequences as fit into memory; noted in `sampling` if not
+        all.
 
         Args:
             what: The measure, for messages.
@@ -147,7 +148,7 @@ class Subject:
         return tuple(run.select(picked) for run in runs)
 
     def say_sampled(self, layer: str, words: str) -> None:
-        """Note what a measure looked at, where that is not everything."""
+        """Note what a measure was computed on, if that is not everything."""
         before = self.sampling.get(layer)
         self.sampling[layer] = words if before is None else f"{before}; {words}"
 
@@ -159,21 +160,21 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measure:
-    """One group: its price and how it is taken, of each layer run apart or of all together."""
+    """One group: its cost, and the function that computes it for each layer run or for all together."""
 
     name: str
     cost: GroupCost
     of_layer: Callable[[Subject, LayerRun], Iterable[Measurement]] | None = None
     of_all: Callable[[Subject], Iterable[Measurement]] | None = None
     needs_finite: bool = False
-    """Runs with numbers that are not finite are left out, and said to be."""
+    """Whether runs with non-finite numbers are skipped, with a note."""
 
 
 MEASURES: dict[str, Measure] = {}
 
 
 def register_measure(measure: Measure) -> Measure:
-    """Add one group; a second one of the same name is a mistake of the programmer."""
+    """Add one group; raises if the name is registered already."""
     if measure.name in MEASURES:
         raise ValueError(f"measure {measure.name!r} is registered twice")
     MEASURES[measure.name] = measure
@@ -181,7 +182,7 @@ def register_measure(measure: Measure) -> Measure:
 
 
 def chosen_measures(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the groups to take, in the registry's order; None: all."""
+    """The names of the groups to measure, in the registry's order; None: all groups."""
     if names is None:
         return tuple(MEASURES)
     unknown = [name for name in names if name not in MEASURES]

@@ -1,7 +1,7 @@
-"""How much memory the measures of one recording may take, and how many sequences fit into it.
+"""Memory limit of the measures of one recording, and the number of sequences that fit into it.
 
 Measures run after a backward pass, when the activations that autograd kept and their gradients are free again. They may
-use that much and a margin beyond it. What a measure needs is known only when it has run, so it is estimated as a
+use that much and a margin beyond it. The need of a measure is known only after it has run, so it is estimated as a
 multiple of what autograd keeps for the layer: the multiples are the largest that torch's profiler showed for RNN, GRU
 and LSTM at T from 50 to 200, 16 to 64 sequences and 32 to 128 units.
 """
@@ -12,18 +12,18 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.errors import NotSupported
 
 FREED = 2.0
-"""A backward pass frees what autograd kept, and about as much again in gradients of it."""
+"""Bytes freed by a backward pass over what autograd kept: the activations and about as much in their gradients."""
 MARGIN = 0.25
-"""By default, the share of what autograd kept by which a recording may exceed that."""
+"""Default margin beyond the freed bytes, as a share of what autograd kept."""
 LEAST_BYTES = 64 * 2**20
-"""And the bytes that it may always take beyond it."""
+"""Least margin beyond the freed bytes."""
 
 CONTRIBUTIONS, SWEEP, SCORES = 5.3, 9.0, 14.0
-"""Peak of contributions with their proof, of a lag sweep and of scored estimators, over what autograd kept."""
+"""Peak memory of contributions with their proof, a lag sweep and scored estimators, over what autograd kept."""
 
 
 def kept_by_autograd(runs: tuple[LayerRun, ...]) -> float:
-    """Bytes of inputs, gates and states of all steps: about what autograd keeps for the layers."""
+    """Bytes of inputs, gates and states of all steps: approximately what autograd keeps for the layers."""
     return float(
         sum(
             run.T
@@ -36,7 +36,7 @@ def kept_by_autograd(runs: tuple[LayerRun, ...]) -> float:
 
 
 def _gates(run: LayerRun) -> int:
-    """Rows of the recurrent weights: one activation each at every step."""
+    """Rows of the recurrent weights: number of activations per step."""
     return int(run.weights["weight_hh"].shape[0]) if "weight_hh" in run.weights else run.S
 
 
@@ -53,7 +53,7 @@ def allowed(runs: tuple[LayerRun, ...], max_memory: float | None) -> float:
 
 
 def refuse_contributions(runs: tuple[LayerRun, ...], max_memory: float | None) -> None:
-    """Raise NotSupported where contributions need more than a person allowed. They cannot look at fewer sequences."""
+    """Raise NotSupported if contributions need more than the user's limit. They need all sequences."""
     need, limit = CONTRIBUTIONS * kept_by_autograd(runs), allowed(runs, max_memory)
     if max_memory is not None and need > limit:
         raise NotSupported(
@@ -65,7 +65,7 @@ def refuse_contributions(runs: tuple[LayerRun, ...], max_memory: float | None) -
 def sequences_that_fit(
     what: str, times: float, runs: tuple[LayerRun, ...], limit: float, most: int
 ) -> int:
-    """How many of `most` sequences a measure of these layers may look at.
+    """The largest number of sequences, up to `most`, that a measure of these layers may use.
 
     Args:
         what: The measure, for the message.

@@ -1,8 +1,8 @@
-"""Screen N1 of one backward pass: which past inputs would the loss like to see?
+"""Screen N1 of one backward pass: which past inputs would lower the loss?
 
-A score test on what is recorded anyway: the direct gradients e against functions of past inputs, given the present
+A score test on recorded data: the direct gradients e against functions of past inputs, given the present
 (`rnndiag.recorder.need.screen`). Nothing is fitted and the model is not run. U and its standard deviation are stored by
-lag and kind; `rnndiag.stats.need.screen` pools them over recordings. It points at lags, for `memory_need` to test.
+lag and kind; `rnndiag.stats.need.screen` pools them over recordings. It selects lags for `memory_need` to test.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import NEED_SCREEN_KINDS
 
 EVERY_LAG = 8
-"""Up to this lag each is looked at; beyond, two an octave, and every lag as a part of a sum over its octave."""
+"""Every lag up to this one is screened; beyond, two per octave, and sums over whole octaves."""
 FEWEST_SEQUENCES, FEWEST_ROWS = 4, 32
 MOST_SEQUENCES, MOST_ROWS = 64, 512
-"""More sequences and steps than these are not looked at in one recording."""
+"""Most sequences and rows screened in one recording."""
 
 
 def need_screen(subject: Subject) -> Iterator[Measurement]:
-    """U and its deviation by kind and lag: of every layer, of a stack from its lowest input to its highest output."""
+    """U and its deviation by kind and lag: per layer; for a stack from its lowest input to its highest output."""
     if subject.extent.thrifty:
         subject.not_measured["need_screen"] = "left out, as the budget is short"
         return
@@ -54,7 +54,7 @@ def need_screen(subject: Subject) -> Iterator[Measurement]:
 
 
 def _joined(subject: Subject) -> list[tuple[LayerRun, LayerRun]]:
-    """The run of the inputs and that of the outputs of each recurrence; pieces that carry a state are one."""
+    """Pairs of the runs with the inputs and the outputs of each recurrence; pieces that carry a state are joined."""
     ends = {stack[-1].name: stack[0] for stack in subject.stacks}
     inner = {run.name for stack in subject.stacks for run in stack[:-1]}
     chains: dict[str, list[tuple[LayerRun, LayerRun]]] = {}
@@ -73,12 +73,12 @@ def _joined(subject: Subject) -> list[tuple[LayerRun, LayerRun]]:
 
 
 def _sizes(run: LayerRun) -> tuple[int, ...]:
-    """B, and the sizes of the inputs and the state's parts: a decoder may read words that its encoder does not know."""
+    """B, and the sizes of inputs and state parts: runs that differ in them (encoder and decoder) are not joined."""
     return (run.B, run.inputs.shape[-1], *(part.shape[-1] for part in run.states))
 
 
 def _end_to_end(pieces: Sequence[LayerRun]) -> LayerRun:
-    """Pieces that follow each other in time as one run, under the name of the first."""
+    """Consecutive pieces as one run under the name of the first."""
     if len(pieces) == 1:
         return pieces[0]
     return replace(
@@ -116,7 +116,7 @@ def _unfit(subject: Subject, source: LayerRun, run: LayerRun) -> str:
 
 
 def _sample(source: LayerRun, run: LayerRun, seed: int) -> Sample:
-    """The recorded pass as `memory_need` has it: batch first, a random choice of outputs where there are many."""
+    """The recorded pass as `memory_need` represents it: batch first, a random subset of outputs if there are many."""
     if run.B > MOST_SEQUENCES:
         picked = torch.linspace(0, run.B - 1, MOST_SEQUENCES).round().long()
         source, run = source.select(picked), run.select(picked)
@@ -135,7 +135,7 @@ def _sample(source: LayerRun, run: LayerRun, seed: int) -> Sample:
 
 
 def _scores(sample: Sample, lags: list[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """(kind, lag, 2): U and its deviation; NaN where a kind is not looked at or the present determines it."""
+    """(kind, lag, 2): U and its deviation; NaN where not screened or determined by the present."""
     rows = Rows(Basis.of([sample]), [sample])
     screen = Screen(rows, sample.gradient[sample.active], single=True)
     found = np.full((len(NEED_SCREEN_KINDS), len(lags), 2), np.nan)

@@ -1,4 +1,4 @@
-"""From tensors over time and samples to the numbers that are stored: means and quantiles over valid samples."""
+"""Reduces tensors over time and samples to stored numbers: means and quantiles over valid samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def array(values: Tensor) -> Array:
 
 
 def stats(values: Tensor, mask: Tensor) -> Array:
-    """(T, B) and which entries exist -> (T, 4): mean, 5, 50 and 95 % over the samples; NaN where one of them is NaN."""
+    """(T, B) and a mask of valid entries -> (T, 4): mean, 5, 50 and 95 % over samples; NaN if one of them is NaN."""
     values = values if values.dtype in (torch.float32, torch.float64) else values.float()
     missing = torch.full_like(values, torch.nan)
     present = torch.where(mask, values, missing)
@@ -33,6 +33,6 @@ def stats(values: Tensor, mask: Tensor) -> Array:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """(T, B) -> (T,): the mean over the samples that exist."""
+    """(T, B) -> (T,): mean over valid samples."""
     kept = torch.where(mask, values, torch.zeros_like(values))
     return kept.sum(1) / mask.sum(1)

@@ -1,4 +1,4 @@
-"""How much credit the user's own truncation throws away: the losses of a chunk, followed into the chunks before it."""
+"""The credit lost by the user's own truncation: the losses of a chunk followed into the chunks before it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seam(
     samples: int | None = None,
     seed: int = 0,
 ) -> tuple[list[Measurement], str]:
-    """All quantities of one recurrence over so many sequences (None: all), and what was found in words."""
+    """All quantities of one recurrence over `samples` sequences (None: all), and the findings in words."""
     draw = torch.Generator().manual_seed(seed)
     one = len(runs) == 1
     found = seam_sweep(

@@ -1,4 +1,4 @@
-"""Who causes the gradient: the sequences of the batch with the largest share of it, and where in time it arises."""
+"""The sequences of the batch with the largest share of the gradient, and the time steps where it arises."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rnndiag.recorder.measures.pooling import array
 from rnndiag.store.measurement import Measurement
 
 MOST = 5
-"""So many sequences are named."""
+"""Number of sequences that are named."""
 AT_ONCE = 32 * 2**20
-"""Gradients of single sequences are formed for as many at a time as take this many bytes."""
+"""Bytes for gradients of single sequences that are formed at the same time."""
 
 
 def sequences(subject: Subject) -> Iterator[Measurement]:
@@ -64,17 +64,17 @@ def _squares(analysis: Analysis) -> Tensor:
 
 
 def _by_entries(left: Tensor, right: Tensor) -> Tensor:
-    """|Σ_t a_t x_tᵀ|² of (B, T, ...) factors, (B,): the gradient is formed."""
+    """|Σ_t a_t x_tᵀ|² of factors (B, T, ...), (B,), by forming the gradient."""
     return (left.mT @ right).square_().sum((1, 2))
 
 
 def _by_times(left: Tensor, right: Tensor) -> Tensor:
-    """The same as Σ_ts (a_t·a_s)(x_t·x_s), which is less work for short sequences and many units."""
+    """The same as Σ_ts (a_t·a_s)(x_t·x_s), which is cheaper for short sequences and many units."""
     return (left @ left.mT).mul_(right @ right.mT).sum((1, 2)).clamp_(min=0.0)
 
 
 def _peaks(analyses: list[Analysis], chosen: Tensor) -> np.ndarray:
-    """The time step at which each of the chosen sequences contributes most, in the layer where that is."""
+    """Time step with the largest contribution of each chosen sequence, over all layers."""
     tops = []
     for adj, _ in analyses:
         pair = factors(adj, "weight_hh")

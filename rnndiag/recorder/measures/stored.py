@@ -1,4 +1,4 @@
-"""From an engine's `rows()` and `coordinates()` to measurements."""
+"""Converts an engine result's `rows()` and `coordinates()` to measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnndiag.store.quantities import QUANTITIES
 def measurements(
     rows: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], layer: str
 ) -> Iterator[Measurement]:
-    """One measurement a row, with those labels that belong to its dims."""
+    """One measurement per row, with the labels of its dims."""
     for name, values in rows.items():
         found = array(values)
         dims = dict(zip(QUANTITIES[name].dims, found.shape, strict=True))

@@ -1,8 +1,8 @@
-"""Whether the model's answer depends on its input: what exchanging states between sequences would do to the loss.
+"""Whether the model's output depends on its input: the effect on the loss of exchanging states between sequences.
 
-`swing` is the size of that change to first order, Σ_{b,t} |⟨e_{b,t}, h_{π(b),t} − h_{b,t}⟩|, with e the direct
-gradient and π the neighbour in the batch. A model that answers the same whatever it has seen has a swing near
-zero, however far the loss has fallen: some losses fall because the model learns where the padding is.
+`swing` is the size of that change to first order, Σ_{b,t} |⟨e_{b,t}, h_{π(b),t} − h_{b,t}⟩|, with e the direct gradient
+and π the neighbour in the batch. A model with the same output for all inputs has a swing near zero, however far the
+loss has fallen: some losses fall because the model learns where the padding is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rnndiag.store.measurement import Measurement
 
 
 def swing(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
-    """Swing of one layer run, and the spread of its inputs, which tells saturation by large inputs from other kinds."""
+    """Swing of one layer run, and the spread of its inputs, which identifies saturation caused by large inputs."""
     mask = run.mask()
     yield Measurement.of("swing", np.asarray(float(_swing(run, mask))), run.name)
     if run.inputs.is_floating_point():
@@ -27,7 +27,7 @@ def swing(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
 
 
 def _swing(run: LayerRun, mask: Tensor) -> Tensor:
-    """Σ_{b,t} |⟨e, other − own⟩|; a padded neighbour stands with its last real state."""
+    """Σ_{b,t} |⟨e, other − own⟩|; a padded neighbour is replaced by its last valid state."""
     states, direct = run.state_vector().float(), torch.cat(run.direct, -1).float()
     if run.B > 1:
         other = states.roll(1, 1)

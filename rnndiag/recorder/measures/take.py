@@ -1,4 +1,4 @@
-"""Take groups of measures of one backward pass, each apart, so that a fault in one costs no other."""
+"""Runs groups of measures on one backward pass, isolated so that an error in one leaves the others intact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rnndiag.store.recording import VERDICTS, Verdict
 
 @dataclass
 class Taken:
-    """What was measured of one backward pass."""
+    """The measurements of one backward pass."""
 
     measurements: list[Measurement] = field(default_factory=list)
     verdict: Verdict = "unverified"
@@ -32,7 +32,7 @@ class Taken:
 
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
-    """Leave the random streams as they were and record no graph: measuring is invisible to training."""
+    """Preserve random states and record no graph, so that measuring does not influence training."""
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
@@ -48,7 +48,7 @@ def take(
     faults: Faults,
     timer: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Taken:
-    """Measure the groups; what fails is told once, noted under `not_measured`, and leaves the others alone."""
+    """Measure the groups; an error is reported once, noted under `not_measured`, and leaves the others intact."""
     taken = Taken()
     loops = subject.loops
     if not subject.runs and not loops.tells:
@@ -89,7 +89,7 @@ def take(
 
 
 def _take_loops(subject: Subject, taken: Taken, groups: set[str]) -> None:
-    """What was measured on the graph before the backward pass, and why the rest was not."""
+    """Add the measurements made on the graph before the backward pass, and why others were not made."""
     loops, names = subject.loops, {run.name for run in subject.runs}
     for found in loops.measured:
         if found.name not in names and "contributions" in groups:
@@ -104,7 +104,7 @@ def _take_loops(subject: Subject, taken: Taken, groups: set[str]) -> None:
 
 
 _OF_LAGS = ("lags", "estimators")
-"""Groups that rest on e_t holding what the loss alone sends."""
+"""Groups that need e_t to hold only what the loss sends directly."""
 
 
 def _way_to(name: str, loops: Loops) -> str:
@@ -139,7 +139,7 @@ def _take_group(measure: Measure, subject: Subject, taken: Taken, faults: Faults
 
 
 def _judge(subject: Subject, taken: Taken) -> None:
-    """The proof's verdict, and its reasons by the layer that they speak of."""
+    """Store the proof's verdict, and its reasons by layer."""
     loops = subject.loops
     if not subject.runs and not subject.for_proof:
         taken.verdict = "exact" if loops.measured else "unverified"
@@ -160,7 +160,7 @@ def _judge(subject: Subject, taken: Taken) -> None:
 
 
 def _judge_loops(subject: Subject, taken: Taken) -> None:
-    """Open loops, whose reach is withdrawn."""
+    """Withdraw the reach of open loops."""
     for name, why in subject.loops.open.items():
         taken.verdict = max(taken.verdict, "open", key=VERDICTS.index)
         said = f"open: {why}"
