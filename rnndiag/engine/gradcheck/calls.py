@@ -1,4 +1,4 @@
-"""Faults of single calls: arguments written into, results that change, a graph that cannot be used twice."""
+"""Checks of single calls: arguments written in place, results that change, a graph that cannot be reused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnndiag.engine.gradcheck.tolerance import Difference, Tolerance, difference
 def call_faults(
     function: Function, point: Point, cotangent: Cotangent, tolerance: Tolerance
 ) -> Iterator[tuple[str, Difference, str]]:
-    """What is checked of a call, how far it is off, and what is so if it is.
+    """Each check of a call: its name, the size of the error, and the sentence for a failure.
 
     Args:
         function: The kernel.

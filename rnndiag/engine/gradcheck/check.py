@@ -31,12 +31,12 @@ from rnndiag.engine.gradcheck.truths import OtherFunction
 from rnndiag.errors import RnndiagError
 
 LONGEST_LOCATED = 34
-"""Steps up to which paths are measured one by one: their number grows as the square."""
+"""Most steps for which paths are measured one by one: their number grows quadratically."""
 
 LEAST_LOCATED = 12
-"""Steps that other runs than the whole are cut to at least: two chunks and a rest show what is lost at a seam."""
+"""Least steps to which runs other than the whole are cut: two chunks and a rest show what is lost at a seam."""
 REFUSALS = (ValueError, NotImplementedError, AssertionError)
-"""A kernel that raises one of these for a length refuses it, which is no silent fault. The result notes it."""
+"""Exceptions by which a kernel rejects a length. That is noted in the result, and is no fault."""
 
 HALF_PRECISION = (
     "an error of the size of half-precision rounding (float16, bfloat16): is a state kept in it?"
@@ -118,7 +118,7 @@ def gradcheck_recurrence(
 
 
 def _check(setup: Setup, lengths: Sequence[int] | Tensor | None) -> GradcheckResult:
-    """Judge every run, then measure the paths of what is wrong."""
+    """Judge every run, then locate the wrong paths."""
     variable = [] if lengths is None else read_lengths(lengths, setup)
     cells: list[Cell] = []
     refused: list[str] = []
@@ -178,7 +178,7 @@ def _calls(setup: Setup, at_length: Mapping[int, list[Case]]) -> list[Cell]:
 
 
 def _raised(run: str, steps: int, error: Exception) -> Cell:
-    """A cell for a run that raised."""
+    """The table cell for a run that raised."""
     what = f"raises {type(error).__name__}: {_first_line(error)}"
     return Cell(run, steps, "run", "any", False, float("inf"), 0.0, "itself", what=what)
 
@@ -188,7 +188,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _described(setup: Setup, run: Run, judged: Judged) -> Cell:
-    """The cell, with words on what its error looks like."""
+    """The cell with a description of its error."""
     cell, found, truth = judged
     if cell.right:
         return cell
@@ -251,7 +251,7 @@ def _places(setup: Setup, wrong: Mapping[str, list[tuple[Run, Case, list[Cell]]]
 def _affordable(
     setup: Setup, group: list[tuple[Run, Case, list[Cell]]]
 ) -> tuple[Run, Case, list[Cell]]:
-    """The longest run whose paths can be measured one by one, else the shortest."""
+    """The longest run whose paths can be measured one by one, else the shortest one."""
     steps = [run.point.inputs[0].shape[setup.layout.time] for run, _, _ in group]
     fitting = [k for k, n in enumerate(steps) if n <= LONGEST_LOCATED]
     return (
@@ -268,7 +268,7 @@ def _located(
     truths: dict[str, PathTruth],
     windows: Windows,
 ) -> dict[str, Place | None]:
-    """Places of some targets of one run; a run that is too long is cut, its fault may show in a part of it."""
+    """Places of some targets of one run; a run that is too long is cut, as its fault may show in a part of it."""
     steps = run.point.inputs[0].shape[setup.layout.time]
     point = run.point
     longest = min(LONGEST_LOCATED, max(2 * setup.chunk + 2, LEAST_LOCATED))
@@ -297,7 +297,7 @@ def _located(
 
 
 def _path_truth(setup: Setup, name: str) -> PathTruth:
-    """What paths are compared with: that which the cell was judged by."""
+    """What paths are compared with: the same truth as the cell."""
     time, rtol, eps = setup.layout.time, setup.tolerance.rtol, setup.tolerance.eps
     if name == "reference" and setup.reference is not None:
         return ByBackward(setup.reference, time, rtol, eps)
@@ -309,7 +309,7 @@ def _path_truth(setup: Setup, name: str) -> PathTruth:
 
 
 def _placed(cell: Cell, places: Places) -> Cell:
-    """The cell with the place of its fault, that of the whole's where it has none of its own."""
+    """The cell with the place of its fault; without one of its own, that of the whole run."""
     if cell.right or cell.seam is not None or cell.cotangent in ("value", "call", "run"):
         return cell
     own = places.get((cell.run, cell.cotangent, cell.target))
@@ -326,9 +326,9 @@ def _placed(cell: Cell, places: Places) -> Cell:
 
 
 def _with_ends(cells: list[Cell], states: tuple[str, ...], idle: set[Cell]) -> list[Cell]:
-    """Name the end of a call where no cotangent gets in, and its start where no gradient gets out.
+    """Name the end of a call where no cotangent enters, and its start where no gradient leaves.
 
-    `idle` cells are rightly zero: they do not show that the cotangent got in.
+    `idle` cells are zero by definition, so they do not show that the cotangent entered.
     """
     reached = {
         (c.run, c.steps, c.cotangent)
@@ -358,7 +358,7 @@ def _with_ends(cells: list[Cell], states: tuple[str, ...], idle: set[Cell]) -> l
 
 
 def _with_rounding(cells: list[Cell], eps: float) -> list[Cell]:
-    """Name half precision where every error of a row is as large as its rounding."""
+    """Report half precision if every error in a row has the size of its rounding."""
     largest: dict[str, float] = {}
     for cell in cells:
         largest[cell.row] = max(largest.get(cell.row, 0.0), cell.error)
@@ -375,7 +375,7 @@ def _with_rounding(cells: list[Cell], eps: float) -> list[Cell]:
 
 
 def _without_differences(cells: list[Cell]) -> list[Cell]:
-    """Claim no place by finite differences of a forward pass that rounds to half precision: they are steps or zero."""
+    """Drop places found by finite differences of a forward pass in half precision: those are steps or zero."""
     if not any(c.cotangent == "value" and HALF_PRECISION in c.what for c in cells):
         return cells
     words = "finite differences of values that are rounded say little: mend the values first"
@@ -388,12 +388,12 @@ def _without_differences(cells: list[Cell]) -> list[Cell]:
 
 
 def _with_order(setup: Setup, cells: list[Cell]) -> list[Cell]:
-    """Name the order of gates by which outputs that are wrong from the first step on would be right."""
+    """Report the order of gates with which outputs that are wrong from the first step on would be right."""
     first = [c for c in cells if (c.run, c.cotangent, c.step) == ("whole", "value", 0)]
     words = forward_order(setup) if first else ""
     return [replace(c, what=f"{c.what}; {words}") if words and c in first else c for c in cells]
 
 
 def _all_rounding(cells: list[Cell], eps: float) -> bool:
-    """Whether no gradient at all is off by more than rounding: a lost path may be as faint in one cell, not in all."""
+    """Whether no gradient is off by more than rounding. A lost path may be as small in one cell, but not in all."""
     return all(is_rounding(cell.error, eps) for cell in cells if not cell.right)

@@ -14,7 +14,7 @@ from rnndiag.errors import BadArgument
 
 @dataclass(frozen=True)
 class Point:
-    """Where a kernel is checked: its arguments, its parameters, and the names of all of them."""
+    """Where a kernel is checked: its arguments, its parameters, and all their names."""
 
     inputs: Tensors
     state: Tensors
@@ -30,7 +30,7 @@ class Point:
         return {**self.parameters, **dict(named)}[name]
 
     def targets(self) -> tuple[str, ...]:
-        """Names of everything that a gradient is asked of."""
+        """Names of everything that a gradient is computed of."""
         named = zip(
             (*self.input_names, *self.state_names), (*self.inputs, *self.state), strict=True
         )
@@ -58,7 +58,7 @@ class Cotangent:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What one forward and backward pass gave: values, and a gradient per target (None: no path to it)."""
+    """The results of one forward and backward pass: values, and a gradient per target (None: no path to it)."""
 
     outputs: Tensors
     final: Tensors
@@ -136,7 +136,7 @@ def gradients(
 
 
 def check_final(final: Tensors, point: Point) -> None:
-    """Raise unless the final state can be given back as an initial state."""
+    """Raise unless the final state can be passed as an initial state."""
     shapes = [tuple(t.shape) for t in final], [tuple(t.shape) for t in point.state]
     if shapes[0] != shapes[1]:
         raise BadArgument(

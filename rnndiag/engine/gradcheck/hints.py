@@ -1,4 +1,4 @@
-"""What a wrong gradient looks like: a multiple of the truth, blocks (gates) in another order, single sequences."""
+"""Describes a wrong gradient: a multiple of the truth, blocks (gates) in another order, wrong sequences."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 BLOCKS = (2, 3, 4)
-"""Numbers of gates that packed parameters and inputs are tried as."""
+"""Numbers of gates tried for packed parameters and inputs."""
 CLOSE = 1e-3
-"""A description is believed where it leaves this share of the truth unexplained."""
+"""A description is accepted if it leaves at most this share of the truth unexplained."""
 
 
 def describe(
@@ -20,7 +20,7 @@ def describe(
     batch: int | None,
     time: int | None = None,
 ) -> str:
-    """A few words on how `found` differs from `truth`, or "".
+    """A few words on how `found` differs from `truth`; empty if no description fits.
 
     Args:
         found: The wrong gradient.
@@ -43,7 +43,7 @@ def describe(
 
 
 def _multiple(a: Tensor, b: Tensor) -> str:
-    """ "2 times the truth", if the wrong entries are one multiple of it."""
+    """ "2 times the truth" if the wrong entries are one multiple of it; else empty."""
     wrong = (a - b).abs() > CLOSE * b.abs().max()
     x, y = a[wrong], b[wrong]
     if not len(y) or not bool(y.any()):
@@ -77,7 +77,7 @@ def gate_order(a: Tensor, b: Tensor, dim: int) -> str:
 
 
 def _sequences(a: Tensor, b: Tensor, batch: int | None) -> str:
-    """Which sequences of the batch are wrong, where others are right."""
+    """Which sequences of the batch are wrong while others are right; empty if that does not describe the error."""
     if batch is None or a.shape[batch] < 2:
         return ""
     rows = (a - b).movedim(batch, 0).flatten(1).norm(dim=1)
@@ -88,7 +88,7 @@ def _sequences(a: Tensor, b: Tensor, batch: int | None) -> str:
 
 
 def shifted(a: Tensor, b: Tensor, time: int) -> str:
-    """ "the truth one step late", if the gradient stands at the neighbouring steps."""
+    """ "the truth one step late" if the gradient equals that of neighbouring steps; else empty."""
     steps = a.shape[time]
     for by, word in ((1, "late"), (-1, "early")):
         if steps < 3:

@@ -45,10 +45,10 @@ class Run:
     point: Point
     without: tuple[str, ...] = ()
     strided: bool = False
-    """Whether cotangents are handed over as tensors that are not contiguous."""
+    """Whether cotangents are passed as tensors that are not contiguous."""
 
     def loss(self, cotangent: Cotangent) -> Cotangent:
-        """The cotangent as this run hands it over."""
+        """The cotangent in the form in which this run gets it."""
         if not self.strided:
             return cotangent
         return replace(
@@ -133,7 +133,7 @@ def cases(setup: Setup, point: Point) -> list[Case]:
 
 
 def _derivatives(setup: Setup, point: Point) -> dict[str, list[tuple[Tensor, Derivative]]]:
-    """J u by finite differences, for the targets that no reference has a gradient of."""
+    """J u by finite differences, for targets without a reference gradient."""
     if setup.forward_dtype is None:
         return {}
     known = setup.reference

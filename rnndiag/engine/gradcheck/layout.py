@@ -1,4 +1,4 @@
-"""Which dimensions of inputs, outputs and states are time and batch, found by what depends on what."""
+"""Determines which dims of inputs, outputs and states are time and batch, from dependences between entries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Layout:
 def find_layout(
     function: Function, inputs: Tensors, state: Tensors, batch_first: bool | None
 ) -> Layout:
-    """Time is the dimension along which a change of the inputs moves on to other outputs."""
+    """The dims of a kernel. Time is the dim along which a change of the inputs affects other outputs."""
     if batch_first is None:
         carried = [_carries(function, inputs, state, dim) for dim in (0, 1)]
         if carried[0] == carried[1]:
@@ -83,7 +83,7 @@ def _carries(function: Function, inputs: Tensors, state: Tensors, dim: int) -> b
 def _batch_dim(
     function: Function, inputs: Tensors, state: Tensors, index: int, layout: Layout, size: int
 ) -> int | None:
-    """The dimension of one state part that holds the sequences; by its size, else by what it changes."""
+    """The batch dim of one state part: by its size, else by what it influences; None if unknown."""
     part = state[index]
     fitting = [dim for dim in range(part.ndim) if part.shape[dim] == size]
     if len(fitting) == 1:
@@ -105,7 +105,7 @@ def _batch_dim(
 
 
 def _perturbed(tensor: Tensor, dim: int) -> Tensor:
-    """A copy with other values at index 0 of `dim`; tensors of integers are not touched."""
+    """A copy with other values at index 0 of `dim`; integer tensors are unchanged."""
     copy = tensor.clone()
     if copy.is_floating_point():
         copy.narrow(dim, 0, 1).mul_(0.5).add_(0.25)
@@ -113,7 +113,7 @@ def _perturbed(tensor: Tensor, dim: int) -> Tensor:
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
-    """Whether two results differ by more than rounding does: sums over a batch may be ordered anew."""
+    """Whether two results differ by more than rounding: sums over a batch may be evaluated in another order."""
     a, b = a.detach().double(), b.detach().double()
     return (
         bool((a - b).abs().amax() > 1e-6 * a.abs().amax().clamp(min=1e-30)) if a.numel() else False

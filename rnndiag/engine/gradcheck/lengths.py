@@ -1,4 +1,4 @@
-"""Judging calls with variable lengths."""
+"""Checks calls with variable lengths."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rnndiag.errors import BadArgument
 
 
 def read_lengths(lengths: Sequence[int] | Tensor, setup: Setup) -> list[tuple[int, ...]]:
-    """The lengths that were given, and the same number of lengths around the chunk size."""
+    """The given lengths, and as many lengths around the chunk size."""
     own = tuple(int(n) for n in lengths)
     if len(own) != setup.batch or not all(0 <= n <= setup.steps for n in own):
         raise BadArgument(
@@ -45,9 +45,10 @@ def read_lengths(lengths: Sequence[int] | Tensor, setup: Setup) -> list[tuple[in
 
 
 def length_cells(setup: Setup, lengths: Sequence[int]) -> Iterator[Cell]:
-    """Cells of a call with variable lengths, against each sequence by itself at its own length.
+    """Cells of a call with variable lengths, compared with each sequence alone at its own length.
 
-    Losses weigh valid steps only. Gradients at padded inputs must be zero, and what stands there must change nothing.
+    Losses weight valid steps only. Gradients at padded inputs must be zero, and the content of the padding must not
+    matter.
     """
     layout = setup.layout
     base = setup.kernel if setup.reference is None else setup.reference.function
@@ -128,7 +129,7 @@ def _padding(
     moved: Difference,
     time: int | None,
 ) -> str:
-    """What is wrong with variable lengths: whether the padding leaks, and at which step of which sequence."""
+    """What is wrong with variable lengths: whether padding leaks, and at which step of which sequence."""
     words = []
     if found is not None and time is not None:
         outside = found.detach() * (1 - valid_steps(found, setup.layout, lengths))

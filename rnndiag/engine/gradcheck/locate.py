@@ -1,4 +1,4 @@
-"""Measuring which paths of a wrong gradient are wrong, path by path.
+"""Finds which paths of a wrong gradient are wrong.
 
 The outputs are weighted at one step t at a time: the gradient at input s then holds the paths from s to t alone. A
 parameter acts at every step; its part at lag d is the gradient of the last d + 1 steps less that of the last d steps,
@@ -24,12 +24,13 @@ from rnndiag.engine.gradcheck.tolerance import ROUNDINGS
 from rnndiag.engine.gradcheck.truths import OtherFunction
 
 VISIBLE = 4
-"""A path is judged where its gradient is this many times the allowed error, so that its loss would be seen."""
+"""A path is judged only if its gradient is this many times the allowed error, so that its loss would show."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Gradient of one target as rows to compare: one per time step of an input, one in all for other targets.
+    """The gradient of one target as rows to compare: one row per time step of an input, a single row for other
+    targets.
 
     found, truth: (rows, entries) in float64; error: (rows,), the truth's own error.
     """
@@ -133,7 +134,7 @@ def _only(tensor: Tensor, dim: int, index: int) -> Tensor:
 
 
 Windows = dict[int, tuple[Point, list[Point]]]
-"""By a point's identity: the point, and its last 1, 2, ... steps, each from the state before them."""
+"""Key of a point -> the point, and its last 1, 2, ... steps, each from the state before them."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Locator:
     def _paths(
         self, point: Point, cotangent: Cotangent, targets: list[str], steps: int
     ) -> dict[str, Paths]:
-        """Inputs and initial state: every pair of a source and a result step."""
+        """Paths of inputs and initial state: every pair of a source and a result step."""
         if any(v is not None for v in cotangent.outputs):
             losses = [(t, self._at_step(cotangent, t)) for t in range(steps)]
         else:
@@ -187,9 +188,9 @@ class Locator:
     def _lags(
         self, point: Point, cotangent: Cotangent, targets: list[str], steps: int
     ) -> dict[str, Paths]:
-        """Parameters, by lag: the gradient of the last d + 1 steps less that of the last d.
+        """Paths of parameters by lag: the gradient of the last d + 1 steps less that of the last d.
 
-        An initial state has no parts to take off: it stands d + 1 steps before the end itself.
+        An initial state needs no subtraction: it lies d + 1 steps before the end itself.
         """
         windows = self._windows(point, steps)
         last = (
@@ -225,7 +226,7 @@ class Locator:
         return {name: _paths(entries, by_lag=True) for name, entries in collected.items()}
 
     def _at_step(self, cotangent: Cotangent, t: int) -> Cotangent:
-        """The same weights on the outputs of one step alone, and none on the final state."""
+        """The same weights on the outputs of one step only, and none on the final state."""
         outputs = tuple(
             v if v is None else _only(v, self.layout.time, t) for v in cotangent.outputs
         )

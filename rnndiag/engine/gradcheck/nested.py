@@ -11,11 +11,11 @@ from rnndiag.errors import BadArgument
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 Function: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
-"""A kernel on flat tuples: (inputs, state) -> (outputs, final state)."""
+"""A kernel with flat tuples of tensors: (inputs, state) -> (outputs, final state)."""
 
 
 def leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a nested value in order, each with its name: `state[0]`, `state[1]`."""
+    """The tensors of a nested value in order, each with its name, such as `state[0]`."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):
@@ -37,7 +37,7 @@ def flatten(value: Any, name: str) -> Tensors:
 
 
 def rebuild(template: Any, tensors: Iterator[Tensor]) -> Any:
-    """A value nested as `template` is, filled with `tensors` in order."""
+    """A value with the structure of `template`, filled with `tensors` in order."""
     if isinstance(template, Tensor):
         return next(tensors)
     if isinstance(template, dict):

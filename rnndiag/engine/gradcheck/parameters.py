@@ -1,4 +1,4 @@
-"""Finding the parameters of a kernel, and running it in another dtype."""
+"""Finds the parameters of a kernel, and runs it in another dtype."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnndiag.errors import BadArgument
 
 
 def owned_tensors(owner: Any, name: str = "", seen: set[int] | None = None) -> dict[str, Tensor]:
-    """Tensors that a callable holds: a module's own, what a function closes over, a partial's arguments."""
+    """Tensors held by a callable: a module's own, closure variables of a function, arguments of a partial."""
     seen = set() if seen is None else seen
     if id(owner) in seen:
         return {}
@@ -34,7 +34,7 @@ def owned_tensors(owner: Any, name: str = "", seen: set[int] | None = None) -> d
 
 
 def _parts(owner: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """What a function, a bound method, a partial or a container refers to."""
+    """Objects that a function, a bound method, a partial or a container refers to."""
     if isinstance(owner, MethodType):
         yield name, owner.__self__
         yield name, owner.__func__
@@ -138,9 +138,9 @@ def _same_values(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def held_in(tensors: Iterable[Tensor], dtype: torch.dtype | None) -> Iterator[None]:
-    """Floating tensors in another dtype for a while, in place, as `Module.to` does; their storages come back after.
+    """Convert floating-point tensors in place meanwhile, as `Module.to` does, and restore their storages on exit.
 
-    In place because a kernel reaches its parameters by itself: they are no arguments of it.
+    In place, because a kernel accesses its parameters itself: they are not arguments.
     """
     changed = [t for t in tensors if dtype and t.is_floating_point() and t.dtype != dtype]
     before = [tensor.data for tensor in changed]
@@ -158,5 +158,5 @@ def held_in(tensors: Iterable[Tensor], dtype: torch.dtype | None) -> Iterator[No
 
 
 def cast(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
-    """Floating tensors in `dtype`; integer ones, and all where dtype is None, as they are."""
+    """Floating-point tensors in `dtype`; others, and all if dtype is None, unchanged."""
     return tuple(t.to(dtype) if dtype and t.is_floating_point() else t for t in tensors)

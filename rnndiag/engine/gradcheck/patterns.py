@@ -20,7 +20,7 @@ INITIAL = -1
 """The source step of the initial state."""
 EVERYWHERE = "at every lag"
 CLEARLY = 0.08
-"""How much better a special rule must agree than the one that holds everywhere."""
+"""A special rule must agree better than the general rule by this much."""
 AGREEMENT = 0.85
 """Share of paths (wrong by the rule or by measurement) on which a rule must agree to be believed."""
 
@@ -40,18 +40,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Paths:
-    """Measured paths, flat: source and result step, whether wrong, and whether an error could be seen there."""
+    """Measured paths, flat: source step, result step, whether wrong, and whether an error could be seen."""
 
     source: Ints
     result: Ints
     wrong: Bools
     visible: Bools
     by_lag: bool = False
-    """True if only the lag is known, as of a parameter: it acts at every step, and has no source step of its own."""
+    """True if only the lag is known, as for a parameter: it acts at every step and has no source step."""
 
 
 def name_paths(paths: Paths, chunk: int, steps: int) -> Place | None:
-    """The rule that describes the wrong paths best; where none does, the shortest wrong lag."""
+    """The rule that describes the wrong paths best; if none does, the shortest wrong lag."""
     if not paths.wrong.any():
         return None
     best: tuple[float, Place | None] = (AGREEMENT - 1e-9, None)
@@ -112,7 +112,8 @@ def _rules(paths: Paths, chunk: int, steps: int) -> Iterator[tuple[Place, Bools]
 
 
 def _lag_rules(lag: Ints, chunk: int) -> Iterator[tuple[Place, Bools]]:
-    """Rules of the lag alone. In calls that start `lag` steps before the end, lags from the chunk on cross its seam."""
+    """Rules on the lag alone. In calls that start `lag` steps before the end, lags of at least a chunk cross its
+    seam."""
     longest = int(lag.max())
     for d in range(chunk, longest + 1, chunk) if chunk else ():
         place = Place(f"at every lag that crosses the seam at step {d}", lag=d, seam=d)

@@ -24,9 +24,9 @@ def pieces(steps: int, chunk: int) -> list[tuple[int, int]]:
 
 
 def _plain(tensors: Tensors) -> Tensors:
-    """The same tensors; the gradient that arrives at them is made contiguous.
+    """The same tensors, with their gradients made contiguous.
 
-    Joining slices hands strided cotangents to the kernel, which `strided` checks by itself.
+    Joining slices passes strided cotangents to the kernel, which `strided` checks separately.
     """
     for tensor in tensors:
         if tensor.requires_grad and not tensor.is_leaf:
@@ -38,7 +38,7 @@ def _plain(tensors: Tensors) -> Tensors:
 
 
 def in_chunks(function: Function, layout: Layout, chunk: int, first: int | None = None) -> Function:
-    """The kernel called chunk by chunk, each from the final state of the one before.
+    """Calls the kernel chunk by chunk, each from the final state of the one before.
 
     Args:
         function: The kernel.
@@ -65,7 +65,7 @@ def in_chunks(function: Function, layout: Layout, chunk: int, first: int | None 
 
 
 def alone(function: Function, layout: Layout) -> Function:
-    """The kernel called for each sequence by itself."""
+    """Calls the kernel for each sequence alone."""
 
     def separate(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         sequences = range(inputs[0].shape[layout.batch])
@@ -80,9 +80,9 @@ def alone(function: Function, layout: Layout) -> Function:
 
 
 def alone_to_length(function: Function, layout: Layout, lengths: Sequence[int]) -> Function:
-    """Each sequence by itself, cut to its own length: what a call with `lengths` must give.
+    """Calls the kernel for each sequence alone, cut to its length: what a call with `lengths` must return.
 
-    Outputs of padded steps are zero. A sequence of length 0 hands its state on.
+    Outputs of padded steps are zero. A sequence of length 0 passes its state on.
     """
 
     def separate(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
@@ -103,7 +103,7 @@ def alone_to_length(function: Function, layout: Layout, lengths: Sequence[int]) 
 
 
 def _pad(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Zeros after the end of `dim`, up to `size`."""
+    """Pad with zeros at the end of `dim`, up to `size`."""
     shape = list(tensor.shape)
     shape[dim] = size - shape[dim]
     return torch.cat([tensor, tensor.new_zeros(shape)], dim) if shape[dim] else tensor

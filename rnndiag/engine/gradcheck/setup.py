@@ -1,4 +1,4 @@
-"""Preparing a check: the kernel on flat tensors, its dimensions and parameters, and what it is compared with."""
+"""Prepares a check: the kernel on flat tensors, its dims and parameters, and the truths to compare with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rnndiag.errors import BadArgument
 
 Kernel = Callable[..., Any]
 FORWARD_RTOL = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Relative error that finite differences are trusted to, by the precision that the forward pass is evaluated in."""
+"""Relative accuracy of finite differences, by the precision in which the forward pass is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def takes_two(kernel: Kernel) -> bool:
 
 @dataclass(frozen=True)
 class Found:
-    """What one call tells of a kernel."""
+    """Facts on a kernel from a single call."""
 
     function: Function
     point: Point
@@ -129,7 +129,7 @@ class Found:
 def find(
     kernel: Kernel, inputs: Any, state: Any, parameters: Any = None, name: str = "kernel"
 ) -> Found:
-    """Call a kernel once; name its arguments, its parameters, and all tensors that it holds by itself."""
+    """Call a kernel once and name its arguments, its parameters, and all tensors that it holds."""
     input_names, flat_inputs = zip(*leaves(inputs, "inputs"), strict=True)
     state_names, flat_state = zip(*leaves(state, "state"), strict=True)
     point = Point(flat_inputs, flat_state, {}, input_names, state_names)
@@ -194,7 +194,7 @@ def prepare(
     rtol: float | None,
     generator: torch.Generator,
 ) -> Setup:
-    """All that the judging needs. To be called where the kernel's tensors are held in `dtype`."""
+    """The setup of a check. Call it while the kernel's tensors are held in `dtype`."""
     point = replace(
         found.point, inputs=cast(found.point.inputs, dtype), state=cast(found.point.state, dtype)
     )
@@ -252,7 +252,7 @@ def forward_dtype(setup: Setup) -> torch.dtype | None:
 
 
 def _notes(setup: Setup) -> list[str]:
-    """What the check cannot see at this point."""
+    """What the check cannot detect at this point, as sentences."""
     notes = []
     point = setup.point
     if not point.parameters:

@@ -1,12 +1,12 @@
-"""How far two gradients may lie apart by rounding alone, and whether they do.
+"""How much two gradients may differ by rounding alone, and whether they do.
 
 Slices of one time step are compared one by one, so that an error at few steps is not diluted by the others:
 
     |found_t - truth_t|  <=  rtol |truth_t|  +  16 eps max_t |truth_t|  +  10 noise
 
-`rtol` and `eps` come from the dtype. `noise` is measured: how far the kernel's own gradient moves when its arguments
-change by one rounding error. It is what an ill-conditioned recurrence adds, and what a gradient that is zero by
-cancellation needs.
+`rtol` and `eps` come from the dtype. `noise` is measured: the change of the kernel's own gradient when its arguments
+change by one rounding error. It allows for an ill-conditioned recurrence, and for a gradient that is zero by
+cancellation.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ RTOL = {
     torch.bfloat16: 6e-2,
 }
 ROUNDINGS = 16
-"""Rounding errors, of the size of the largest slice, allowed in every slice."""
+"""Number of rounding errors, in units of the largest slice, allowed in every slice."""
 NOISE_FACTOR = 10
-"""Room over one measured draw of the noise."""
+"""Factor on one measured draw of the noise."""
 OUTPUTS, FINAL = "outputs", "final state"
 """Names of the values in a table of targets."""
 LARGEST_NOISE = 0.02
-"""Relative noise beyond which a gradient is not allowed more room: such a kernel is reported, not excused."""
+"""Largest relative noise that widens the tolerance: a noisier kernel is reported, not excused."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def measured_noise(
     time: int,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """Largest slice norm of each target's and value's change when the arguments change by one rounding error."""
+    """Largest slice norm of the change of each target and value when the arguments change by one rounding error."""
 
     def jitter(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -173,7 +173,7 @@ def measured_noise(
 
 
 def _largest_change(a: Tensor | None, b: Tensor | None, time: int | None) -> float:
-    """Largest slice norm of a - b; zero where it is not finite, so that it excuses nothing."""
+    """Largest slice norm of a - b; zero if it is not finite, so that it does not widen the tolerance."""
     if a is None or b is None or not a.numel():
         return 0.0
     change = float(slice_norms(a.double() - b.double(), time).max())

@@ -16,7 +16,7 @@ from rnndiag.engine.gradcheck.parameters import cast, held_in
 from rnndiag.engine.gradcheck.tolerance import NOISE_FACTOR, Difference, Tolerance
 
 DIRECTIONS = 2
-"""Random directions of the dot-product test, per target and length."""
+"""Number of random directions of the dot-product test, per target and length."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""An orthonormal frame of tangent vectors, its growth ln |R_ii| at each QR, and the steps between two of them."""
+"""An orthonormal frame of tangent vectors, its growth ln |R_ii| at each QR, and the number of steps between QRs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TangentFrame:
         return TangentFrame(basis.expand(batch, count, size))
 
     def push(self, pushed: Tensor, rank: Tensor | None, alive: Tensor | None) -> None:
-        """Take `pushed` = J v of all vectors; sequences that are over stay as they are."""
+        """Replace the vectors by `pushed` = J v; sequences that have ended stay unchanged."""
         if alive is not None:
             pushed = torch.where(alive[:, None, None], pushed, self.vectors)
         self.vectors = pushed
@@ -42,7 +42,7 @@ class TangentFrame:
             self.rank = rank if self.rank is None else torch.minimum(self.rank, rank)
 
     def orthonormalise(self) -> Tensor:
-        """ln |R_ii| (B, k) since the last QR. Rank that exact zeros take away is -inf, not what rounding left of it."""
+        """ln |R_ii| (B, k) since the last QR. -inf for directions removed by exact zeros, instead of rounding noise."""
         basis, upper = torch.linalg.qr(self.vectors.mT)
         growth: Tensor = upper.diagonal(dim1=-2, dim2=-1).abs().log()
         if self.rank is not None:
@@ -60,9 +60,10 @@ LONGEST = 50
 
 
 class Interval:
-    """A fixed interval, or one that grows by a step while the scales are expected to stay within the condition.
+    """Number of steps between QRs: fixed, or growing by one while the scales are expected to stay within
+    LOG_CONDITION.
 
-    An interval whose scales drifted further apart than that is never tried again.
+    An adaptive interval that exceeded this limit is never tried again.
     """
 
     def __init__(self, steps: int | None) -> None:
@@ -74,7 +75,7 @@ class Interval:
         self._cap = LONGEST
 
     def see(self, log_scales: Tensor, steps: int) -> None:
-        """log_scales (B, k): ln |R_ii| after `steps` steps, NaN for sequences that are over."""
+        """Update by log_scales (B, k): ln |R_ii| after `steps` steps, NaN for sequences that have ended."""
         spread = float((log_scales.amax(-1) - log_scales.amin(-1)).max())
         if not isfinite(spread):
             spread = _finite_spread(log_scales)
@@ -90,7 +91,7 @@ class Interval:
 
 
 def _finite_spread(log_scales: Tensor) -> float:
-    """The largest spread of a sequence's finite scales; 0 where it has none."""
+    """The largest spread of finite scales within a sequence; 0 if there are none."""
     known = log_scales.isfinite()
     high = log_scales.masked_fill(~known, -torch.inf).amax(-1)
     low = log_scales.masked_fill(~known, torch.inf).amin(-1)

@@ -1,4 +1,4 @@
-"""What gates and units do, over time and units: saturation, openness, time constants, dead units."""
+"""Statistics of gates and units over time and units: saturation, openness, time constants, dead units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnndiag.engine.spectra.summary import four_numbers
 from rnndiag.engine.transition import gates
 
 LOW, HIGH = 0.05, 0.95
-"""A gate beyond these is shut or open; a unit whose mean activation derivative stays below LOW is saturated."""
+"""Gates outside of LOW..HIGH are shut or open; a unit with a mean activation derivative below LOW is saturated."""
 
 CHUNK_BYTES, NUMBERS = 64 * 2**20, 24
 """Stretches are as long as about this many bytes allow, at so many numbers a step, sequence and unit."""
@@ -22,7 +22,7 @@ CHUNK_BYTES, NUMBERS = 64 * 2**20, 24
 
 @dataclass(frozen=True)
 class GateStatistics:
-    """Statistics of one layer run; what its cell has not is None. Padding is left out everywhere."""
+    """Statistics of one layer run over valid steps; None for what its cell does not have."""
 
     layer: str
     gates: tuple[str, ...]
@@ -44,7 +44,7 @@ class GateStatistics:
     unit_forget_time: Tensor | None
     """1/(1 - mean f) of each unit in steps, (H,)."""
     openness: Tensor | None
-    """Mean 1 - f by step, (T,): the share of the state that is written anew (a GRU's update, whichever sign it has)."""
+    """Mean 1 - f by step, (T,): the share of the state that is replaced (a GRU's update gate, whatever its sign)."""
     activation_derivative: Tensor | None
     """D_t, φ' of the state's activation: mean, 5, 50, 95 % quantile over sequences and units by step, (T, 4)."""
     unit_derivative: Tensor | None
@@ -101,7 +101,7 @@ def gate_statistics(run: LayerRun) -> GateStatistics | None:
 
 
 class _Stretch:
-    """Sums over the existing steps of a stretch; (gates, H) and (gates, T') as in the result, nothing larger kept."""
+    """Sums over the valid steps of a stretch; (gates, H) and (gates, T') as in the result, nothing larger is kept."""
 
     def __init__(self, run: LayerRun) -> None:
         mask, values = run.mask(), _activations(run)
@@ -162,13 +162,13 @@ def _joined(run: LayerRun, parts: list[_Stretch]) -> GateStatistics:
 
 
 def _all(pieces: Sequence[Tensor | None]) -> Tensor | None:
-    """The pieces of all stretches one after the other; None where there are none."""
+    """The pieces of all stretches concatenated; None if there are none."""
     known = [piece for piece in pieces if piece is not None]
     return torch.cat(known) if known else None
 
 
 def _sum(pieces: Sequence[Tensor | None]) -> Tensor | None:
-    """The sum of the pieces of all stretches; None where there are none."""
+    """The sum over the pieces of all stretches; None if there are none."""
     known = [piece for piece in pieces if piece is not None]
     return torch.stack(known).sum(0) if known else None
 
@@ -180,6 +180,6 @@ def _activations(run: LayerRun) -> Mapping[str, Tensor]:
 
 
 def _by_step(values: Tensor, mask: Tensor) -> Tensor:
-    """(T, B, H) -> (T,): mean over the sequences that have the step, and over units; NaN where none has."""
+    """(T, B, H) -> (T,): mean over valid sequences and over units; NaN if no sequence has the step."""
     total = torch.where(mask.unsqueeze(-1), values, 0.0).sum((-2, -1))
     return total / (mask.sum(1) * values.shape[-1])

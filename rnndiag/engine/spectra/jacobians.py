@@ -17,13 +17,13 @@ from rnndiag.engine.transition import Coefficients, coefficients, flat_step
 from rnndiag.errors import BadArgument, NotExact
 
 Row = tuple[Tensor | None, Sequence[Tensor | None]]
-"""The derivatives of one state part: by the pre-activations, and by each part of the state before."""
+"""The derivatives of one state part by the pre-activations, and by each part of the state before."""
 
 STRETCH_BYTES = 64 * 2**20
-"""Derivatives of at most about this many bytes are held at once."""
+"""Most bytes of derivatives that are held at once, approximately."""
 
 MOST_STEPS = 4096
-"""Of a stretch: its steps one by one are objects of Python, a few hundred bytes each, however small the net."""
+"""Most steps in a stretch: each step needs Python objects of a few hundred bytes, however small the net."""
 
 
 def stretch(run: LayerRun, start: int, stop: int) -> LayerRun:
@@ -107,7 +107,8 @@ class Tangents:
         return [list(rows) for rows in zip(*columns, strict=True)]
 
     def rank(self) -> Tensor:
-        """(T, B): rows of J_t that are not exactly zero, a bound of its rank. A relu unit at rest is a zero row."""
+        """(T, B): number of rows of J_t that are not exactly zero, an upper bound of its rank. A relu unit at rest
+        is zero."""
         if self.diagonal is None:
             assert self.written is not None
             return self.written.ne(0).any(-1).sum(-1)
@@ -132,7 +133,7 @@ def tangents(run: LayerRun, start: int, stop: int, dtype: torch.dtype) -> Tangen
 
 
 def steps_at_once(run: LayerRun, dtype: torch.dtype) -> int:
-    """How many steps of tangents fit in STRETCH_BYTES."""
+    """Number of steps of tangents that fit in STRETCH_BYTES."""
     if run.cell.is_elementwise(run.weights):
         rows = len(run.cell.gates) + len(run.cell.blocks) + 2
         numbers = 2 * len(run.cell.parts) * rows * run.cell.units(run.weights)
@@ -149,7 +150,7 @@ def stretches(run: LayerRun, dtype: torch.dtype) -> Iterator[tuple[int, Tangents
 
 
 CHUNK_BYTES = 64 * 2**20
-"""Memory limit beside the result, about: some steps at a time."""
+"""Approximate memory limit beside the result, in bytes: some steps at a time."""
 
 
 @torch.no_grad()
@@ -202,7 +203,7 @@ def _recorded(run: LayerRun) -> bool:
 
 
 def step_index(run: LayerRun, times: Sequence[int] | Tensor | None) -> Tensor:
-    """The steps asked for (T',), all where None; refused where the run has not got them."""
+    """Indices of the requested steps (T',), all if None; raises for steps outside of the run."""
     if times is None:
         return torch.arange(run.T, device=run.device)
     index = torch.as_tensor(times, device=run.device)
@@ -221,7 +222,7 @@ def step_index(run: LayerRun, times: Sequence[int] | Tensor | None) -> Tensor:
 
 
 def _steps_at_once(run: LayerRun) -> int:
-    """Steps whose coefficients (elementwise cells) or graph (others) stay within CHUNK_BYTES."""
+    """Number of steps whose coefficients (elementwise cells) or graph (others) fit into CHUNK_BYTES."""
     if run.cell.pointwise is None:
         numbers = 16 * run.S
     else:

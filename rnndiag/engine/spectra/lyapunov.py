@@ -17,7 +17,7 @@ from rnndiag.errors import BadArgument
 
 
 class Growth:
-    """Σ ln |R_ii| by block of time and sequence, counted after the warm-up and within each sequence's length."""
+    """Σ ln |R_ii| by block of time and sequence, after the warm-up and within each sequence's length."""
 
     def __init__(self, run: LayerRun, k: int, warmup: int, blocks: int, dtype: torch.dtype) -> None:
         self.T, self.warmup = run.T, warmup
@@ -25,17 +25,17 @@ class Growth:
         self.lengths = lengths.to(run.device)
         self._padded = run.lengths is not None
         self.steps = (self.lengths - warmup).clamp(min=0)
-        """(B,): counted steps."""
+        """(B,) number of counted steps."""
         blocks = min(blocks, run.T - warmup)
         edges = torch.linspace(warmup, run.T, blocks + 1).round().long()
         self.edges = edges.to(run.device)
         self._stops: list[int] = edges.tolist()
         self._edges = frozenset(self._stops)
         self.sums = torch.zeros(blocks, run.B, k, dtype=dtype, device=run.device)
-        """(blocks, B, k)"""
+        """(blocks, B, k) sums of ln |R_ii|."""
 
     def is_edge(self, t: int) -> bool:
-        """Whether a block, or the warm-up, ends after t steps: no interval may reach across."""
+        """Whether a block, or the warm-up, ends after t steps: intervals between QRs must end there."""
         return t in self._edges
 
     def quarters(self) -> frozenset[int]:
@@ -44,9 +44,9 @@ class Growth:
         return frozenset(starts[len(starts) * quarter // 4] for quarter in (1, 2, 3))
 
     def add(self, seen: Tensor, t: int, steps: int) -> Tensor:
-        """Take the growth `seen` (B, k) of `steps` steps, the last of which is step t (1..T).
+        """Add the growth `seen` (B, k) over `steps` steps, the last of which is step t (1..T).
 
-        Gives it back with NaN where a sequence was over already.
+        Returns it with NaN for sequences that had ended.
         """
         counted = seen
         if self._padded:
@@ -57,12 +57,12 @@ class Growth:
         return seen
 
     def block_steps(self) -> Tensor:
-        """(blocks, B): counted steps of each block."""
+        """(blocks, B): number of counted steps of each block."""
         ends = torch.minimum(self.edges[1:, None], self.lengths)
         return (ends - self.edges[:-1, None]).clamp(min=0)
 
     def pooled(self) -> Tensor:
-        """λ_i (k,): all growth over all counted steps."""
+        """λ_i (k,): total growth over the number of counted steps."""
         return self.sums.sum((0, 1)) / self.steps.sum()
 
     def by_sequence(self) -> Tensor:
@@ -80,7 +80,8 @@ class Growth:
 
 
 def _standard_error(sums: Tensor, steps: Tensor) -> Tensor:
-    """Of a ratio Σ sums / Σ steps over independent pieces (pieces, k), (pieces,); NaN for fewer than two pieces."""
+    """Standard error of the ratio Σ sums / Σ steps over independent pieces (pieces, k), (pieces,); NaN for fewer
+    than two."""
     used = steps > 0
     count = int(used.sum())
     if count < 2:
@@ -109,15 +110,15 @@ def kaplan_yorke(exponents: Tensor, complete: bool) -> float:
 
 
 def descending(exponents: Tensor) -> Tensor:
-    """Order of the exponents (k,), largest first; equal ones stay as they are."""
+    """The exponents (k,) sorted, largest first; stable."""
     return torch.sort(exponents, descending=True, stable=True).indices
 
 
 FRAME_BYTES = 256 * 2**20
-"""Frames held at once, with what a QR of them takes, are of about this many bytes: some sequences at a time."""
+"""Approximate bytes of the frames held at once including the work space of their QR: some sequences at a time."""
 
 PROOF_BYTES = 4 * 2**20
-"""Jacobians of about this many bytes are written out at a time for their determinants."""
+"""Approximate bytes of Jacobians that are written out at a time for their determinants."""
 
 
 @dataclass(frozen=True)
@@ -140,15 +141,15 @@ class Lyapunov:
     warmup: int
     """Steps at the start that align the frame and are not counted."""
     longest_interval: int
-    """The most steps that passed between two re-orthonormalisations."""
+    """Largest number of steps between two re-orthonormalisations."""
     log_condition: float
     """ln of the largest ratio of the scales |R_ii| at a re-orthonormalisation: rounding grows by about that ratio."""
     interval_error: float
     """Measured: largest difference of an exponent to a QR every step, over three intervals; 0 if they are of 1 step."""
     steps: Tensor
-    """(B,): steps counted of each sequence."""
+    """(B,): number of counted steps of each sequence."""
     finite_time_exponents: Tensor | None = None
-    """The k largest ln σ_i(Φ) / d, (lags, k), where lags were asked for."""
+    """The k largest ln σ_i(Φ) / d, (lags, k), if lags were requested."""
     lags: tuple[int, ...] = ()
 
     @property
@@ -271,13 +272,13 @@ def _settings(
 
 
 def _lost_ranks(held: Tangents) -> Tensor | None:
-    """(T, B): rank of each J_t as its exactly zero rows bound it; None where every row of every J_t lives."""
+    """(T, B): upper bound of the rank of each J_t by its exactly zero rows; None if no row is zero."""
     ranks = held.rank()
     return ranks if bool((ranks < held.run.S).any()) else None
 
 
 def _log_determinants(held: Tangents, skip: int) -> Tensor:
-    """(B,): Σ_t ln |det J_t| over the steps of a stretch that count."""
+    """(B,): Σ_t ln |det J_t| over the counted steps of a stretch."""
     if skip >= held.run.T:
         return torch.zeros(held.run.B, dtype=torch.float64, device=held.run.device)
     total = torch.zeros(held.run.B, dtype=torch.float64, device=held.run.device)
@@ -305,18 +306,19 @@ class _Check:
         self.error = 0.0
 
     def before(self, frame: TangentFrame, t: int) -> None:
-        """Before step t: if a checked interval starts here, the twin sets out from the same frame."""
+        """Before step t: if a checked interval starts here, start a second frame from the same vectors."""
         if t in self.starts:
             self.twin, self.sum = replace(frame), 0.0
 
     def after(self, held: Tangents, t: int, alive: Tensor | None) -> None:
-        """One step of the twin, and its QR."""
+        """Advance the second frame by one step, with a QR."""
         if self.twin is not None:
             self.twin.push(held.push(t, self.twin.vectors), None, alive)
             self.sum = self.twin.orthonormalise() + self.sum
 
     def compare(self, seen: Tensor, steps: int) -> None:
-        """At the end of an interval, `seen` (B, k) is its growth; directions that are lost are not compared."""
+        """At the end of an interval, compare its growth `seen` (B, k) with that of the second frame; lost
+        directions are ignored."""
         if self.twin is None:
             return
         if steps > 1:

@@ -1,4 +1,4 @@
-"""Lyapunov exponents of any differentiable step function: it is the generic cell, without inputs or weights."""
+"""Lyapunov exponents of any differentiable step function, treated as a cell without inputs or weights."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def lyapunov_of_map(
 
 
 def _look_at(step: Step, start: Tensor) -> None:
-    """Refuse a step that does not give back what it takes, or whose rows see one another."""
+    """Raise if a step does not return the shape of its argument, or mixes rows of the batch."""
     with torch.no_grad():
         after: object = step(start)
     if not isinstance(after, Tensor) or after.shape != start.shape:
@@ -103,7 +103,7 @@ def _still_finite(trajectory: Tensor) -> None:
 
 
 def _for_rows(step: Step, start: Tensor) -> Step:
-    """A step of one state (S,) as one of a batch (N, S): by vmap, or row by row where it branches on the state."""
+    """A step of one state (S,) as one of a batch (N, S): by vmap, or row by row if it branches on the state."""
     batched = torch.func.vmap(step)
     try:
         batched(start[None])
@@ -113,7 +113,7 @@ def _for_rows(step: Step, start: Tensor) -> Step:
 
 
 def _as_run(step: Step, trajectory: Tensor) -> LayerRun:
-    """trajectory (T + 1, B, S) as a layer run of the cell that `step`, of a batch, is."""
+    """A trajectory (T + 1, B, S) of a batched `step` as a layer run."""
 
     def run_step(weights: Weights, inputs: Tensor, state: State) -> State:
         return (step(state[0]),)

@@ -35,7 +35,7 @@ WIDTH, MARGIN = 8.0, 5.0
 """Singular values are computed per range e^8 of scales with a margin e^5 on either side: rounding below e^13 eps."""
 
 NOISE = 1e-10
-"""A row of a factor below this is rounding, where exact zeros in the factors bound the rank."""
+"""Rows of a factor below this are rounding noise and are dropped if exact zeros in the factors bound the rank."""
 
 
 class GradedProduct:
@@ -52,12 +52,13 @@ class GradedProduct:
         self.rank = torch.full((count,), size, device=device)
 
     def keep(self, count: int) -> None:
-        """Go on with the first `count` products only."""
+        """Keep the first `count` products only."""
         self.basis, self.scale = self.basis[:count], self.scale[:count]
         self.rows, self.rank = self.rows[:count], self.rank[:count]
 
     def multiply(self, pushed: Tensor, rank: Tensor) -> None:
-        """`pushed` (N, S, S): J applied to every row of `basis`; `rank` (N,): a bound of J's rank, from exact zeros."""
+        """Multiply from the left by J. `pushed` (N, S, S): J applied to every row of `basis`; `rank` (N,): bound of
+        J's rank."""
         norm = pushed.norm(dim=-1, keepdim=True)
         scale, order = (self.scale + norm.squeeze(-1).log()).sort(-1, descending=True)
         columns = (pushed / norm.clamp(min=torch.finfo(norm.dtype).tiny)).take_along_dim(
@@ -71,7 +72,8 @@ class GradedProduct:
         self._drop_noise(size)
 
     def _drop_noise(self, size: Tensor) -> None:
-        """Exact zeros in the factors bound the rank: as many of the smallest rows, if they are rounding, are zero."""
+        """Set the smallest rows to zero if exact zeros in the factors bound the rank and these rows are rounding
+        noise."""
         excess = size.shape[-1] - self.rank
         place = size.argsort(-1).argsort(-1)
         noise = (place < excess.unsqueeze(-1)) & (size < NOISE)
@@ -106,7 +108,7 @@ def _sorted(scale: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_windows(scale: Tensor, rows: Tensor) -> Tensor:
-    """Singular values of diag(e^l) U, nearly decoupled, one window of scales at a time by an ordinary SVD."""
+    """Singular values of diag(e^l) U, nearly decoupled, by ordinary SVDs of overlapping ranges of scales."""
     top = scale[:, :1]
     depth = (top - scale).masked_fill(~scale.isfinite(), torch.inf)
     result = scale.clone()
@@ -155,7 +157,8 @@ def textbook_bound(run: LayerRun, lags: Sequence[int], anchors: Sequence[int]) -
 
 
 def _largest_slope(held: Tangents) -> Tensor:
-    """σ(D_j) (T', B), of the same derivatives as the products it bounds: recorded h near ±1 have too few digits."""
+    """σ(D_j) (T', B), from the same derivatives as the products that it bounds: recorded h near ±1 have too few
+    digits."""
     assert held.diagonal is not None
     by_gate = held.diagonal.a_hh[0]
     assert by_gate is not None
@@ -163,7 +166,7 @@ def _largest_slope(held: Tangents) -> Tensor:
 
 
 CHUNK_BYTES = 256 * 2**20
-"""Memory limit of the products, about: some sequences and anchors at a time."""
+"""Approximate memory limit of the products in bytes: some sequences and anchors at a time."""
 
 ANCHORS = 8
 """Default number of start states, evenly spaced."""
@@ -339,7 +342,7 @@ def _grow(run: LayerRun, lags: list[int], anchors: list[int], out: Tensor) -> No
 
 
 class _Held:
-    """Tangents of whole runs where they fit in memory; else of each step that is asked for."""
+    """The tangents of whole runs if they fit in memory; else computed for each step on demand."""
 
     def __init__(self, run: LayerRun) -> None:
         self.run = run
@@ -351,7 +354,7 @@ class _Held:
         return made, made.rank()
 
     def push(self, times: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """J_t applied to vectors (A, B, k, S) at times (A,), and the bound (A, B) of its rank."""
+        """J_t applied to vectors (A, B, k, S) at times (A,), and the upper bound (A, B) of its rank."""
         if self.all is not None:
             made, rank = self.all
             return made.push(times, vectors), rank[times]
@@ -364,14 +367,14 @@ class _Held:
 
 
 def _exists(run: LayerRun, lags: Sequence[int], anchors: Sequence[int]) -> Tensor:
-    """(D, A, B): whether the state k + d is within the sequence."""
+    """(D, A, B) bool: whether the state k + d is within the sequence."""
     ends = torch.tensor(lags)[:, None] + torch.tensor(anchors)
     lengths = torch.full((run.B,), run.T) if run.lengths is None else run.lengths.cpu()
     return (ends.unsqueeze(-1) <= lengths).to(run.device)
 
 
 def _several(what: str, numbers: int | Sequence[int]) -> list[int]:
-    """One or more whole numbers, of Python, numpy or torch."""
+    """One or more whole numbers of Python, numpy or torch as a list."""
     several = isinstance(numbers, Iterable) and getattr(numbers, "ndim", 1) > 0
     given: list[Any] = list(numbers) if several else [numbers]  # type: ignore[arg-type]
     try:

@@ -13,22 +13,25 @@ from rnndiag.engine.spectra.jacobians import jacobians, require_finite, step_ind
 from rnndiag.engine.spectra.summary import four_numbers
 
 EXACT_UP_TO = 128
-"""Matrices of at most this size have all their eigenvalues computed: up to there ARPACK is not faster."""
+"""Up to this size all eigenvalues of a matrix are computed: ARPACK is not faster there."""
 
 TOLERANCE = 1e-8
 """Relative tolerance of ARPACK's eigenvalues."""
 
 WANTED, VECTORS = 6, 40
-"""Eigenvalues asked of ARPACK and Krylov vectors it keeps. Spectra of recurrent nets crowd at the rim: asked for one
-alone, with its default of vectors, it settled on one that was 1e-2 too small in random matrices of size 512."""
+"""Number of eigenvalues requested from ARPACK, and of Krylov vectors that it keeps.
+
+Spectra of recurrent nets crowd at the rim: for one eigenvalue with the default number of vectors, ARPACK converged to
+one that was 1e-2 too small in random matrices of size 512.
+"""
 
 
 ALL_UP_TO = 512
-"""A block of W_hh up to this size has all its eigenvalues computed, for a picture of them; a larger one the largest."""
+"""Up to this size all eigenvalues of a block of W_hh are computed, for a picture; of a larger one the largest only."""
 
 
 def largest_modulus(matrices: Tensor) -> Tensor:
-    """ρ of each of (N, S, S), as (N,) float64."""
+    """ρ of each matrix (N, S, S), as (N,) float64."""
     size = matrices.shape[-1]
     if matrices.shape[0] == 0:
         return matrices.new_zeros(0)
@@ -47,7 +50,7 @@ def leading_eigenvalues(matrix: Tensor) -> Tensor:
 
 
 def _by_arpack(matrix: Tensor) -> Tensor:
-    """The six largest from a fixed start vector, complex; all eigenvalues where it does not converge."""
+    """The six largest eigenvalues from a fixed start vector, complex; all of them if ARPACK does not converge."""
     import numpy as np
     from scipy.sparse.linalg import ArpackError, eigs
 
@@ -75,9 +78,9 @@ class SpectralRadius:
 
     layer: str
     blocks: tuple[str, ...]
-    """Names of the blocks: of the rows of W_hh, and square matrices that a cell keeps beside it, by their key."""
+    """Names of the blocks: gates of W_hh, and keys of square matrices that a cell has beside it."""
     radius: Tensor
-    """ρ of each block (blocks,). With a projection, of W_hr W_block, which the loop through h has."""
+    """ρ of each block (blocks,). With a projection, of W_hr W_block, which determines the loop through h."""
     norm: Tensor
     """σ, the largest singular value of each block of W_hh as it is, (blocks,)."""
     eigenvalues: Tensor
@@ -87,10 +90,10 @@ class SpectralRadius:
     times: tuple[int, ...]
     """The steps t of `jacobian_radius`."""
     method: str
-    """How ρ(J_t) was found, with its tolerance."""
+    """How ρ(J_t) was computed, with its tolerance."""
 
     def rows(self) -> dict[str, Tensor]:
-        """The stored quantities by name; those of W_hh are left out for a cell that has none."""
+        """The stored quantities by name; without those of W_hh for a cell that has none."""
         rows = {"jacobian_radius": four_numbers(self.jacobian_radius)}
         if self.blocks:
             rows["spectral_radius"] = self.radius
@@ -147,7 +150,7 @@ def spectral_radius(run: LayerRun, times: Sequence[int] | None = None) -> Spectr
 
 
 def _blocks(run: LayerRun) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
-    """Names, blocks as they are, and the square matrices whose eigenvalues say what the loop through h does."""
+    """Names, blocks unchanged, and the square matrices whose eigenvalues determine the loop through h."""
     if "weight_hh" not in run.weights or not run.cell.blocks:
         return (), [], []  # a module run as it is may call its weights so, in a layout of its own
     weight = run.weights["weight_hh"].double()
@@ -165,7 +168,7 @@ def _blocks(run: LayerRun) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]
 
 
 def _over_time(run: LayerRun, times: Sequence[int]) -> Tensor:
-    """(T', B)"""
+    """ρ(J_t) at the given times, (T', B)."""
     out = torch.full((len(times), run.B), torch.nan, dtype=torch.float64, device=run.device)
     mask, run = run.mask(), run.to(dtype=torch.float64)
     size = max(1, CHUNK_BYTES // (run.B * run.S**2 * 8))
