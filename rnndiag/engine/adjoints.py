@@ -37,7 +37,7 @@ def scan_stretch(
     carry: State,
     start: int,
 ) -> State:
-    """The recursion over some adjacent steps, writing δ and a_hh in place. Returns J^T δ of the first of them."""
+    """The recursion over adjacent steps, writing δ and a_hh in place. Returns J^T δ of the first of these steps."""
     weight_hh = run.weights["weight_hh"]
     weight_hr = run.weights.get("weight_hr")
     lengths = run.lengths
@@ -101,29 +101,29 @@ def _sum_of(terms: list[tuple[Tensor, Tensor]]) -> Tensor | None:
 
 
 CHUNK_BYTES = 4 * 2**20
-"""Diagonal derivatives are computed for as many steps as fit into this many bytes, so that they stay in the cache."""
+"""Diagonal derivatives are computed for as many steps at once as fit into this many bytes, to stay in the CPU cache."""
 
 GRAPH_BYTES = 64 * 2**20
-"""Memory limit of the pre-activations that autograd differentiates in one graph."""
+"""Memory limit of the pre-activations that autograd differentiates in one graph, in bytes."""
 
 
 class ForwardGap:
-    """Accumulates |recomputed − recorded|² over adjacent steps; steps past a sequence's end are left out."""
+    """Accumulates |recomputed − recorded|² over adjacent steps; padded steps are left out."""
 
     def __init__(self, run: LayerRun, wide: bool = False) -> None:
-        """wide: square in double precision."""
+        """wide: accumulate squares in double precision."""
         self._run, self._wide = run, wide or run.dtype.itemsize <= 2
         self._keep = None if run.lengths is None else run.mask()[..., None]
         self._off = torch.zeros((), dtype=torch.float64, device=run.device)
 
     def add(self, out: State, start: int, stop: int) -> None:
-        """Steps start..stop-1 as a cell's `pointwise` gave them, h before its projection."""
+        """Add steps start..stop-1 from the output of a cell's `pointwise` (h before its projection)."""
         weight_hr = self._run.weights.get("weight_hr")
         h = out[0] if weight_hr is None else linear(out[0], weight_hr)
         self.add_states((h, *out[1:]), start, stop)
 
     def add_states(self, states: State, start: int, stop: int) -> None:
-        """Steps start..stop-1 as whole states."""
+        """Add steps start..stop-1 from whole states."""
         for value, recorded in zip(states, self._run.states, strict=True):
             self._off += self._square(value - recorded[start:stop], start, stop)
 
@@ -134,7 +134,7 @@ class ForwardGap:
         return (flat @ flat).double()
 
     def relative(self) -> float | None:
-        """|recomputed − recorded| / |recorded| over all steps that were added; None: their squares overflow."""
+        """|recomputed − recorded| / |recorded| over all added steps; None if their squares overflow."""
         size = sum(self._square(part, 0, self._run.T) for part in self._run.states)
         off, size = float(self._off) ** 0.5, float(size) ** 0.5
         if not off + size < float("inf"):
@@ -152,11 +152,12 @@ class Adjoints:
     a_ih: Tensor | None
     """∂L/∂a_ih (T, B, gates*H); None for a cell without pre-activations."""
     a_hh: Tensor | None
-    """∂L/∂a_hh (T, B, blocks*H). For a GRU's n block it carries r_t, so it differs from `a_ih`; else one tensor."""
+    """∂L/∂a_hh (T, B, blocks*H). The n block of a GRU contains the factor r_t; for other cells it is the same
+    tensor as `a_ih`."""
     initial: State
     """∂L/∂s_0, one tensor (B, S_p) a part."""
     projected: Tensor | None = None
-    """h before its projection W_hr, (T, B, H), where there is one."""
+    """h before its projection W_hr, (T, B, H); None without a projection."""
     forward_error: float | None = None
     """Relative error of the states recomputed by the scan against the recorded ones; None: not computed."""
 
@@ -210,7 +211,7 @@ def adjoints(run: LayerRun) -> Adjoints:
 @torch.inference_mode(False)
 @torch.no_grad()
 def state_adjoints(run: LayerRun, diagonal: Coefficients | None = None) -> State:
-    """δ_t alone, (T, B, S_p) a part; `diagonal`: the derivatives of all steps, where they are known already."""
+    """δ_t alone, parts (T, B, S_p); `diagonal`: the derivatives of all steps, if computed already."""
     if diagonal is None:
         return adjoints(run).parts
     _require_shapes(run)
@@ -299,7 +300,7 @@ def _empty(run: LayerRun, *shape: int) -> Tensor:
 
 
 def _scan_by_autograd(run: LayerRun) -> Adjoints:
-    """Any cell: one small autograd graph per step, from the last step to the first."""
+    """Adjoints of any cell: one small autograd graph per step, from the last step to the first."""
     cell, weights = run.cell, run.weights
     direct, previous = _masked_direct(run), run.previous()
     alive = None if run.lengths is None else run.mask()[..., None]
@@ -327,7 +328,7 @@ def _pull(run: LayerRun, t: int, before: State, cotangent: State) -> State:
 def _preactivation_adjoints(
     run: LayerRun, previous: State, delta: State
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """∂L/∂a_ih, ∂L/∂a_hh and h before its projection: VJPs with many steps on the batch axis."""
+    """∂L/∂a_ih, ∂L/∂a_hh and h before its projection, by VJPs with many steps on the batch axis."""
     row = len(run.cell.gates) * run.B * run.cell.units(run.weights) * delta[0].element_size()
     size = max(1, GRAPH_BYTES // max(1, row))
     stretches = [slice(start, start + size) for start in range(0, run.T, size)]

@@ -56,7 +56,7 @@ class LeftFactor:
 
     @cached_property
     def largest(self) -> Tensor:
-        """|l_{t,b}| of the largest sample of each step, (T,)."""
+        """|l_{t,b}| of the sample with the largest norm at each step, (T,)."""
         size: Tensor = self.norm.amax(1)
         return size
 
@@ -113,30 +113,30 @@ def _one_by_one(
 
 
 CANCELLED = 1024.0
-"""|g_t|² below this many roundings of (Σ_b |g_{t,b}|)² is computed again from g_t: the Gram sum has lost digits."""
+"""|g_t|² below this many roundings of (Σ_b |g_{t,b}|)² is recomputed from g_t: the Gram sum has lost its digits."""
 
 MARGIN = 1e4
-"""Sizes within this factor of where their squares leave the precision's range are computed again after scaling."""
+"""Norms within this factor of the range in which squares under- or overflow are recomputed after scaling."""
 
 FORMED_BYTES = 64 * 2**20
-"""Memory limit of the contributions that are formed at once."""
+"""Memory limit of contributions that are formed at once, in bytes."""
 
 
 def out_of_range(sizes: Tensor) -> Tensor:
-    """Where the squares of `sizes` are not safe in their precision, as (...) bool; so is a NaN."""
+    """Where squares of `sizes` may under- or overflow in their precision, or are NaN, as bool of the same shape."""
     limits = torch.finfo(sizes.dtype)
     low, high = limits.tiny**0.5 * MARGIN, limits.max**0.5 / MARGIN
     return torch.logical_not((sizes >= low) & (sizes <= high))
 
 
 def cancelled(squares: Tensor, bound: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where a sum of terms of size `bound` is so small that it is mostly rounding."""
+    """Where a sum of terms of size `bound` is so small that it consists of rounding errors."""
     rounding = CANCELLED * torch.finfo(dtype).eps
     return torch.lt(squares, rounding * bound)
 
 
 def recomputable_steps(left: Tensor, right: Tensor | None, doubtful: Tensor) -> Tensor:
-    """Numbers of the doubtful steps (T,) whose contributions are finite and not exactly zero."""
+    """Indices of the doubtful steps (T,) whose contributions are finite and not exactly zero."""
     times = doubtful.nonzero().squeeze(-1)
     for side in (left, right):
         if side is not None and len(times):
@@ -257,7 +257,7 @@ def _keys_by_vjp(adj: Adjoints) -> tuple[str, ...]:
 
 
 VJP_BYTES = 64 * 2**20
-"""Memory limit of the contributions that are formed for their norms, some steps at a time."""
+"""Memory limit of contributions that are formed for their norms, some steps at a time, in bytes."""
 
 
 def _step_batches(adj: Adjoints, keys: tuple[str, ...]) -> list[Tensor]:
@@ -268,7 +268,7 @@ def _step_batches(adj: Adjoints, keys: tuple[str, ...]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class ContributionNorms:
-    """Sizes of one parameter's contributions over time."""
+    """Norms of one parameter's contributions over time."""
 
     norm: Tensor
     """|g_t|_F of the batch sum, (T,), float64."""
@@ -296,7 +296,7 @@ class ContributionNorms:
 @torch.inference_mode(False)
 @torch.no_grad()
 def contribution_norms(adj: Adjoints) -> dict[str, ContributionNorms]:
-    """Sizes of the contributions to every weight, from small Gram products: no g_t of a matrix weight is formed.
+    """Norms of the contributions to every weight, from small Gram products: no g_t of a matrix weight is formed.
 
     Args:
         adj: The adjoints of a layer run.
@@ -325,7 +325,7 @@ def contribution_norms(adj: Adjoints) -> dict[str, ContributionNorms]:
 
 
 def _blocks_of(run: LayerRun, left: Tensor) -> int:
-    """How many gates' rows lie in one left factor; a projection's rows belong to no gate."""
+    """Number of gates whose rows lie in one left factor; 1 for a projection, whose rows belong to no gate."""
     units = run.cell.units(run.weights)
     return left.shape[-1] // units if left.shape[-1] % units == 0 else 1
 
@@ -351,7 +351,7 @@ def _by_gate(found: Factors, blocks: int) -> Tensor:
 
 
 def _sizes(left: LeftFactor, right: Tensor | None) -> tuple[Tensor, Tensor]:
-    """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; computed again where rounding dominates."""
+    """|g_t| by block of rows (blocks, T) and |g_{t,b}| (T, B), float64; recomputed where rounding dominates."""
     by_block, each, vague, lost = _measured(left, right)
     times = recomputable_steps(left.values, right, lost)
     if len(times):
@@ -396,7 +396,7 @@ def _along(found: Factors, total: Tensor) -> Tensor:
 
 
 def _direction(total: Tensor) -> Tensor:
-    """total / |total|, NaN where it is zero."""
+    """total / |total|; NaN if it is zero."""
     wide = total.double() / total.abs().amax()
     way: Tensor = wide / torch.linalg.vector_norm(wide)
     return way.to(total.dtype)

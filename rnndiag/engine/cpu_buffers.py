@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 LARGE_BYTES = 4 * 2**20
-"""From this size on numpy requests huge pages of Linux: one page fault for 2 MiB in place of 512."""
+"""From this size in bytes on, numpy requests huge pages of Linux: one page fault per 2 MiB instead of 512."""
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -41,10 +41,10 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, str], Tensor] = {}
         self.turn = 0
-        """0 or 1, switched at every call, for buffers that must outlive one."""
+        """0 or 1, switched at every call, for buffers that must survive the next call."""
 
     def buffer(self, key: tuple[int, str], like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The buffer of this name; a new one where the shape grew or changed beyond its first axis."""
+        """The buffer of this name; reallocated if a larger first axis or another shape is needed."""
         held = self._buffers.get(key)
         if held is None or held.shape[0] < shape[0] or held.shape[1:] != shape[1:]:
             held = self._buffers[key] = empty(shape, like.dtype, like.device)

@@ -40,25 +40,25 @@ class LayerRun:
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     """G, what autograd gave for the weight in that backward pass (by all calls that share the weight)."""
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """Weight key -> qualified name of the parameter in the model. Runs that share a weight share this name."""
+    """Weight key -> qualified name of the parameter in the model; equal for runs that share the weight."""
     input_gradient: Tensor | None = None
-    """(T, B, I): dL/dx_t of this run alone as autograd gave it, where it did."""
+    """(T, B, I): dL/dx_t of this run alone from autograd; None if not available."""
     initial_gradient: State | None = None
-    """dL/ds_0, one tensor (B, S_p) a part, as autograd gave it, where it did."""
+    """dL/ds_0, parts (B, S_p), from autograd; None if not available."""
     tie: str = "zero"
-    """Where s_0 comes from: zero | given | learnt | run:NAME (end of an earlier call) | detached:NAME."""
+    """Origin of s_0: zero | given | learnt | run:NAME (end of an earlier call) | detached:NAME."""
     notes: tuple[str, ...] = ()
-    """Why the run is not exact, if it is not."""
+    """Why the run is not exact; empty if it is."""
     open: str = ""
-    """What leads around its states, so that e_t holds later losses too and no lag can be told; empty: nothing."""
+    """The path that bypasses its states, so that e_t also holds later losses and lags are undefined; empty: none."""
     loop: str = ""
-    """The loop that an open run is a part of."""
+    """The loop that an open run belongs to."""
     scale: float = 1.0
     """The loss scale that has been divided out."""
     independent: bool = True
     """Whether the loss is a sum over the sequences, so that their gradients are independent draws."""
     gates: Mapping[str, Tensor] | None = None
-    """Values of the gates of all steps, (T, B, H) each, kept where they are known already; None: computed."""
+    """Values of the gates of all steps, (T, B, H) each, if computed already; None: not computed."""
 
     def __repr__(self) -> str:
         sizes = named_sizes(self)
@@ -105,7 +105,7 @@ class LayerRun:
         return steps[:, None] < self.lengths.to(self.device)[None, :]
 
     def previous(self, start: int = 0, stop: int | None = None) -> State:
-        """s_{t-1} at the steps start..stop-1, one tensor (T', B, S_p) a part. Read only: no copy where start > 0."""
+        """s_{t-1} at steps start..stop-1, parts (T', B, S_p). Read only: a view if start > 0."""
         return tuple(self.previous_part(p, start, stop) for p in range(len(self.states)))
 
     def previous_part(self, p: int, start: int = 0, stop: int | None = None) -> Tensor:
@@ -113,7 +113,7 @@ class LayerRun:
         return shifted(self.states[p], self.initial[p], start, stop)
 
     def previous_at(self, times: Tensor) -> State:
-        """s_{t-1} at the steps `times` (T',), one tensor (T', B, S_p) a part."""
+        """s_{t-1} at the steps `times` (T',), parts (T', B, S_p)."""
         begins = (times == 0)[:, None, None]
         before = (times - 1).clamp(min=0)
         return tuple(
@@ -122,11 +122,11 @@ class LayerRun:
         )
 
     def state_vector(self) -> Tensor:
-        """(T, B, S): the parts of the state side by side."""
+        """(T, B, S): the parts of the state concatenated."""
         return torch.cat(self.states, -1)
 
     def split(self, vector: Tensor) -> State:
-        """(..., S) -> one tensor (..., S_p) a part."""
+        """Split (..., S) into parts (..., S_p)."""
         return tuple(vector.split(self.sizes, -1))
 
     @torch.inference_mode(
@@ -159,7 +159,7 @@ class LayerRun:
         )
 
     def columns(self, samples: Tensor | Sequence[int]) -> Tensor:
-        """Sequence numbers from a mask, or from numbers that may count from the end (negative)."""
+        """Sequence indices from a mask, or from indices that may be negative."""
         chosen = torch.as_tensor(samples, device=self.device).reshape(-1)
         if not chosen.numel():
             raise BadArgument(
@@ -169,7 +169,7 @@ class LayerRun:
 
     @torch.inference_mode(mode=False)
     def select(self, samples: Tensor | Sequence[int]) -> LayerRun:
-        """The run of some sequences only. Its gradients no longer cover it, so they are left out."""
+        """The run restricted to some sequences, without `gradients`, which hold all of them."""
         index = self.columns(samples)
 
         def some(values: Tensor) -> Tensor:

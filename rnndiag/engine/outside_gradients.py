@@ -1,6 +1,6 @@
-"""Gradients of a recurrent weight that do not come from its recurrent calls, such as a penalty on it in the loss.
+"""Detects gradients of a recurrent weight that do not come from its recurrent calls, such as a penalty in the loss.
 
-The sum law then leaves a true remainder. A call that was not captured leaves one too, but in every weight of its layer,
+The sum law then has a true remainder. A call that was not captured also leaves one, but in every weight of its layer,
 biases included, and not in the span of the weight and its sign.
 """
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from rnndiag.engine.layer_run import LayerRun
 
 ENOUGH_ENTRIES = 8
-"""A weight with fewer entries than this is fitted by itself and its sign by chance."""
+"""Fewest entries of a weight for this test: fewer are fitted by multiples of the weight and its sign by chance."""
 
 WITNESS = {"weight_ih": ("bias_ih",), "weight_hh": ("bias_hh",)}
-"""The biases that share a weight's left factor: if their sum law holds, the adjoints in the weight's are right."""
+"""Weight -> biases with the same left factor: if their sum law holds, the adjoints are right."""
 
 _ELSEWHERE = "part of its gradient comes from outside of the recurrent calls"
 _PENALTY = f"{_ELSEWHERE}: a multiple of the weight itself, as a penalty on it in the loss gives"
@@ -33,7 +33,8 @@ def gradients_from_outside(
     passing: Iterable[str],
     left_over: Mapping[str, float],
 ) -> dict[str, str]:
-    """Parameter -> reason, of those whose sum law fails because of a gradient from outside of the recurrent calls.
+    """Parameter -> reason, for parameters whose sum law fails because of a gradient from outside of the recurrent
+    calls.
 
     Args:
         runs: The layer runs of the backward pass.

@@ -61,7 +61,7 @@ BOUNDS: dict[torch.dtype, Bound] = {
 
 @dataclass(frozen=True)
 class LayerProof:
-    """Residuals of proofs 2 and 3 of one layer run, relative; NaN where there was nothing to compare with."""
+    """Relative residuals of proofs 2 and 3 of one layer run; NaN if there was nothing to compare with."""
 
     recursion: float
     forward: float
@@ -84,7 +84,7 @@ class Proof:
 
     @property
     def worst(self) -> float:
-        """The largest sum-law residual; NaN where no weight could be checked."""
+        """The largest sum-law residual; NaN if no weight could be checked."""
         return max(self.residual.values(), default=float("nan"), key=_nan_is_worst)
 
 
@@ -100,7 +100,7 @@ def prove(
     outside: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Proof:
-    """Compare the analyses of all layer runs of one backward pass with what autograd gave.
+    """Compare the analyses of all layer runs of one backward pass with the results of autograd.
 
     Args:
         runs: The layer runs of one backward pass.
@@ -156,7 +156,7 @@ _UNHELD = "no weight and no input of {} received a gradient that its numbers cou
 
 
 def _is_held(run: LayerRun) -> bool:
-    """Whether autograd gave a gradient in which an error of e_t would show, or e_t is zero."""
+    """Whether autograd returned a gradient that an error in e_t would change, or e_t is zero."""
     given = (run.input_gradient, run.initial_gradient)
     held = bool(run.gradients) or any(value is not None for value in given)
     return held or not any(bool(part.any()) for part in run.direct)
@@ -233,7 +233,7 @@ def _rounding_of_zero(dtype: torch.dtype, count: int) -> float:
 
 
 def _ratio(off: float, size: float, floor: float = 0.0) -> float:
-    """off / size; 0 where `off` is below the floor, inf where the size is zero or not finite."""
+    """off / size; 0 if `off` is below the floor, inf if the size is zero or not finite."""
     if off <= floor:
         return 0.0
     return off / size if 0.0 < size < float("inf") else float("inf")

@@ -17,7 +17,7 @@ from rnndiag.engine.layer_run import LayerRun
 def preactivations(
     cell: Cell, weights: Mapping[str, Tensor], inputs: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """a_ih (..., gates*H) and a_hh (..., recurrent gates*H). For an additive cell a_ih is the sum and a_hh a zero."""
+    """a_ih (..., gates*H) and a_hh (..., recurrent gates*H). For an additive cell a_ih is their sum and a_hh zero."""
     if cell.additive and _in_place(h):
         biases = [weights[key] for key in ("bias_ih", "bias_hh") if key in weights]
         bias = torch.stack(biases).sum(0) if biases else None
@@ -71,13 +71,13 @@ class Coefficients:
     a_hh: tuple[Tensor | None, ...]
     state: tuple[tuple[Tensor | None, ...], ...]
     projected: Tensor
-    """h before its projection (T, B, H); h itself where there is none."""
+    """h before its projection (T, B, H); h itself without a projection."""
     others: State = ()
-    """The other state parts that `pointwise` gave, (T, B, H) a part."""
+    """The other state parts returned by `pointwise`, (T, B, H) each."""
     within: Tensor | None = None
-    """∂h_t/∂(last part)_t (T, B, H) where the other derivatives of h are at a fixed last part; None: written out."""
+    """∂h_t/∂(last part)_t (T, B, H) if the other derivatives of h are taken at a fixed last part; None: expanded."""
     gates: tuple[slice, ...] | None = None
-    """The gates that `a_hh[p]` covers, where each gate belongs to one part alone; None: all."""
+    """The gates covered by `a_hh[p]` if each gate belongs to one part only; None: all."""
 
 
 def coefficients(
@@ -181,7 +181,7 @@ def _diagonal(value: Tensor, leaves: tuple[Tensor, ...], last: bool) -> tuple[Te
 
 
 def weighted(terms: list[tuple[Tensor | None, Tensor]]) -> Tensor | None:
-    """Σ coefficient * cotangent over the terms whose coefficient is not zero; None if there is none."""
+    """Σ coefficient * cotangent over terms with a coefficient; None if there are none."""
     total: Tensor | None = None
     for coefficient, cotangent in terms:
         if coefficient is None:
@@ -195,7 +195,7 @@ def weighted(terms: list[tuple[Tensor | None, Tensor]]) -> Tensor | None:
 
 
 def project_back(run: LayerRun, cotangent: State) -> State:
-    """From a cotangent of s_t to one of (h before its projection, other parts)."""
+    """Convert a cotangent of s_t to one of (h before its projection, other parts)."""
     if "weight_hr" not in run.weights:
         return cotangent
     return (cotangent[0] @ run.weights["weight_hr"], *cotangent[1:])

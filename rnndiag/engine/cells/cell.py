@@ -39,9 +39,10 @@ class Cell:
     extras: tuple[str, ...] = ()
     """Weights that only `pointwise` sees, by name (peepholes). Vectors, or matrices of H x H."""
     elementwise: bool = False
-    """Unit j of the result depends on unit j of a_ih, a_hh and state alone: a diagonal Jacobian, the fast path."""
+    """True if unit j of the result depends only on unit j of a_ih, a_hh and state: the Jacobian is diagonal (fast
+    path)."""
     additive: bool = False
-    """The pre-activations enter as a_ih + a_hh alone."""
+    """True if the pre-activations enter only as the sum a_ih + a_hh."""
     recover: Callable[[Mapping[str, Tensor], State], State] | None = None
     """(values of the gates (T, N, H), initial) -> the parts after h of all T steps, (T, N, S_p): a quick way to get
     what a fused kernel does not hand out, for gates that do not look at them. None: `pointwise`, step by step."""
@@ -55,13 +56,13 @@ class Cell:
     activations: Callable[..., Mapping[str, Tensor]] | None = None
     """(a_ih, a_hh, state, **extras) -> the value of every gate, for the statistics of gates."""
     sigmoid_gates: tuple[str, ...] = ()
-    """Gates with values in (0, 1): those that can be stuck open or closed."""
+    """Gates with values in (0, 1), for which 'stuck open' and 'shut' are defined."""
     carry: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     """Values of the gates -> the share of the state that is carried on (f of an LSTM, z of torch's GRU)."""
     derivative: Callable[[Tensor], Tensor] | None = None
     """For h = φ(a) alone: φ'(a) written in terms of h."""
     dies_at_zero: bool = False
-    """A unit whose output is exactly zero passes no gradient (relu)."""
+    """True if a unit with output exactly zero passes no gradient (relu)."""
     kernels: tuple[str, ...] = ()
     """Names of torch's fused kernels over a sequence that compute this cell."""
     step_kernels: tuple[str, ...] = ()
@@ -86,7 +87,7 @@ class Cell:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Names of the gates that have rows in W_hh (blocks * H, R), in their order."""
+        """Names of the gates with rows in W_hh (blocks * H, R), in order."""
         return self.gates if self.recurrent_gates is None else self.recurrent_gates
 
     def units(self, weights: Weights) -> int:
@@ -103,11 +104,11 @@ class Cell:
         return {name: weights[name] for name in self.extras if name in weights}
 
     def is_elementwise(self, weights: Weights) -> bool:
-        """Whether the diagonal fast path holds: a matrix among the extras mixes the units."""
+        """Whether the diagonal fast path applies; a matrix among the extras mixes the units."""
         extras = self.extra_weights(weights).values()
         return self.elementwise and all(extra.dim() <= 1 for extra in extras)
 
 
 def summed(a_ih: Tensor, a_hh: Tensor) -> Tensor:
-    """a_ih + a_hh of an additive cell, without a pass over memory where the engine has added them already."""
+    """a_ih + a_hh of an additive cell; returns a_ih unchanged if the engine has already added them."""
     return a_ih if a_hh.dim() == 0 else a_ih + a_hh

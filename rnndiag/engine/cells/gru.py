@@ -11,7 +11,7 @@ from rnndiag.engine.cells.registry import register_cell
 
 
 def activations(a_ih: Tensor, a_hh: Tensor, state: State) -> Mapping[str, Tensor]:
-    """Values of the three gates, each (N, H). n's share of a_hh is gated by r: a_ih and a_hh stay apart."""
+    """Values of the three gates, each (N, H). In n, a_hh is multiplied by r, so a_ih and a_hh stay separate."""
     r_ih, z_ih, n_ih = a_ih.chunk(3, -1)
     r_hh, z_hh, n_hh = a_hh.chunk(3, -1)
     r = (r_ih + r_hh).sigmoid()

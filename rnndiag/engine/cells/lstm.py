@@ -27,7 +27,7 @@ def pointwise(a_ih: Tensor, a_hh: Tensor, state: State) -> State:
 
 
 def recover(gate: Mapping[str, Tensor], initial: State) -> State:
-    """c of all steps (T, N, H) from the gates of all steps: the only part that is sequential."""
+    """c of all steps (T, N, H) from the gates of all steps; only the recurrence in c is sequential."""
     c, before = gate["i"] * gate["g"], initial[1]
     for now, forget in zip(c.unbind(0), gate["f"].unbind(0), strict=True):
         before = now.addcmul_(forget, before)
@@ -35,7 +35,7 @@ def recover(gate: Mapping[str, Tensor], initial: State) -> State:
 
 
 def nested(gate: Mapping[str, Tensor], state: State) -> Nested:
-    """h by o and c, c by i, f, g and c_{t-1}, in closed form."""
+    """Closed-form derivatives: h by o and c; c by i, f, g and c_{t-1}."""
     before = state[1]
     i, f, g, o = gate.values()
     c = torch.addcmul(i * g, f, before)

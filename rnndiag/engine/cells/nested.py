@@ -1,6 +1,7 @@
-"""Derivatives of a cell whose h is made from its new last part, h_t = φ(a, c_t), in the order in which it computes.
+"""Derivatives of a cell whose h is computed from its new last part, h_t = φ(a, c_t), kept in that nested form.
 
-Written out by the chain rule they are twice as many numbers: every gate that c sees is then one that h sees too.
+Expanding them by the chain rule takes twice as many numbers: every gate that c depends on becomes one that h depends
+on.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ class Nested:
     """Diagonal derivatives of (h_t, c_t) of an additive cell; every gate belongs to one of the two parts."""
 
     out: tuple[Tensor, ...]
-    """What `pointwise` gives."""
+    """The result of `pointwise`."""
     within: Tensor
     """∂h_t/∂c_t at fixed pre-activations, (N, H)."""
     gates: tuple[slice, slice]
-    """The gates that h sees at fixed c_t, and those that c sees, by their places."""
+    """Indices of the gates that h depends on at fixed c_t, and of those that c depends on."""
     by_gate: tuple[Tensor, Tensor]
-    """∂h_t and ∂c_t by the pre-activations of those gates, (N, gates, H)."""
+    """Derivatives of h_t and of c_t by the pre-activations of those gates, (N, gates, H)."""
     carried: Tensor
     """∂c_t/∂c_{t-1}, (N, H)."""
 
     def written_out(self) -> list[list[Tensor | None]]:
-        """The rows of a cell's `diagonal`: h as a function of the pre-activations and of c_{t-1} alone."""
+        """The same derivatives in the form of a cell's `diagonal`: h as a function of pre-activations and c_{t-1}
+        alone."""
         (of_h, of_c), (h_by_gate, c_by_gate) = self.gates, self.by_gate
         count = h_by_gate.shape[-2] + c_by_gate.shape[-2]
         shape = (*self.within.shape[:-1], count, self.within.shape[-1])

@@ -20,7 +20,7 @@ class Binding:
 
     cell: Cell
     weights: Mapping[str, str] = field(default_factory=dict)
-    """Weight key of the cell -> name of the module's parameter, where the two differ."""
+    """Weight key of the cell -> name of the module's parameter, for those that differ."""
 
 
 _BINDINGS: dict[type[nn.Module], Binding] = {}
@@ -74,8 +74,11 @@ def find_cell(name: str) -> Cell:
 
 
 def binding_of(module: nn.Module) -> Binding | None:
-    """How a module's class is bound to a cell: by `register_cell(..., module=...)`, or by a class attribute
-    `rnndiag_cell = "name"`. None: it is run as it is."""
+    """The binding of a module's class to a cell, by `register_cell(..., module=...)` or a class attribute
+    `rnndiag_cell = "name"`.
+
+    None: the module itself is run as a cell.
+    """
     for kind in type(module).__mro__:
         if kind in _BINDINGS:
             return _BINDINGS[kind]

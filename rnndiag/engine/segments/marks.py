@@ -18,11 +18,11 @@ RunBackward = Callable[..., tuple[Tensor | None, ...]]
 """The entry of the autograd engine, `torch.autograd._engine_run_backward`."""
 
 LEAF = 2**63
-"""Sequence numbers from here on are those of leaves."""
+"""Nodes with this sequence number or a larger one are leaves."""
 
 
 def sequence_number(node: Any) -> int:
-    """A node's place in the order in which the nodes of a thread were made; leaves come last."""
+    """Position of a node in the order of creation within its thread; leaves come last."""
     return int(node._sequence_nr())
 
 
@@ -48,10 +48,10 @@ class Mark:
 
     edge: GradientEdge
     root: Tensor
-    """A tensor computed from the marked one and used by nobody: a backward pass from it starts at the mark."""
+    """A tensor computed from the marked one and unused otherwise: a backward pass from it starts at the mark."""
     part: str = "h"
     rows: Callable[[Tensor], Tensor] = batch_rows
-    """The gradient as (B, S). Marks of one step with the same `part` are added up."""
+    """Converts the gradient to (B, S). Marks of one step with the same `part` are added up."""
     time: int = 0
     """The step, 0 .. T-1."""
 
@@ -59,7 +59,7 @@ class Mark:
     def on(
         cls, tensor: Tensor, part: str = "h", rows: Callable[[Tensor], Tensor] = batch_rows
     ) -> Mark:
-        """Mark a tensor that a step returned and that has users outside of the step only."""
+        """Mark a tensor that a step returned and that is only used outside of the step."""
         with torch.enable_grad():
             root = alias(tensor)
         return cls(get_gradient_edge(tensor), root, part, rows)
@@ -71,23 +71,23 @@ class Mark:
 
     @property
     def number(self) -> int:
-        """The sequence number of the node."""
+        """The sequence number of its node."""
         return sequence_number(self.edge.node)
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """The same values under a graph node of its own.
+    """The same values with a new graph node.
 
-    No view in the sense of autograd: a write in place would make the graph of a view anew and lose the node.
+    Not a view for autograd: a write in place would recreate the graph of a view and lose the node.
     """
     own: Tensor = torch.ops.aten._unsafe_view(tensor, tensor.shape)
     return own
 
 
 def stand_in(tensor: Tensor) -> Tensor:
-    """An alias to be handed to the user in place of a tensor: hooks put on it go to the tensor itself.
+    """An alias given to the user in place of a tensor; hooks put on it are installed on the tensor itself.
 
-    There they see what they would see without the recorder, the gradient from all users of the tensor.
+    There they see the same gradient as without the recorder: the sum over all users of the tensor.
     """
     own = alias(tensor)
     own.register_hook = tensor.register_hook  # type: ignore[method-assign]
@@ -96,7 +96,7 @@ def stand_in(tensor: Tensor) -> Tensor:
 
 
 def has_hook(tensor: Tensor) -> bool:
-    """Whether somebody put a hook on a tensor that is no leaf, or on the one that it stands in for."""
+    """Whether a hook was put on a non-leaf tensor, or on the tensor that it stands in for."""
     source = getattr(tensor, "_rnndiag_source", None)
     own = bool(tensor._backward_hooks) and not tensor.is_leaf
     return own or (source is not None and has_hook(source))
@@ -104,17 +104,18 @@ def has_hook(tensor: Tensor) -> bool:
 
 @dataclass
 class CutGraph:
-    """Backward passes over a graph that can be cut at marks. Nothing is accumulated, the graph stays as it is.
+    """Backward passes over a graph that can be cut at marks. Nothing is accumulated, and the graph is preserved.
 
-    Within `with cut.hooked():` each mark's node has a pre-hook, which runs after the hooks that users put on the
-    marked tensor.
+    Within `with cut.hooked():` each mark's node has a pre-hook, which runs after the hooks that users put on the marked
+    tensor.
     """
 
     marks: Sequence[Mark]
     parameters: Sequence[Tensor]
     run_backward: RunBackward
     zeros: bool = False
-    """Send zeros on from marks without a seed, for users' hooks; else no gradient, and nothing is computed there."""
+    """Whether marks without a seed send zeros, which users' hooks need; else they send no gradient, which saves
+    work."""
     _before_cut: dict[int, Tensor] = field(default_factory=dict)
     _seeds: Mapping[int, Tensor | None] | None = None
     _pass_on: bool = False
@@ -128,7 +129,7 @@ class CutGraph:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """The pre-hooks are on inside."""
+        """Install the pre-hooks inside."""
         handles = [
             node.register_prehook(self._prehook(slots)) for node, slots in self._slots.items()
         ]
@@ -164,11 +165,11 @@ class CutGraph:
         return replace
 
     def whole(self, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> _Pulled:
-        """The usual backward pass: gradients of the parameters, and what arrives at the marks."""
+        """An ordinary backward pass: gradients of the parameters, and of the marks."""
         return self._run(roots, given, None)
 
     def from_loss(self, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> _Pulled:
-        """A backward pass cut at every mark: what the loss sends there by no other mark."""
+        """A backward pass cut at every mark: gradients that reach the marks without passing another mark."""
         return self._run(roots, given, {})
 
     def from_marks(self, seeds: Mapping[int, Tensor], pass_on: bool = False) -> _Pulled:
@@ -183,9 +184,9 @@ class CutGraph:
         return self._run(roots, zeros, seeds, pass_on)
 
     def all_the_way(self, seeds: Mapping[int, Tensor]) -> _Pulled:
-        """One backward pass from the seeded marks that no mark cuts: what all further steps back add up to.
+        """One backward pass from the seeded marks that is not cut: the sum over all further steps back.
 
-        Where seeded marks lead to others, the seeds are added to what arrives there.
+        If seeded marks lead to others, the seeds are added to what arrives there.
         """
         self._adds = True
         try:
@@ -228,7 +229,7 @@ class CutGraph:
 
 @dataclass(frozen=True)
 class _Pulled:
-    """What one backward pass found."""
+    """Result of one backward pass."""
 
     gradients: Gradients
     """By parameter; None: nothing reached it."""

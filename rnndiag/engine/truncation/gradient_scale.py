@@ -1,4 +1,4 @@
-"""A state whose gradient is scaled on its way back: the one building block of randomized truncation."""
+"""Scales the gradient of a state in the backward pass: the building block of randomized truncation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(state: T, factor: Tensor | float) -> T:
-    """The same state, with the gradient that comes back through it multiplied by a factor.
+    """The state unchanged, with its gradient multiplied by a factor in the backward pass.
 
     Args:
         state: A tensor, or tensors in tuples, lists and dicts ((h, c) of an LSTM); None stays None.

@@ -21,7 +21,7 @@ from rnndiag.engine.transition import (
 from rnndiag.engine.truncation.sweep.row_steps import Where, take
 
 DIAGONAL_BYTES = 2**30
-"""Memory limit up to which the diagonal derivatives of all steps are kept; beyond it every step back computes them."""
+"""Up to this many bytes the diagonal derivatives of all steps are kept; beyond, every step back computes them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ChainLink:
 
     run: LayerRun
     direct: State
-    """e_t of the chain: what the loss sends to the state at t, the chain's upper layers left out."""
+    """e_t of the chain: the loss's gradient of the state at t, without the part through upper layers of the chain."""
     gain: Tensor | None = None
     """dx_t/dh_t of the layer below (T, B, I): a dropout mask; None for the lowest layer."""
     previous: State = ()
@@ -42,7 +42,7 @@ class ChainLink:
         return self.run.cell.is_elementwise(self.run.weights)
 
     def at(self, where: Where) -> Coefficients:
-        """The diagonal derivatives at some rows."""
+        """The diagonal derivatives at the rows `where`."""
         if self.diagonal is not None:
             return pick(self.diagonal, where)
         rows = replace(self.run, inputs=take(self.run.inputs, where), gates=None)
@@ -101,7 +101,7 @@ class Chain:
         return torch.stack(hit).any(0) & self.mask()
 
     def select(self, samples: Sequence[int] | Tensor) -> Chain:
-        """Some sequences only; one may be taken more than once."""
+        """The chain restricted to some sequences, which may be repeated."""
         index = self.links[0].run.columns(samples)
 
         def columns(values: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Chain:
         )
 
     def prepared(self) -> Chain:
-        """The chain with previous states and diagonal derivatives computed once for all steps back."""
+        """A copy with previous states and diagonal derivatives computed once for all steps back."""
         return Chain(tuple(_prepare(link) for link in self.links))
 
 
@@ -145,7 +145,7 @@ def _prepare(link: ChainLink) -> ChainLink:
 
 
 def pick(diagonal: Coefficients, where: Where) -> Coefficients:
-    """Rows of diagonal derivatives."""
+    """Rows of diagonal derivatives at `where`."""
     if isinstance(where, slice) and where == slice(0, diagonal.projected.shape[0]):
         return diagonal
     return each(diagonal, lambda values: take(values, where))

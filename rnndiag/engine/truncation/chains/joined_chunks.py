@@ -46,7 +46,7 @@ def _padded(part: Tensor, steps: int) -> Tensor:
 
 
 def _join(earlier: Sequence[LayerRun], run: LayerRun) -> tuple[LayerRun, float]:
-    """One run over all chunks, and how far the weights moved since the oldest, relative."""
+    """One run over all chunks, and the relative change of the weights since the oldest one."""
     chunks = [*earlier, run]
     for one, two in pairwise(chunks):
         _check_pair(one, two)
@@ -68,7 +68,7 @@ def _join(earlier: Sequence[LayerRun], run: LayerRun) -> tuple[LayerRun, float]:
 
 
 def goes_on(one: LayerRun, two: LayerRun) -> bool:
-    """Whether the second run starts from the state that the first one ended with."""
+    """Whether the second run starts from the final state of the first."""
     return (
         one.B == two.B
         and len(one.states) == len(two.initial)

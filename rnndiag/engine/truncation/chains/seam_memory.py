@@ -45,5 +45,5 @@ class SeamMemory:
             self._chunks.popleft()
 
     def clear(self) -> None:
-        """Forget everything: a new sequence begins."""
+        """Drop all chunks: a new sequence begins."""
         self._chunks.clear()

@@ -19,7 +19,7 @@ Runs = LayerRun | Sequence[LayerRun]
 """A layer run (layer semantics), or the layer runs of one stack, lowest first (stack semantics)."""
 
 ROUNDING = 64
-"""Direct gradients below this many roundings of what was subtracted from them count as zero."""
+"""Direct gradients below this many rounding errors of the subtracted gradients count as zero."""
 
 
 def chain_of(runs: Runs) -> Chain:
@@ -46,7 +46,7 @@ def chain_of(runs: Runs) -> Chain:
 
 
 def feeds(lower: LayerRun, upper: LayerRun) -> bool:
-    """Whether one layer's output is the other one's input, as it is or through dropout, step by step and forwards."""
+    """Whether the lower layer's output is the upper one's input, possibly through dropout, at the same step."""
     if (
         lower.open
         or upper.open
@@ -69,9 +69,9 @@ _UPPER_LAYER = re.compile(r"(?:^|\.)l[1-9]")
 
 
 def _sends_back(lower: LayerRun, upper: LayerRun, gain: Tensor | None) -> bool:
-    """Whether the gradient of the upper layer's inputs goes back into the lower one, neither detached nor changed.
+    """Whether the gradient of the upper layer's inputs flows back into the lower one unchanged, not detached.
 
-    Of runs made by hand, and of the upper layers of one module, nothing is known that speaks against it.
+    True for runs made by hand and for layers of one module, where nothing contradicts it.
     """
     if not upper.gradients or _UPPER_LAYER.search(upper.name):
         return True
@@ -90,7 +90,7 @@ def _sends_back(lower: LayerRun, upper: LayerRun, gain: Tensor | None) -> bool:
 
 
 def recurrences(runs: Sequence[LayerRun]) -> list[tuple[LayerRun, ...]]:
-    """Runs that follow each other as the layers of one stack taken together, lowest first; the others alone."""
+    """Runs that are consecutive layers of one stack grouped, lowest first; the others alone."""
     found: list[tuple[LayerRun, ...]] = []
     for run in runs:
         if found and feeds(found[-1][-1], run):
@@ -131,7 +131,7 @@ def _masked(run: LayerRun, direct: State) -> State:
 
 
 def _gain(lower: LayerRun, upper: LayerRun) -> Tensor | None:
-    """The dropout mask between two layers, read off the recorded inputs and outputs; None: there is none."""
+    """The dropout mask between two layers, from the recorded inputs and outputs; None: there is none."""
     h, x = lower.states[0], upper.inputs
     if h.shape != x.shape:
         raise NotSupported(
@@ -154,7 +154,7 @@ def _gain(lower: LayerRun, upper: LayerRun) -> Tensor | None:
 
 
 def _without_upper(link: ChainLink, upper: ChainLink) -> ChainLink:
-    """The layer's direct gradient without what its outputs get through the upper layer of the chain."""
+    """The layer's direct gradient without the part that its outputs get through the upper layer of the chain."""
     through = adjoints(upper.run).inputs()
     if upper.gain is not None:
         through = through * upper.gain

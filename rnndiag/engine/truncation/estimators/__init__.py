@@ -1,6 +1,6 @@
-"""Estimators of the gradient, one file each.
+"""Gradient estimators, one file each.
 
-A new one is a file here and a line in `ESTIMATORS`; its `recorded` says which of them the callback scores.
+A new one is a file here and a line in `ESTIMATORS`; its `recorded` selects which of them the callback scores.
 """
 
 from rnndiag.engine.truncation.estimators.bernoulli import Artbp, Bernoulli, artbp

@@ -13,7 +13,7 @@ from rnndiag.engine.truncation.sweep.truncated_adjoints import scan
 from rnndiag.errors import BadArgument
 
 DRAWS_AT_ONCE = 16
-"""Draws that walk back side by side."""
+"""Number of draws that are propagated together."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Bernoulli:
 
     @property
     def label(self) -> str:
-        """As tables show it."""
+        """Text for tables."""
         if self.name:
             return self.name
         masks = "" if self.shared else ", a mask a sequence"
@@ -85,7 +85,7 @@ class Bernoulli:
         return f"Bernoulli, p = {self.keep:g}{masks}"
 
     def probabilities(self, T: int) -> Tensor:
-        """π_1 .. π_T of a constant or given schedule; π_1 = 1, nothing crosses there."""
+        """π_1 .. π_T of a constant or given schedule; π_1 = 1, since no gradient crosses before step 1."""
         assert not isinstance(self.keep, Artbp)
         first = torch.ones(1, dtype=torch.float64)
         if isinstance(self.keep, (int, float)):
@@ -101,7 +101,7 @@ class Bernoulli:
     def state_factors(
         self, T: int, draw: torch.Generator | None = None, masks: tuple[int, ...] = ()
     ) -> Tensor:
-        """ξ (T, *masks): what the gradient is multiplied with on its way from step t to t-1; ξ_1 = 1."""
+        """ξ (T, *masks): factors on the gradient from step t to t-1; ξ_1 = 1."""
         luck = torch.rand(T, *masks, generator=draw, dtype=torch.float64)
         if not isinstance(self.keep, Artbp):
             pi = self.probabilities(T).view(T, *[1] * len(masks)).expand(T, *masks)
@@ -129,7 +129,7 @@ class Bernoulli:
         ]
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
-        """Draws, many of them walking back side by side."""
+        """Draws, many of them propagated together."""
         left = task.draws
         while left:
             count = min(left, DRAWS_AT_ONCE)
@@ -144,7 +144,7 @@ class Bernoulli:
 
 
 def longest_stretch(factors: Tensor) -> Tensor:
-    """(*masks): the longest run of steps without a cut (factor 0) between them."""
+    """(*masks): the largest number of consecutive steps without a cut (factor 0) between them."""
     run = torch.ones(factors.shape[1:], dtype=torch.float64)
     longest = run.clone()
     for row in factors[1:]:

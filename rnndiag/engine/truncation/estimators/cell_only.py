@@ -12,7 +12,7 @@ from rnndiag.errors import NotSupported
 
 @dataclass(frozen=True)
 class CellOnly:
-    """Nothing crosses a step through part 0 of a state (h); the other parts (c) carry the gradient as they are."""
+    """No gradient crosses a step through part 0 of a state (h); the other parts (c) pass it unchanged."""
 
     unbiased = False
     drawn = False
@@ -24,7 +24,7 @@ class CellOnly:
         return [CellOnly()] if step.parts > 1 else []
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
-        """The one outcome."""
+        """The single outcome."""
         keep: list[bool] = []
         for link in task.chain.links:
             parts = link.run.cell.parts

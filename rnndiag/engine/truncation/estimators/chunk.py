@@ -14,7 +14,7 @@ from rnndiag.errors import BadArgument, require_whole
 
 
 def pass_cost(losses: Tensor, k1: int, k2: int) -> float:
-    """Cell-steps over T of the backward passes that have a loss: each reaches at most k2 states."""
+    """Cost of the backward passes that have a loss, in cell-steps over T: each covers at most k2 states."""
     T, steps = len(losses), 0
     for end in range(k1, T + k1, k1):
         if bool(losses[end - k1 : end].any()):
@@ -39,12 +39,12 @@ class Chunk:
 
     @property
     def label(self) -> str:
-        """As tables show it."""
+        """Text for tables."""
         return f"chunk {self.k1}" if self.k2 is None else f"chunk ({self.k1}, {self.k2})"
 
     @property
     def back(self) -> int:
-        """k2, how many states a backward pass reaches."""
+        """k2, the number of states that a backward pass covers."""
         return self.k1 if self.k2 is None else self.k2
 
     @staticmethod
@@ -55,13 +55,13 @@ class Chunk:
         return [Chunk(step.short), Chunk(step.long), Chunk(step.short, step.long)]
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
-        """The one outcome."""
+        """The single outcome."""
         gradient = task.gradient(segments(task.chain, self.k1, self.back))
         cost = pass_cost(task.losses, self.k1, self.back)
         yield Estimate(1.0, gradient, cost, min(self.back, task.T) / task.T)
 
     def state_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
-        """0 at the first step of every chunk but the first, else 1; for k1 = k2."""
+        """For k1 = k2: 0 at the first step of every chunk except the first, else 1."""
         if self.back != self.k1:
             raise BadArgument(
                 f"{self.label} is not a matter of cutting states.",

@@ -1,4 +1,4 @@
-"""Norm clipping on top of any estimator: it rescales, and keeps the relative contribution of every lag."""
+"""Norm clipping applied to any estimator: a rescaling that keeps the relative contribution of every lag."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Clip:
 
     @property
     def label(self) -> str:
-        """As tables show it."""
+        """Text for tables."""
         return f"{self.of.label}, clipped at {self.max_norm:g}"
 
     @staticmethod

@@ -15,7 +15,7 @@ from rnndiag.engine.truncation.sweep.parameter_layout import layout_of
 from rnndiag.errors import BadArgument
 
 DRAWS = 64
-"""Draws of an estimator that cannot be enumerated."""
+"""Number of draws of an estimator that cannot be enumerated."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,25 @@ class Score:
     sd_error: float = 0.0
     rmse_error: float = 0.0
     cosine_error: float = 0.0
-    """An upper bound: all of the mean's standard error taken perpendicular to it."""
+    """Upper bound of the standard error of `cosine`: assumes that all of the mean's error is perpendicular to it."""
     draw_cosine_error: float = 0.0
     draws: int = 0
-    """Draws behind the numbers; 0: exact."""
+    """Number of draws; 0: exact."""
     mean: dict[str, Tensor] = field(default_factory=dict, repr=False)
     """E ĝ by parameter."""
 
     @property
     def ranking(self) -> float:
-        """sqrt(bias² + (sd² + σ²) * cost): lower is better. Without a yardstick σ counts as 0.
+        """sqrt(bias² + (sd² + σ²) * cost): lower is better. Without a noise yardstick σ counts as 0.
 
-        Cheaper steps can be averaged over more of them, which lowers the spread and leaves the bias as it is.
+        Cheaper steps can be averaged over more of them, which lowers the spread but not the bias.
         """
         noise = 0.0 if math.isnan(self.noise) else self.noise
         return math.sqrt(self.bias**2 + (self.sd**2 + noise**2) * self.cost)
 
     @property
     def exact(self) -> bool:
-        """Whether nothing was drawn."""
+        """Whether nothing was sampled."""
         return self.draws == 0
 
 
@@ -217,7 +217,7 @@ def score(task: Task, estimator: Estimator) -> Score:
 
 
 def _with_errors(found: Score, tally: _Sums, unbiased: bool) -> Score:
-    """The score from draws: spread with its standard error, and bias with its own where the mean is not known.
+    """The score from draws: spread with its standard error, and bias with its own if the mean is unknown.
 
     The square of a mean over n draws contains the spread of the draws over n, which is subtracted.
     """

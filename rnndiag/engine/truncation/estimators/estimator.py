@@ -1,4 +1,4 @@
-"""The interface of an estimator of the gradient: the task it is given, and the estimates it can take."""
+"""The interface of gradient estimators: the task given to them, and the estimates that they return."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of, tota
 
 @dataclass(frozen=True)
 class Estimate:
-    """One value that an estimator can take."""
+    """One possible value of an estimator."""
 
     probability: float
-    """Of this outcome; for draws 1 / number of draws."""
+    """Probability of this outcome; for draws 1 / number of draws."""
     gradient: Tensor
-    """(P,)"""
+    """(P,) flat gradient."""
     cost: float
     """Steps of the cheapest exact backward pass, over T."""
     memory: float
@@ -38,7 +38,7 @@ class Task:
     chain: Chain
     layout: ParameterLayout
     draws: int
-    """How many draws, where an estimator cannot be enumerated."""
+    """Number of draws if an estimator cannot be enumerated."""
     generator: torch.Generator = field(compare=False)
     independent: bool = True
 
@@ -73,13 +73,13 @@ class Task:
         return float((max(spread, 0.0) * B / (B - 1)) ** 0.5)
 
     def gradient(self, cotangents: State, scale: Tensor | None = None) -> Tensor:
-        """(P,): what summed cotangents (T, B, S_p) give to the parameters; scale (T,): a weight a source step."""
+        """(P,) parameter gradient of summed cotangents (T, B, S_p); scale (T,): a weight per source step."""
         return gradient_of(self.chain, self.layout, cotangents, 1, scale)[0]
 
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """What an estimator's options are chosen by when training is recorded."""
+    """Properties of a recorded training step, from which the options of estimators are chosen."""
 
     T: int
     """Number of time steps."""
@@ -90,12 +90,12 @@ class RecordedStep:
 
     @property
     def short(self) -> int:
-        """An eighth of the steps."""
+        """An eighth of the steps, at least 2."""
         return max(2, self.T // 8)
 
     @property
     def long(self) -> int:
-        """A third of the steps."""
+        """A third of the steps, at least 3."""
         return max(3, self.T // 3)
 
     @property
@@ -119,7 +119,7 @@ class Estimator(Protocol):
 
     @property
     def drawn(self) -> bool:
-        """Whether its outcomes are draws (standard errors are stated), not an enumeration."""
+        """Whether its outcomes are draws (with standard errors), not an enumeration."""
         ...
 
     @staticmethod

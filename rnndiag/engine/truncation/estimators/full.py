@@ -24,9 +24,9 @@ class Full:
         return [Full()]
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
-        """The one outcome."""
+        """The single outcome."""
         yield Estimate(1.0, task.full, 1.0, 1.0)
 
     def state_factors(self, T: int, draw: object = None) -> Tensor | None:
-        """Nothing is cut."""
+        """None: nothing is cut."""
         return None

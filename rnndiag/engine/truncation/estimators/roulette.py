@@ -54,7 +54,7 @@ class Roulette:
 
     @property
     def label(self) -> str:
-        """As tables show it."""
+        """Text for tables."""
         if self.name:
             return self.name
         if isinstance(self.p, tuple):
@@ -70,7 +70,7 @@ class Roulette:
         return self.given_survival(task.T)
 
     def given_survival(self, T: int) -> Tensor:
-        """P_d where it does not depend on the step at hand."""
+        """P_d if it does not depend on the recorded step."""
         if isinstance(self.p, tuple):
             if len(self.p) != T:
                 raise BadArgument(
@@ -88,7 +88,7 @@ class Roulette:
         return float(ratio) ** torch.arange(T, dtype=torch.float64)  # type: ignore[arg-type]
 
     def lag_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
-        """(N+1,): 1/P_d for the lags that one drawn N keeps."""
+        """(N+1,): 1/P_d for the lags kept by one draw of N."""
         survival = self.given_survival(T)
         luck = float(torch.rand((), generator=draw, dtype=torch.float64))
         return 1 / survival[: max(1, int((survival > luck).sum()))]

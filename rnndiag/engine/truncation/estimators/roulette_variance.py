@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def lag_costs(losses: Tensor) -> Tensor:
-    """w_d (T,): cell-steps over T that lag d costs, one for every loss that has a state d steps before it."""
+    """w_d (T,): cost of lag d in cell-steps over T, one cell-step for every loss that has a state d steps before it."""
     T = len(losses)
     steps = losses.nonzero().squeeze(1)
     return torch.tensor([float((steps >= d).sum()) / T for d in range(T)], dtype=torch.float64)
@@ -59,5 +59,5 @@ def optimal_survival(tail_squares: Tensor, costs: Tensor, noise: float) -> Tenso
 
 
 def _rises(one: tuple[float, float, int], two: tuple[float, float, int]) -> bool:
-    """Whether v/w of the second block is at least that of the first; w = 0 counts as nothing to pay."""
+    """Whether v/w of the second block is at least that of the first; a block with w = 0 costs nothing."""
     return two[0] * one[1] >= one[0] * two[1]

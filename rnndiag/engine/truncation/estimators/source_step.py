@@ -1,4 +1,4 @@
-"""Source-step truncation: only what the steps t >= K give is collected."""
+"""Source-step truncation: only contributions of the steps t >= K are kept."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class SourceStep:
 
     @property
     def label(self) -> str:
-        """As tables show it."""
+        """Text for tables."""
         return f"source steps >= {self.K}"
 
     def source_factors(self, T: int, draw: object = None) -> torch.Tensor:
-        """(T,): the weight of every source step."""
+        """(T,): weight of every source step."""
         return (torch.arange(1, T + 1) >= self.K).double()
 
     @staticmethod
@@ -39,7 +39,7 @@ class SourceStep:
         return [SourceStep(step.T - step.long)] if step.can_be_cut else []
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
-        """The one outcome."""
+        """The single outcome."""
         weights = self.source_factors(task.T).to(task.full)
         share = float(weights.mean())
         yield Estimate(1.0, task.gradient(task.adjoint, weights), share, share)

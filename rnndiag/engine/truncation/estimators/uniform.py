@@ -21,7 +21,7 @@ class Uniform:
     label = "uniform truncation point"
 
     def source_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
-        """(T,): the weight of every source step, for one drawn K."""
+        """(T,): weight of every source step, for one drawn K."""
         K = int(torch.randint(1, T + 1, (1,), generator=draw))
         steps = torch.arange(1, T + 1)
         return torch.where(steps >= K, T / steps.double(), torch.zeros(T, dtype=torch.float64))

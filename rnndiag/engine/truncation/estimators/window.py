@@ -35,16 +35,16 @@ class Window:
 
     @property
     def label(self) -> str:
-        """As tables show it."""
+        """Text for tables."""
         return f"window {self.tau}"
 
     @property
     def back(self) -> int:
-        """How many states a loss reaches."""
+        """Number of states that a loss reaches."""
         return self.tau
 
     def lag_factors(self, T: int, draw: object = None) -> Tensor:
-        """(τ,): every lag that is kept, as it is."""
+        """(τ,): ones, since every lag within the window is kept unchanged."""
         return torch.ones(min(self.tau, T), dtype=torch.float64)
 
     @staticmethod
@@ -53,7 +53,7 @@ class Window:
         return [Window(step.short), Window(step.long)] if step.can_be_cut else []
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
-        """The one outcome. A window of T or more is full BPTT, and costs no more."""
+        """The single outcome. A window of T or more is full BPTT at the same cost."""
         if self.tau >= task.T:
             yield Estimate(1.0, task.full, 1.0, 1.0)
             return

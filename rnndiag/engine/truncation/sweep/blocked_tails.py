@@ -1,9 +1,9 @@
-"""Tails of some windows, of all losses and sequences, at the price of a few plain training steps.
+"""Tails of some windows over all losses and sequences, at the cost of a few plain training steps.
 
-The exact tail of every window needs one row per loss and one pass over all rows per lag. A block is cheaper: the total
-adjoints δ_u at every m-th step u alone are moved back through lags a .. a+m-1. They pass every state once, and so give
+The exact tail of every window needs one row per loss and one pass over all rows per lag. A block is cheaper: only the
+total adjoints δ_u at every m-th step u are moved back through lags a .. a+m-1. They pass every state once, and so give
 the exact tail of (k1, k2) truncation with k1 = m: a window of a .. a+m-1 steps, depending on the state. It is recorded
-for the window in the middle, which is then known within m steps.
+for the window in the middle, which is then known to within m steps.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from rnndiag.engine.truncation.sweep.step_back import step_back
 from rnndiag.engine.truncation.sweep.tails import Tail, tail_of
 
 FIRST_WIDTH = 8
-"""Width of the first block, lags 1 .. 8, or a quarter of all lags; twice as wide where the credit reaches further."""
+"""Width of the first block, lags 1 .. 8, or a quarter of all lags; doubled if the credit reaches further."""
 TARGET_BIAS = 0.1
-"""The relative bias near which windows are measured more closely: that of the recommended window."""
+"""Relative bias near which windows are measured more densely: that of the recommended window."""
 REACH_SHARE = 0.9
 """The share of the credit within the reach."""
 NEGLIGIBLE_BIAS = 1e-3
-"""Where a tail is smaller than this share of the gradient, no longer window is measured."""
+"""Once a tail is below this share of the gradient, longer windows are not measured."""
 BLOCK_COST = 0.5
 """Cost of one block in plain training steps: 0.3 to 0.55, measured on a CPU with benchmarks/truncation.py."""
 
 CLOSER_COST = 2 * BLOCK_COST
-"""Cost of the first block near the recommended window: its rows pass the lags before it as well."""
+"""Cost of the first block near the recommended window in plain training steps: its rows also pass all lags before
+it."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ class LagBlock:
 
 
 def first_width(log_profile: Tensor) -> int:
-    """Width of the first block: twice as wide where the credit reaches beyond two blocks."""
+    """Width of the first block: doubled if the credit reaches beyond two blocks."""
     credit = (log_profile - log_profile[0]).exp().nan_to_num()
     near = credit[: 2 * FIRST_WIDTH].sum()
     return 2 * FIRST_WIDTH if near < REACH_SHARE * credit.sum() else FIRST_WIDTH
 
 
 def doubling(T: int, lags: int, first: int = FIRST_WIDTH) -> Iterator[LagBlock]:
-    """Blocks that cover the lags 1 .. lags-1 of T steps, each as wide as the lags before it are many."""
+    """Blocks that cover lags 1 .. lags-1 of T steps; the width of each equals the number of lags before it."""
     block = LagBlock(1, min(first, max(1, min(T, lags) // 4)))
     while block.start < lags:
         yield block
@@ -77,7 +78,7 @@ def doubling(T: int, lags: int, first: int = FIRST_WIDTH) -> Iterator[LagBlock]:
 def block_cotangents(
     chain: Chain, delta: State, blocks: Iterable[LagBlock]
 ) -> Iterator[tuple[LagBlock, Where, State]]:
-    """Move δ of every m-th step back: the steps that the rows are at and their cotangents, at every lag of a block.
+    """Move δ of every m-th step back; yields the steps of the rows and their cotangents at every lag of a block.
 
     Args:
         chain: The chain, prepared.
@@ -131,10 +132,10 @@ class BlockedTails:
         """The tail of the first block, (M, P): what chunks of its width leave out."""
 
     def measure(self, lags: int, first: int, budget: float) -> float:
-        """Measure windows up to `lags`, then more closely near the one to be recommended.
+        """Measure windows up to `lags`, then more densely near the one to be recommended.
 
-        Windows are measured until the bias has settled below `TARGET_BIAS`, whatever that costs, and further within the
-        budget.
+        Windows are measured until the bias has settled below `TARGET_BIAS`, whatever the cost, and further ones within
+        the budget.
 
         Args:
             lags: Longest window.
@@ -190,7 +191,7 @@ class BlockedTails:
             self._add(block, states)
 
     def _add(self, block: LagBlock, states: State) -> float:
-        """Keep the tail of a block, from its cotangents at every state; returns its relative size."""
+        """Add the tail of a block, from its cotangents at every state; returns its relative size."""
         steps, _ = step_back(
             self._chain, every(self._chain.T), states, carry=False, scratch=self._scratch
         )
@@ -215,7 +216,8 @@ class BlockedTails:
         )
 
     def _block_at_target(self, fineness: int) -> LagBlock | None:
-        """A block of 1/fineness of its start where the bias falls to `TARGET_BIAS` for good; None if that is known."""
+        """A block of 1/fineness of its start where the bias finally falls to `TARGET_BIAS`; None if known closely
+        enough."""
         if not all(math.isfinite(self._bias(w)) for w in self.tails):
             return None
         windows = sorted(self.tails)
@@ -232,5 +234,5 @@ class BlockedTails:
         return LagBlock(start, max(1, start // fineness))
 
     def _bias(self, window: int) -> float:
-        """|S| / |g|; NaN where g is zero."""
+        """|S| / |g|; NaN if g is zero."""
         return math.sqrt(float(self.tails[window].squares[-1] / self.tails[0].squares[-1]))

@@ -28,11 +28,11 @@ class Credit:
     """Credit by output and lag, natural logarithms."""
 
     by_lag: Tensor
-    """ln C[u, u-d], (T, D), by output u and lag d; NaN where no loss was followed."""
+    """ln C[u, u-d], (T, D), by output u and lag d; NaN for outputs whose loss was not followed."""
     outputs: Tensor
     """The output steps with a loss that were followed, ascending."""
     weights: Tensor | None
-    """(T,): how many output steps each followed one stands for; None: 1."""
+    """(T,): number of output steps that each followed one represents; None: 1."""
 
 
 class CreditAccumulator:
@@ -73,7 +73,7 @@ class CreditAccumulator:
         self._by_output[lag.d, at] = found[at]
 
     def finish(self, lags: int) -> Credit:
-        """The credit of the first `lags` lags, a mean over the sequences that have a step there."""
+        """The credit of the first `lags` lags, averaged over the sequences with a step there."""
         by_output = self._by_output[:lags].clone()
         is_sum = torch.zeros(len(by_output), dtype=torch.bool, device=by_output.device)
         is_sum[self._sum_lags] = True
@@ -95,13 +95,13 @@ class Profile:
     """The credit profile over lag, natural logarithms."""
 
     log: Tensor
-    """ln profile(d), (D,); NaN where no output lies that far from the start."""
+    """ln profile(d), (D,); NaN for lags that no output reaches."""
     log_quantiles: Tensor
     """ln of the quantiles over outputs of C[u, u-d] / C[u, u], (5, D)."""
     error: Tensor
-    """Relative standard error of profile(d) from sampling, (D,); 0 where every loss was followed."""
+    """Relative standard error of profile(d) from sampling, (D,); 0 if every loss was followed."""
     reached: int = 0
-    """Number of lags that some output lies far enough from the start for; the profile is NaN beyond."""
+    """Number of lags that some output reaches within its sequence; the profile is NaN beyond."""
     without_one: Tensor | None = None
     """(K, D): ln profile without each of the K sampled output steps in turn, for the jackknife; None: not sampled."""
     unsampled: float = 0.0
@@ -136,7 +136,7 @@ def profile_of(credit: Credit, unsampled: float = 0.0) -> Profile:
 
 
 def _log_quantiles(logs: Tensor, reached: Tensor) -> Tensor:
-    """ln of linearly interpolated quantiles over the first axis of exp(logs), (5, D), of what was reached."""
+    """ln of linearly interpolated quantiles over the first axis of exp(logs), (5, D), at lags that were reached."""
     if not len(logs):  # no output carries a loss
         return logs.new_full((len(QUANTILES), logs.shape[1]), math.nan)
     counted = reached & ~torch.isnan(logs)

@@ -26,7 +26,7 @@ class Rows:
 
     where: Where
     steps: Tensor
-    """Output step u of every row, (K,) for all columns or (K, N); -1 where a column has fewer losses."""
+    """Output step u of every row, (K,) for all columns or (K, N); -1 if a column has fewer losses."""
 
     def first_alive(self, lag: int) -> int:
         """Index of the first row that has a state `lag` steps before its output."""
@@ -42,26 +42,26 @@ class Lag:
     first: int
     """The rows first, first + 1, ... have a state at this lag: K' = K - first rows."""
     where: Where
-    """The steps that they are at."""
+    """The time steps that the rows are at."""
     cotangent: State
     """a^d / scale, (K', N, S_p) a part of the state."""
     norm: Tensor
     """|a^d| / scale, (K', N)."""
     row_scales: RowScales | None
-    """What the rows were divided by; None: 1."""
+    """The factors that the rows were divided by; None: 1."""
     steps_back: tuple[StepBack, ...] = ()
-    """By layer; empty of gradients where they were not asked for."""
+    """By layer; without gradients if they were not requested."""
 
     @cached_property
     def size(self) -> Tensor | None:
-        """|a^d_s| (K', N), float64; None where some of them may be out of its range."""
+        """|a^d_s| (K', N), float64; None if some may be out of its range."""
         if self.row_scales is None:
             return self.norm.double()
         return None if self.row_scales.out_of_range else self.norm * self.row_scales.scale
 
     @cached_property
     def log_norm(self) -> Tensor:
-        """ln |a^d_s| (K', N), float64; -inf where it is exactly zero."""
+        """ln |a^d_s| (K', N), float64; -inf for exact zeros."""
         own = self.norm.double().log()
         return own if self.row_scales is None else own + self.row_scales.log
 
@@ -72,19 +72,19 @@ class Lag:
 
 
 LARGEST_LOG = 500.0
-"""Logarithms beyond this are not exponentiated: the result times a norm in the safe range might overflow float64."""
+"""Larger logarithms are not exponentiated: the result times a norm in the safe range might overflow float64."""
 
 
 @dataclass(frozen=True)
 class RowScales:
-    """What rows that had left the safe range were divided by, (K', N)."""
+    """The factors that rows were divided by after leaving the safe range, (K', N)."""
 
     log: Tensor
     """Natural logarithms, float64."""
     scale: Tensor
     """Their exponentials."""
     is_zero: Tensor
-    """The rows that are exactly zero, and stay so."""
+    """Rows that are exactly zero, and stay so."""
     out_of_range: bool
     """True if some exponential would leave the range of float64."""
 
@@ -101,7 +101,7 @@ class RowScales:
 
 
 def rows_of(chain: Chain) -> Rows:
-    """One row for every output step with a loss; one per loss of a sequence where each has few and at its own steps."""
+    """One row for every output step with a loss; if sequences have few losses at different steps, one per such loss."""
     hit = chain.outputs()
     steps = hit.any(1).nonzero().squeeze(1)
     if len(steps) == 0:
@@ -116,7 +116,7 @@ def rows_of(chain: Chain) -> Rows:
 
 
 def packed_rows(chain: Chain, hit: Tensor, most: int) -> Rows:
-    """Rows that are at another output step in every column: the last `most` steps of each column that `hit` marks."""
+    """Rows with another output step in every column: the last `most` steps of each column that `hit` marks."""
     T = chain.T
     order = torch.where(hit, torch.arange(T, device=hit.device)[:, None], -1)
     steps = order.sort(0).values[T - most :]
@@ -170,10 +170,10 @@ def _norm(cotangent: State) -> Tensor:
 def _renormalise(
     cotangent: State, scales: RowScales | None
 ) -> tuple[State, Tensor, RowScales | None]:
-    """(cotangents, their norms, scales), rescaled where some row has left the range in which squares are safe.
+    """(cotangents, their norms, scales), rescaled if some row has left the range in which squares are safe.
 
-    Rows on their way out of that range are rescaled too, so that this is seldom. Rows that are exactly zero stay as
-    they are.
+    Rows close to the limits of that range are rescaled too, so that this happens seldom. Rows of exact zeros stay
+    unchanged.
     """
     norm = _norm(cotangent)
     low, high = (float(end) for end in torch.aminmax(norm))

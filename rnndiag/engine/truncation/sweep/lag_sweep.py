@@ -42,11 +42,11 @@ from rnndiag.errors import BadArgument
 BUDGET = 6.0
 """Default cost limit of a lag sweep, in plain training steps."""
 SEED = 0
-"""Seed of the sampling where no generator is given, so that equal calls sample equally."""
+"""Default seed of the sampling, so that equal calls sample equally."""
 GRADIENT_COST = 1.0
 """Cost of the adjoints and the full gradient, in plain training steps."""
 SAMPLED_CHUNKS = (64, 16, 32, 128, 4)
-"""Chunk sizes that a sampled sweep scores, in this order, within the budget."""
+"""Chunk sizes scored by a sampled sweep, in this order, within the budget."""
 CHUNK_COST = 1.0
 """Cost of the gradient of one chunk size, in plain training steps."""
 
@@ -128,7 +128,7 @@ def lag_sweep(
 def drawn_sequences(
     batch: int, samples: int | tuple[int, ...], draw: torch.Generator
 ) -> tuple[int, ...]:
-    """The sequences of a sweep over some of a batch."""
+    """Indices of the sequences for a sweep over a part of the batch."""
     if isinstance(samples, tuple):
         return samples
     if samples < 1:
@@ -147,7 +147,7 @@ def sweep_chain(
     independent: bool = True,
     adj: Adjoints | None = None,
 ) -> LagSweep:
-    """The sweep of a prepared chain with this sampling; the other arguments are those of `lag_sweep`."""
+    """The sweep of a prepared chain with this sampling; other arguments as in `lag_sweep`."""
     layout, lags = layout_of(chain), sampling.lags
     delta = total_adjoint(chain) if adj is None else adj.parts
     known = None if adj is None or adj.a_ih is None else adj

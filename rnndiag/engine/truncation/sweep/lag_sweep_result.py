@@ -37,7 +37,7 @@ class LagSweep:
     lag_gradients: dict[str, Tensor] = field(default_factory=dict)
     """c_d by parameter, (D, *shape), if they were kept."""
     loss_weights: Tensor | None = None
-    """(T,): how many output steps each one that was followed stands for, 0 for the others; None: all were followed."""
+    """(T,): number of output steps that each followed one represents, 0 for the others; None: all were followed."""
     notes: tuple[str, ...] = ()
     """What is not available and why, and what was sampled."""
 
@@ -88,7 +88,7 @@ class LagSweep:
 
     @property
     def sequence_squares(self) -> Tensor:
-        """|S_d,m|² of every group m of sequences, (D+1, M); one sequence a group where memory allows."""
+        """|S_d,m|² of every group m of sequences, (D+1, M); one sequence per group if memory allows."""
         return self.tails.own
 
     @property

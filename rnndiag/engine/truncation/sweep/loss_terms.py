@@ -1,4 +1,4 @@
-"""The gradient of one loss, term by term: what each earlier state adds to it."""
+"""The gradient of one loss, split by the earlier states through which it flows."""
 
 from __future__ import annotations
 

@@ -21,24 +21,25 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class ParameterBlock:
-    """A matrix of gradients with one left factor, rows x columns, held transposed: columns x rows of a flat buffer."""
+    """Gradients with one left factor as a matrix, rows x columns, stored transposed: columns x rows of a flat
+    buffer."""
 
     link: int
     left: str
-    """Which adjoint is its left factor: a_ih, a_hh, or the state's cotangent (W_hr)."""
+    """Name of the adjoint that is its left factor: a_ih, a_hh, or the state's cotangent (W_hr)."""
     rows: int
     columns: int
     start: int
 
     @property
     def stop(self) -> int:
-        """One past its last place."""
+        """One past its last index."""
         return self.start + self.rows * self.columns
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one parameter lives in a flat buffer: columns first..last of a block, or a stretch of its own."""
+    """Location of one parameter in a flat buffer: columns first..last of a block, or a stretch of its own."""
 
     name: str
     link: int
@@ -49,10 +50,10 @@ class Slot:
     block: ParameterBlock | None = None
     columns: tuple[int, int] = (0, 0)
     factor: float = 1.0
-    """What the buffer holds over what the parameter's gradient is."""
+    """Ratio of the buffer's content to the parameter's gradient."""
 
     def of(self, flat: Tensor) -> Tensor:
-        """(..., P) -> what the buffer holds of this parameter, (..., *shape)."""
+        """(..., P) -> the buffer's content for this parameter, (..., *shape)."""
         part = flat[..., self.stretch]
         if self.block is not None:
             part = part.unflatten(-1, (-1, self.block.rows)).mT
@@ -60,7 +61,7 @@ class Slot:
 
     @property
     def stretch(self) -> slice:
-        """Its places in a flat buffer."""
+        """Its indices in a flat buffer."""
         if self.block is None:
             return slice(self.start, self.stop)
         first, last = (self.start + column * self.block.rows for column in self.columns)
@@ -81,7 +82,7 @@ class ParameterLayout:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the parameters: the weight key, in a stack with the layer's name before it."""
+        """Names of the parameters: weight keys, in a stack prefixed by the layer's name."""
         return tuple(slot.name for slot in self.slots)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Parameter gradients from the factors of a step back: matrix products, summed in place into flat buffers."""
+"""Parameter gradients from the factors of a step back: matrix products, added in place to flat buffers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def empty_buffer(chain: Chain, layout: ParameterLayout, groups: int) -> Tensor:
 
 @dataclass(frozen=True)
 class RightFactors:
-    """The right factors of every block, (T, B, columns). They do not depend on the lag."""
+    """The right factors of every block, (T, B, columns), which are the same for all lags."""
 
     layout: ParameterLayout
     by_block: tuple[Tensor | None, ...]
@@ -124,7 +124,7 @@ def _add_by_vjp(
     scale: Tensor | None,
     fresh: bool,
 ) -> None:
-    """Weights that are not factors of a matrix product (peepholes, a module's own): one VJP per group."""
+    """Weights without a matrix product form (peepholes, a module's own): one VJP per group."""
     slots = [s for s in layout.slots if s.link == number and s.block is None]
     if not slots:
         return

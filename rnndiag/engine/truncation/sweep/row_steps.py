@@ -1,11 +1,11 @@
-"""Indices of rows: which step of which sequence each row of a set is at."""
+"""Indices of rows: the step of a sequence that each row of a set is at."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 Where = slice | Tensor
-"""Time steps of all sequences, a slice or (K,); or flat places t * B + n, (K, N), where every column has its own."""
+"""Time steps of all sequences, a slice or (K,); or flat indices t * B + n, (K, N), if columns differ."""
 
 
 def take(values: Tensor, where: Where) -> Tensor:
@@ -26,7 +26,7 @@ def count(where: Where) -> int:
 
 
 def earlier(where: Where, first: int, sequences: int) -> Where:
-    """The places one time step before those of the rows first, first+1, ...; `where` must not be a strided slice."""
+    """The indices one time step earlier of the rows first, first+1, ...; `where` must not be a strided slice."""
     if isinstance(where, slice):
         return slice(where.start + first - 1, where.stop - 1)
     if where.dim() == 1:
@@ -40,7 +40,7 @@ def every(T: int) -> Where:
 
 
 def piece(where: Where, start: int, stop: int) -> Where:
-    """The places of the rows start .. stop-1 among the rows of `where`."""
+    """The indices of the rows start .. stop-1 among the rows of `where`."""
     if not isinstance(where, slice):
         return where[start:stop]
     step = where.step or 1

@@ -1,10 +1,10 @@
-"""What a lag sweep measures: which losses it follows, how many lags, which windows; chosen to fit a budget.
+"""Chooses what a lag sweep measures within a budget: which losses it follows, how many lags, which windows.
 
 Cost is counted in row-steps: one loss of one sequence moved back by one step. A plain training step (forward and
 backward) makes T * B of them. A sweep that fits its budget, or takes next to no time, is exact: every loss, lag and
 window. A larger one follows the losses at some output steps of every sequence, for the credit profile alone, and takes
-the gradients of some windows from the whole batch. Windows are never taken from a sample: what averages out between
-losses in the batch's gradient does not in a sample's, so that windows of a sample look worse than they are.
+the gradients of some windows from the whole batch. Windows are never estimated from a sample: in a sample's gradient
+less averages out between losses than in the batch's, so that windows look worse than they are.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from rnndiag.errors import BadArgument
 
 # Measured on a CPU with benchmarks/truncation.py, in row-steps of a plain training step.
 ROW_COST = 0.6
-"""One row-step. Without lag gradients it is less, 0.4 for an LSTM and up to 0.6 for other cells."""
+"""Cost of one row-step. Without lag gradients it is less, 0.4 for an LSTM and up to 0.6 for other cells."""
 LAG_COST = 60.0
-"""The fixed cost of one lag."""
+"""Fixed cost of one lag."""
 STEP_COST = 24.0
-"""The fixed cost of one time step of a plain training step."""
+"""Fixed cost of one time step of a plain training step."""
 WINDOW_COST = 150.0
-"""The fixed cost of the gradient statistics of one window."""
+"""Fixed cost of the gradient statistics of one window."""
 
 LEAST_OUTPUTS = 12
-"""Losses are sampled down to this number of output steps."""
+"""Losses are sampled at no fewer than this many output steps."""
 CREDIT_SHARE = 0.3
-"""Share of the budget of a sampled sweep for the credit profile; the windows get the rest."""
+"""Share of the budget of a sampled sweep for the credit profile; the rest is for windows."""
 LEFT_OUT = 2e-3
 """A sampled profile stops where at most this share of the credit lies at longer lags, if it decays no further."""
 SMALL_SECONDS = 0.15
-"""A sweep that takes about this long or less is not worth sampling, whatever the budget."""
+"""A sweep that takes about this many seconds or less is never sampled."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a sweep measured, and of how much."""
+    """What a sweep measured, out of how much."""
 
     sequences: int
     """Sequences in the sweep, B."""
@@ -57,7 +57,7 @@ class Sampling:
     windows: tuple[int, ...]
     """The windows τ whose gradients were measured, ascending."""
     widths: tuple[int, ...] = ()
-    """Of a sampled sweep: within how many steps each of `windows` is known."""
+    """For a sampled sweep: number of steps to within which each of `windows` is known."""
     sampled: bool = False
     """True where not every loss was followed or not every window was measured."""
     stopped_early: bool = False
@@ -116,7 +116,7 @@ class Sampling:
 
     @property
     def _precision(self) -> str:
-        """Within what share of its length each window is known."""
+        """The relative precision of the windows, in words."""
         pairs = list(zip(self.widths, self.windows, strict=True))
         first = [width for width, window in pairs if width >= window]
         others = [width / window for width, window in pairs if width < window]
@@ -206,7 +206,7 @@ class SampledRows:
 
     rows: Rows
     weights: Tensor | None = None
-    """(T,): how many output steps each followed one stands for, 0 where none was; None: all are followed."""
+    """(T,): number of output steps that each followed one represents, 0 if not followed; None: all are followed."""
 
 
 def sampled_rows(chain: Chain, sampling: Sampling, draw: torch.Generator) -> SampledRows:

@@ -39,7 +39,7 @@ from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of, tota
 
 @dataclass(frozen=True)
 class Seam:
-    """What the losses of one chunk lose because the state is detached where the chunk starts."""
+    """What the losses of one chunk lose by detaching the state at the start of the chunk."""
 
     name: str
     own_steps: int
@@ -47,13 +47,13 @@ class Seam:
     kept_steps: int
     """Steps of earlier chunks that were kept."""
     sweep: LagSweep
-    """All windows over own and kept steps, for the losses of the chunk: what a longer window would have given."""
+    """All windows over own and kept steps, for the losses of the chunk."""
     credit_beyond: float
     """Share of all credit, Σ C[u, s] over the chunk's losses, that lies at states before the seam."""
     gradient_beyond: float
-    """|g_beyond| / |g|: g_beyond is what the states before the seam add to the gradient g of the chunk's losses."""
+    """|g_beyond| / |g|: g_beyond is the part of the gradient g of the chunk's losses from states before the seam."""
     cosine: float
-    """cos between the gradient with and without what lies beyond the seam."""
+    """cos between the gradient with and without the part from before the seam."""
     mean_square: float = math.nan
     """Unbiased |E g_beyond|² over sequences; it may be negative."""
     mean_square_error: float = math.nan
@@ -66,12 +66,12 @@ class Seam:
 
     @property
     def log_profile(self) -> Tensor:
-        """ln of the credit profile over lag, own steps and kept ones, (D,)."""
+        """ln of the credit profile over lag, across own and kept steps, (D,)."""
         return self.sweep.profile.log
 
     @property
     def sentence(self) -> str:
-        """What the seam costs, in words."""
+        """The cost of the seam, in words."""
         lost, off = 100 * self.credit_beyond, 100 * self.gradient_beyond
         return (
             f"Cutting the state every {self.own_steps} steps throws away {lost:.0f} % of the credit and changes the "
@@ -147,7 +147,7 @@ def seam_sweep(
 
 
 def _with_and_without(chain: Chain, kept: int) -> tuple[ParameterLayout, Tensor, Tensor]:
-    """The gradient by group of sequences (M, P), of all steps and of the steps after the seam."""
+    """The gradient by group of sequences (M, P) over all steps, and over the steps after the seam."""
     layout, delta = layout_of(chain), total_adjoint(chain)
     groups = group_count(layout, chain.B, delta[0])
     after_seam = (torch.arange(chain.T, device=delta[0].device) >= kept).to(delta[0].dtype)
@@ -156,7 +156,7 @@ def _with_and_without(chain: Chain, kept: int) -> tuple[ParameterLayout, Tensor,
 
 
 def _credit_beyond(sweep: LagSweep, kept: int) -> float:
-    """Share of the credit before the seam, over the losses that were followed; lags that were not count as zero."""
+    """Share of the credit before the seam, for the followed losses; unmeasured lags count as zero."""
     credit = sweep.credit.nan_to_num(0.0)
     if sweep.loss_weights is not None:
         credit = credit * sweep.loss_weights[:, None].to(credit)

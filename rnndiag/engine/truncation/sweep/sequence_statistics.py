@@ -20,19 +20,19 @@ from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of
 BUFFER_BYTES = 512 * 2**20
 """Memory limit of the gradients by group of sequences."""
 GROUPS = 8
-"""Number of groups for which tails are kept where those of all sequences would take more than `TAIL_BYTES`."""
+"""Number of groups for which tails are kept if those of all sequences would take more than `TAIL_BYTES`."""
 TAIL_BYTES = 2**20
 
 
 def group_count(layout: ParameterLayout, sequences: int, like: Tensor) -> int:
-    """Number M of groups of equal numbers of sequences whose gradients are kept: all of them, or what memory allows."""
+    """Number M of equal groups of sequences whose gradients are kept: single sequences, if memory allows."""
     one = 4 * layout.P * like.element_size()
     fitting = min(max(1, BUFFER_BYTES // max(1, one)), sequences)
     return max(k for k in range(1, sequences + 1) if sequences % k == 0 and k <= fitting)
 
 
 def tail_groups(by_sequence: Tensor) -> Tensor:
-    """(M, P) -> the same gradients in as many groups as tails are kept for: sums of neighbours."""
+    """(M, P) -> the same gradients in as many groups as tails are kept for: sums of neighbouring groups."""
     groups = len(by_sequence)
     if by_sequence.numel() * by_sequence.element_size() <= TAIL_BYTES or groups <= GROUPS:
         return by_sequence

@@ -16,26 +16,26 @@ from rnndiag.engine.truncation.chains.chain import Chain, ChainLink
 from rnndiag.engine.truncation.sweep.row_steps import Where, count, piece, take
 
 PIECE_BYTES = 64 * 2**20
-"""Where the diagonal derivatives are too large to be kept they are computed for pieces of rows of at most this size."""
+"""If diagonal derivatives are too large to be kept, they are computed for pieces of rows of at most this many bytes."""
 CACHED_ROWS = 1024
 """On a CPU, rows per thread (times sequences) to process at a time, so that the gates' cotangents stay in the cache."""
 
 
 @dataclass(frozen=True)
 class StepBack:
-    """What the cotangents of some rows (K, N) give to one layer."""
+    """The result of one step back for one layer, for cotangents of rows (K, N)."""
 
     link: ChainLink
     where: Where
-    """The steps that the rows are at."""
+    """The time steps that the rows are at."""
     cotangent: State
-    """Of the layer's own state, contributions of the layers above at the same step included, (K, N, S_p)."""
+    """Cotangent of the layer's own state, including the part from layers above at the same step, (K, N, S_p)."""
     a_ih: Tensor | None = None
     """Cotangents of the input pre-activations, (K, N, gates * H)."""
     a_hh: Tensor | None = None
     """Cotangents of the recurrent pre-activations."""
     projected: Tensor | None = None
-    """h before its projection, (K, N, H)."""
+    """Cotangent of h before its projection, (K, N, H)."""
 
 
 def step_back(
@@ -84,7 +84,7 @@ def step_back(
 
 @dataclass(frozen=True)
 class _Buffers:
-    """Buffers of one layer, reused from call to call where there is a scratch."""
+    """Buffers of one layer, reused between calls if there is a scratch."""
 
     scratch: Scratch | None
     number: int
@@ -95,7 +95,7 @@ class _Buffers:
         return self.scratch.buffer((self.number, name), like, tuple(shape))
 
     def get_in_turn(self, name: str, like: Tensor) -> Tensor:
-        """One of two buffers by turns, so that a result does not overwrite the argument it is computed from."""
+        """One of two alternating buffers, so that a result does not overwrite the argument that it is computed from."""
         turn = 0 if self.scratch is None else self.scratch.turn
         return self.get(f"{name} {turn}", like, like.shape)
 
@@ -113,7 +113,8 @@ def _through_elementwise(
     carry: bool,
     buffers: _Buffers,
 ) -> _LayerResult:
-    """A layer with diagonal derivatives, in pieces of rows where that saves memory or keeps results in the cache."""
+    """Step back through a layer with diagonal derivatives, in pieces of rows if that saves memory or uses the cache
+    better."""
     run, rows = link.run, own[0].shape[0]
     needs_gates = gradients or has_below
     size = _piece_size(link, where, own[0], needs_gates)
@@ -146,7 +147,7 @@ def _through_elementwise(
 
 
 def _piece_size(link: ChainLink, where: Where, own: Tensor, needs_gates: bool) -> int:
-    """How many rows to process at a time."""
+    """Number of rows to process at a time."""
     rows, width = own.shape[0], own.shape[1]
     if count(where) != rows:  # many draws of one step: the derivatives are broadcast
         return rows
@@ -162,7 +163,7 @@ def _piece_size(link: ChainLink, where: Where, own: Tensor, needs_gates: bool) -
 
 
 def _carry(run: LayerRun, diagonal: Coefficients, back: State, a_hh: Tensor, out: State) -> None:
-    """out = J^T a: through the pre-activations, and through the parts of the state that are carried along."""
+    """out = J^T a: through the pre-activations, and through carried parts of the state."""
     flat, weight_hh = a_hh.flatten(0, -2), run.weights["weight_hh"]
     for q, value in enumerate(out):
         terms = [(row[q], part) for row, part in zip(diagonal.state, back, strict=True)]
@@ -174,7 +175,7 @@ def _carry(run: LayerRun, diagonal: Coefficients, back: State, a_hh: Tensor, out
 
 
 def _within(diagonal: Coefficients, back: State, buffers: _Buffers) -> State:
-    """Add to the last part what it gets through h of the same step, where the derivatives are nested."""
+    """Add the gradient that the last part gets through h of the same step, if the derivatives are nested."""
     if diagonal.within is None:
         return back
     last = back[-1]
@@ -205,7 +206,7 @@ def _gates(
 
 
 def _weighted_sum(out: Tensor, terms: list[tuple[Tensor | None, Tensor]]) -> bool:
-    """out = Σ coefficient * cotangent over the terms whose coefficient is not zero; False where there is none."""
+    """out = Σ coefficient * cotangent over terms with a coefficient; False if there are none."""
     known = [(c, part) for c, part in terms if c is not None]
     for number, (c, part) in enumerate(known):
         if number == 0:
@@ -224,7 +225,7 @@ def _through_autograd(
     carry: bool,
     buffers: _Buffers,
 ) -> _LayerResult:
-    """Any other layer: one VJP of its step, of the pre-activations too where the cell has them."""
+    """Step back through any other layer by one VJP, also of the pre-activations if the cell has them."""
     run, cell, rows = link.run, link.run.cell, own[0].shape[0]
     # The inputs too, so that the pre-activations lie in the graph and can be differentiated by.
     inputs = _widen(take(run.inputs, where), rows).detach().requires_grad_()
@@ -254,12 +255,12 @@ def _through_autograd(
 
 
 def _widen(values: Tensor, rows: int) -> Tensor:
-    """(1, ...) -> (rows, ...): one step for many draws of it."""
+    """(1, ...) -> (rows, ...): the same step for many draws."""
     return values if values.shape[0] == rows else values.expand(rows, *values.shape[1:])
 
 
 def _pull(out: State, leaves: tuple[Tensor, ...], cotangent: State) -> tuple[Tensor, ...]:
-    """The VJP, with zeros where an argument is not used."""
+    """The VJP, with zeros for unused arguments."""
     pairs = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
     if not pairs:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)

@@ -18,7 +18,7 @@ from rnndiag.engine.truncation.sweep.sequence_statistics import group_products, 
 from rnndiag.errors import BadArgument
 
 KEPT_BYTES = 2**30
-"""Memory limit of the lag gradients that are kept on request."""
+"""Memory limit in bytes of lag gradients that are kept on request."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def tail_of(layout: ParameterLayout, tail: Tensor, total: Tensor, gradient: Tens
 
 
 class TailAccumulator:
-    """Subtracts c_d from the full gradient lag by lag and keeps the inner products of what is left.
+    """Subtracts c_d from the full gradient lag by lag and stores inner products of the remainder.
 
     Args:
         chain: The chain that is swept.
@@ -93,7 +93,7 @@ class TailAccumulator:
         self._write(0)
 
     def add(self, lag: Lag) -> None:
-        """Add one lag, the next in order."""
+        """Add the next lag."""
         add_gradients(
             self._now, self._rights, lag.steps_back, lag.scale, fresh=True, scratch=self._scratch
         )
@@ -109,14 +109,14 @@ class TailAccumulator:
         self._tails[window] = tail_of(self._layout, self._left, self._left_sum, self._full_sum)
 
     def lag_gradients(self) -> dict[str, Tensor]:
-        """c_d by parameter, (D, *shape); empty where they were not kept."""
+        """c_d by parameter, (D, *shape); empty if they were not kept."""
         if not self._keep:
             return {}
         zeros = [torch.zeros_like(self._full_sum)] * (self._lags - len(self._kept))
         return self._layout.split(torch.stack([*self._kept, *zeros]))
 
     def finish(self, independent: bool) -> Tails:
-        """The sizes of all tails; lags for which no loss has a state add nothing."""
+        """The norms of all tails; lags that no loss reaches add nothing."""
         last = max(self._tails)
         for window in range(last + 1, self._lags + 1):
             self._tails[window] = self._tails[last]
@@ -131,7 +131,7 @@ def assembled(
     independent: bool,
     lag_squares: dict[int, Tensor] | None = None,
 ) -> Tails:
-    """The sizes by window 0 .. `lags`, from the windows in `tails` and the lags in `lag_squares`."""
+    """Norms by window 0 .. `lags`, from the windows in `tails` and the lags in `lag_squares`."""
     windows, size = sorted(tails), lags + 1
     squares, with_gradient, own, with_total = (
         torch.stack([getattr(tails[window], name) for window in windows]).cpu()
@@ -168,7 +168,7 @@ def assembled(
 
 
 def _spread(size: int, places: Collection[int], values: Tensor) -> Tensor:
-    """values at their places among `size`, NaN elsewhere."""
+    """values at the indices `places` of an array of `size`, NaN elsewhere."""
     at = torch.tensor(list(places), dtype=torch.int64)
     column = torch.full((size, *values.shape[1:]), math.nan, dtype=torch.float64)
     inside = at < size

@@ -1,7 +1,7 @@
-"""Summed cotangents of truncated gradients, w_s = Σ_u w(u, s) a^{u-s}_s, and the parameter gradients that they give.
+"""Summed cotangents of truncated gradients, w_s = Σ_u w(u, s) a^{u-s}_s, and the resulting parameter gradients.
 
 An estimator of the gradient that weights the pairs (loss at u, state at s) by w(u, s) is Σ_s (∂s_s/∂θ)^T w_s. The
-backward passes of this file compute the w_s, one tensor (T, B, S_p) a part of the state.
+backward passes of this file compute the w_s, one tensor (T, B, S_p) per part of the state.
 """
 
 from __future__ import annotations
