@@ -49,6 +49,10 @@ def ends_early(steps: np.ndarray, window: np.ndarray) -> bool:
     Costly quantities are measured only in every n-th recording. So the recordings after the last value are compared
     with the longest distance between two values (for a single value: its distance from the start); more than twice as
     many mean that it stopped.
+
+    Args:
+        steps: Steps (n,) of the recordings that hold a value, rising.
+        window: Steps (N,) of all recordings of the window, rising.
     """
     places = np.searchsorted(window, steps)
     since_last = len(window) - 1 - int(places[-1])
