@@ -471,6 +471,7 @@ def test_a_net_that_explodes_and_falls_to_a_constant_has_not_learned(tmp_path: P
     found = diagnosed(tmp_path, states, losses=losses, cell="elman_relu")
     assert (found.state, found.causes[0].name) == ("stuck", "exploding")
     learns = falling_losses(16.0, 0.01, 0.7)
+    states["credit_profile"] = [profile(1.2), profile(1.0)]
     assert diagnosed(tmp_path / "2", states, losses=learns, cell="elman_relu").state == "learned"
 
 
@@ -504,3 +505,13 @@ def test_a_layer_that_sees_one_step_only_is_told_that_it_has_no_memory(tmp_path:
     assert (cause.name, cause.confidence) == ("state_not_carried", "medium")
     carried = {**one_step, "seam_share": 0.1}  # of chunks of one step
     assert diagnosed(tmp_path / "2", carried).causes[0].name == "cannot_tell"
+
+
+def test_a_net_that_explodes_to_the_end_has_not_learned(tmp_path: Path) -> None:
+    """A loss that falls from 10^5 to 10 of itself, while every first-order number is large."""
+    states = relu(credit_profile=profile(1.2), swing=50.0)
+    found = diagnosed(tmp_path / "1", states, losses=falling_losses(1e5, 10.0), cell="elman_relu")
+    assert (found.state, found.causes[0].name) == ("stuck", "exploding")
+    falls = falling_losses(1e5, 10.0, 1.0)
+    found = diagnosed(tmp_path / "2", states, losses=falls, cell="elman_relu")
+    assert (found.state, found.causes[0].name) == ("learning", "exploding")

@@ -18,8 +18,8 @@ PLANTED: dict[str, tuple[Program, str]] = {
     "low rate": (Program("flip-flop", "gru", steps=150, rate=1e-6), "learning_rate_too_low"),
     "nan": (Program("echo", "tanh", steps=80, nan_at=20), "nonfinite"),
     "dead": (Program("copy-lag", "relu", steps=200, bias=-4.0), "dead_units"),
-    "explodes": (Program("copy-lag", "relu", steps=200, gain=2.5), "exploding"),
-    "contracts": (Program("copy-lag", "tanh", steps=200, gain=0.2), "contracting_recurrence"),
+    "explodes": (Program("recall", "relu", steps=150, gain=2.5), "exploding"),
+    "contracts": (Program("recall", "tanh", steps=150, gain=0.2), "contracting_recurrence"),
     "decays": (Program("copy-lag", "gru", steps=200, weight_decay=0.3), "weights_decayed"),
     "chunks": (Program("copy-lag", "tanh", steps=200, carry=True, T=3), "window_too_short"),
     "not in optimizer": (

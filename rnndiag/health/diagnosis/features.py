@@ -75,6 +75,17 @@ class Features:
         )
 
     @property
+    def explodes_throughout(self) -> bool:
+        """Whether credit grows more than tenfold in the first and in the last recording.
+
+        The loss of such a net falls from a height that says nothing, and swing, which is first order, is large.
+        """
+        return any(
+            self.far_credit(layer, 0).above(GROWS) and self.far_credit(layer, 1).above(GROWS)
+            for layer in self.layers
+        )
+
+    @property
     def metric_gain(self) -> float:
         """Progress of a monitored share, such as an accuracy, towards 1, as a share of the way; NaN for other metrics.
 

@@ -67,7 +67,8 @@ def forgets_too_soon(view: View) -> Found | None:
             found.sentence
             if known
             else (
-                f"{found.sentence} If the task needs more than {memory:.0f} steps, it cannot be learned so."
+                f"{found.sentence} If the task needs more than {memory:.0f} "
+                f"step{'s' * (round(memory) != 1)}, it cannot be learned so."
             )
         )
         return Found(

@@ -54,7 +54,7 @@ def state_of(features: Features) -> StateOf:
         # As in runs of earlier versions: a loss that fell because the model learned a constant, or where the padding
         # is, cannot be told from one that learned the task.
         swing = IGNORES_INPUT
-    if swing >= USES_INPUT and low:
+    if swing >= USES_INPUT and low and not features.explodes_throughout:
         still_falls = loss.falling and loss.end > AT_FLOOR * loss.start
         return StateOf("learning" if still_falls else "learned")
     if loss.falling and _came_down(features, FALLS):
