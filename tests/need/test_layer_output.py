@@ -191,17 +191,43 @@ def test_calls_from_unrelated_states_are_refused() -> None:
         OutputLoss(model, loss_fn, layer, 0).sample(x, 0)
 
 
-def test_cell_whose_state_the_loop_changes_is_refused() -> None:
+@pytest.mark.parametrize("changed", [lambda h: 0.9 * h, lambda h: None])
+def test_cell_whose_state_the_loop_changes_is_refused(changed: Callable[[Tensor], Any]) -> None:
     model = nn.Module()
     model.cell = nn.GRUCell(3, H)
 
     def loss_fn(own: nn.Module, x: Tensor) -> Tensor:
         h = x.new_zeros(B, H)
         for t in range(T):
-            h = 0.9 * own.cell(x[:, t], h)  # type: ignore[operator]
-        return h.square().mean()
+            y = own.cell(x[:, t], h)  # type: ignore[operator]
+            h = changed(y)
+        return y.square().mean()  # type: ignore[no-any-return]
 
     x = torch.randn(B, T, 3)
     layer, _ = chosen_layer(model, loss_fn, x, None)
     with pytest.raises(NotSupported, match="changes the state of cell before step 1"):
         OutputLoss(model, loss_fn, layer, 0).sample(x, 0)
+
+
+def test_step_module_that_takes_tokens_is_refused() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.cell = nn.Embedding(4, 3), nn.Linear(3 + H, H)
+
+        def forward(self, token: Tensor, state: Tensor) -> Tensor:
+            return torch.tanh(self.cell(torch.cat([self.table(token), state], 1)))
+
+    model = nn.Module()
+    model.step = Tokens()
+
+    def loss_fn(own: nn.Module, tokens: Tensor) -> Tensor:
+        h = torch.zeros(B, H)
+        for t in range(T):
+            h = own.step(tokens[:, t], h)  # type: ignore[operator]
+        return h.square().mean()
+
+    tokens = torch.randint(0, 4, (B, T))
+    layer, _ = chosen_layer(model, loss_fn, tokens, None)
+    with pytest.raises(NotSupported, match="embed tokens before the step"):
+        OutputLoss(model, loss_fn, layer, 0).sample(tokens, 0)

@@ -288,7 +288,7 @@ def packed_places(packed: PackedSequence) -> tuple[Tensor, Tensor]:
 
 
 def require_carried(
-    name: str, left: Sequence[tuple[Tensor, ...]], entered: Sequence[tuple[Tensor, ...]]
+    name: str, left: Sequence[tuple[Tensor, ...]], entered: Sequence[tuple[Tensor | None, ...]]
 ) -> None:
     """Raise if a loop changes the state between two steps: running the module alone would not repeat that.
 
@@ -298,7 +298,8 @@ def require_carried(
         entered: The state before each call but the first.
     """
     for t, (before, after) in enumerate(zip(left, entered, strict=False), 1):
-        if len(before) != len(after) or not all(map(torch.equal, before, after)):
+        same = (b is not None and torch.equal(a, b) for a, b in zip(before, after, strict=False))
+        if len(before) != len(after) or not all(same):
             raise NotSupported(
                 f"The loop changes the state of {name} before step {t} (counted from 0), so {name} alone does not do "
                 "what the net does.",

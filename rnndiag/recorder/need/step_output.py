@@ -53,6 +53,12 @@ class StepOutput(LayerOutput):
                 f"{self.name} was called with a {type(asked[1].state).__name__} for a state.",
                 "Give it a tensor or a tuple of tensors, batch first.",
             )
+        x = asked[1].inputs
+        if x.dim() < 2 or not x.is_floating_point():
+            raise NotSupported(
+                f"{self.name} takes an input of {x.dtype} and shape {tuple(x.shape)}.",
+                "Give it rows of floating-point numbers, one a sequence: embed tokens before the step.",
+            )
         self._arguments, self._state = asked[1], shape
         returned = [read_returned(call.returned, shape, self.name) for call in calls]
         require_carried(
