@@ -148,8 +148,8 @@ def nulls(seeds: range, quick: bool) -> None:
             all_lags = need.further
             counts += torch.tensor(
                 [
-                    bool((screen.p <= 0.05).any()),
-                    screen.peak is not None,
+                    screen is not None and bool((screen.p <= 0.05).any()),
+                    screen is not None and screen.peak is not None,
                     all_lags.p <= 0.05,
                     all_lags.p_over_control <= 0.05,
                     all_lags.significant,

@@ -36,15 +36,15 @@ from rnndiag.stats.need import ScreenCurve, screens_in
 from rnndiag.store.recording import Recording
 
 
-def pooled_screen(model: nn.Module, batches: Sequence[Batch]) -> ScreenCurve:
-    """The recorded screen of a net, pooled over batches as over recordings of a fit."""
+def pooled_screen(model: nn.Module, batches: Sequence[Batch]) -> ScreenCurve | None:
+    """The recorded screen of a net, pooled over batches as over recordings of a fit; None: too few rows a batch."""
     recordings = []
     for step, batch in enumerate(batches):
         with rnndiag.probe(model) as seen:
             loss_fn(model, batch).backward()
         subject = Subject(seen.layer_runs)
         recordings.append(Recording(step, measurements=tuple(need_screen(subject))))
-    return screens_in(recordings)[0]
+    return next(iter(screens_in(recordings)), None)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def truth(quick: bool) -> None:
         case = known.case
         model = trained(case, known.kind, 0)
         need = measured(case, known.kind, 0, model)
-        peak = pooled_screen(model, held_out(case, 0)[:8]).peak
+        screen = pooled_screen(model, held_out(case, 0)[:8])
+        peak = None if screen is None else screen.peak
         groups = ", ".join(
             f"{g.low}-{g.high} {g.gain:.3f}" for g in need.groups if g.gain > need.gate
         )
@@ -121,7 +122,8 @@ def power(quick: bool) -> None:
             found = [0, 0]
             for seed in range(draws):
                 batches = cut(held_out(replace(case, batches=16), 100 + seed), size)
-                found[0] += pooled_screen(model, batches).peak is not None
+                screen = pooled_screen(model, batches)
+                found[0] += screen is not None and screen.peak is not None
                 need = rnndiag.memory_need(model, batches, loss_fn, beyond=case.beyond, seed=seed)
                 found[1] += need.further.significant and need.rows >= 64
             cells.append(f"{found[0] / draws:.2g} / {found[1] / draws:.2g}")
