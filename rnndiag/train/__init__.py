@@ -1,4 +1,4 @@
-"""Training with truncated and randomized gradients, and with a window that sets itself."""
+"""Training with truncated and randomized gradients, and with a window chosen during training."""
 
 from rnndiag.engine.truncation.estimators import (
     ESTIMATORS,

@@ -25,19 +25,20 @@ from rnndiag.train.look import Look, Pool
 LOG = logging.getLogger("rnndiag.train")
 
 EPOCH = 64
-"""A pool ends after this many looks at the latest: its proof is about recent weights."""
+"""A pool holds at most this many looks, so that its proof concerns recent weights."""
 FIRST_BOUND = 4
-"""No bound is read before this many looks."""
+"""The bound is not used before this many looks."""
 RECENT = 8
-"""Growing looks at this many recent looks, and at the pool."""
+"""Number of recent looks that, beside the whole pool, decide on growing the window."""
 SUSPICION = 1.65
-"""Plain standard errors above eps at which the window grows: an error here costs time only."""
+"""The window grows if the bias exceeds eps by this many standard errors: growing wrongly costs time only."""
 EFFECTIVE = 50
-"""Fewer effective sequences than this in a tail prove nothing about unseen ones."""
+"""A tail with fewer effective sequences proves nothing about unseen sequences."""
 GATE, GATE_LOOKS = 0.9, 100
-"""The window shrinks once the loss is below 0.9 of its first values, or after 100 looks: first weights show little."""
+"""The window may shrink once the loss is below GATE times its first values, or after GATE_LOOKS looks: before,
+weights are near their initial values."""
 LOSSES = 4
-"""The loss gate compares means of this many losses."""
+"""The loss criterion compares means of this many losses."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Change:
     bound: float
     """Upper bound of the bias at `after`; NaN unless proved."""
     estimate: float
-    """Plain estimate of the relative bias, at `after` where proved, else at `before`; NaN where not resolved."""
+    """Plain estimate of the relative bias, at `after` if proved, else at `before`; NaN if not resolved."""
     looks: int
     sequences: int
     horizon: int
@@ -139,7 +140,7 @@ class Auto:
     # When to look
 
     def due(self, step: int) -> bool:
-        """Whether to look at this step."""
+        """Whether to take a look at this step."""
         if self.every is not None:
             return step % self.every == 0
         now = monotonic()
@@ -151,14 +152,14 @@ class Auto:
         return spent <= self._share * (now - self._started)
 
     def looked(self, seconds: float) -> None:
-        """Count the time that a look took, for `every="10 %"`."""
+        """Add the duration of a look, for `every="10 %"`."""
         self._looking += seconds
         self._look_seconds = seconds
 
     # What a look changes
 
     def see(self, sweep: Any, step: int, loss: float | None = None) -> Change | None:
-        """Take in one look.
+        """Update with one look; returns the change of the window, if any.
 
         Args:
             sweep: A `Look` over windows (0, *grid), or what `rnndiag.lag_sweep` returns.
@@ -193,7 +194,7 @@ class Auto:
         return change
 
     def bounds(self) -> Array:
-        """Upper bound of the bias by window of `grid`; inf where nothing is proved."""
+        """Upper bound of the bias by window of `grid`; inf if nothing is proved."""
         pool = self._pool
         if len(pool) < FIRST_BOUND:
             return np.full(len(self.grid), np.inf)
@@ -303,7 +304,7 @@ class Auto:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that it has learned, as plain numbers."""
+        """The controller's state as plain numbers."""
         return {
             "window": self.window,
             "grid": list(self.grid),
@@ -318,7 +319,7 @@ class Auto:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`.
+        """Continue from `state_dict()`.
 
         Args:
             state: Of an Auto with the same grid.
@@ -339,14 +340,14 @@ class Auto:
 
 
 def grid(shortest: int, longest: int, start: int) -> tuple[int, ...]:
-    """4, 6, 8, 12, 16, 24, ... from `shortest` below `longest`; the start and the longest too."""
+    """4, 6, 8, 12, 16, 24, ... from `shortest` up to `longest`, plus start and longest."""
     powers = [2**k for k in range(longest.bit_length())]
     inside = {w for p in powers for w in (p, 3 * p // 2) if max(4, shortest) <= w < longest}
     return tuple(sorted({*inside, start, longest, *([shortest] if shortest > 1 else [])}))
 
 
 def _every(every: int | str) -> tuple[int | None, float]:
-    """(every so many steps, share of time): one of them."""
+    """(number of steps or None, share of time): exactly one of them is used."""
     if isinstance(every, int) and every >= 1:
         return every, 0.0
     if isinstance(every, str) and every.replace(" ", "").endswith("%"):

@@ -1,7 +1,8 @@
-"""Estimators that act between two steps: what crosses from a step to the one before is kept, scaled or cut.
+"""Estimators that act between two steps: they keep, scale or cut the gradient that crosses from a step to the one
+before.
 
 Chunks, Bernoulli truncation, ARTBP, the uniform truncation point, source steps and the LSTM rule of 1997 are of this
-kind, so they work in every loop, also one that nobody but its author can run: a rollout, a decoder, a `carry` loop.
+kind, so they work in every loop, also one that only its author can run: a rollout, a decoder, a `carry` loop.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from rnndiag.train.nested import batch_dim_of, map_tensors
 
 @runtime_checkable
 class CutsStates(Protocol):
-    """An estimator that scales what crosses from step t to t-1."""
+    """An estimator that scales the gradient crossing from step t to t-1."""
 
     def state_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor | None:
-        """ξ (T,) or (T, B)."""
+        """ξ (T,) or (T, B), factors on the gradient from step t to t-1."""
         ...
 
 
 @runtime_checkable
 class WeighsSources(Protocol):
-    """An estimator that weighs what each source step gives to the parameters."""
+    """An estimator that weights the contribution of each source step."""
 
     def source_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
-        """(T,)"""
+        """(T,) weights of the source steps."""
         ...
 
 
@@ -48,14 +49,14 @@ class BetweenSteps:
         only_cells: bool = False,
         batch_dim: Callable[[Tensor], int] | None = None,
     ) -> None:
-        """states (T,) or (T, B): factor of the gradient of the state before step t; outputs (T,): of output t."""
+        """states (T,) or (T, B): factors on the gradient of the state before step t; outputs (T,): of output t."""
         self._states, self._outputs = states, outputs
         self._parts, self._only_cells, self._batch_dim = parts, only_cells, batch_dim
 
     def state(self, t: int, state: Any) -> Any:
-        """The state to give to step t (0 .. T-1): the same values, with the estimator's gradient.
+        """The state to pass to step t (0 .. T-1): the same values, with the estimator's gradient.
 
-        At t = 0 it is the initial state, whose gradient is left alone.
+        At t = 0 it is the initial state, whose gradient is unchanged.
         """
         if t == 0 or state is None:
             return state
@@ -103,7 +104,8 @@ def between_steps(
     parts: tuple[str, ...] | None = None,
     batch_dim: Callable[[Tensor], int] | None = None,
 ) -> BetweenSteps:
-    """An estimator for a loop of one's own: pass the state through `.state(t, ...)` and the output through `.output`.
+    """An estimator for a hand-written loop: pass the state through `.state(t, ...)` and the output through
+    `.output`.
 
     Args:
         estimator: Full, Chunk(k), Bernoulli (also with artbp), Uniform, SourceStep or CellOnly.
@@ -154,7 +156,7 @@ def between_steps(
 
 
 def _crossings(weights: Tensor) -> Tensor:
-    """(T,): factors of the state before step t that make the adjoint of every step i its full one times weights[i].
+    """(T,): factors on the state before step t that multiply the full adjoint of every step i by weights[i].
 
     The adjoint of step t-1 is w_{t-1} e + factor J^T (w_t δ_t), so the factor is w_{t-1} / w_t.
     """

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 TIGHTEST_AT = 16
-"""The mixture is chosen to be tightest near this many looks."""
+"""The mixture is tightest near this number of looks."""
 LARGEST = 10.0
-"""Bounds above this are reported as infinite."""
+"""Larger bounds are reported as infinite."""
 HALVINGS = 26
 
 
@@ -36,7 +36,7 @@ class Sums:
     N: Array
     D: Array
     v_N: Array
-    """Sum of the jackknife variances of N over sequences, or the spread of N over looks: each kept apart."""
+    """Sum of the jackknife variances of N over sequences, kept apart from the spread of N over looks."""
     v_D: Array
     c_ND: Array
     spread_N: Array
@@ -45,7 +45,7 @@ class Sums:
 
     @classmethod
     def of(cls, N: Array, D: Array, v_N: Array, v_D: Array, c_ND: Array) -> Sums:
-        """Arrays (looks, ...): the statistics of each look with its jackknife variances and covariance."""
+        """From arrays (looks, ...): the statistics of each look with their jackknife variances and covariance."""
         t = len(N)
         n, d = N - N.mean(0), D - D.mean(0)
         k = t / max(t - 1, 1)
@@ -70,7 +70,8 @@ class Sums:
 
 
 def boundary(variance: Array, looks: int, alpha: float) -> Array:
-    """What a sum of mean zero and this variance exceeds at any look with probability at most alpha (asymptotically)."""
+    """Bound that a sum with mean zero and this variance exceeds at any look with probability at most alpha
+    (asymptotically)."""
     size = 2 * log(1 / (2 * alpha))
     eta = variance / looks * TIGHTEST_AT / (size + log1p(size))
     safe = np.where(eta > 0, eta, 1.0)
@@ -80,7 +81,7 @@ def boundary(variance: Array, looks: int, alpha: float) -> Array:
 
 
 def relative_bound(sums: Sums, alpha: float) -> Array:
-    """Smallest eps that is proved: eps^2 sum D - sum N >= boundary. inf where none up to `LARGEST` is.
+    """Smallest eps that is proved: eps^2 sum D - sum N >= boundary. inf if no eps up to `LARGEST` is.
 
     This is a bound of the bias relative to |E g|.
     """
@@ -100,7 +101,7 @@ def relative_bound(sums: Sums, alpha: float) -> Array:
 
 
 def floor_bound(sums: Sums, floors: Any, alpha: float) -> Array:
-    """Bound of the bias relative to floor * sigma, the noise of one step; floors: the sum of its squares over looks."""
+    """Bound of the bias relative to floor * sigma, the noise of one step. floors: sum of (floor sigma)^2 over looks."""
     variance = np.maximum(sums.v_N, sums.spread_N)
     high = sums.N + boundary(variance, sums.looks, alpha)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -110,7 +111,8 @@ def floor_bound(sums: Sums, floors: Any, alpha: float) -> Array:
 
 
 def excess(sums: Sums, eps: float, floors: Any) -> Array:
-    """By how many plain standard errors the bias stands above eps, against both references: the smaller one."""
+    """Number of standard errors by which the bias exceeds eps: the smaller of those relative to |E g| and to the
+    floor."""
     x = eps * eps
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = (sums.N - x * sums.D) / np.sqrt(sums.variance(x))

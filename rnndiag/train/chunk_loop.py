@@ -1,8 +1,8 @@
-"""The loop of truncated BPTT: chunks of k1 steps, a state that is carried and detached, an update a chunk or a batch.
+"""The loop of truncated BPTT: chunks of k1 steps, a carried and detached state, one update per chunk or batch.
 
 Losses of a chunk reach the last k2 steps (the window). With k2 = k1 that is the chunk itself. With k2 > k1 the steps
-before the chunk are run again from a kept state, with today's weights and the random draws of their first run. With
-k2 < k1 the first steps of the chunk are run without a graph.
+before the chunk are rerun from a kept state, with current weights and the random draws of their first run. With k2 < k1
+the first steps of the chunk are run without a graph.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from rnndiag.train.splitting import TimeBatch
 from rnndiag.train.window_looks import WindowLooks
 
 TBPTTStep = Callable[[Any, Any], tuple[Any, Any]]
-"""(chunk, state) -> (loss, new state): a loss is a tensor, a dict with "loss", or a tuple, one loss an optimizer."""
+"""(chunk, state) -> (loss, new state); loss: a tensor, a dict with "loss", or a tuple with one loss per optimizer."""
 Update = Literal["chunk", "batch"]
 
 
 class Updates(Protocol):
-    """What a loop does with its losses."""
+    """The update operations of a loop."""
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         ...
 
     def backward(self, losses: tuple[Tensor, ...]) -> None:
@@ -40,30 +40,30 @@ class Updates(Protocol):
         ...
 
     def step(self) -> None:
-        """One optimizer step."""
+        """Make one optimizer step."""
         ...
 
     def accumulating(self) -> AbstractContextManager[Any]:
-        """Around the backward passes that no optimizer step follows."""
+        """Context for backward passes that are not followed by an optimizer step."""
         ...
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What training on one batch gave."""
+    """Result of training on one batch."""
 
     loss: Tensor
     """Mean of the chunks' losses, weighted by their steps; detached."""
     state: Any
-    """After the last step, detached."""
+    """The state after the last step, detached."""
     chunks: int
     updates: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A chunk that was trained on, to be run again as the beginning of a longer window."""
+    """A chunk that was trained on, kept to be rerun at the start of a longer window."""
 
     batch: TimeBatch
     start: int
@@ -71,11 +71,11 @@ class _Kept:
     before: Any
     draws: RandomState
     reset: Tensor | None
-    """(B,): sequences that began anew with this chunk."""
+    """(B,) bool: sequences that began with this chunk."""
 
 
 class ChunkLoop:
-    """Truncated BPTT over batches. It keeps what a longer window needs from one batch to the next.
+    """Truncated BPTT over batches. Keeps what longer windows need from one batch to the next.
 
     Args:
         step: (chunk, state) -> (loss, state). State None at the start of a sequence.
@@ -110,19 +110,19 @@ class ChunkLoop:
         self.replaying = False
         """True while steps before a chunk are run again."""
         self.waiting = 0
-        """Chunks (batches) since the last optimizer step."""
+        """Number of chunks (batches) since the last optimizer step."""
         self.resume: tuple[int, Any] | None = None
         """Within a batch: the number of chunks done at the last optimizer step, and the state after them."""
         self.keep = 0
-        """Keep chunks for windows of so many steps, where `window` may grow."""
+        """Number of steps to keep for a window that may grow."""
         self.looks: WindowLooks | None = None
-        """Of a window that sets itself; see `follow`."""
+        """Takes the looks for a window chosen during training; see `follow`."""
         self.steps = 0
-        """Optimizer steps so far."""
+        """Number of optimizer steps so far."""
         self._kept: deque[_Kept] = deque()
 
     def forget(self) -> None:
-        """A new stream begins: keep no chunk of the old one."""
+        """Drop kept chunks at the start of a new stream."""
         self._kept.clear()
 
     def follow(
@@ -139,7 +139,7 @@ class ChunkLoop:
         self.keep, self.window = auto.horizon, auto.window
 
     def kept(self) -> list[dict[str, Any]]:
-        """The chunks that are kept, as plain tensors for a checkpoint."""
+        """The kept chunks as plain tensors, for a checkpoint."""
         return [
             {
                 "batch": one.batch.piece(one.start, one.stop),
@@ -151,7 +151,7 @@ class ChunkLoop:
         ]
 
     def restore(self, kept: list[dict[str, Any]]) -> None:
-        """Take up what `kept` gave."""
+        """Restore the chunks that `kept` returned."""
         self._kept.clear()
         for one in kept:
             cut = TimeBatch(one["batch"], self.time_dim)
@@ -226,7 +226,7 @@ class ChunkLoop:
     def _forward(
         self, cut: TimeBatch, start: int, stop: int, state: Any, reset: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """Losses of a chunk, with a graph over the last `window` steps, and the state after it."""
+        """Losses of a chunk with a graph over the last `window` steps, and the state after it."""
         window = stop - start if self.window is None else self.window
         reach = window - (stop - start)
         keep = max(self.keep, window)
@@ -246,7 +246,7 @@ class ChunkLoop:
         return losses, after
 
     def _look(self, cut: TimeBatch, start: int, stop: int, state: Any) -> None:
-        """Let the window see what it leaves out: the chunk's losses with a graph over the whole horizon."""
+        """Measure what the window leaves out: run the chunk's losses with a graph over the whole horizon."""
         looks = self.looks
         assert looks is not None
         horizon = looks.auto.horizon
@@ -274,7 +274,7 @@ class ChunkLoop:
     def _windowed(
         self, cut: TimeBatch, start: int, stop: int, state: Any, reach: int
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """A chunk; with reach < 0 its first -reach steps have no graph."""
+        """Run a chunk; with reach < 0 its first -reach steps have no graph."""
         if reach < 0:
             with torch.no_grad():
                 _, state = self._call(cut, start, start - reach, state)
@@ -282,7 +282,8 @@ class ChunkLoop:
         return self._call(cut, start, stop, state)
 
     def _again(self, reach: int, now: _Kept, rows: Tensor | None = None) -> Any:
-        """The state before `now`, with a graph over the `reach` steps that lead to it; `rows`: of these sequences."""
+        """The state before step `now`, with a graph over the preceding `reach` steps; `rows`: restricted to these
+        sequences."""
         chosen: list[_Kept] = []
         steps = 0
         for kept in reversed(self._kept):
@@ -355,7 +356,7 @@ def _require_gradient(losses: tuple[Tensor, ...]) -> None:
 
 
 def losses_of(found: Any) -> tuple[Tensor, ...]:
-    """The losses that a step returned; () for None."""
+    """The losses in the result of a step; () for None."""
     if found is None:
         return ()
     if isinstance(found, dict):
@@ -376,7 +377,7 @@ def losses_of(found: Any) -> tuple[Tensor, ...]:
 
 
 def _joined(state: Any, following: _Kept, rows: Tensor | None = None) -> Any:
-    """The state that a chunk goes on from: of sequences that began anew with it, its own."""
+    """The state from which a chunk continues; for sequences that began with it, their own initial state."""
     if following.reset is None:
         return state
     anew = following.reset if rows is None else following.reset[rows]

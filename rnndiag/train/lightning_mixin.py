@@ -30,7 +30,7 @@ from rnndiag.train.plain_updates import losses_apart
 from rnndiag.train.splitting import TimeBatch
 
 KEY = "rnndiag_tbptt"
-"""Entry of a checkpoint that holds the state of the stream."""
+"""Key under which the state of the stream is stored in a checkpoint."""
 
 
 class _LightningUpdates:
@@ -49,13 +49,13 @@ class _LightningUpdates:
         return torch.autocast(self.module.device.type, enabled=False)
 
     def zero_grad(self) -> None:
-        """Of every optimizer."""
+        """Clear the gradients of every optimizer."""
         for optimizer in self._optimizers():
             self.module.on_before_zero_grad(optimizer.optimizer)
             optimizer.zero_grad()
 
     def backward(self, losses: tuple[Tensor, ...]) -> None:
-        """One loss for all optimizers, or loss i with respect to the parameters of optimizer i."""
+        """Backward pass of one loss for all optimizers, or of loss i for the parameters of optimizer i."""
         with self._full_precision():
             if len(losses) == 1:
                 self.module.manual_backward(losses[0])
@@ -69,7 +69,7 @@ class _LightningUpdates:
                 self.module.manual_backward(loss, **options)
 
     def step(self) -> None:
-        """Every optimizer, then the schedulers that step with them."""
+        """Step every optimizer, then the schedulers that step with them."""
         with self._full_precision():
             for optimizer in self._optimizers():
                 optimizer.step()
@@ -77,11 +77,11 @@ class _LightningUpdates:
         self._schedule("step", self.steps)
 
     def epoch_ended(self) -> None:
-        """The schedulers that step with epochs."""
+        """Step the schedulers that step with epochs."""
         self._schedule("epoch", int(self.module.trainer.current_epoch) + 1)
 
     def accumulating(self) -> AbstractContextManager[Any]:
-        """DDP's no_sync, where the strategy has one."""
+        """DDP's no_sync, if the strategy has one."""
         block = getattr(self.module.trainer.strategy, "block_backward_sync", None)
         return nullcontext() if block is None else block()
 
@@ -163,32 +163,32 @@ class TruncatedBPTT:
     # What the author writes
 
     def tbptt_step(self, chunk: Any, state: Any) -> tuple[Any, Any]:
-        """The loss of one chunk and the state after it. State None: a sequence begins."""
+        """The loss of one chunk and the state after it. State None: sequences begin."""
         raise NotImplementedError(f"{type(self).__name__} has no tbptt_step(chunk, state).")
 
     def tbptt_reset(self, batch: Any, batch_idx: int) -> Any:
-        """For `stateful`: which sequences begin anew with this batch. True, False, or (B,) of booleans."""
+        """For `stateful`: sequences that begin with this batch. True, False, or (B,) bool."""
         return False
 
     def tbptt_initial_state(self, batch: Any) -> Any:
-        """The state at the start of sequences. None: `tbptt_step` is given None, and reset rows are zeros."""
+        """The state at the start of sequences. None: `tbptt_step` gets None, and reset rows become zeros."""
         return None
 
     # The window
 
     @property
     def tbptt_window(self) -> int | None:
-        """k2 in use; None: k1."""
+        """k2 in use; None: equal to k1."""
         return self._tbptt_loop.window
 
     @property
     def tbptt_k1(self) -> int | None:
-        """Steps of a chunk; None: the whole batch."""
+        """Number of steps of a chunk; None: the whole batch."""
         return self._tbptt_loop.k1
 
     @property
     def tbptt_label(self) -> str:
-        """The estimator of the gradient in words, as recordings of rnndiag's callback name it."""
+        """The gradient estimator in words, as named in recordings."""
         loop = self._tbptt_loop
         if loop.k1 is None:
             name = "full" if loop.window is None else f"last {loop.window} steps"
@@ -198,7 +198,7 @@ class TruncatedBPTT:
 
     @property
     def tbptt_auto(self) -> Auto | None:
-        """The controller of a window that sets itself, once training has begun; else None."""
+        """The controller of an "auto" window, once training has begun; else None."""
         looks = self._tbptt_loop.looks
         return None if looks is None else looks.auto
 
@@ -226,7 +226,7 @@ class TruncatedBPTT:
         return window if trainer.world_size == 1 else int(trainer.strategy.broadcast(window))
 
     def _tbptt_prepare_auto(self, batch: Any) -> None:
-        """ "auto": from 4 k1 down to k1 where the state is carried or batches have chunks, else from T down."""
+        """Set up "auto": from 4 k1 down to k1 if the state is carried or batches have chunks, else from T down."""
         loop = self._tbptt_loop
         if self._tbptt_auto_later:
             T = TimeBatch(batch, loop.time_dim).T
@@ -255,10 +255,10 @@ class TruncatedBPTT:
 
     @automatic_optimization.setter
     def automatic_optimization(self, value: bool) -> None:
-        """The mixin decides."""
+        """Ignored: the mixin controls this."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """All chunks of a batch, with their backward passes and optimizer steps."""
+        """Train on all chunks of a batch, with their backward passes and optimizer steps."""
         loop, module = self._tbptt_loop, _as_module(self)
         trainer = module.trainer
         loop.accumulate = int(trainer.accumulate_grad_batches)
@@ -283,7 +283,7 @@ class TruncatedBPTT:
         return self.tbptt_step(chunk, state)
 
     def _tbptt_start(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor | None]:
-        """State before the batch, and which sequences of a stream begin anew."""
+        """The state before the batch, and which sequences of a stream begin with it."""
         loop, before = self._tbptt_loop, self._tbptt_state
         anew = self.tbptt_reset(batch, batch_idx) if self._tbptt_stateful else True
         rows, self._tbptt_rows = self._tbptt_rows, TimeBatch(batch, loop.time_dim).B
@@ -318,12 +318,12 @@ class TruncatedBPTT:
             )
 
     def log(self, name: str, *args: Any, **kwargs: Any) -> None:
-        """Lightning's; silent while steps before a chunk are run again for a longer window."""
+        """Lightning's `log`, disabled while steps before a chunk are rerun for a longer window."""
         if not self._tbptt_loop.replaying:
             super().log(name, *args, **kwargs)  # type: ignore[misc]
 
     def _tbptt_finish(self, batch: Any) -> bool:
-        """Train on what a checkpoint in the middle of a batch had left of it. True: `batch` was that batch."""
+        """Finish a batch of which a checkpoint stored the rest. Returns whether `batch` was that batch."""
         if self._tbptt_unfinished is None:
             return False
         left, self._tbptt_unfinished = self._tbptt_unfinished, None
@@ -339,7 +339,7 @@ class TruncatedBPTT:
     # Hooks: each does its part after the author's own; see `_ensured`
 
     def configure_callbacks(self) -> Any:
-        """Called first in every fit, before Lightning looks at `automatic_optimization`."""
+        """Called first in every fit, before Lightning reads `automatic_optimization`."""
         self._tbptt_running = False
         return self._tbptt_after("configure_callbacks")
 
@@ -349,7 +349,7 @@ class TruncatedBPTT:
         self._tbptt_after("setup", stage)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Clip, as automatic optimisation does after this hook."""
+        """Clip the gradients, as automatic optimisation does after this hook."""
         trainer = _as_module(self).trainer
         if trainer.gradient_clip_val is not None:
             _as_module(self).configure_gradient_clipping(
@@ -358,7 +358,7 @@ class TruncatedBPTT:
         self._tbptt_after("on_before_optimizer_step", optimizer)
 
     def on_train_epoch_start(self) -> None:
-        """A stream begins anew with every epoch, but goes on where a checkpoint within the epoch left it."""
+        """Reset the stream at the start of an epoch, unless a checkpoint within the epoch is resumed."""
         epoch, self._tbptt_epoch = self._tbptt_epoch, None
         if epoch is None or epoch != _as_module(self).trainer.current_epoch:
             self._tbptt_state = self._tbptt_unfinished = None
@@ -367,12 +367,12 @@ class TruncatedBPTT:
         self._tbptt_after("on_train_epoch_start")
 
     def on_train_epoch_end(self) -> None:
-        """Schedulers that step with epochs."""
+        """Step the schedulers that step with epochs."""
         self._tbptt_updates.epoch_ended()
         self._tbptt_after("on_train_epoch_end")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The state of the stream, and what is left of a batch that was begun."""
+        """Store the state of the stream, and the rest of an unfinished batch."""
         loop = self._tbptt_loop
         saved = {
             "epoch": int(_as_module(self).trainer.current_epoch),
@@ -390,7 +390,7 @@ class TruncatedBPTT:
         self._tbptt_after("on_save_checkpoint", checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The way back."""
+        """Restore what `on_save_checkpoint` stored."""
         saved = checkpoint.get(KEY)
         if saved is not None:
             self._tbptt_epoch, self._tbptt_updates.steps = saved["epoch"], saved["updates"]
@@ -400,7 +400,7 @@ class TruncatedBPTT:
         self._tbptt_after("on_load_checkpoint", checkpoint)
 
     def _tbptt_after(self, name: str, *args: Any) -> Any:
-        """Note that the mixin's part of a hook is done, and go on to the next class."""
+        """Note that the mixin's part of a hook has run, and call the next class."""
         self._tbptt_done[name] = self._tbptt_done.get(name, 0) + 1
         return getattr(super(), name)(*args)
 
@@ -420,7 +420,7 @@ _HOOKS = (
 
 
 def _ensured(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-    """An author's hook, followed by the mixin's part unless the author has called it by super()."""
+    """An author's hook, followed by the mixin's part unless the author called it by super()."""
 
     @functools.wraps(hook)
     def with_part(self: TruncatedBPTT, *args: Any, **kwargs: Any) -> Any:
@@ -434,7 +434,8 @@ def _ensured(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _without_monitors(configure: Callable[..., Any]) -> Callable[..., Any]:
-    """Take what manual optimisation warns of out of scheduler configurations, and remember what they watch."""
+    """Remove keys that manual optimisation warns about from scheduler configurations, and store the monitored
+    metrics."""
 
     @functools.wraps(configure)
     def without(self: TruncatedBPTT, *args: Any, **kwargs: Any) -> Any:
@@ -462,7 +463,7 @@ def _without_monitors(configure: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_module(module: TruncatedBPTT) -> Any:
-    """The same object, as the LightningModule that it is too."""
+    """The same object, typed as the LightningModule that it also is."""
     return module
 
 

@@ -1,4 +1,4 @@
-"""One look at the tails that truncation windows leave out: what a window that sets itself learns from one step."""
+"""One look: the tails that truncation windows leave out in one step, from which an auto window learns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnndiag.errors import BadArgument
 from rnndiag.train.bias_bound import Array, Sums
 
 FEWEST = 16
-"""A look needs at least this many independent sequences."""
+"""Least number of independent sequences in a look."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Look:
     mean_square: Array
     """w |E S|^2, unbiased over pairs of sequences; it may be negative."""
     variance: Array
-    """Its jackknife variance over sequences."""
+    """Jackknife variance of `mean_square` over sequences."""
     covariance: Array
-    """Jackknife covariance with place 0."""
+    """Jackknife covariance of `mean_square` with that at place 0."""
     energy: Array
     """w sum_b |S_b|^2."""
     energy_squared: Array
     """w^2 sum_b |S_b|^4."""
     noise: float
-    """w sigma^2, sigma the standard deviation of the batch's gradient."""
+    """w sigma^2, with sigma the standard deviation of the batch's gradient."""
     sequences: int
 
     @classmethod
@@ -112,7 +112,7 @@ class Look:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, for a checkpoint."""
+        """Plain numbers for a checkpoint."""
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in vars(self).items()
@@ -120,7 +120,7 @@ class Look:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Look:
-        """The way back."""
+        """Inverse of `as_dict`."""
         values: dict[str, Any] = {
             name: np.asarray(value) if isinstance(value, list) else value
             for name, value in saved.items()
@@ -129,7 +129,7 @@ class Look:
 
 
 class Pool:
-    """The looks of one epoch, and what they show of every window together."""
+    """The looks of one epoch, pooled."""
 
     def __init__(self, floor: float, looks: Sequence[Look] = ()) -> None:
         self.floor, self.looks = floor, list(looks)
@@ -138,7 +138,7 @@ class Pool:
         return len(self.looks)
 
     def last(self, count: int) -> Pool:
-        """The last looks alone."""
+        """A pool of the last `count` looks."""
         return Pool(self.floor, self.looks[-count:])
 
     def _stack(self, name: str) -> Array:
@@ -146,7 +146,7 @@ class Pool:
 
     @property
     def sums(self) -> Sums:
-        """See `bias_bound.Sums`; arrays over windows."""
+        """The looks as `bias_bound.Sums`; arrays over windows."""
         N, v = self._stack("mean_square"), self._stack("variance")
         return Sums.of(N, N[:, :1], v, v[:, :1], self._stack("covariance"))
 
@@ -156,21 +156,22 @@ class Pool:
         return self.floor**2 * sum(look.noise for look in self.looks)
 
     def estimate(self) -> Array:
-        """Plain estimate of |E S| / |E g| by window; NaN where the gradient is not resolved."""
+        """Plain estimate of |E S| / |E g| by window; NaN if the gradient is not resolved."""
         N = self._stack("mean_square").sum(0)
         with np.errstate(divide="ignore", invalid="ignore"):
             found: Array = np.where(N[0] > 0, np.sqrt(np.maximum(N, 0.0) / N[0]), np.nan)
         return found
 
     def effective_sequences(self) -> Array:
-        """How many sequences of equal size would have tails like these: few, if few sequences make them up."""
+        """Effective number of sequences in each tail, (sum_b |S_b|^2)^2 / sum_b |S_b|^4: small if few sequences
+        dominate."""
         energy, squared = self._stack("energy"), self._stack("energy_squared")
         with np.errstate(divide="ignore", invalid="ignore"):
             found: Array = energy.sum(0) ** 2 / squared.sum(0)
         return found
 
     def too_small_to_matter(self) -> NDArray[np.bool_]:
-        """Whether tails a hundred times as strong, all in one direction, would still lie far below the floor."""
+        """Whether tails a hundred times as large, all in one direction, would still be far below the floor."""
         batch = np.mean([look.sequences for look in self.looks])
         coherent = 100 * batch * self._stack("energy").mean(0)
         small: NDArray[np.bool_] = coherent <= 0.01 * self.floors / len(self)

@@ -12,7 +12,7 @@ from rnndiag.errors import BadArgument
 
 
 def map_tensors(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """The same structure with `function(tensor, *tensors of the others)` in the place of every tensor.
+    """The same structure with each tensor replaced by `function(tensor, *corresponding tensors of the others)`.
 
     Args:
         function: Called once a tensor.
@@ -52,12 +52,12 @@ def tensors_of(tree: Any) -> Iterator[Tensor]:
 
 
 def detached(state: Any) -> Any:
-    """The same state without a graph."""
+    """The same state, detached from its graph."""
     return map_tensors(lambda part: part.detach(), state)
 
 
 def batch_dim_of(part: Tensor, batch: int) -> int:
-    """Which dimension of a state counts the `batch` sequences: 0 for (B, ...), 1 for torch's (layers, B, H)."""
+    """The dim of a state that counts the `batch` sequences: 0 for (B, ...), 1 for torch's (layers, B, H)."""
     for dim in (0, 1):
         if part.dim() > dim and part.shape[dim] == batch and (dim or not _is_layered(part, batch)):
             return dim
@@ -73,7 +73,7 @@ def _is_layered(part: Tensor, batch: int) -> bool:
 
 
 def where_rows(rows: Tensor, new: Any, old: Any) -> Any:
-    """The rows (sequences) of `new` where `rows` (B,) is true, those of `old` elsewhere."""
+    """Rows (sequences) of `new` where `rows` (B,) is True, those of `old` elsewhere."""
 
     def choose(fresh: Tensor, kept: Tensor) -> Tensor:
         shape = [1] * fresh.dim()

@@ -47,12 +47,12 @@ class PlainUpdates:
         self.schedulers, self.no_sync = schedulers, no_sync
 
     def zero_grad(self) -> None:
-        """Of every optimizer."""
+        """Clear the gradients of every optimizer."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
     def backward(self, losses: tuple[Tensor, ...]) -> None:
-        """One loss for all optimizers, or loss i with respect to the parameters of optimizer i."""
+        """Backward pass of one loss for all optimizers, or of loss i for the parameters of optimizer i."""
         if len(losses) == 1:
             self._backward(losses[0])
             return
@@ -68,7 +68,7 @@ class PlainUpdates:
             loss.backward()
 
     def step(self) -> None:
-        """Unscale, clip, step, and step the schedulers."""
+        """Unscale and clip gradients, step the optimizers, then the schedulers."""
         for optimizer in self.optimizers:
             if self.scaler is not None:
                 self.scaler.unscale_(optimizer)
@@ -99,7 +99,7 @@ def parameters_of(optimizer: Any) -> list[Tensor]:
 def losses_apart(
     losses: tuple[Tensor, ...], optimizers: Sequence[Any]
 ) -> list[tuple[Tensor, dict[str, Any]]]:
-    """Each loss with the arguments of a backward pass that reaches the parameters of its own optimizer alone."""
+    """Each loss with the arguments of a backward pass that reaches only the parameters of its own optimizer."""
     if len(losses) != len(optimizers):
         raise BadArgument(
             f"tbptt_step returned {len(losses)} losses for {len(optimizers)} optimizers.",

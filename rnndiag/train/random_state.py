@@ -1,4 +1,4 @@
-"""The state of torch's random generators, to run a stretch again with the same draws (dropout masks)."""
+"""The state of torch's random generators, for rerunning a stretch with the same draws (dropout masks)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class RandomState:
-    """The generators of the CPU and, where the tensors live on one, of that GPU."""
+    """The generator states of the CPU and, if the tensors are on a GPU, of that GPU."""
 
     cpu: Tensor
     gpu: Tensor | None
@@ -18,12 +18,12 @@ class RandomState:
 
     @classmethod
     def now(cls, device: torch.device) -> RandomState:
-        """As they are."""
+        """The current states."""
         gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return cls(torch.get_rng_state(), gpu, device)
 
     def restore(self) -> None:
-        """Put the generators back into this state."""
+        """Set the generators to these states."""
         torch.set_rng_state(self.cpu)
         if self.gpu is not None:
             torch.cuda.set_rng_state(self.gpu, self.device)

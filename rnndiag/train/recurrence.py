@@ -1,7 +1,8 @@
-"""One form for everything that can be unrolled: fused layers, cells, step functions and modules over sequences.
+"""A common interface of everything that can be unrolled: fused layers, cells, step functions and modules over
+sequences.
 
-An estimator of the gradient has to run stretches of a sequence: chunk by chunk, step by step, or many windows side by
-side on the batch axis. `recurrence_of` gives such a runner for what a program trains.
+An estimator of the gradient has to run stretches of a sequence: chunk by chunk, step by step, or many windows together
+on the batch axis. `recurrence_of` returns such a runner for the module that a program trains.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 @runtime_checkable
 class SequenceModule(Protocol):
-    """A module of one's own that runs over a stretch of a sequence: module(inputs (T, B, I), state, lengths)."""
+    """A custom module that runs over a stretch of a sequence: module(inputs (T, B, I), state, lengths)."""
 
     batch_dim: int
-    """Which dimension of a state tensor counts the sequences."""
+    """The dim of a state tensor that counts the sequences."""
     causal: bool
-    """Whether an output depends on the past alone."""
+    """Whether outputs depend on the past only."""
 
     def __call__(self, inputs: Tensor, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
-        """Outputs (T, B, F) and the state after the last step."""
+        """Outputs (T, B, F), and the state after the last step."""
         ...
 
 
@@ -38,22 +39,22 @@ class Recurrence(Protocol):
     """Runs a stretch of a sequence."""
 
     time_dim: int
-    """Which dimension of inputs and outputs is time."""
+    """The time dim of inputs and outputs."""
     causal: bool
-    """Whether the sequence may be run piece by piece."""
+    """Whether the sequence may be run in pieces."""
     parts: tuple[str, ...] | None
-    """Names of the state's parts ("h", "c"), where they are known."""
+    """Names of the state's parts ("h", "c"), if known."""
 
     def run(self, inputs: Tensor, state: Any, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """Outputs and state of a stretch; `lengths` (B,) are counted from its first step and may be 0."""
         ...
 
     def start(self, inputs: Tensor) -> Any:
-        """The state that stands for None, or None where only the program knows it."""
+        """The state that None stands for; None if only the program knows it."""
         ...
 
     def batch_dim(self, part: Tensor) -> int:
-        """Which dimension of a state tensor counts the sequences."""
+        """The dim of a state tensor that counts the sequences."""
         ...
 
 
@@ -67,7 +68,7 @@ class Fused:
         self.parts: tuple[str, ...] | None = ("h", "c") if module.mode == "LSTM" else ("h",)
 
     def run(self, inputs: Tensor, state: Any, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
-        """One call of the kernel; sequences that have ended keep their state and give zeros."""
+        """One kernel call; sequences that have ended keep their state and return zeros."""
         if lengths is None:
             output, after = self.module(inputs, state)
             return output, after
@@ -109,7 +110,7 @@ class Fused:
         return h, inputs.new_zeros(layers, batch, module.hidden_size)
 
     def batch_dim(self, part: Tensor) -> int:
-        """(layers, B, H)."""
+        """1, from the layout (layers, B, H)."""
         return 1
 
 
@@ -134,16 +135,16 @@ class Stepped:
         return torch.stack(outputs), state
 
     def start(self, inputs: Tensor) -> Any:
-        """Only the step knows."""
+        """None: only the step function knows its initial state."""
         return None
 
     def batch_dim(self, part: Tensor) -> int:
-        """(B, ...)."""
+        """0, from the layout (B, ...)."""
         return 0
 
 
 class Cell(Stepped):
-    """nn.RNNCell, nn.LSTMCell or nn.GRUCell: its output is h."""
+    """nn.RNNCell, nn.LSTMCell or nn.GRUCell, whose output is h."""
 
     def __init__(self, cell: nn.RNNCellBase) -> None:
         def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -161,7 +162,7 @@ class Cell(Stepped):
 
 
 class OfSequence:
-    """A `SequenceModule`."""
+    """Runs a `SequenceModule`."""
 
     time_dim = 0
 
@@ -171,18 +172,18 @@ class OfSequence:
         self.parts: tuple[str, ...] | None = getattr(module, "parts", None)
 
     def run(self, inputs: Tensor, state: Any, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
-        """One call."""
+        """One call of the module."""
         if lengths is None:
             return self.module(inputs, state)
         return self.module(inputs, state, lengths)
 
     def start(self, inputs: Tensor) -> Any:
-        """What the module calls `initial`, where it has that."""
+        """The result of the module's `initial`, if it has that method; else None."""
         initial = getattr(self.module, "initial", None)
         return None if initial is None else initial(inputs, inputs.shape[1])
 
     def batch_dim(self, part: Tensor) -> int:
-        """As the module says."""
+        """The module's `batch_dim`."""
         return self.module.batch_dim
 
 

@@ -1,4 +1,4 @@
-"""Applying what a diagnosis recommends, where it is the window of a truncated training loop."""
+"""Applies a recommended window to a truncated training loop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rnndiag.train.lightning_mixin import TruncatedBPTT
 def apply_remedy(target: TruncatedBPTT | ChunkLoop, remedy: Any) -> int:
     """Set the window that a remedy names.
 
-    The chunks, and so the number of optimizer steps, stay as they are: the losses of a chunk reach further back.
+    Chunks, and so the number of optimizer steps, are unchanged: the losses of a chunk reach further back.
 
     Args:
         target: A module with the mixin, or a chunk loop.
-        remedy: Of a cause of `rnndiag.diagnose`: its `knob` is "window", its `value` a number of steps.
+        remedy: The remedy of a cause of `rnndiag.diagnose` whose `knob` is "window"; its `value` is a number of steps.
 
     Returns:
         The window in use from the next chunk on.

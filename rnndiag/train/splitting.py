@@ -1,4 +1,4 @@
-"""Cutting a batch in time: tensors, padded sequences with their lengths, and packed sequences."""
+"""Cuts a batch in time: tensors, padded sequences with their lengths, and packed sequences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnndiag.errors import BadArgument, NotSupported
 from rnndiag.train.nested import batch_dim_of, map_tensors
 
 LENGTHS = "lengths"
-"""An entry of this name in a batch holds the number of steps of every sequence, (B,)."""
+"""Name of the batch entry with the number of steps of every sequence, (B,)."""
 
 
 class TimeBatch:
@@ -42,7 +42,7 @@ class TimeBatch:
         self.B = int(found.shape[1 - time_dim]) if found.dim() > 1 else 1
 
     def piece(self, start: int, stop: int) -> Any:
-        """Steps start .. stop-1, in the structure of the batch."""
+        """Steps start .. stop-1, with the structure of the batch."""
         return _walk(lambda name, value: self._cut(name, value, start, stop), "", self.batch)
 
     def rows(self, start: int, stop: int, rows: Tensor) -> Any:
@@ -63,7 +63,7 @@ class TimeBatch:
         return _walk(pick, "", self.piece(start, stop))
 
     def __eq__(self, other: object) -> bool:
-        """Whether both hold the same numbers."""
+        """Whether both contain equal tensors."""
         if not isinstance(other, TimeBatch):
             return NotImplemented
         mine, theirs = _leaves(self.batch), _leaves(other.batch)
@@ -75,15 +75,15 @@ class TimeBatch:
     __hash__ = None  # type: ignore[assignment]
 
     def alive(self, start: int) -> int | None:
-        """How many packed sequences have a step `start`; None where nothing is packed."""
+        """Number of packed sequences with a step `start`; None if nothing is packed."""
         return None if self._packed is None else int(self._packed.batch_sizes[start])
 
     def sort(self, state: Any) -> Any:
-        """A state in the order of the batch -> in the order in which it is packed."""
+        """Reorder a state from the order of the batch to that of packing."""
         return self._permuted(state, "sorted_indices")
 
     def unsort(self, state: Any) -> Any:
-        """The way back."""
+        """Inverse of `sort`."""
         return self._permuted(state, "unsorted_indices")
 
     def _permuted(self, state: Any, order: str) -> Any:
@@ -114,7 +114,7 @@ class TimeBatch:
 
 
 def _walk(function: Callable[[str, Any], Any], name: str, tree: Any) -> Any:
-    """The same structure with function(name of the entry, leaf) in the place of every leaf."""
+    """The same structure with each leaf replaced by function(name of the entry, leaf)."""
     if isinstance(tree, PackedSequence):
         return function(name, tree)
     if isinstance(tree, dict):
@@ -133,7 +133,7 @@ def _walk(function: Callable[[str, Any], Any], name: str, tree: Any) -> Any:
 
 
 def _first(tree: Any, holds: Callable[[Any], bool]) -> Any:
-    """The first leaf for which `holds` is true, or None."""
+    """The first leaf for which `holds` returns True, or None."""
     found: list[Any] = []
 
     def look(name: str, leaf: Any) -> Any:

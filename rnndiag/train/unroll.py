@@ -1,7 +1,7 @@
-"""Unrolling a recurrence with a truncated or randomized gradient.
+"""Unrolls a recurrence with a truncated or randomized gradient.
 
-The forward pass is always the plain one; what comes back is the estimator's gradient. It is the gradient that
-`rnndiag.estimate` scores: the same estimators, the same conventions.
+The forward pass is always the plain one; the backward pass gives the estimator's gradient, which equals the one that
+`rnndiag.estimate` scores.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from rnndiag.train.windows import Sequence, overlapping_chunks, sliding_windows
 
 @runtime_checkable
 class ReachesBack(Protocol):
-    """An estimator that lets every loss reach a number of states, each lag with a weight."""
+    """An estimator in which every loss reaches a number of states, with a weight per lag."""
 
     def lag_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
-        """(τ,): the weight of every lag that is kept."""
+        """(τ,): weight of every lag that is kept."""
         ...
 
 
@@ -49,7 +49,7 @@ def unroll(
     generator: torch.Generator | None = None,
     side_by_side: bool | None = None,
 ) -> tuple[Any, Any]:
-    """Run a recurrence over a sequence; the backward pass is the estimator's.
+    """Run a recurrence over a sequence, with the estimator's gradient in the backward pass.
 
     Args:
         module: nn.RNN, nn.LSTM or nn.GRU, one of their cells, a step (x_t, state) -> (output, state), or a
@@ -224,7 +224,7 @@ def _packed(
     generator: torch.Generator | None,
     side_by_side: bool | None,
 ) -> tuple[PackedSequence, Any]:
-    """Padded, unrolled with lengths, and packed again in the same order."""
+    """Unroll a packed sequence: pad, run with lengths, and pack again in the same order."""
     if isinstance(estimator, Full):
         output, after = module(inputs, state)
         return output, after

@@ -1,8 +1,8 @@
-"""Looks of a chunk loop: the tails of every window of one chunk's losses, from one pass over the horizon.
+"""Looks of a chunk loop: the tails of every window for one chunk's losses, from one pass over the horizon.
 
-The losses are those of the chunk. The steps before it, as far as the horizon, are run again with a graph, for at most
-`SEQUENCES` rows of the batch; one backward pass then gives the adjoints of all steps, and the tail of window w is what
-steps more than w back give to the recurrent weights. All windows come from this one pass.
+The steps before the chunk, as far as the horizon, are rerun with a graph, for at most `SEQUENCES` rows of the batch;
+one backward pass then gives the adjoints of all steps, and the tail of window w is the contribution of steps more than
+w back to the gradient of the recurrent weights. All windows come from this one pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rnndiag.train.look import FEWEST, Look
 from rnndiag.train.random_state import RandomState
 
 SEQUENCES = 16
-"""Rows of the batch that a look runs."""
+"""Most rows of the batch in a look."""
 
 
 def tails_by_sequence(
@@ -113,7 +113,7 @@ def _weight_tails(
 
 
 class WindowLooks:
-    """Looks for an `Auto` from within a `ChunkLoop`.
+    """Takes looks for an `Auto` from within a `ChunkLoop`.
 
     Args:
         auto: The controller.
@@ -126,26 +126,26 @@ class WindowLooks:
     ) -> None:
         self.auto, self.model, self.settle = auto, model, settle
         self.silent_because = ""
-        """Why no look can be taken; the longest window is held."""
+        """Why no look can be taken, in which case the longest window is kept; empty if looks are possible."""
         self._waiting = False
         self._independent: bool | None = None
-        """Whether the loss is a sum over sequences; None: not looked at yet."""
+        """Whether the loss is a sum over sequences; None: not tested yet."""
 
     def due(self, step: int, number: int, chunks: int) -> bool:
-        """Whether to look at this chunk. Looks take turns among the chunks of a batch."""
+        """Whether to take a look at this chunk. Looks rotate over the chunks of a batch."""
         if self.silent_because:
             return False
         self._waiting |= self.auto.due(step)
         return self._waiting and number == self.auto.looks % chunks
 
     def rows(self, batch: Any) -> Tensor:
-        """Which sequences of a `TimeBatch` to look at: all of them in turn."""
+        """The sequences of a `TimeBatch` for a look; rotates over all of them."""
         count = min(SEQUENCES, batch.B)
         rows: Tensor = (torch.arange(count) + self.auto.looks * count) % batch.B
         return rows
 
     def look(self, run: Callable[[], Any], step: int) -> Change | None:
-        """Take a look: `run()` gives the loss of a chunk with a graph over the horizon."""
+        """Take a look. `run()` returns the loss of a chunk with a graph over the horizon."""
         self._waiting, before = False, monotonic()
         try:
             capture = Capture(self.model)
@@ -185,7 +185,7 @@ class WindowLooks:
 
 
 class _untouched:
-    """Random draws and buffers of a module are as before."""
+    """Restores random generators and buffers of a module on exit."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -1,7 +1,7 @@
-"""Gradients of overlapping windows: every pass runs again from a kept state, with the draws of the plain pass.
+"""Gradients of overlapping windows, each rerun from a kept state with the random draws of the plain pass.
 
-A plain pass without gradients gives the state before every step. Sliding windows then run side by side on the batch
-axis, or one by one where a step draws random numbers.
+A plain pass without gradients gives the state before every step. Sliding windows then run together on the batch axis,
+or one by one if a step draws random numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rnndiag.train.recurrence import Recurrence
 
 
 class Sequence:
-    """A sequence and what runs over it, stretch by stretch."""
+    """A sequence and the recurrence that runs over it, stretch by stretch."""
 
     def __init__(self, recurrence: Recurrence, inputs: Tensor, lengths: Tensor | None) -> None:
         self.recurrence, self.inputs, self.lengths = recurrence, inputs, lengths
@@ -51,11 +51,11 @@ class Sequence:
         return self.joined(outputs), state
 
     def hold(self, alive: Tensor, new: Any, old: Any) -> Any:
-        """`new` for the sequences that are alive, `old` for the others."""
+        """`new` for the sequences in `alive`, `old` for the others."""
         return _where(self.recurrence, alive, new, old)
 
     def joined(self, outputs: list[Tensor]) -> Tensor:
-        """Stretches one after another."""
+        """Outputs of consecutive stretches, concatenated."""
         return torch.cat(outputs, self.dim)
 
 
@@ -69,7 +69,8 @@ def _where(recurrence: Recurrence, rows: Tensor, new: Any, old: Any) -> Any:
 
 
 def overlapping_chunks(sequence: Sequence, state: Any, k1: int, k2: int) -> tuple[Tensor, Any]:
-    """(k1, k2): the losses of every k1 steps reach the last k2 steps, which are run again with the same draws."""
+    """(k1, k2) truncation: the losses of every k1 steps reach the last k2 steps, which are rerun with the same
+    draws."""
     before, draws, final = _plain_pass(sequence, state)
     outputs = []
     for stop in range(k1, sequence.T + k1, k1):
@@ -102,7 +103,7 @@ def _plain_pass(sequence: Sequence, state: Any) -> tuple[list[Any], list[RandomS
 def _again(
     sequence: Sequence, before: list[Any], draws: list[RandomState], begin: int, end: int
 ) -> Tensor:
-    """Outputs of steps begin .. end-1, run again from the state before them with the draws of the plain pass."""
+    """Outputs of steps begin .. end-1, rerun from the state before them with the draws of the plain pass."""
     if draws[0] == draws[-1]:  # nothing is drawn: one call
         return sequence.run(begin, end, before[begin])[0]
     outputs, state = [], before[begin]
@@ -176,9 +177,9 @@ def _one_window(
 def _rows(
     sequence: Sequence, inputs: Tensor, before: list[Any], ends: range, weights: list[float]
 ) -> Tensor:
-    """Outputs at steps `ends`, each at the end of a window of its own: one row of windows, all steps side by side.
+    """Outputs at steps `ends`, each the last step of its own window: all windows are steps of one enlarged batch.
 
-    inputs (T, B, ...). Windows that begin before the sequence does wait in its initial state.
+    inputs (T, B, ...). Windows that begin before the sequence stay in its initial state until it starts.
     """
     recurrence, tau, B = sequence.recurrence, len(weights), sequence.B
     count = len(ends)
