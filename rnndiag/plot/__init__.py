@@ -47,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    """Draw any other registered figure, by the name of its file in `report/figures/`."""
+    """Return the function of any other registered figure, by the name of its file in `report/figures/`."""
     for number, figure in FIGURES.items():
         if figure.file == name:
             return shown(number, name, f"{figure.title}: {figure.question}")

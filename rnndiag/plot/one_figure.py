@@ -29,27 +29,27 @@ TOO_LARGE = "Its numbers are too large for matplotlib; the page shows them."
 FORMATS = ("pdf", "svg", "png")
 PANEL = (5.6, 3.2)
 SQUARE = (4.4, 4.2)
-"""Inches of one panel."""
+"""Side of one panel in inches."""
 MIN_PANEL = 2.2
-"""Inches: the narrowest panel whose labels can be read."""
+"""Width in inches of the narrowest panel with readable labels."""
 PAPER: dict[Any, Any] = {
     "font.size": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "lines.linewidth": 1.2,
 }
-"""Settings of a figure whose width is given."""
+"""matplotlib settings for a figure with a given width."""
 
 
 class HoldsRecording(Protocol):
-    """A probe: it holds the recording of its passes."""
+    """An object with a recording, such as a probe."""
 
     @property
     def recording(self) -> Recording: ...
 
 
 class Shown(Protocol):
-    """A function that draws one figure of a run."""
+    """Type of a function that draws one figure of a run."""
 
     def __call__(
         self,
@@ -62,7 +62,7 @@ class Shown(Protocol):
 
 
 def shown(name: str, title: str, about: str) -> Shown:
-    """The function that draws the figure of this name."""
+    """The function that draws the figure with this name."""
 
     def draw(
         run: StoredRun | Recording | HoldsRecording | str | os.PathLike[str],

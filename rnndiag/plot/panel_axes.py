@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LARGEST = 1e150
-"""Limits beyond this overflow in matplotlib's own arithmetic."""
+"""Larger limits overflow in matplotlib's own arithmetic."""
 
 LETTER, LABEL_HEIGHT = 4.6, 10.0
-"""Points: width of an average letter and height of a line of small text."""
+"""Width of an average letter and height of a line of small text, in points."""
 NEAR = 10.0
-"""Bubbles nearer than so many points share one label."""
+"""Bubbles closer than this many points share one label."""
 MARKERS = {"second": "s", "third": "^", "bound": "D", "limit": "v", "bad": ">"}
 
 
@@ -68,7 +68,7 @@ def draw_panel(panel: Panel, ax: Axes, legend_below: bool = False) -> None:
 
 
 def _bubbles(panel: Panel, ax: Axes) -> None:
-    """Dots with their numbers in the legend beside them; near ones share a label, placed where it covers least."""
+    """Dots with their numbers in the legend; close ones share a label at the place with the smallest penalty."""
     points = 72 / ax.figure.dpi
     low, high = (ax.transAxes.transform(corner) * points for corner in ((0, 0), (1, 1)))
     places = LabelPlaces(low[0], high[0], low[1], high[1])
@@ -105,7 +105,7 @@ def _bubbles(panel: Panel, ax: Axes) -> None:
 
 
 def drawable(panel: Panel) -> bool:
-    """Whether matplotlib can draw axes with the limits of this panel; it fails on very large numbers."""
+    """Whether matplotlib can draw axes with the limits of this panel; very large numbers overflow."""
     limits = (panel.x.low, panel.x.high, panel.y.low, panel.y.high)
     logarithms = panel.matrices[-1].high if panel.matrices else 0.0
     return all(abs(limit) < LARGEST for limit in (*limits, logarithms))
@@ -118,7 +118,7 @@ def _stroke(tone: str) -> dict[str, Any]:
 
 
 def _inside(values: np.ndarray, axis: Axis) -> np.ndarray:
-    """The values with nan for those beyond the axis, so that a line has a gap there."""
+    """The values with nan for those outside of the axis, so that a line has a gap there."""
     with np.errstate(invalid="ignore"):
         return np.where((values >= axis.low) & (values <= axis.high), values, np.nan)
 
@@ -142,7 +142,7 @@ def _axes(panel: Panel, ax: Axes) -> None:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """Limits that differ by more than rounding; matplotlib warns of equal ones."""
+    """Limits that differ by more than rounding, since matplotlib warns about equal ones."""
     size = max(abs(low), abs(high))
     return (low, high) if high - low > 1e-9 * size else (low - 0.1 * size, high + 0.1 * size)
 

@@ -1,1 +1,1 @@
-"""Numpy only: figures computed from a run and its findings, and the one HTML page that shows them."""
+"""Figures computed from a run and its findings, and the HTML page that shows them. numpy only."""

@@ -13,12 +13,12 @@ from rnndiag.report.palette import DASHES, FRAME, GRID, PAGE, QUIET, TEXT, TONES
 from rnndiag.report.ticks import place, ticks
 
 Size = Literal["wide", "narrow", "small"]
-"""Of a drawing: beside its words, on a narrow screen, or one of many small ones."""
+"""Size of a drawing: beside text, on a narrow screen, or one of several small ones."""
 
 CHARACTER = 6.7
 """Width of an average character at font size 12."""
 MATRIX_CHARACTER = 9.0
-"""The same beside a matrix, whose text the stylesheet enlarges on narrow screens: there is one drawing for all."""
+"""The same for matrices, whose text the stylesheet enlarges on narrow screens: they have one drawing for all sizes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ SQUARE = Frame(width=490, height=462, right=16)
 SMALL = Frame(width=300, height=190, left=62, right=14, top=26, bottom=40)
 SMALL_SQUARE = replace(SMALL, width=300, height=190, left=96, right=80)
 NARROW_WIDTH = 340.0
-"""Units across on a narrow screen, where they are about a pixel each: words keep their size."""
+"""Width on a narrow screen in units, each about one pixel, so that text keeps its size."""
 NARROW_LABEL = 110.0
 """Most room for row names beside the axis of a narrow drawing."""
 
@@ -75,7 +75,7 @@ def character(panel: Panel) -> float:
 
 
 def shortened(name: str, most: int = 24) -> str:
-    """A name cut to fit beside an axis. Its end is kept, because layer names differ there."""
+    """A name cut to fit beside an axis. Its end is kept, since that is where layer names differ."""
     return name if len(name) <= most else f"…{name[-most + 1 :]}"
 
 
@@ -106,7 +106,7 @@ class Canvas:
         halo: bool = False,
         more: str = "",
     ) -> None:
-        """Text at a point; nothing if the point is not finite. `halo` draws an outline, for text on top of curves."""
+        """Text at a point; nothing if the point is not finite. `halo` adds an outline, for text on top of curves."""
         if not np.isfinite(x + y):
             return
         fill = TEXT[0] if kind == "text" else QUIET[0] if kind == "quiet" else TONES[kind][0]
@@ -165,16 +165,16 @@ class Canvas:
             )
 
     def _letters(self, room: float) -> int:
-        """Number of letters that fit beside the y axis, at most those of a wide drawing."""
+        """Number of letters that fit beside the y axis, limited to those of a wide drawing."""
         return max(4, min(24, int((room - 30) / character(self.panel))))
 
     @staticmethod
     def _most(axis: Axis, length: float, apart: float, apart_names: float) -> int:
-        """Number of ticks that fit."""
+        """Number of ticks that fit on an axis."""
         return max(3, int(length / (apart_names if axis.names else apart)))
 
 
 def shortened_title(title: str, frame: Frame) -> str:
-    """A title cut where the canvas ends."""
+    """A title cut at the edge of the canvas."""
     most = int((frame.width - min(frame.left, 54)) / (CHARACTER + 0.5))
     return title if len(title) <= most else f"{title[: most - 1]}…"

@@ -53,7 +53,7 @@ def comparable(contexts: Sequence[Context], layer: str = "") -> list[Context]:
 
 
 def run_names(contexts: Sequence[Context]) -> list[str]:
-    """Distinct names of runs: the folder is added where two names are equal, and a number where that is not enough."""
+    """Distinct names of runs: if two are equal the folder is added, and a number if that does not suffice."""
     names = [context.run.name for context in contexts]
     if len(set(names)) < len(names):
         names = ["/".join(Path(str(context.run.path)).parts[-2:]) for context in contexts]

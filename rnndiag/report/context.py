@@ -1,4 +1,4 @@
-"""`Context`: what every figure reads, namely the run, its findings, its layers in order, and a baseline run."""
+"""`Context`: the input of every figure: the run, its findings, its layers in order, and a baseline run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rnndiag.store.stored import entry_name
 
 LN10 = math.log(10.0)
 PATIENCE = 50
-"""Stop looking for a recording with numbers after this many that hold only nan."""
+"""Number of recordings with only nan after which the search for one with numbers stops."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Context:
     baseline: StoredRun | None = None
     config: Config = field(default_factory=Config)
     chosen: str = ""
-    """The layer to show, where one was asked for."""
+    """The layer to show, if requested."""
     _seen: dict[tuple[str, str], Series | None] = field(default_factory=dict, compare=False)
     _reaches: dict[str, tuple[np.ndarray, list[Reach], list[Decay]]] = field(
         default_factory=dict, compare=False
@@ -53,7 +53,7 @@ class Context:
         return verdict(self.findings, self.run)
 
     def series(self, quantity: str, layer: str) -> Series | None:
-        """One quantity of one layer over all recordings; None where it was not recorded."""
+        """One quantity of one layer over all recordings; None if it was not recorded."""
         key = quantity, layer
         if key not in self._seen:
             self._seen[key] = self._read(quantity, layer)
@@ -85,27 +85,28 @@ class Context:
         return []
 
     def at(self, quantity: str, layer: str, steps: Sequence[int]) -> Series | None:
-        """One quantity at chosen steps only, for quantities that are too large to read as a whole."""
+        """One quantity at chosen steps, for quantities that are too large to read as a whole."""
         return self._read(quantity, layer, steps)
 
     def last(self, quantity: str, layer: str) -> Measurement | None:
-        """The newest readable recording of one quantity, without padding; if possible one that is not all nan."""
+        """The newest readable recording of one quantity, without padding; preferably one that is not all nan."""
         return self.newest(quantity, layer)[0]
 
     def step_of_last(self, quantity: str, layer: str) -> int | None:
-        """The training step that `last` is from."""
+        """The training step of `last`."""
         found, passed = self.newest(quantity, layer)
         steps = [step for step in self.steps_of(quantity, layer) if step not in passed]
         return int(steps[-1]) if found is not None and len(steps) else None
 
     def when(self, quantity: str, layer: str) -> str:
-        """From which recordings a headline number is: the judged ones that hold it, else the last one, as old."""
+        """The recordings of a headline number as text: the judged ones with the number, else the last one, marked
+        as old."""
         held, judged = self.steps_of(quantity, layer), set(self.run.judged().tolist())
         known = [step for step in held if step in judged]
         return span(known) if known else old(held[-1]) if held else ""
 
     def when_last(self, quantity: str, layer: str) -> str:
-        """The step that `last` is from, marked where it is older than the judged recordings."""
+        """The step of `last` as text, marked if it is older than the judged recordings."""
         step = self.step_of_last(quantity, layer)
         if step is None:
             return ""
@@ -141,7 +142,7 @@ class Context:
 
     @property
     def lead(self) -> str:
-        """The layer that the single-layer figures show: that of the verdict, else the one of the shortest reach."""
+        """The layer of single-layer figures: that of the verdict, else the one with the shortest reach."""
         if self.chosen:
             return self.chosen
         beside = leading([one for one in self.findings if one.check != CHECK])
@@ -151,7 +152,7 @@ class Context:
         return self.layers[0] if self.layers else ""
 
     def reach(self, layer: str) -> Reach | None:
-        """Reach of one layer over the judged recordings; None where no credit was recorded."""
+        """Reach of one layer over the judged recordings; None if no credit was recorded."""
         if ("credit_profile", layer) not in self.run:
             return None
         try:
@@ -179,7 +180,7 @@ class Context:
 
     @property
     def needed_lag(self) -> int | None:
-        """The lag that the task needs, as the configuration or the run states it (`needs`); None: not stated."""
+        """The lag that the task needs (`needs` in the configuration or the run); None: not given."""
         recorder = self.run.provenance.get("config")
         stated = recorder.get("needs") if isinstance(recorder, dict) else None
         return steps_needed(
@@ -199,7 +200,7 @@ class Context:
         return self.series("credit_profile", layer)
 
     def reaches(self, layer: str) -> tuple[np.ndarray, list[Reach], list[Decay]]:
-        """The recorded steps, and reach and decay at each of them."""
+        """The recorded steps, and the reach and decay at each."""
         if layer not in self._reaches:
             self._reaches[layer] = self._all_reaches(layer)
         return self._reaches[layer]
@@ -228,7 +229,7 @@ class Context:
         return ""
 
     def nothing(self, quantity: str, layer: str = "") -> str:
-        """The sentence in place of a figure whose numbers were not recorded."""
+        """The sentence shown instead of a figure whose numbers were not recorded."""
         if not len(self.run.steps):
             return "No recordings: training stopped before the first recording step."
         known = QUANTITIES.get(quantity)
@@ -247,7 +248,7 @@ def span(steps: Sequence[int]) -> str:
 
 
 def old(step: int) -> str:
-    """The mark of a number that is older than the judged recordings."""
+    """The mark for a number that is older than the judged recordings."""
     return f"step {step}, old"
 
 

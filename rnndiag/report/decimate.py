@@ -1,4 +1,4 @@
-"""Reduces curves and matrices to the resolution of a picture and keeps their extremes.
+"""Reduces curves and matrices to the resolution of a picture, keeping their extremes.
 
 A run may have 10,000 recorded steps and a figure 600 pixels.
 """
@@ -37,7 +37,7 @@ def thin_line(x: np.ndarray, y: np.ndarray, width: float) -> tuple[np.ndarray, n
 
 
 def shown_lags(count: int, last: int) -> int:
-    """Number of lags to draw of `count` if values beyond lag `last` are invisible: all, unless most are blank."""
+    """Number of lags to draw if values beyond lag `last` are invisible: all, unless most of the axis would be blank."""
     return count if count <= 64 or last >= 0.4 * count else min(count, max(16, int(1.2 * last) + 2))
 
 
@@ -48,7 +48,7 @@ def extent(count: int, block: int, first: float = 0.0, every: float = 1.0) -> tu
 
 
 MOST = 256
-"""Rows and columns of the largest picture."""
+"""Most rows and columns of a picture."""
 
 
 def thin_matrix(values: np.ndarray, most: int = MOST) -> tuple[np.ndarray, tuple[int, int]]:

@@ -1,7 +1,6 @@
-"""The table of a comparison.
+"""The table of a comparison: judged numbers of the runs, and how each changed.
 
-It has the judged numbers of the runs, and how each changed: identical, within noise,
-shifted or out of bounds.
+A change is identical, within noise, shifted or out of bounds.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Delta:
 
 @np.errstate(all="ignore")  # numbers that are not finite are shown as such
 def deltas(contexts: Sequence[Context], names: Sequence[str]) -> list[Delta]:
-    """All numbers that the first run and another one have, the largest changes first."""
+    """All numbers that the first run shares with another one, largest changes first."""
     config = contexts[0].config
     old = run_values(contexts[0].run, config, judged=False)
     found: list[tuple[int, float, Delta]] = []
@@ -72,7 +71,7 @@ def deltas(contexts: Sequence[Context], names: Sequence[str]) -> list[Delta]:
 def what_differs(
     contexts: Sequence[Context], names: Sequence[str]
 ) -> list[tuple[str, str, str, str]]:
-    """Field, its value in the first run, the other run's name and its value: what makes runs less comparable."""
+    """Differences that make runs less comparable: (field, value in the first run, name of the other run, its value)."""
     old = fingerprint(contexts[0].run)
     return [
         (field, str(before), name, str(after))

@@ -14,11 +14,11 @@ from rnndiag.report.ticks import number, ten_to
 QUESTION = "Where does the credit differ?"
 MOST_DECADES = 6.0
 SHARES = 40
-"""Columns where two runs have no recorded step in common: equal shares of each training."""
+"""Number of columns if two runs have no recorded step in common: equal shares of each training."""
 
 
 def difference_map(everyone: Sequence[Context], names: Sequence[str]) -> FigureData:
-    """One matrix for each other run against the first, on one scale and on common steps; a slider chooses one."""
+    """One matrix for each other run against the first, on one scale and on common steps; a slider selects one."""
     layer = everyone[0].lead
     without = [n for n, c in zip(names, everyone, strict=True) if c.profiles(layer) is None]
     if without:
@@ -89,14 +89,14 @@ def _columns(everyone: Sequence[Context], layer: str) -> tuple[list[np.ndarray],
 
 
 def _ratio(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """(lag, column) log10(new / old); infinite where just one of them is exactly zero."""
+    """(lag, column) log10(new / old); infinite where exactly one of them is zero."""
     with np.errstate(invalid="ignore"):
         ratio = np.where(np.isfinite(old) | np.isfinite(new), new - old, np.nan)
     return np.asarray(ratio.T)
 
 
 def _thin(ratio: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """For each block of cells, the difference of largest size, with its sign."""
+    """For each block of cells, the difference with the largest absolute value, with its sign."""
     bounded = np.clip(ratio, -99.0, 99.0)
     high, block = thin_matrix(bounded)
     low = -thin_matrix(-bounded)[0]

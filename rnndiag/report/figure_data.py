@@ -27,9 +27,9 @@ class Axis:
     names: tuple[str, ...] = ()
     """Labels of the integers 0, 1, 2, ...: layers, tokens, gates."""
     first: float = 0.0
-    """What the first row or column of a matrix stands for, ..."""
+    """Index that the first row or column of a matrix represents, ..."""
     every: float = 1.0
-    """... and how far the next one is from it."""
+    """... and the distance to the next one."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Band:
     high: np.ndarray
     label: str = ""
     strength: float = 0.3
-    """How opaque it is; 0: slanted lines, for what was not measured."""
+    """Opacity; 0: slanted lines, for ranges that were not measured."""
     tone: Tone = "main"
 
     @property
@@ -62,7 +62,7 @@ class Band:
 
     @property
     def visible(self) -> bool:
-        """Whether the area is anywhere wider than a line. A band that is not visible gets no entry in the key."""
+        """Whether the area is wider than a line anywhere. An invisible band has no entry in the key."""
         apart = np.asarray(self.high, float) - np.asarray(self.low, float)
         size = np.maximum(np.abs(self.high), np.abs(self.low))
         with np.errstate(invalid="ignore"):
@@ -102,7 +102,7 @@ class Dots:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Cells over two axes: row i lies at y index i, column j at x index j, both from the low end.
+    """Cells over two axes: row i is at y index i, column j at x index j, both from the low end.
 
     values are log10 of sizes (`log`) or plain numbers. NaN: there is no path; -inf of a logarithm: exactly zero; +inf:
     not finite.
@@ -115,13 +115,13 @@ class Matrix:
     label: str = ""
     diverging: bool = False
     frame: str = ""
-    """Which of several matrices this is: `step 980`."""
+    """Label of this matrix among several, such as `step 980`."""
     block: tuple[int, int] = (1, 1)
-    """How many rows and columns one cell stands for; it shows the largest of them."""
+    """Number of rows and columns merged into one cell, which shows the largest of them."""
 
     @property
     def cell(self) -> str:
-        """What one drawn cell covers, if cells were merged."""
+        """What one drawn cell covers, if cells were merged; else empty."""
         rows, columns = self.block
         return "" if self.block == (1, 1) else f"each cell is the largest of {rows} x {columns}"
 
@@ -139,16 +139,16 @@ class Panel:
     bubbles: tuple[Bubble, ...] = ()
     dots: tuple[Dots, ...] = ()
     matrices: tuple[Matrix, ...] = ()
-    """Several: a slider chooses; they share the axes and the colour scale."""
+    """If several, a slider selects one; they share the axes and the colour scale."""
     allowed: tuple[float, float] | None = None
-    """The range of y that a check allows, shaded."""
+    """The range of y that a check allows, drawn shaded."""
     notes: tuple[str, ...] = ()
-    """Words written inside: 'below 1e-16 from lag 99: not drawn'."""
+    """Text inside the panel, such as 'below 1e-16 from lag 99: not drawn'."""
     circle: bool = False
-    """Draw the unit circle."""
+    """Whether to draw the unit circle."""
     shape: Shape = "wide"
     remark: str = ""
-    """What is written after the title: the last value."""
+    """Text after the title, such as the last value."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,12 @@ class FigureData:
     name: str
     question: str
     finding: str
-    """What is so, in words, computed from the numbers."""
+    """The finding in words, computed from the numbers."""
     how_to_read: str
     panels: tuple[Panel, ...] = ()
     table: Table | None = None
     absent: str = ""
-    """Why nothing is shown; empty where something is."""
+    """Why nothing is shown; empty if there is data."""
     layer: str = ""
     warnings: tuple[str, ...] = field(default=())
-    """Sentences that must not be missed: steps that were not finite."""
+    """Sentences shown prominently, such as steps that were not finite."""

@@ -1,4 +1,4 @@
-"""The key under a picture: what its lines, areas, points and colours mean."""
+"""The key below a picture: the meaning of its lines, areas, points and colours."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def key(panel: Panel) -> list[tuple[str, str]]:
 
 
 def _special(matrices: tuple[Matrix, ...]) -> list[tuple[str, str]]:
-    """The special colours (not finite, zero, no path) that occur in the picture."""
+    """The special colours (not finite, zero, no path) used in the picture."""
     seen = {int(index) for matrix in matrices for index in np.unique(indices(matrix))}
     return [
         (_swatch(f'<rect width="22" height="10" fill="{SPECIAL[index]}"/>'), words)
@@ -61,7 +61,7 @@ def _swatch(content: str) -> str:
 
 
 def _index(k: int, tone: str) -> str:
-    """The number of a bubble, as it stands beside it; bold where the bubble is the highlighted one."""
+    """The number of a bubble as shown beside it; bold for the highlighted one."""
     weight = "" if tone == "main" else ' font-weight="700"'
     return f'<text x="11" y="10" text-anchor="middle" font-size="12" fill="{TEXT[0]}" class="f-text"{weight}>{k}</text>'
 
@@ -92,7 +92,7 @@ def _filled(tone: str, strength: float) -> str:
 
 
 def colour_bar(matrix: Matrix) -> str:
-    """HTML of a matrix's colour key: a horizontal bar between its lowest and its highest value."""
+    """HTML of a matrix's colour key: a horizontal bar from its lowest to its highest value."""
     ramp = np.arange(FIRST, 256, dtype=np.uint8)[None]
     data = base64.b64encode(png(ramp, colours(matrix.diverging))).decode()
     words = power_of_ten if matrix.log else number

@@ -1,6 +1,6 @@
-"""Places for labels in a picture: beside what they name, clear of curves, points and other labels.
+"""Finds places for labels in a picture: beside what they name, clear of curves, points and other labels.
 
-All lengths are in the units of the picture (pixels of an SVG, points in matplotlib); the box of a text is estimated
+All lengths are in the units of the picture (pixels of an SVG, points in matplotlib); the size of a text is estimated
 from its number of letters.
 """
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 OVER_LABEL, OVER_EDGE, OVER_CURVE = 100.0, 50.0, 1.0
-"""Badness of a place: over another label, beyond the edge, over a curve or a point. The least bad place is taken."""
+"""Penalties of a place: over another label, beyond the edge, over a curve or a point. The smallest penalty wins."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A candidate for a label: where its text is anchored, and the box that the text then covers."""
+    """A candidate position of a label: the anchor of its text, and the box that the text covers."""
 
     x: float
     y: float
@@ -30,13 +30,13 @@ class Place:
 
     @classmethod
     def of(cls, x: float, y: float, anchor: str, width: float, height: float) -> Place:
-        """The place of a text whose middle line is at height y."""
+        """The place of a text with its middle line at height y."""
         left = x - width * {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor]
         return cls(x, y, anchor, left, left + width, y - height / 2, y + height / 2)
 
 
 class LabelPlaces:
-    """Remembers what is drawn and chooses the place of each further label.
+    """Stores what is drawn, and chooses the place of each further label.
 
     Args:
         left: Left end of the picture; labels stay within all four ends.
@@ -60,14 +60,14 @@ class LabelPlaces:
         self._boxes.append((Place.of(x, y, "middle", 2 * radius, 2 * radius), OVER_CURVE))
 
     def choose(self, candidates: Iterable[Place]) -> Place:
-        """The least bad candidate, the first of equal ones. Later labels avoid it."""
+        """The candidate with the smallest penalty, the first of equal ones; later labels avoid it."""
         given = list(candidates)
         best = min([*given, *map(self._moved_in, given)], key=self._badness)
         self._boxes.append((best, OVER_LABEL))
         return best
 
     def _moved_in(self, place: Place) -> Place:
-        """The place moved sideways to lie between both ends."""
+        """The place moved sideways to lie between both edges."""
         left, right, _, _ = self._ends
         by = max(0.0, left - place.left) + min(0.0, right - place.right)
         return replace(place, x=place.x + by, left=place.left + by, right=place.right + by)

@@ -22,7 +22,7 @@ def escaped(text: str) -> str:
 
 
 def with_error(value: float, error: float) -> str:
-    r"""`31.9 \pm 0.6`: two digits of the error decide how many of the value are shown; a dash where there is none."""
+    r"""`31.9 \pm 0.6`, with two digits of the error; a dash if there is no value."""
     if math.isnan(value):
         return "--"
     if math.isinf(value):

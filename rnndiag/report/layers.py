@@ -30,7 +30,7 @@ class LayerRow:
 
 
 MOST = 250
-"""Rows of the table; the shortest reaches come first."""
+"""Most rows of the table; the shortest reaches come first."""
 
 
 def layer_rows(context: Context) -> list[LayerRow]:
@@ -101,12 +101,12 @@ def _first(context: Context, quantity: str, layer: str) -> str:
 
 
 def _mark(when: str) -> str:
-    """The date of a number that is older than the judged recordings; the others have that of the caption."""
+    """A mark with the step of a number that is older than the judged recordings; empty for others."""
     return f" ({when})" if when.endswith("old") else ""
 
 
 def layer_dates(context: Context) -> str:
-    """From which recordings the numbers of the table are."""
+    """The recordings that the numbers of the table are from, as text."""
     judged = context.run.judged().tolist()
     if not judged:
         return ""

@@ -1,4 +1,4 @@
-"""How it was measured: versions, precision, sampling, schedule, cost, proofs, and what was not measured and why."""
+"""How the run was measured: versions, precision, sampling, schedule, cost, proofs, and what is missing and why."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rnndiag.report.context import Context
 from rnndiag.store.quantities import MODEL
 
 LISTED = 50
-"""Accidents, and faults of the recorder, that the page lists."""
+"""Most accidents, and faults of the recorder, listed on the page."""
 
 
 def measured(context: Context) -> list[tuple[str, list[str]]]:
-    """Rows of a heading and its lines. Everything is text from the run, to be escaped."""
+    """Pairs of a heading and its lines. All is text from the run that must be escaped."""
     run, facts = context.run, context.run.provenance
     rows: list[tuple[str, list[str]]] = [
         ("Run", [run.name, f"{len(run)} recordings, {run.status}"]),
@@ -81,7 +81,7 @@ def _notes(context: Context, key: str) -> list[str]:
 
 
 def _accidents(context: Context) -> list[str]:
-    """Every step that the black box recorded, with what it saw there."""
+    """Every step recorded by the black box, with its accident."""
     said = []
     for outline in context.run.outlines:
         told = outline.notes.get("black_box")
@@ -91,7 +91,7 @@ def _accidents(context: Context) -> list[str]:
 
 
 def _faults(context: Context) -> list[str]:
-    """Faults of the recorder itself, each once, with the step at which it was stored."""
+    """Faults of the recorder itself, each once, with the step of the recording that stored it."""
     said: dict[str, int] = {}
     for outline in context.run.outlines:
         told = outline.notes.get("errors")
@@ -101,7 +101,7 @@ def _faults(context: Context) -> list[str]:
 
 
 def _first(lines: list[str]) -> list[str]:
-    """The first lines, and how many more there are."""
+    """The first LISTED lines, and how many more there are."""
     more = len(lines) - LISTED
     return lines[:LISTED] + ([f"and {more} more"] if more > 0 else [])
 

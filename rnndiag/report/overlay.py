@@ -11,11 +11,11 @@ from rnndiag.report.figure_data import Axis, FigureData, Line, Panel, Table, Ton
 from rnndiag.report.ticks import number
 
 TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit", "bad")
-"""One for each run: as many runs can be told apart."""
+"""One tone per run, so their number limits the runs that can be overlaid."""
 
 
 def overlay(figures: Sequence[FigureData], names: Sequence[str]) -> FigureData:
-    """Draw the figures of several runs into one. Runs that do not have the figure are named in its notes."""
+    """Combine the same figure of several runs. Runs without the figure are named in the notes."""
     told = list(zip(names, figures, strict=True))
     first = next((data for _, data in told if not data.absent), figures[0])
     if first.absent:
@@ -57,7 +57,7 @@ def _panel(title: str, told: Sequence[tuple[str, FigureData]]) -> Panel:
 
 
 def _joined(axes: Sequence[Axis]) -> Axis:
-    """One axis for all runs; logarithmic only if it is for each of them."""
+    """A common axis for all runs; logarithmic only if it is for each of them."""
     scale = axes[0].scale if len({axis.scale for axis in axes}) == 1 else "linear"
     low, high = min(axis.low for axis in axes), max(axis.high for axis in axes)
     return Axis(axes[0].label, low, high, scale)

@@ -35,12 +35,13 @@ from rnndiag.store.whole_files import write_whole
 _UNSHOWABLE = re.compile(
     "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufdd0-\\ufdef\\ufffe\\uffff]"
 )
-"""What HTML does not allow, and marks that would turn the words around them from right to left."""
+"""Characters that HTML does not allow, and marks that reverse the direction of the following text."""
 
 EVIDENCE = ("F1", "F9")
-"""The figure that stands under the verdict: the first of these that the run has data for."""
+"""Candidates for the figure under the verdict: the first one with data is shown."""
 MOST_ROWS, WORST = 8, 5
-"""Of more than MOST_ROWS layers the page shows the WORST open, and folds the others; so with results of one check."""
+"""With more than MOST_ROWS layers the page shows the WORST open and folds the others; likewise for results of one
+check."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class Picture:
 
     svg: str
     narrow: str
-    """The same for a narrow screen; empty where the one drawing serves both: a matrix is not stored twice."""
+    """The drawing for a narrow screen; empty if one drawing serves both: a matrix is not stored twice."""
     key: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Section:
-    """One figure, drawn."""
+    """One figure with its drawings."""
 
     data: FigureData
     title: str
@@ -66,12 +67,12 @@ class Section:
     """Labels of the matrices that the slider offers."""
     small: bool
     steps: str = ""
-    """The training steps that it is from."""
+    """The training steps that its data are from."""
 
 
 @np.errstate(all="ignore")  # what is not finite is shown as such, and no reason for a warning
 def page(context: Context, reload_seconds: int = 0) -> str:
-    """The whole page as text. The same run and version give the same bytes.
+    """The whole page as text; equal run and version give equal bytes.
 
     Args:
         context: The run with its findings.
@@ -107,7 +108,7 @@ def page(context: Context, reload_seconds: int = 0) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of the assets, filled in: every string is escaped but those that this package drew."""
+    """Fill in a template of the assets: every string is escaped except those drawn by this package."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
@@ -134,7 +135,7 @@ def policy(script: str) -> str:
 
 
 def open_checks(checks: Sequence[Finding]) -> list[Finding]:
-    """The findings that are shown open: every failure, and of the other results of a check the WORST that need eyes."""
+    """The findings shown open: all failures, and of the other results of a check the WORST notable ones."""
     shown: list[Finding] = []
     of_check: Counter[tuple[str, str]] = Counter()
     for one in checks:
@@ -146,7 +147,7 @@ def open_checks(checks: Sequence[Finding]) -> list[Finding]:
 
 
 def folded_words(folded: Sequence[Finding]) -> str:
-    """What the folded findings are: `6 passed, 35 not judged, 13 statements`."""
+    """Summary of the folded findings: `6 passed, 35 not judged, 13 statements`."""
     count = Counter[str](one.status for one in folded)
     words = {"pass": "passed", "warn": "more warnings", "not_judged": "more not judged"}
     said = [f"{count[status]} {word}" for status, word in words.items() if count[status]]
@@ -172,7 +173,7 @@ def ordered(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def section(data: FigureData, title: str, steps: str = "") -> Section:
-    """One figure, drawn; `steps` are the training steps that it is from."""
+    """One figure with its drawings; `steps` are the training steps that its data are from."""
     small = len(data.panels) > 2
 
     def said(panel: Panel) -> str:
@@ -208,10 +209,10 @@ def sections_of(context: Context) -> list[Section]:
 
 
 def write_page(context: Context, path: str | os.PathLike[str], reload_seconds: int = 0) -> Path:
-    """Write the page, whole or not at all; `reload_seconds` as in `page`."""
+    """Write the page atomically; `reload_seconds` as in `page`."""
     return write_text(page(context, reload_seconds), path)
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> Path:
-    """Write a page, whole or not at all."""
+    """Write a page atomically."""
     return write_whole(path, text, durable=False)

@@ -34,7 +34,7 @@ DASHES: dict[str, str] = {
     "limit": "4 3",
     "bad": "1 2",
 }
-"""Tone -> how its lines are dashed, so that no line is told by its colour alone."""
+"""Tone -> dash pattern of its lines, so that lines differ in more than colour."""
 
 PAGE = ("#ffffff", "#14171c")
 TEXT = ("#1a1d21", "#e7eaee")

@@ -1,4 +1,4 @@
-"""A message on stderr while work takes long."""
+"""Prints a message on stderr while work takes long."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from types import TracebackType
 
 PATIENCE = 2.0
-"""Seconds for which nothing is said."""
+"""Seconds before a message is printed."""
 
 
 class Progress:
-    """Prints what is being done once it has taken PATIENCE seconds, and at the end how long it took."""
+    """Prints the current activity after PATIENCE seconds, and at the end its duration."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -1,4 +1,4 @@
-"""The list of remedies: one entry per distinct remedy of the findings, with the layers that it applies to."""
+"""The list of remedies: one entry per distinct remedy of the findings, with the layers it applies to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rnndiag.health.finding import STATUSES, Finding
 
 @dataclass(frozen=True)
 class Remedy:
-    """One change to make, and the finding that asks for it."""
+    """One change to make, and the finding that recommends it."""
 
     what: str
     why: str
@@ -19,7 +19,7 @@ class Remedy:
 
 
 def remedies(findings: Sequence[Finding]) -> list[Remedy]:
-    """Failures first. Passes and plain statements ask for nothing."""
+    """The remedies of all findings, failures first. Passes and plain statements have none."""
     # Where the run is diagnosed, a number out of the ordinary asks for nothing by itself.
     diagnosed = any(f.check == CHECK for f in findings)
     wanted = [

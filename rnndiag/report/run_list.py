@@ -21,7 +21,7 @@ from rnndiag.store.reader import StoredRun
 from rnndiag.store.status import ago
 
 REPORT = "report.html"
-"""The name under which a fit and `rnndiag report` write a run's page."""
+"""File name under which a fit and `rnndiag report` write a run's page."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ SORT_KEYS: dict[str, Callable[[RunRow], Any]] = {
     "steps": lambda row: -row.step,
     "age": lambda row: -row.written,
 }
-"""Column -> the key it sorts by: short reach, low loss, many steps and young runs first."""
+"""Column -> its sort key: short reach, low loss, many steps and young runs first."""
 
 
 def run_row(run: StoredRun, name: str = "") -> RunRow:
-    """The row of one run. A run that cannot be judged has its reason as headline."""
+    """The row of one run. For a run that cannot be judged the headline is the reason."""
     try:
         found = report_context(run).verdict
         headline = f"{found.word}: {found.sentence}"
@@ -88,7 +88,7 @@ def _reach(run: StoredRun) -> float:
 
 
 def _last_loss(run: StoredRun) -> float:
-    """The last finite loss among the recordings; the last one at all where none is finite."""
+    """The last finite loss among the recordings; if none is finite, the last one."""
     series = run.find("loss", MODEL) if ("loss", MODEL) in run else None
     if series is None or not series.steps.size:
         return math.nan

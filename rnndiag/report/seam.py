@@ -1,4 +1,4 @@
-"""The seam of chunked training as a run recorded it: credit across the seam and the share that the cut removes."""
+"""The recorded seam of chunked training: credit across the seam and the share that the cut removes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rnndiag.stats.over_recordings import median_over_recordings
 
 @dataclass(frozen=True)
 class SeamFound:
-    """The seam of one recurrence, from the newest recording that measured it; shares as medians."""
+    """The seam of one recurrence from the newest recording that measured it; shares are medians."""
 
     name: str
     credit: np.ndarray
     """ln of the credit profile across the seam, (lags,)."""
     own: float
-    """Steps of a chunk."""
+    """Number of steps of a chunk."""
     kept: float
     share: float
-    """Of the credit of a chunk's losses, what lies before the seam."""
+    """Share of the credit of a chunk's losses that lies before the seam."""
     bias: float
     cosine: float
 
@@ -37,7 +37,7 @@ class SeamFound:
 
 
 def seam_of(context: Context, layer: str) -> SeamFound | None:
-    """The seam of a layer, or of the stack that it is part of; None where none was measured."""
+    """The seam of a layer, or of the stack that it is part of; None if none was measured."""
     name = seam_name(context.run, layer) if layer else None
     credit = None if name is None else context.last("seam_credit", name)
     if name is None or credit is None:

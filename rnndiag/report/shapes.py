@@ -5,7 +5,7 @@ from __future__ import annotations
 from rnndiag.report.palette import TONES
 
 HATCH = 7.0
-"""Pixels between hatching lines."""
+"""Distance of hatching lines in pixels."""
 
 _OUTLINES: dict[str, str] = {
     "second": "M{l:.1f} {t:.1f}H{r:.1f}V{b:.1f}H{l:.1f}Z",

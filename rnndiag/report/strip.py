@@ -39,7 +39,7 @@ def tiles(context: Context) -> list[Tile]:
 
 
 def _reach(context: Context, layer: str) -> Tile:
-    """Of a layer; of one in a stack the stack's, with its layers beside it."""
+    """The reach of a layer; in a stack the stack's reach, with its layers in the remark."""
     name = next((stack for stack, layers in context.stacks.items() if layer in layers), layer)
     found, total = (context.reach(name) if name else None), context.time_steps(name)
     if found is None or not found.reached:
@@ -70,7 +70,7 @@ def _decay(context: Context, layer: str) -> Tile:
 
 
 def last_decay(context: Context, layer: str) -> tuple[float, str] | None:
-    """The newest decay that is known, and the step that it is from; None where there is none."""
+    """The newest known decay, and its step as text; None if there is none."""
     steps, _, decays = context.reaches(layer)
     for step, one in zip(steps[::-1].tolist(), decays[::-1], strict=True):
         if one.reached:

@@ -19,9 +19,9 @@ from rnndiag.report.palette import DASHES, TONES, colours, indices, png
 from rnndiag.report.shapes import hatching, shape
 
 LINE = 13.0
-"""Height of a line of text."""
+"""Height of a line of text in units."""
 BUBBLES_NEAR = 15.0
-"""Bubbles nearer than this share one label."""
+"""Bubbles closer than this distance share one label."""
 
 
 class Drawing(Canvas):
@@ -47,7 +47,7 @@ class Drawing(Canvas):
         )
 
     def band(self, band: Band) -> None:
-        """The area between two curves, cut where one of them ends; a hatched one is a rectangle."""
+        """The area between two curves, cut where one of them ends; if hatched, a rectangle."""
         if band.hatched:
             left, right = (float(v) for v in self.x(np.asarray(band.x, float)[[0, -1]]))
             top, bottom = (
@@ -71,7 +71,7 @@ class Drawing(Canvas):
             )
 
     def _kept(self, values: np.ndarray) -> np.ndarray:
-        """Values clipped to the axis. Only for areas: a clipped line would show a plateau that is not there."""
+        """Values clipped to the axis. For areas only: a clipped line would show a plateau that does not exist."""
         axis = self.panel.y
         with np.errstate(invalid="ignore"):
             return np.where(np.isnan(values), np.nan, np.clip(values, axis.low, axis.high))
@@ -113,7 +113,7 @@ class Drawing(Canvas):
             self.label(around(x, y, gap, CHARACTER * len(words), LINE), words, "text")
 
     def label(self, candidates: list[Place], words: str, kind: str) -> None:
-        """Text with an outline at the place that covers least."""
+        """Text with an outline at the place with the smallest penalty."""
         at = self.places.choose(candidates)
         self.text(at.x, at.y + 4, words, anchor=at.anchor, kind=kind, halo=True)
 
@@ -180,7 +180,7 @@ class Drawing(Canvas):
 
 
 def _stretches(good: np.ndarray) -> list[slice]:
-    """Slices of the unbroken runs of True."""
+    """Slices of the consecutive runs of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], good.astype(np.int8), [0]])))
     return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 

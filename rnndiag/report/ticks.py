@@ -12,12 +12,12 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def power_of_ten(exponent: float) -> str:
-    """`10⁻⁴`"""
+    """A power of ten as text, such as `10⁻⁴`."""
     return "10" + str(round(exponent)).translate(_SUPERSCRIPT)
 
 
 def ten_to(exponent: float) -> float:
-    """10 ** exponent, with the exponent limited to ±300: a run may claim any number, and floats end at 1e308."""
+    """10 ** exponent, with the exponent limited to ±300, since stored numbers may exceed the range of floats."""
     return float(10.0 ** min(300.0, max(-300.0, float(exponent))))
 
 
@@ -37,7 +37,8 @@ def number(value: float) -> str:
 
 
 def place(axis: Axis, values: np.ndarray | float) -> np.ndarray:
-    """Map values to 0..1 along the axis; NaN for values that are not on it (0 on a logarithmic axis, not finite)."""
+    """Map values to 0..1 along the axis; NaN for values that are not on it (not finite, or at most 0 if
+    logarithmic)."""
     with np.errstate(all="ignore"):
         raw = np.asarray(values, float)
         if axis.scale == "linear":
@@ -70,7 +71,7 @@ def ticks(axis: Axis, most: int = 7) -> list[tuple[float, str]]:
 
 
 def _within_decades(axis: Axis, most: int) -> list[tuple[float, str]]:
-    """1, 2 and 5 of each power, or round values where there are fewer than two of them; none too near another."""
+    """1, 2 and 5 of each power, or round values if there are fewer than two of those; none too close together."""
     start = math.floor(math.log10(axis.low))
     stop = math.ceil(math.log10(axis.high))
     usual = [_clean(m * 10.0**e) for e in range(start, stop + 1) for m in (1, 2, 5)]
@@ -86,7 +87,7 @@ def _within_decades(axis: Axis, most: int) -> list[tuple[float, str]]:
 
 
 def _worded(values: list[float]) -> list[tuple[float, str]]:
-    """Values with their labels; of values with equal labels only the first."""
+    """Values with their labels; of values with equal labels only the first is kept."""
     words: dict[str, float] = {}
     for value in values:
         words.setdefault(number(value), value)

@@ -1,4 +1,4 @@
-"""Parts of a page whose arrays do not fit together are left out; the rest of the page is written all the same."""
+"""Replaces parts of a page whose arrays are inconsistent, so that the rest of the page can still be written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def or_else(make: Callable[[], _T], instead: Callable[[Exception], _T]) -> _T:
-    """What `make` gives; where the run's arrays do not fit together, `instead` of the fault."""
+    """The result of `make`; if the run's arrays are inconsistent, that of `instead` for the error."""
     try:
         return make()
     except UNFIT as fault:
@@ -22,7 +22,7 @@ def or_else(make: Callable[[], _T], instead: Callable[[Exception], _T]) -> _T:
 
 
 def figure(name: str, make: Callable[[], FigureData]) -> FigureData:
-    """One figure, or a sentence in its place where its arrays do not fit together."""
+    """One figure, or a sentence in its place if its arrays are inconsistent."""
 
     def absent(fault: Exception) -> FigureData:
         why = f"Its arrays do not fit together ({fault}): see `rnndiag verify`."

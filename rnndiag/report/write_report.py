@@ -16,7 +16,7 @@ from rnndiag.report.page import write_page
 from rnndiag.store.reader import StoredRun
 
 MOST_LAYERS = 2_000
-"""A run with more layers is refused: a damaged or hostile run may claim any number of them."""
+"""Runs with more layers are refused: a damaged or hostile run may claim any number."""
 
 
 @np.errstate(all="ignore")  # numbers that are not finite are what a report is there to show
@@ -26,7 +26,7 @@ def report_context(
     config: Config | str | Path | Mapping[str, Any] | None = None,
     layer: str = "",
 ) -> Context:
-    """A run with its findings: all that figures and the page need.
+    """A run with its findings, as needed for figures and page.
 
     Args:
         run: The run or its directory.

@@ -1,6 +1,6 @@
 """The figures of a report, one file each. To add one, add a file here and an import below.
 
-Figures are ordered by their numbers, unless one names another place.
+Figures are ordered by their numbers, unless one gives another place.
 """
 
 from rnndiag.report.figures import (  # noqa: F401  (each registers its figure)

@@ -11,9 +11,9 @@ from rnndiag.report.ticks import number, ten_to
 
 QUESTION = "Which estimator is best here?"
 LEAST = 1e-3
-"""Biases and spreads below this are drawn at the edge: such an estimator has none to speak of."""
+"""Smaller biases and spreads are drawn at the edge: they are negligible."""
 MOST_BIAS = 0.1
-"""An estimator with more relative bias than this is not recommended, however cheap it is."""
+"""Estimators with a larger relative bias are not recommended, however cheap."""
 COLUMNS = {
     "bias": "bias",
     "sd": "sd",
@@ -24,7 +24,7 @@ COLUMNS = {
     "memory": "memory",
     "ranking": "ranking",
 }
-"""Score -> what its column is called. A standard error stands behind what was drawn."""
+"""Score -> title of its column. Scores estimated from draws have a standard error."""
 
 
 @figure("F7", "Estimators", QUESTION, newest=("estimator_score",))

@@ -15,20 +15,20 @@ FIGURES: dict[str, Figure] = {}
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its name, the question it answers, and how its data are computed from a run."""
+    """One figure: its name, the question it answers, and the function that computes its data from a run."""
 
     name: str
     title: str
     question: str
     make: Callable[[Context], FigureData]
     place: float
-    """Where it stands on the page."""
+    """Its position on the page."""
     newest: tuple[str, ...] = ()
     """Quantities of which it shows the newest recording; empty: it shows all recordings."""
 
     @property
     def file(self) -> str:
-        """Name of the file that computes it, and of its function in `rnndiag.plot` if that has no other name for it."""
+        """Name of its file, and of its function in `rnndiag.plot` unless that is registered under another."""
         return self.make.__module__.rpartition(".")[2]
 
 
@@ -63,7 +63,7 @@ def figure(
 
 
 def steps_shown(name: str, layer: str, context: Context) -> str:
-    """The training steps that a figure is from: `step 980`, or `steps 0 to 980`."""
+    """The training steps of a figure's data: `step 980`, or `steps 0 to 980`."""
     for quantity in FIGURES[name].newest:
         step = context.step_of_last(quantity, layer)
         if step is not None:

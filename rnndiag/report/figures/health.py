@@ -27,7 +27,7 @@ class Small:
     curve: Callable[[Context, str], Curve | None]
     log: bool = False
     check: str = ""
-    """The check that allows a range of it."""
+    """The check whose allowed range is shaded."""
 
 
 def _model(quantity: str) -> Callable[[Context, str], Curve | None]:

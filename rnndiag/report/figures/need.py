@@ -1,4 +1,4 @@
-"""F12: reach, use and need over one axis of lags: does the task need more memory than the gradient reaches?"""
+"""F12: reach, use and need on one axis of lags: does the task need more memory than the gradient reaches?"""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rnndiag.store.recording import Recording
 QUESTION = "Does the task need more memory than the gradient reaches?"
 DECADES = 4
 LARGEST = 1e9
-"""Larger numbers are no lags and no losses."""
+"""Larger stored numbers are invalid as lags or losses."""
 
 
 @figure("F12", "Need", QUESTION, place=1.5, newest=("need_fact", "need_screen"))
 def make(context: Context) -> FigureData:
-    """Three strips, if `memory_need` was measured: of the lead layer, or of the one layer that it was measured of."""
+    """Three strips if `memory_need` was run: of the lead layer, or of the only layer that it was run on."""
     layers = context.run.layers_of("need_fact") if len(context.run.steps) else ()
     if not layers:
         return _screened(context)
@@ -52,7 +52,7 @@ def make(context: Context) -> FigureData:
 
 
 def _sound(part: Measurement) -> bool:
-    """Whether a stored part can be drawn: facts that are not known are NaN, all else is a number of sane size."""
+    """Whether stored values can be drawn: facts may be NaN (unknown), all others must be numbers below LARGEST."""
     values = np.asarray(part.values, float)
     if not values.size:
         return part.name == GROUP  # too little data: no lag was tested
@@ -63,13 +63,13 @@ def _sound(part: Measurement) -> bool:
 
 
 def _last_lag(need: MemoryNeed) -> int:
-    """The axis ends at the longest lag tested or used; a limit beyond is shown as far as there is room for it."""
+    """The end of the axis: the longest lag tested or used; a limit beyond is included if there is room."""
     known = max([need.max_lag, *(point.inputs - 1 for point in need.use)])
     return max(known, min(need.beyond, 2 * known + 1))
 
 
 def _untested(first: float, lags: int, low: float, high: float, words: str) -> tuple[Band, ...]:
-    """Hatching from a lag to the end of the axis: an empty strip would read as zero."""
+    """Hatching from a lag to the end of the axis, since an empty strip would be read as zero."""
     if first > lags:
         return ()
     x = np.array([first - 0.5, lags + 0.5])
@@ -88,7 +88,7 @@ def _beyond(need: MemoryNeed, lags: int, low: float, high: float) -> tuple[Band,
 
 
 def _reach(context: Context, need: MemoryNeed, lags: int) -> Panel | None:
-    """The credit profile of the layer that the need was measured of."""
+    """The credit profile of the layer that the need was measured on."""
     credit = _credit(context, need.layer)[: lags + 1]
     shown = credit[np.isfinite(credit) & (credit > 0)]
     if not shown.size:
@@ -121,7 +121,7 @@ def _reach(context: Context, need: MemoryNeed, lags: int) -> Panel | None:
 
 
 def _credit(context: Context, layer: str) -> np.ndarray:
-    """The newest credit profile of a layer, over lag; of pieces that carry a state, of the first that has one."""
+    """The newest credit profile of a layer over lag; of pieces that carry a state, the first one with credit."""
     for name in sorted(context.run.layers_of("credit_profile"), key=lambda one: (len(one), one)):
         base = name.split("#")[0]
         series = context.profiles(name) if base == layer or base.startswith(f"{layer}.l") else None
@@ -135,7 +135,7 @@ def _credit(context: Context, layer: str) -> np.ndarray:
 
 
 def _use(need: MemoryNeed, lags: int) -> Panel:
-    """A step line: with the last d inputs an output sees the lags 0 .. d - 1."""
+    """A step line: an output computed from the last d inputs depends on lags 0 .. d - 1."""
     x, y, low, high = (np.array(part, float) for part in zip(*need.use, strict=True))
     marks = (
         ()
@@ -159,7 +159,7 @@ def _use(need: MemoryNeed, lags: int) -> Panel:
 
 
 def _need(need: MemoryNeed, lags: int) -> Panel:
-    """One bar per group of lags, one at 0 for the present."""
+    """One bar per group of lags, and one at 0 for the present."""
     present = Group(0, 0, *need.present, need.present_p, 1.0, False)
     bars = tuple(_bar(group, "third") for group in (present,) if group.gain) + tuple(
         _bar(group, "main") for group in need.groups if group.gain
@@ -190,7 +190,7 @@ def _why_nothing(context: Context) -> str:
 
 
 def _screened(context: Context) -> FigureData:
-    """Where the need was not measured: what the recorded screen points at, if it was recorded."""
+    """Without a measured need: the lags indicated by the recorded screen, if there is one."""
     layers = context.run.layers_of("need_screen") if len(context.run.steps) else ()
     if not layers:
         return absent("F12", _why_nothing(context))
@@ -234,7 +234,7 @@ _KINDS: tuple[tuple[str, Tone], ...] = (
 
 
 def _screens(context: Context, layer: str) -> list[Recording]:
-    """The screens of one layer, as recordings that hold nothing else."""
+    """The screens of one layer, as recordings without other measurements."""
     series = context.series("need_screen", layer)
     if series is None:
         return []

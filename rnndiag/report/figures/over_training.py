@@ -88,7 +88,7 @@ def _profiles(series: Series) -> np.ndarray:
 
 
 FEW = 3
-"""Fewer recordings are columns under their own names: on an axis of steps they would be wider than the fit."""
+"""With fewer recordings than this each is a column with its own name: on an axis of steps columns would be too wide."""
 
 
 def _axis_of(steps: np.ndarray, block: int) -> tuple[Axis, np.ndarray]:

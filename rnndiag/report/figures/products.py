@@ -1,4 +1,4 @@
-"""F5: singular values of Jacobian products over lag, beside the bound and the estimate of the textbook."""
+"""F5: singular values of Jacobian products over lag, compared with the textbook's bound and estimate."""
 
 from __future__ import annotations
 

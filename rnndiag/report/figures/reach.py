@@ -13,11 +13,11 @@ from rnndiag.report.ticks import number, power_of_ten, ten_to
 from rnndiag.stats.reach import half_life
 
 FLOOR = 16
-"""Decades below the largest credit at which the picture ends; what is lower is not drawn, and said so."""
+"""Decades below the largest credit at which the picture ends; lower values are not drawn, with a note."""
 
 MOST_LAYERS = 3
 MARKED = 2.0
-"""The axis reaches to marks at up to this many times the number of lags; later ones are told in words."""
+"""Marks beyond this multiple of the number of lags are mentioned as text instead of extending the axis."""
 
 
 QUESTION = "How far back does the gradient reach?"
@@ -77,7 +77,7 @@ def make(context: Context) -> FigureData:
 
 
 def _call_with_credit(context: Context, layer: str) -> str:
-    """The layer, or the last of its calls that has credit: of several chunks the losses may read the last one only."""
+    """The layer, or the last of its calls with credit: of several chunks the losses may depend on the last one only."""
     name = layer.partition("#")[0]
     calls = [layer, *(one for one in reversed(context.run.layers) if one.partition("#")[0] == name)]
     for call in calls:
@@ -111,7 +111,7 @@ def _lines(context: Context, layer: str, profile: np.ndarray) -> list[Line]:
 
 
 def _shown(lines: list[Line], bottom: float) -> int:
-    """Number of lags to draw: of very many, those at which some curve is still above the lower end of the axis."""
+    """Number of lags to draw: with very many, only those where some curve is above the lower end of the axis."""
     count = max(line.y.size for line in lines)
     above = [np.flatnonzero(np.isfinite(line.y) & (line.y >= ten_to(bottom))) for line in lines]
     return shown_lags(count, max((int(found[-1]) for found in above if found.size), default=0))

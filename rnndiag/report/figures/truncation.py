@@ -18,7 +18,7 @@ from rnndiag.stats.window import systematic_bias
 
 QUESTION = "What would truncation cost?"
 FLOOR = 1e-4
-"""Biases below this are not drawn: nobody asks for a truncation that exact."""
+"""Smaller biases are not drawn: no training needs a truncation that exact."""
 _OF_STACK = " All layers of the stack are cut at the same step, as training does it."
 
 
@@ -137,7 +137,7 @@ def _panels(context: Context, layer: str, curves: Curves, advice: Advice) -> tup
 
 
 def _windows(context: Context, quantity: str, layer: str) -> np.ndarray:
-    """The windows τ that were measured: 0, 1, 2, ...; of very many, only some."""
+    """The measured windows τ: 0, 1, 2, ...; if there are very many, only some."""
     series = context.series(quantity, layer)
     return np.zeros(0) if series is None else series.positions("lag").astype(float)
 
@@ -152,7 +152,7 @@ def _positive(values: np.ndarray) -> np.ndarray:
 
 
 def _middle(context: Context, quantity: str, layer: str) -> np.ndarray | None:
-    """Median over the judged recordings."""
+    """Median over the judged recordings; None if there are none."""
     series = context.series(quantity, layer)
     if series is None:
         return None

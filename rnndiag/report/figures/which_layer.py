@@ -14,7 +14,7 @@ QUESTION = "Which layer?"
 DECADES = 12
 WORST = 5
 MOST = 250
-"""Rows of the picture; the shortest reaches come first."""
+"""Most rows of the picture; the shortest reaches come first."""
 
 
 @figure("F10", "By layer", QUESTION)
@@ -66,7 +66,8 @@ def make(context: Context) -> FigureData:
 
 
 def _without_shared_path(names: list[str]) -> list[str]:
-    """The names without the modules that they all lie in: `net.enc.rnn.l0`, `net.rnn.l0` -> `enc.rnn.l0`, `rnn.l0`."""
+    """The names without the modules that all of them share: `net.enc.rnn.l0`, `net.rnn.l0` -> `enc.rnn.l0`,
+    `rnn.l0`."""
     parts = [name.split(".")[:-2] for name in names]
     shared = 0
     while all(len(one) > shared for one in parts) and len({one[shared] for one in parts}) == 1:
