@@ -141,7 +141,7 @@ __all__ = ["__version__", *_PUBLIC, *_PUBLIC_MODULES]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name at its first use, and keep it."""
+    """Import a public name at its first use, and cache it."""
     if name in _PUBLIC:
         value = getattr(import_module(_PUBLIC[name]), name)
     elif name in _PUBLIC_MODULES:

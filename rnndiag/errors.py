@@ -1,4 +1,4 @@
-"""Every error a person can meet: one sentence of what happened, one of what to do."""
+"""The errors that rnndiag raises: one sentence on what happened, one on what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NotSupported(RnndiagError):
 
 
 class BadArgument(RnndiagError, ValueError):
-    """An argument has a value that cannot be meant."""
+    """An argument has an invalid value."""
 
 
 def require_whole(name: str, value: object, remedy: str = "", least: int = 1) -> None:
@@ -38,15 +38,15 @@ def require_whole(name: str, value: object, remedy: str = "", least: int = 1) ->
 
 
 class CaptureFault(RnndiagError):
-    """What was seen of a forward or backward pass does not fit together."""
+    """The captured parts of a forward or backward pass are inconsistent."""
 
 
 class NotExact(RnndiagError):
-    """A proof failed: the numbers are not to be trusted."""
+    """A proof failed: the numbers cannot be trusted."""
 
 
 class RunUnreadable(RnndiagError):
-    """A run directory, or what was asked of it, cannot be read."""
+    """A run directory, or a requested part of it, cannot be read."""
 
 
 class RunNotWritten(RnndiagError):
@@ -54,8 +54,8 @@ class RunNotWritten(RnndiagError):
 
 
 class BadConfig(RnndiagError):
-    """A configuration or a command line says something that is not understood."""
+    """A configuration or a command line cannot be understood."""
 
 
 class CannotJudge(RnndiagError):
-    """There is not enough, or nothing comparable, to judge a run by."""
+    """A run cannot be judged: too few recordings, or nothing comparable."""

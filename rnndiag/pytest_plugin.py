@@ -62,7 +62,7 @@ def pytest_runtest_makereport(
 def rnndiag(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RnndiagFixture]:
-    """Records trainings, opens their runs, and checks them by the project's own bounds."""
+    """Records trainings, opens their runs, and checks them with the project's configuration."""
     name = re.sub(r"[^\w.-]+", "-", request.node.name).strip("-.")[:60] or "test"
     kept = request.config.getoption("--rnndiag-dir")
     parent = Path(kept).absolute() if kept else tmp_path_factory.mktemp("rnndiag")
@@ -87,17 +87,17 @@ class RnndiagFixture:
 
     def __init__(self, folder: Path, config: pytest.Config) -> None:
         self.folder = folder
-        """Where the runs of this test are."""
+        """The folder of this test's runs."""
         self._config = config
         self._callbacks: list[Any] = []
         self._kept = False
 
     def __getattr__(self, name: str) -> Any:
-        """What the fixture does not have itself is the module's."""
+        """Attributes that the fixture does not have are those of the module `rnndiag`."""
         return getattr(sys.modules["rnndiag"], name)
 
     def callback(self, **arguments: Any) -> Any:
-        """A GradientDiagnostics that writes below this test's folder; its faults are raised (strict=True)."""
+        """A GradientDiagnostics that writes into this test's folder; its errors are raised (strict=True)."""
         from rnndiag.recorder.callback import GradientDiagnostics
 
         number = len(self._callbacks) + 1
@@ -112,7 +112,7 @@ class RnndiagFixture:
 
     @property
     def run_dirs(self) -> list[Path]:
-        """The directories of this test's runs, those of later fits of one callback after it."""
+        """The directories of this test's runs; later fits of one callback follow it."""
         return [Path(callback.run_dir) for callback in self._callbacks]
 
     def run(self) -> Run:
@@ -140,7 +140,7 @@ class RnndiagFixture:
         baseline: str | Path | None = None,
         config: str | Path | Mapping[str, Any] | None = None,
     ) -> list[Finding]:
-        """Judge a run (None: the last) by the project's pyproject.toml; AssertionError names what failed."""
+        """Judge a run (None: the last) by the project's pyproject.toml; raises AssertionError naming what failed."""
         from rnndiag.health.config import nearest_config
         from rnndiag.health.result import evaluate_runs
         from rnndiag.health.writers.console import console_text
@@ -153,7 +153,7 @@ class RnndiagFixture:
         return list(judgement.findings)
 
     def preflight(self, *arguments: Any, **options: Any) -> list[Finding]:
-        """`rnndiag.preflight(model, batch, loss_fn)`; AssertionError names the structural faults."""
+        """`rnndiag.preflight(model, batch, loss_fn)`; raises AssertionError naming the structural faults."""
         from rnndiag.recorder.preflight import preflight
 
         found = preflight(*arguments, **options)
@@ -164,7 +164,7 @@ class RnndiagFixture:
         return found
 
     def gradcheck(self, *arguments: Any, **options: Any) -> GradcheckResult:
-        """`rnndiag.gradcheck_recurrence(kernel, ...)`; AssertionError shows the table and names what is wrong."""
+        """`rnndiag.gradcheck_recurrence(kernel, ...)`; raises AssertionError with the table and the faults."""
         from rnndiag.engine.gradcheck.check import gradcheck_recurrence
 
         result = gradcheck_recurrence(*arguments, **options)
@@ -173,7 +173,7 @@ class RnndiagFixture:
         return result
 
     def keep(self) -> str:
-        """Keep the runs, with reports where they were asked for; a line for each run."""
+        """Keep the runs, with reports if requested; returns a line for each run."""
         self._kept = True
         lines = []
         for path in self.run_dirs:
@@ -191,7 +191,7 @@ class RnndiagFixture:
 
 
 def _report(path: Path) -> str:
-    """Write the run's page; the line that says where, or why not."""
+    """Write the run's page; returns a line that says where, or why not."""
     page = path / "report.html"
     try:
         from rnndiag.report.write_report import write_report

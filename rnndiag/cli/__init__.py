@@ -1,7 +1,7 @@
-"""The console command `rnndiag`: finds the command's module, runs it, and turns every fault into a sentence.
+"""The console command `rnndiag`: imports the command's module, runs it, and turns every error into a sentence.
 
 A command is one row of COMMANDS and one module with `configure(parser)` and `run(args) -> exit code`. Only the module
-of the command that was asked for is imported, so `rnndiag --help` is instant.
+of the requested command is imported, so `rnndiag --help` is instant.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ _CODES: tuple[tuple[type[RnndiagError], int], ...] = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Adds 'did you mean' to the error of an option that does not exist."""
+    """Adds 'did you mean' to the error message for an unknown option."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the fault, with the nearest option, and exit with 2."""
+        """Print the usage and the error, with the most similar option, and exit with 2."""
         unknown = message.partition("unrecognized arguments: ")[2].split()
         near = get_close_matches(unknown[0], self._option_string_actions, 1) if unknown else []
         super().error(f"{message}. Did you mean {near[0]!r}?" if near else message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. Never a traceback, unless RNNDIAG_TRACEBACK is set."""
+    """Run one command; returns the exit code. Prints no traceback unless RNNDIAG_TRACEBACK is set."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a screen that lacks a letter still gets the rest
@@ -134,7 +134,7 @@ def _command(words: list[str]) -> int:
 
 
 def overview() -> str:
-    """What `rnndiag --help` prints."""
+    """The text of `rnndiag --help`."""
     rows = "".join(f"  {name:10s} {about}\n" for name, (_, about) in COMMANDS.items())
     return (
         "usage: rnndiag COMMAND ...\n\nGradient diagnostics for recurrent nets.\n\n"

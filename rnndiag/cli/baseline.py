@@ -1,4 +1,4 @@
-"""`rnndiag baseline`: store what these runs have as the numbers that later runs are compared with."""
+"""`rnndiag baseline`: store the numbers of these runs, with which later runs are compared."""
 
 from __future__ import annotations
 

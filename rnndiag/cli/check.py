@@ -1,4 +1,4 @@
-"""`rnndiag check`: judge runs, or a frozen snapshot, against bounds and a baseline; the exit code is the answer."""
+"""`rnndiag check`: judge runs, or a frozen snapshot, against bounds and a baseline; the exit code is the result."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge the runs, print the findings, write the files asked for, and return the exit code."""
+    """Judge the runs, print the findings, write the requested files, and return the exit code."""
     from rnndiag.errors import CannotJudge, RunUnreadable
     from rnndiag.health.outcome import CANNOT_JUDGE
     from rnndiag.health.result import cannot_judge
@@ -99,7 +99,7 @@ def _judged(args: argparse.Namespace, config: Config) -> CheckResult:
 
 
 def configuration(path: str | None, min_recordings: int | None = None) -> Config:
-    """The configuration named, or the nearest pyproject.toml's, or the defaults."""
+    """The configuration at `path`; if none is given, of the nearest pyproject.toml, or the defaults."""
     from dataclasses import replace
 
     from rnndiag.errors import BadArgument
@@ -116,7 +116,7 @@ def configuration(path: str | None, min_recordings: int | None = None) -> Config
 
 
 def _why_not(judgement: CheckResult) -> str:
-    """One line about the first check that was not judged, for logs that show errors only."""
+    """One line about the first check that was not judged, for logs that only show errors."""
     first = next((one for one in judgement.findings if one.status == "not_judged"), None)
     if first is None:
         return f"rnndiag: nothing was judged in {', '.join(judgement.paths)}\n"
@@ -125,7 +125,7 @@ def _why_not(judgement: CheckResult) -> str:
 
 
 def _told(reason: Exception) -> str:
-    """The reason on the console, the exit code at the end of its first paragraph."""
+    """The reason as printed, with the exit code at the end of its first paragraph."""
     what, remedy = getattr(reason, "what", str(reason)), getattr(reason, "remedy", "")
     *head, last = what.splitlines() or [""]
     first = "rnndiag: " + (head[0] if head else last)
@@ -165,7 +165,7 @@ def _write(args: argparse.Namespace, judgement: CheckResult) -> None:
 
 
 def write_file(path: Path, text: str, append: bool = False) -> None:
-    """Write a whole file, or append to one; BadArgument where that is impossible."""
+    """Write a file atomically, or append to one; raises BadArgument if that fails."""
     from rnndiag.errors import BadArgument
     from rnndiag.store.whole_files import append_text, write_whole
 

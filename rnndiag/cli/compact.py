@@ -10,7 +10,7 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 <
 
 
 def size(text: str) -> int:
-    """Number of bytes that a text such as `500000000`, `500M` or `1GiB` names."""
+    """Parse a size in bytes, such as `500000000`, `500M` or `1GiB`."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?)b?", text.strip().lower())
     if found is None or found[2] not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 500000000, 500M or 1GiB")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the options of the command."""
     parser.epilog = (
         "four words for a change: identical, within noise, shifted, out of bounds. "
         "exit codes: 0 written (whatever changed: judge with `rnndiag check`); 2 usage error; 3 a run cannot be read"
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page; print what changed."""
+    """Write the page and print what changed; returns the exit code."""
     from rnndiag.cli.report import warn_of_size
     from rnndiag.report.compare_page import comparable, heading, run_names, write_comparison
     from rnndiag.report.deltas import deltas

@@ -9,13 +9,13 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the options of the command."""
     parser.epilog = "exit codes: 0 printed; 2 usage error, or shtab is not installed"
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"{', '.join(SHELLS)}")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the script."""
+    """Print the script; returns the exit code."""
     from importlib import import_module
 
     from rnndiag.cli import COMMANDS

@@ -1,4 +1,4 @@
-"""`rnndiag export`: the numbers of a run as csv, json or a LaTeX table, with nothing but numpy."""
+"""`rnndiag export`: the numbers of a run as csv, json or a LaTeX table. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file; print how many numbers it holds."""
+    """Write the file and print the number of values in it; returns the exit code."""
     from rnndiag.errors import BadConfig, RunUnreadable
     from rnndiag.run.run import open_run
     from rnndiag.store.reader import listed
@@ -111,7 +111,7 @@ def _latex(args: argparse.Namespace) -> int:
 
 
 def chosen(one: Run, args: argparse.Namespace) -> Iterator[Series]:
-    """All series that were asked for, phase by phase."""
+    """All selected series, phase by phase."""
     from rnndiag.run.frames import chosen as keys
     from rnndiag.store.reader import no_recordings
 
@@ -172,8 +172,10 @@ def write_csv(one: Run, found: list[Series], file: IO[str]) -> int:
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula gets an apostrophe, and control characters are escaped: a run
-    is data, never code.
+    """A cell of the csv file: text that a spreadsheet would run as a formula gets an apostrophe, and control
+    characters are escaped.
+
+    Names in a run may come from strangers.
     """
     from rnndiag.store.safe_text import printable
 
@@ -184,7 +186,7 @@ def _cell(value: Any) -> Any:
 
 
 def write_json(one: Run, found: list[Series], file: IO[str]) -> int:
-    """Write one object per quantity and layer; return the number of numbers."""
+    """Write one object per quantity and layer; returns the number of values."""
     import json
 
     file.write(
@@ -212,7 +214,7 @@ def write_json(one: Run, found: list[Series], file: IO[str]) -> int:
 
 
 def _listed(values: np.ndarray) -> Any:
-    """Nested lists that strict JSON can hold."""
+    """Nested lists as strict JSON can hold them."""
     import numpy as np
 
     if np.iscomplexobj(values):

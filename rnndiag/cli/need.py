@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure in a process with torch, print the verdict and the curves."""
+    """Run `memory_need` in a process with torch, and print the verdict and the curves; returns the exit code."""
     from rnndiag.cli.check import write_file
     from rnndiag.health.frozen import factory_of
     from rnndiag.health.torch_side import ask

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from rnndiag.report.context import Context
 
 LARGE = 1_000_000
-"""Bytes above which a page is called large: browsers open it, mail systems may refuse it."""
+"""Size in bytes above which a page is called large: browsers open it, mail systems may refuse it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the options of the command."""
     parser.epilog = "exit codes: 0 written; 2 usage error; 3 the run cannot be read or compared"
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument(
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page; print the verdict and the path of the page."""
+    """Write the page; print the verdict and the path of the page; returns the exit code."""
     from rnndiag.report.numbers import run_numbers
     from rnndiag.report.page import write_page
     from rnndiag.report.progress import Progress
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _target(args: argparse.Namespace) -> Path:
-    """Path of the page: within the run unless --output names another."""
+    """Path of the page: inside of the run unless --output is given."""
     from rnndiag.errors import BadArgument
 
     if not args.output and "://" in args.run:
@@ -93,7 +93,7 @@ def _target(args: argparse.Namespace) -> Path:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    """Write the page at once, then whenever the run has grown or its status has changed, until it is over."""
+    """Write the page now, and again whenever the run has grown or its status has changed, until the run has ended."""
     from rnndiag.errors import BadArgument
     from rnndiag.report.page import write_page
     from rnndiag.report.write_report import report_context

@@ -1,4 +1,4 @@
-"""Escapes what a command prints: a stranger may have chosen the names in a run, and CI logs interpret some lines."""
+"""Escapes what a command prints: names in a run may come from strangers, and CI logs interpret some lines."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rnndiag.store.safe_text import safe_line
 
 
 class SafeStream(io.TextIOBase):
-    """A text stream that escapes what a terminal or a CI log would obey (see `safe_line`), then writes to `raw`.
+    """A text stream that escapes what a terminal or CI log would interpret (see `safe_line`), then writes to `raw`.
 
-    Lines are held back until they are whole, so that a command cannot be put together from two writes.
+    Lines are held back until they are complete, so that a command cannot be assembled from two writes.
     """
 
     def __init__(self, raw: TextIO) -> None:
@@ -22,40 +22,40 @@ class SafeStream(io.TextIOBase):
         self._line = ""
 
     def write(self, text: str) -> int:
-        """Write whole lines; keep what follows the last line break."""
+        """Write complete lines; keep what follows the last line break."""
         *lines, self._line = (self._line + text).split("\n")
         if lines:
             self.raw.write("".join(f"{safe_line(line)}\n" for line in lines))
         return len(text)
 
     def flush(self) -> None:
-        """Write the line that has no end yet."""
+        """Write the incomplete last line."""
         if self._line:
             line, self._line = self._line, ""
             self.raw.write(safe_line(line))
         self.raw.flush()
 
     def writable(self) -> bool:
-        """True: it can be written to."""
+        """True."""
         return True
 
     def isatty(self) -> bool:
-        """Whether the stream below is a terminal."""
+        """Whether the underlying stream is a terminal."""
         return self.raw.isatty()
 
     def fileno(self) -> int:
-        """The file descriptor of the stream below."""
+        """The file descriptor of the underlying stream."""
         return self.raw.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The encoding of the stream below."""
+        """The encoding of the underlying stream."""
         return self.raw.encoding
 
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Standard output and error are safe streams inside of the block."""
+    """Replace standard output and error by safe streams inside."""
     before = sys.stdout, sys.stderr
     out, err = SafeStream(before[0]), SafeStream(before[1])
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
@@ -70,7 +70,7 @@ def safe_streams() -> Iterator[None]:
 
 
 def write_as_is(text: str) -> None:
-    """Write text to standard output without escaping it: workflow commands that rnndiag made itself."""
+    """Write text to standard output without escaping, for workflow commands that rnndiag made itself."""
     stream = sys.stdout
     stream.flush()
     raw = stream.raw if isinstance(stream, SafeStream) else stream

@@ -1,4 +1,4 @@
-"""`rnndiag show`: what is in a run, in one screen; or what the quantities mean."""
+"""`rnndiag show`: the content of a run on one screen, or the meaning of the quantities."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _quantity_after_runs(args: argparse.Namespace) -> None:
-    """`show RUN loss` is `show RUN -q loss`, unless something of that name lies there."""
+    """Treat `show RUN loss` as `show RUN -q loss`, unless a path of that name exists."""
     from rnndiag.store.quantities import QUANTITIES
 
     last = args.runs[-1] if len(args.runs) > 1 and args.quantity is None else None
@@ -96,7 +96,7 @@ def _quantity_after_runs(args: argparse.Namespace) -> None:
 
 
 def _refuse_unclear(args: argparse.Namespace) -> None:
-    """Options that would do nothing."""
+    """Raise for options that would have no effect."""
     from rnndiag.errors import BadConfig
 
     if args.markdown:
@@ -116,7 +116,7 @@ def _is_pattern(text: str) -> bool:
 
 
 def size_text(size: float) -> str:
-    """Bytes in a unit that fits: 512 B, 4.8 MB."""
+    """A size in a suitable unit: 512 B, 4.8 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
@@ -125,7 +125,7 @@ def size_text(size: float) -> str:
 
 
 def when(seconds: float) -> str:
-    """A moment in UTC, to the minute."""
+    """A time in UTC, to the minute."""
     from datetime import datetime, timezone
 
     try:
@@ -196,7 +196,7 @@ def overview(one: Run) -> Iterator[str]:
 
 
 def limited(problems: Sequence[object]) -> Iterator[str]:
-    """Problems as lines; of very many, the first ones and their number."""
+    """Problems as lines; if there are very many, the first ones and their number."""
     for problem in problems[:_PROBLEMS_SHOWN]:
         yield str(problem)
     if len(problems) > _PROBLEMS_SHOWN:
@@ -232,7 +232,7 @@ def _headline_lines(one: Run) -> Iterator[str]:
 
 
 def _seam_lines(one: Run) -> Iterator[str]:
-    """What the cut between chunks removes of the gradient, from the newest recording that measured it."""
+    """The part of the gradient that the cut between chunks removes, from the newest recording that measured it."""
     told = [o.notes["seam"] for o in one.outlines if isinstance(o.notes.get("seam"), dict)]
     if told:
         yield "  across the seam"
@@ -240,7 +240,7 @@ def _seam_lines(one: Run) -> Iterator[str]:
 
 
 def _diagnosis_lines(one: Run) -> Iterator[str]:
-    """Heading, statement and the other causes."""
+    """Heading, statement and further causes."""
     import textwrap
 
     from rnndiag.health.diagnosis import diagnose

@@ -15,7 +15,7 @@ WIDTH = 60
 
 
 def text_picture(values: np.ndarray, width: int = WIDTH) -> str:
-    """The values (n,) as characters. Of more than `width` values, each character is the largest of several."""
+    """The values (n,) as characters; with more than `width` values, each character is the largest of several."""
     import numpy as np
 
     flat = np.asarray(values, float).ravel()
@@ -37,7 +37,8 @@ def _sign(value: float, low: float, high: float) -> str:
 
 
 def pictures(series: Series) -> Iterator[str]:
-    """The newest recording along its longest dimension, as a line of blocks for each of at most eight other labels."""
+    """The newest recording along its longest dim as a line of blocks, for each of at most eight labels of other
+    dims."""
     import numpy as np
 
     newest = series.valid(series.steps.size - 1)
