@@ -1,4 +1,4 @@
-"""Escapes what a command prints: names in a run may come from strangers, and CI logs interpret some lines."""
+"""Escapes what a command prints: names in a run are untrusted, and CI logs interpret some lines."""
 
 from __future__ import annotations
 

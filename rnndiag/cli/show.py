@@ -232,7 +232,7 @@ def _headline_lines(one: Run) -> Iterator[str]:
 
 
 def _seam_lines(one: Run) -> Iterator[str]:
-    """The part of the gradient that the cut between chunks removes, from the newest recording that measured it."""
+    """Lines on the gradient that the cut between chunks removes, from the newest recording that measured it."""
     told = [o.notes["seam"] for o in one.outlines if isinstance(o.notes.get("seam"), dict)]
     if told:
         yield "  across the seam"

@@ -76,11 +76,11 @@ class Proof:
     verdict: Verdict
     reasons: tuple[str, ...]
     residual: Mapping[str, float] = field(default_factory=dict)
-    """By parameter: |Σ_t g_t − G| / Σ_t |g_t|."""
+    """Parameter -> |Σ_t g_t − G| / Σ_t |g_t|."""
     residual_of_gradient: Mapping[str, float] = field(default_factory=dict)
-    """By parameter: |Σ_t g_t − G| / |G|."""
+    """Parameter -> |Σ_t g_t − G| / |G|."""
     layers: Mapping[str, LayerProof] = field(default_factory=dict)
-    """By layer run."""
+    """Layer run -> residuals of the other two proofs."""
 
     @property
     def worst(self) -> float:
@@ -191,7 +191,7 @@ def _layer_faults(name: str, proof: LayerProof, bound: Bound) -> list[str]:
 
 @dataclass(frozen=True)
 class _SumLaw:
-    """By parameter: both residuals, G − Σ_t g_t in float64, Σ_t |g_t|, and the rounding of G itself."""
+    """Per parameter: both residuals, G − Σ_t g_t in float64, Σ_t |g_t|, and the rounding error of G."""
 
     residual: dict[str, float] = field(default_factory=dict)
     relative: dict[str, float] = field(default_factory=dict)

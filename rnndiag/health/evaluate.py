@@ -1,4 +1,4 @@
-"""Evaluates one rule on one layer of a run: the number, its limits, since when it violates them, what else moved.
+"""Evaluates one rule on one layer of a run: the number, its limits, since when it violates them, what else changed.
 
 A number is judged only if it rests on enough values (`min_recordings`) within the check's window. Earlier values are
 shown but not judged: otherwise a quantity that is no longer measured would pass forever.

@@ -60,8 +60,8 @@ class _Adopting(_Base):
 class GradientDiagnostics(_Adopting):
     """Records, while a Lightning module trains, how far back the gradients of its recurrent layers reach.
 
-    Training is not touched: with and without the callback the weights are bit-identical. A fault of its own is told
-    once and stored in the run, and training goes on.
+    It does not influence training: with and without the callback the weights are bit-identical. Its own errors are
+    reported once and stored in the run, and training continues.
 
     Args:
         dirpath: Where the run is written. None: `runs/<date and time>`. If a run is there already, a fresh fit writes

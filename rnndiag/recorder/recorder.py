@@ -36,8 +36,8 @@ class Recorder:
     """Records, in any training loop, how far back the gradients of a model's recurrent layers reach.
 
     It writes a run as `rnndiag.GradientDiagnostics` does: within a budget of the training time, with the history of
-    every step, a black box for accidents, and a report at the end. Training is not touched: the weights are
-    bit-identical to those of the loop without it. A fault of its own is told once, and training goes on.
+    every step, a black box for accidents, and a report at the end. It does not influence training: the
+    weights are bit-identical to those of the loop without it. Its own errors are reported once, and training continues.
 
     Args:
         model: The module that is trained (a wrapper of Fabric, DistributedDataParallel or torch.compile is looked

@@ -1,8 +1,8 @@
-"""The recommended truncation window: the shortest one that costs no more than a given relative bias.
+"""The recommended truncation window: the shortest one whose relative bias is at most a given ε.
 
-Two numbers stand side by side. *Of the minibatch*: the bias measured on the recorded minibatches; where the gradient
-is mostly noise it compares noise with noise. *Systematic*: the bias of the mean gradient, from unbiased squares pooled
-over recordings; it is used where it is resolved.
+Two biases are available. *Minibatch*: measured on the recorded minibatches; where the gradient is mostly noise it
+compares noise with noise. *Systematic*: the bias of the mean gradient, from unbiased squares pooled over recordings; it
+is used where it is resolved.
 """
 
 from __future__ import annotations
@@ -181,11 +181,12 @@ class Systematic:
 
 
 def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systematic:
-    """Pool |E S_d|² and |E g|² over recordings: tail (R, D), gradient (R,), standard errors of tail (R, D) if known.
+    """Pool |E S_d|² and |E g|² over recordings: tail (R, D), gradient (R,), standard errors of tail (R, D) if
+    known.
 
-    A tail is NaN where a recording did not measure it; each is pooled over the recordings that did. Standard errors
-    come from the spread over recordings, or where there are fewer than 3 from `tail_error`. Resolved means that |E g|²
-    stands 3 standard errors clear of zero.
+    A tail is NaN in recordings that did not measure it; each is pooled over those that did. Standard errors come from
+    the spread over recordings, or with fewer than 3 recordings from `tail_error`. Resolved means that |E g|² is 3
+    standard errors above zero.
     """
     tails = np.atleast_2d(np.asarray(tail, np.float64))
     gradients = np.asarray(gradient, np.float64).reshape(-1)

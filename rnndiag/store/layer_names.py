@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from rnndiag.store.quantities import MODEL
 
 STACK = ".."
-"""Stands between the first and the last layer of a stack: `lstm.l0..l1`. No module's name can hold it."""
+"""Separator between the first and the last layer of a stack: `lstm.l0..l1`. Module names cannot contain it."""
 
 _NUMBER = re.compile(r"[#@]\d+")
 

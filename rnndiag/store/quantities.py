@@ -1,8 +1,8 @@
-"""The registry of stored quantities: the one list that writer, reader, report and docs share.
+"""The registry of stored quantities, shared by writer, reader, report and docs.
 
-A quantity is data: its dims, unit, scale and one sentence of meaning. `owner` says whose it is: of each layer run,
-or of the whole model (stored under the layer name `model`). Values of scale `log` are natural logarithms; a log of
-exact zero is -inf. The rows stand in rnndiag/store/quantity_table.py.
+A quantity is data: its dims, unit, scale and one sentence of meaning. `owner` tells whether it belongs to each layer
+run or to the whole model (stored under the layer name `model`). Values of scale `log` are natural logarithms; a log of
+exact zero is -inf. The rows are in rnndiag/store/quantity_table.py.
 """
 
 from __future__ import annotations

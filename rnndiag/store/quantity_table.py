@@ -1,8 +1,8 @@
-"""The rows of the registry of quantities; rnndiag/store/quantities.py reads them.
+"""The rows of the registry of quantities, parsed by rnndiag/store/quantities.py.
 
-A group starts with [its name, whose quantities these are]. A quantity is one line
+A group starts with [its name, owner of its quantities]. A quantity is one line
     name | dims | unit | scale [| how the ranks of a step are pooled, if not by their mean]
-and below it, indented, one sentence of meaning. `-` stands for no dims: one number.
+and below it, indented, one sentence of meaning. `-` means no dims: one number.
 """
 
 TABLE = """

@@ -1,8 +1,8 @@
-"""Read and write whole files without following what somebody else put in their place.
+"""Read and write whole files without following links that others may have placed at the path.
 
-A run directory may come from a stranger, and several users may share a folder of reports. A file is therefore written
-under a random name, created exclusively, and renamed into place: a link that waits at the target is replaced, never
-followed. A file is read only if it is a regular one: opening a pipe would wait for ever.
+A run directory may be untrusted, and several users may share a folder of reports. A file is therefore written under a
+random name, created exclusively, and renamed into place: a link at the target is replaced, never followed. A file is
+read only if it is a regular one: opening a pipe would block.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NEW = (
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[IO[bytes]]:
-    """A binary file to write; it takes its name when the block ends, whole or not at all.
+    """A binary file to write; it gets its name atomically when the block ends.
 
     Args:
         path: Where to write; what is there is replaced. Missing folders are made. `/dev/stdout` and its like are
@@ -63,7 +63,7 @@ def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[I
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes, durable: bool = True) -> Path:
-    """Write bytes, or text as UTF-8, as a whole file (see `whole_file`); the path."""
+    """Write bytes, or text as UTF-8, atomically (see `whole_file`); returns the path."""
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with whole_file(path, durable) as file:
         file.write(data)
@@ -71,7 +71,7 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes, durable: boo
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:
-    """Append to a regular file, which is made where it is missing; a link at the path is not followed."""
+    """Append to a regular file, created if missing; a link at the path is not followed."""
     flags = (
         os.O_WRONLY
         | os.O_CREAT

@@ -50,7 +50,7 @@ class Recurrence(Protocol):
         ...
 
     def start(self, inputs: Tensor) -> Any:
-        """The state that None stands for; None if only the program knows it."""
+        """The initial state used for None; None if only the program knows it."""
         ...
 
     def batch_dim(self, part: Tensor) -> int:

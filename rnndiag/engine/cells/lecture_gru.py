@@ -1,6 +1,7 @@
-"""The lectures' GRU: reset is applied to h before the matrix, and h_t = (1-z) h_{t-1} + z n: z's role is swapped.
+"""The GRU of the lectures: reset is applied to h before the matrix product, and h_t = (1-z) h_{t-1} + z n (z
+swapped).
 
-W_hh holds the blocks r and z; the matrix of n stands inside the step as the extra weight `weight_hn` (H, H).
+W_hh holds the blocks r and z; the matrix of n is the extra weight `weight_hn` (H, H), applied within the step.
 """
 
 from __future__ import annotations

@@ -118,9 +118,9 @@ def strided(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 
 
 def with_padding(inputs: Tensors, layout: Layout, lengths: Sequence[int], shift: int) -> Tensors:
-    """Inputs whose padded steps hold values of valid steps: zeros there would hide what leaks.
+    """Inputs whose padded steps hold values of valid steps: zeros there would hide leaks.
 
-    The values are those of the sequence read backwards, moved on by `shift` steps.
+    The values are those of the sequence read backwards, shifted by `shift` steps.
     """
     padded = []
     for x in inputs:

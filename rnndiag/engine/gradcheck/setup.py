@@ -167,9 +167,9 @@ def check_arguments(inputs: Tensors, chunk: int | None) -> None:
 
 
 def full_length(kernel: Kernel, count: int) -> Kernel:
-    """A kernel that always wants lengths, called with those of the whole.
+    """The kernel with lengths always given: those of the whole sequences.
 
-    `count` is the number of sequences, by which the batch dimension is told from time; a batch of one is run as such.
+    `count` is the number of sequences, which identifies the batch dim; a batch of one is passed without lengths.
     """
 
     def called(inputs: Any, state: Any) -> Any:

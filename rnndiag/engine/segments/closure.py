@@ -1,7 +1,8 @@
-"""The fourth proof, closure: every way from a later loss to an earlier state goes through the states in between.
+"""The fourth proof, closure: every path from a later loss to an earlier state goes through the states in between.
 
-Where it does not, hops from mark to mark are no time steps: a skip connection over three steps arrives three steps
-earlier after one hop, and no window can be told from what arrives. The proof walks over the graph between the marks.
+Without closure, hops from mark to mark are not time steps: a skip connection over three steps arrives three steps
+earlier after one hop, so windows cannot be computed from what arrives. The proof walks over the graph between the
+marks.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from rnndiag.engine.segments.marks import LEAF, Edge, Mark, sequence_number
 
 @dataclass(frozen=True)
 class Closure:
-    """What a walk over the graph between marks found."""
+    """Result of a walk over the graph between marks."""
 
     open: str = ""
-    """What leads around the state; empty: nothing does."""
+    """The path that bypasses the state; empty: there is none."""
     within: bool = False
     """Whether some marks of a step lead to others of the same step, as in a stack of cells."""
     takes_from: frozenset[int] = frozenset()
-    """Which of the other loops the marks depend on, by their place in `others`."""
+    """Other loops that the marks depend on, as indices into `others`."""
     leaves: tuple[Tensor, ...] = ()
-    """The leaf tensors that the steps of the loop use directly, each once, in the order in which they were met."""
+    """The leaf tensors that the steps of the loop use directly, each once, in the order found."""
     leaves_of_later: frozenset[int] = frozenset()
     """ids of the leaves that the marks of later steps depend on directly."""
     leaves_of_loss: frozenset[int] = frozenset()
     """ids of the leaves that the loss depends on before any mark."""
     leaves_around: Mapping[int, str] = field(default_factory=dict)
-    """id of a leaf -> how a step depends on its use in an earlier step by no state in between."""
+    """id of a leaf -> how a step depends on an earlier step's use of it by a path that avoids the states."""
 
 
 def marks_behind(
@@ -44,10 +45,10 @@ def marks_behind(
     oldest: int,
     passed: set[Edge] | None = None,
 ) -> tuple[set[int], list[Any]]:
-    """The first marks met on every way back from some edges, and the leaf nodes met before any mark.
+    """The first marks on every path back from some edges, and the leaf nodes reached before any mark.
 
-    stops: edge -> key of the mark there. oldest: nodes made before this sequence number lead to no mark.
-    passed: takes the edges on the way.
+    stops: edge -> key of the mark there. oldest: nodes made before this sequence number lead to no mark. passed: set to
+    which the edges on the way are added.
     """
     marks: set[int] = set()
     leaves: dict[Any, None] = {}
@@ -152,7 +153,8 @@ _READ = "step {} uses a value of step {} that is no marked state"
 
 
 def _begins(marks: Sequence[Mark], by_next: bool = False) -> list[int]:
-    """Sequence number of each step's first mark; of a step without one, that of the step before, or of the next."""
+    """Sequence number of each step's first mark; for a step without one, that of the previous step, or of the next
+    one."""
     first: dict[int, int] = {}
     for mark in marks:
         first[mark.time] = min(mark.number, first.get(mark.time, LEAF))
@@ -177,11 +179,11 @@ def _readout(
     others: AbstractSet[Edge],
     oldest: int,
 ) -> tuple[str, set[int]]:
-    """Whether what the loss reads in one step holds values of an earlier one, and the leaves that it reads.
+    """How the loss of one step reads values of an earlier step (empty: it does not), and the leaves that it reads.
 
-    Running sums of losses do no harm.
+    Running sums of losses are allowed.
 
-    After the last step everything may be read, as the outputs of a layer are: the loss enters where it reads.
+    After the last step everything may be read, as the outputs of a layer are: the loss then enters where it reads.
     """
     begins, last = _begins(marks, by_next=True), max(mark.time for mark in marks)
 
@@ -215,7 +217,8 @@ def _readout(
             consumers.setdefault(child, []).append(node)
 
     def is_pooled(node: Any, child: Any) -> bool:
-        """Whether a sum over steps goes on, read by nobody before the last step: each step enters where it is added."""
+        """Whether a node adds to a sum over steps that nothing reads before the last step: each step enters where
+        it is added."""
         after = consumers.get(node, [])
         adds = node.name().startswith("Add") and len(consumers[child]) == 1 == len(after)
         return adds and all(
@@ -244,7 +247,7 @@ def _readout(
 
 
 def _is_running_sum(node: Any, child: Any, number: int) -> bool:
-    """Whether an edge adds up losses: numbers, or one number a sample added to others."""
+    """Whether an edge accumulates losses: numbers, or one number per sample added to others."""
     if not hasattr(child, "_input_metadata"):
         return bool(node.name().startswith("Add"))
     shape = tuple(child._input_metadata[number].shape)

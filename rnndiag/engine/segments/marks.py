@@ -173,10 +173,10 @@ class CutGraph:
         return self._run(roots, given, {})
 
     def from_marks(self, seeds: Mapping[int, Tensor], pass_on: bool = False) -> _Pulled:
-        """One backward pass that begins at the marks in `seeds` and ends at the next marks behind them.
+        """One backward pass that starts at the marks in `seeds` and ends at the next marks behind them.
 
-        seeds: mark -> the gradient that it sends on, whatever arrives there. pass_on: seeded marks also send on
-            what arrives from other seeded ones; their own arrivals are then not to be used.
+        seeds: mark -> the gradient that it sends, whatever arrives there. pass_on: seeded marks also send what arrives
+        from other seeded ones; the gradients that arrive at them are then not valid.
         """
         keys = list(seeds)
         roots = [self.marks[key].root for key in keys]
@@ -232,6 +232,6 @@ class _Pulled:
     """Result of one backward pass."""
 
     gradients: Gradients
-    """By parameter; None: nothing reached it."""
+    """By parameter; None: no gradient reached it."""
     arrived: dict[int, Tensor]
     """Mark -> the gradient that arrived there, after the user's hooks."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from rnndiag.engine.segments.marks import CutGraph, Gradients, Mark, RunBackward
 
 ALL = "all"
-"""All parameters together."""
+"""Key of the results over all parameters together."""
 
 
 LEAST_SHARE = 1e-2
@@ -27,23 +27,24 @@ LEAST_SHARE = 1e-2
 
 @dataclass(frozen=True)
 class MarkedLoop:
-    """What is to be measured: the marks of one loop, and the parameters that its windows are about."""
+    """The marks of one loop, and the parameters whose windows are measured."""
 
     name: str
     marks: tuple[Mark, ...]
     parameters: Mapping[str, Tensor]
     within: bool = False
-    """Some marks of a step lead to others of the same step."""
+    """Whether some marks of a step lead to others of the same step."""
     coarse: bool = False
-    """The graph rounds to 16 bits here and there (autocast)."""
+    """Whether parts of the graph round to 16 bits (autocast)."""
     hooks: bool = False
-    """Users' hooks may stand on gradients between the marks; they are given zeros where nothing is to be moved."""
+    """Whether users' hooks may be on gradients between the marks; marks without a gradient then send zeros, so that
+    they run."""
     ahead: bool = False
-    """The marks stand before the steps: a loss reaches its own step on the way to its first mark."""
+    """Whether the marks are before the steps: the loss of a step then reaches that step before its first mark."""
 
     @property
     def bound(self) -> float:
-        """What rounding may leave of the sum of all lags, relative."""
+        """Relative rounding error allowed in the sum of all lags."""
         widths = {torch.finfo(mark.root.dtype).bits for mark in self.marks}
         return 3e-2 if self.coarse or 16 in widths else 1e-9 if widths == {64} else 1e-4
 
@@ -55,14 +56,14 @@ class MarkedLoop:
 
 @dataclass(frozen=True)
 class LoopMeasurement:
-    """What the graph gave. Lags d = 0 .. D-1, windows τ = 0 .. D (or D+1 where the marks stand before the steps)."""
+    """The result. Lags d = 0 .. D-1, windows τ = 0 .. D (or D+1 if the marks are before the steps)."""
 
     name: str
     T: int
     B: int
     parameters: tuple[str, ...]
     log_credit: Tensor
-    """ln C[u, u-d] by step u of the loss and lag d, (T, D); -inf where nothing arrived, NaN where u < d."""
+    """ln C[u, u-d] by step u of the loss and lag d, (T, D); -inf if nothing arrived, NaN for u < d."""
     direct_norm: Tensor
     """|e_t| by step and sample, (T, B)."""
     adjoint_norm: Tensor
@@ -80,11 +81,12 @@ class LoopMeasurement:
     contribution_alignment: dict[str, Tensor]
     """cos(g_t, g), (T,)."""
     residual: dict[str, float]
-    """|g - Σ_d c_d| / Σ_d |c_d| by parameter: zero, up to rounding, if all gradients are linear in what arrives."""
+    """|g - Σ_d c_d| / Σ_d |c_d| by parameter: zero, up to rounding, if the graph is differentiated correctly at
+    every lag."""
     bound: float
-    """What rounding may leave of both residuals."""
+    """Rounding error allowed in both residuals."""
     adjoint_residual: float
-    """Largest |δ_t - Σ_d a^d_t| / |δ_t|; NaN where not all lags were measured."""
+    """Largest |δ_t - Σ_d a^d_t| / |δ_t|; NaN if not all lags were measured."""
 
     @property
     def window_bias(self) -> Tensor:
@@ -93,7 +95,7 @@ class LoopMeasurement:
 
 
 class _Norms:
-    """Per-sample norms of what arrives at marks, in float64."""
+    """Per-sample norms of the gradients that arrive at marks, in float64."""
 
     def __init__(self, marks: Sequence[Mark]) -> None:
         self.marks = marks
@@ -103,7 +105,7 @@ class _Norms:
         self.device = marks[0].root.device
 
     def by_step(self, arrived: Mapping[int, Tensor]) -> Tensor:
-        """|.| over all parts of the state, (T, B)."""
+        """Norm over all parts of the state, (T, B)."""
         parts: dict[tuple[int, str], Tensor] = {}
         for key, gradient in arrived.items():
             mark = self.marks[key]
@@ -126,7 +128,7 @@ def measure_loop(
     run_backward: RunBackward,
     max_lags: int | None = None,
 ) -> LoopMeasurement:
-    """Measure the lags of one loop, at the price of one backward pass of the loop a lag.
+    """Measure the lags of one loop, at the cost of one backward pass of the loop per lag.
 
     Args:
         loop: The marks and parameters; `closure_of` must have found no way around the marks.
@@ -199,10 +201,10 @@ def _not_zero(arrived: dict[int, Tensor]) -> dict[int, Tensor]:
 def _one_step_back(
     cut: CutGraph, loop: MarkedLoop, here: dict[int, Tensor]
 ) -> tuple[dict[int, Tensor], Gradients]:
-    """All losses one step back: what arrives at the steps before, and the lag gradient of this lag.
+    """Move all losses one step back: returns the gradients at the earlier steps' marks, and the lag gradient.
 
-    Where marks of a step lead to others of it, the even and the odd steps are moved one after the other: what arrives
-    at a step of the other kind has crossed a step, what arrives at one of the same kind has not.
+    If marks of a step lead to others of the same step, even and odd steps are moved separately: a gradient arriving at
+    a step of the other parity has crossed a step, one arriving at the same parity has not.
     """
     if not loop.within:
         found = cut.from_marks(here)
@@ -220,7 +222,8 @@ def _one_step_back(
 
 
 def _with_whole_steps(loop: MarkedLoop, seeds: dict[int, Tensor]) -> dict[int, Tensor]:
-    """All marks of the seeded steps are seeded, some with zeros, so that they pass on what comes from the others."""
+    """The seeds, with zeros for all other marks of the seeded steps, so that these pass on what comes from the
+    others."""
     times = {loop.marks[key].time for key in seeds}
     others = {
         key: torch.zeros_like(mark.root)
@@ -231,11 +234,10 @@ def _with_whole_steps(loop: MarkedLoop, seeds: dict[int, Tensor]) -> dict[int, T
 
 
 def _of_parts(cut: CutGraph, loop: MarkedLoop, arrived: dict[int, Tensor]) -> dict[int, Tensor]:
-    """δ of each part of the state by itself, without the way through other parts of the same step.
+    """δ of each part of the state alone, without paths through other parts of the same step.
 
     A backward pass gives w = δ + Wᵀw, where W leads from parts of a step to others of it (h = o·tanh(c)): pulled back
-    through its own step alone, w gives Wᵀw. The even and the odd steps are taken one after the other, so that nothing
-    else arrives.
+    through its own step alone, w gives Wᵀw. Even and odd steps are processed separately, so that nothing else arrives.
     """
     if not loop.within:
         return arrived
@@ -255,7 +257,7 @@ def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def _by_output(credit: Sequence[Tensor]) -> Tensor:
-    """(T, D): ln of the mean over samples, by the step of the loss instead of that of the state."""
+    """(T, D): ln of the mean over samples, indexed by the step of the loss instead of that of the state."""
     T = len(credit[0])
     table = torch.full((T, len(credit)), math.nan, dtype=torch.float64, device=credit[0].device)
     for lag, norm in enumerate(credit):
@@ -264,7 +266,7 @@ def _by_output(credit: Sequence[Tensor]) -> Tensor:
 
 
 class _Windows:
-    """What each window leaves out, updated lag by lag with one gradient-sized buffer."""
+    """The gradient left out by each window, updated lag by lag in one gradient-sized buffer."""
 
     def __init__(self, loop: MarkedLoop, whole: Gradients, from_loss: Gradients) -> None:
         parameters = tuple(loop.parameters.values())
@@ -284,13 +286,13 @@ class _Windows:
         self._note()
 
     def add(self, gradients: Gradients) -> None:
-        """The next lag gradient."""
+        """Subtract the next lag gradient."""
         self.lags.append([0.0 if g is None else float(_real(g).norm()) for g in gradients])
         self._subtract(gradients)
         self._note()
 
     def beyond(self, gradients: Gradients) -> None:
-        """All further lags together: they end no window, and are part of the sum."""
+        """Subtract all further lags together: they define no windows, but belong to the sum."""
         self._subtract(gradients)
 
     def _subtract(self, gradients: Gradients) -> None:
@@ -309,15 +311,15 @@ class _Windows:
         self.progress.append(inner / self.size**2 if self.size else math.nan)
 
     def tail_norms(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """|g - g_τ|; the last window, which holds every lag, leaves out what rounding left."""
+        """|g - g_τ|; for the last window, which holds every lag, this is rounding error."""
         return _columns(self.tails, names)
 
     def lag_norms(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """|c_d|."""
+        """|c_d| by parameter and for `all`."""
         return _columns(self.lags, names)
 
     def residual(self, names: Sequence[str]) -> dict[str, float]:
-        """What is left after all lags, over the sum of the sizes of what was taken off."""
+        """The remainder after all lags over the sum of the norms subtracted, by parameter."""
         off = [float(rest.norm()) for rest in self.rest]
         # a gradient that is zero up to rounding, as of a bias before a normalisation, is held against the others
         least = LEAST_SHARE * max(self.sums, default=0.0)
@@ -350,7 +352,7 @@ def _norm(values: Sequence[Tensor]) -> float:
 def _contributions(
     cut: CutGraph, loop: MarkedLoop, partial: Mapping[int, Tensor]
 ) -> _Contributions:
-    """g_t, one step at a time: the adjoints of one step's marks, pulled through that step alone."""
+    """g_t, one step at a time: the adjoints of one step's marks, pulled back through that step alone."""
     found = _Contributions(loop.T, len(loop.parameters))
     keys: dict[int, list[int]] = {}
     for key in partial:

@@ -17,7 +17,7 @@ LOW, HIGH = 0.05, 0.95
 """Gates outside of LOW..HIGH are shut or open; a unit with a mean activation derivative below LOW is saturated."""
 
 CHUNK_BYTES, NUMBERS = 64 * 2**20, 24
-"""Stretches are as long as about this many bytes allow, at so many numbers a step, sequence and unit."""
+"""Stretches take about CHUNK_BYTES of memory, estimated from NUMBERS numbers per step, sequence and unit."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 
 def four_numbers(values: Tensor) -> Tensor:
-    """(..., N) -> (..., 4): mean, 5, 50 and 95 % quantile over the last axis. NaN stands for 'does not exist' and is
-    left out; all NaN gives NaN. -inf (the logarithm of an exact zero) is a value like any other."""
+    """(..., N) -> (..., 4): mean, 5, 50 and 95 % quantile over the last axis.
+
+    NaN means 'does not exist' and is ignored; all NaN gives NaN. -inf (the logarithm of an exact zero) is a value like
+    any other.
+    """
     missing = values.isnan()
     count = (~missing).sum(-1)
     mean = values.masked_fill(missing, 0.0).sum(-1) / count

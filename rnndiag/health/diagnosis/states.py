@@ -11,7 +11,7 @@ from rnndiag.health.diagnosis.features import Features
 FEWEST_STEPS = 20
 """With fewer steps the state is `cannot_tell`."""
 IGNORES_INPUT = 0.12
-"""With a swing below this share of the loss, the model answers as if it did not see its input."""
+"""With a swing below this share of the loss, the model's answer is taken to be independent of its input."""
 USES_INPUT = 0.35
 """With a swing above this share of the loss, the model uses its input."""
 LEARNED = 0.25
@@ -19,7 +19,7 @@ LEARNED = 0.25
 AT_FLOOR = 0.1
 """A model whose final loss is below this share of the first has learned, even if it still improves."""
 METRIC_GAINED = 0.5
-"""A monitored accuracy that went this share of the way to 1 contradicts a loss that stands still."""
+"""A monitored accuracy that went this share of the way to 1 contradicts a loss that does not fall."""
 UNMOVED = 0.05
 """A final loss less than this share below the reference has not moved..."""
 FALLS = 0.02

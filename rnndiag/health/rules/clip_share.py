@@ -1,4 +1,4 @@
-"""Rule: how often clipping is active, which tells a safety net from a limit on every step."""
+"""Rule: how often clipping is active, which distinguishes a safety net from a limit on every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rule: the largest Lyapunov exponent, which tells whether nearby states stay together."""
+"""Rule: the largest Lyapunov exponent, positive if nearby states diverge."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ Chain = tuple[Call, ...]
 
 
 def chains(calls: Sequence[Call]) -> list[Chain]:
-    """The calls of one backward pass as recurrences, in order of their first calls.
+    """The calls of one backward pass grouped into recurrences, in order of their first calls.
 
-    A call continues an earlier one if its whole state is that one's end, up to sequences that were reset in between,
-    gradients flow back, the weights are the same and nobody else starts from that end. Everything else begins a
-    recurrence of its own.
+    A call continues an earlier one if its whole state is the final state of that call, up to sequences that were reset
+    in between, gradients flow back, the weights are the same and no other call starts from that final state. Every
+    other call starts a new recurrence.
     """
     by_number = {call.number: call for call in calls}
     starters = Counter(

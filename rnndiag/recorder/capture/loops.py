@@ -317,9 +317,9 @@ def unpacking_fault(marks: Sequence[Mark]) -> str:
 
 
 def _stands_ahead(track: Track, closure: Closure) -> bool | None:
-    """Whether a loss reaches its own step before the first mark; None where it does in part.
+    """Whether a loss reaches its own step before the first mark; None if it does in part.
 
-    Where the first state comes from no step, `carry` stands before the steps.
+    If the first state is not the result of a step, `carry` is before the steps.
     """
     later, of_loss = closure.leaves_of_later, closure.leaves_of_loss
     if not track.calls[0].marks or not leaves_of_first_step(track.marks) & later:

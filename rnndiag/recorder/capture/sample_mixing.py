@@ -29,12 +29,14 @@ from rnndiag.recorder.capture.node_tags import MARK
 MOST_NODES = 20_000
 """Most operations between the loss and the recurrent outputs."""
 MOST_BYTES = 64 * 2**20
-"""Bytes that the gradients of these operations may take at most: they are all kept until the second derivative."""
+"""Most bytes of the gradients of these operations: they are all kept until the second derivative."""
 ROUNDING = 1e-12
-"""Of the largest that arrives; what a sum over samples sends to the others is an exact zero in all usual operations."""
+"""Relative to the largest entry that arrives; for a sum over samples the others get exact zeros in all usual
+operations."""
 SEED = 21
 RANDOM = 4093
-"""Random numbers of a cotangent: a prime, so that they fall on other entries of every sample and step."""
+"""Length of the repeated random cotangent: a prime, so that its numbers meet different entries in every sample and
+step."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,11 @@ class _Axis:
     """(entries,) sample of each entry along the axis; None: entry k is sample k."""
 
     def only(self, value: Tensor, chosen: Tensor) -> Tensor:
-        """The value with zeros at the samples that are not chosen."""
+        """The value with zeros at all other samples."""
         return value * self._of(chosen).to(value).view(-1, *[1] * (value.dim() - 1 - self.dim))
 
     def largest(self, value: Tensor, chosen: Tensor) -> float:
-        """Size of the largest entry of the chosen samples; NaN if one is NaN."""
+        """Absolute value of the largest entry of the chosen samples; NaN if one is NaN."""
         rows = self._of(chosen).nonzero().flatten().to(value.device)
         own = value.index_select(self.dim, rows)
         low, high = own.aminmax() if own.numel() else (torch.zeros(()), torch.zeros(()))
@@ -180,7 +182,7 @@ class _Axis:
 
 
 def _random(like: Tensor, draw: torch.Generator) -> Tensor:
-    """A few random numbers over and over: as many as there are entries would cost more than the derivative."""
+    """A few random numbers repeated over all entries: drawing one per entry would cost more than the derivative."""
     few = torch.randn(RANDOM, generator=draw).to(like)
     return few.repeat(-(-like.numel() // RANDOM))[: like.numel()].view(like.shape)
 

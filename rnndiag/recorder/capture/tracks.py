@@ -132,10 +132,10 @@ def together(group: Sequence[Track]) -> list[Mark] | None:
 
 
 def in_one(tracks: Sequence[Track], roots: Sequence[Edge]) -> list[Track]:
-    """The tracks, those of one module or `carry` that come one after another as one, if the graph is to measure them.
+    """Join consecutive tracks of one module or `carry` if they are to be measured on the graph.
 
-    A state that is detached or begins anew in between cuts a loop into several tracks. Truncation cuts all of them, and
-    on the graph each alone would be held against the gradient of all. roots: what is differentiated.
+    A state that is detached or newly started cuts a loop into several tracks. Truncation cuts all of them, and each
+    alone would be compared with the gradient of all. roots: the differentiated tensors.
     """
     by_owner: dict[tuple[bool, str], list[Track]] = {}
     for track in tracks:

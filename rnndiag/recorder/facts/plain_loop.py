@@ -1,4 +1,4 @@
-"""Counters of a hand-written training loop, which nobody else keeps."""
+"""Counters of a hand-written training loop."""
 
 from __future__ import annotations
 

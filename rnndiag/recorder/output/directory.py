@@ -27,10 +27,11 @@ def chosen_directory(
     dirpath: str | None,
     wrote_before: bool,
 ) -> RunPlace:
-    """The place of a fit that starts at `step`.
+    """The directory of a fit that starts at `step`.
 
-    A checkpoint that this callback was saved in continues its run, unless another dirpath was asked for since. The same
-    callback in a Trainer that goes on continues too. Everything else is a fresh fit, and never writes into a run.
+    A checkpoint of this callback continues its run, unless another dirpath was given since. The same callback in a
+    Trainer that continues a fit continues its run too. Everything else is a new fit, and never writes into an existing
+    run.
     """
     if step > 0 and checkpoint is not None and checkpoint.get("dirpath", "") == (dirpath or ""):
         before = Path(checkpoint["run_dir"])

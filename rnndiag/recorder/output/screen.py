@@ -25,7 +25,7 @@ HEADERS = ("layer", "reach", "gain/step", "window (10 %)", "rho(W)", "not finite
 _MAY_BE_CUT = ("learning", "learned", "cannot_tell")
 WIDTH = 108
 MOST_LINES, FEW_LINES = 8, 5
-"""Of more layers, or calls of a layer, than MOST_LINES the first FEW_LINES are shown."""
+"""With more layers, or calls of a layer, than MOST_LINES only the first FEW_LINES are shown."""
 """Sentences are wrapped at this many characters."""
 
 

@@ -1,1 +1,1 @@
-"""What is truncated: one layer, a stack of layers cut at the same time step, or chunks joined across a seam."""
+"""The recurrence to be truncated: one layer, a stack of layers cut at one time step, or chunks joined across a seam."""

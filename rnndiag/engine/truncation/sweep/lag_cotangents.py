@@ -50,7 +50,7 @@ class Lag:
     row_scales: RowScales | None
     """The factors that the rows were divided by; None: 1."""
     steps_back: tuple[StepBack, ...] = ()
-    """By layer; without gradients if they were not requested."""
+    """Factors of the parameter gradients, by layer; without gradients if they were not requested."""
 
     @cached_property
     def size(self) -> Tensor | None:
@@ -90,7 +90,7 @@ class RowScales:
 
     @classmethod
     def of(cls, log: Tensor, is_zero: Tensor) -> RowScales:
-        """From the logarithms."""
+        """The scales with these logarithms."""
         return cls(log, log.exp(), is_zero, float(log.abs().max()) > LARGEST_LOG)
 
     def after(self, rows: int) -> RowScales:
