@@ -66,10 +66,12 @@ def scan_stretch(
         if weight_hr is not None:
             back[0] = back[0] @ weight_hr
         if within is not None:
+            # Nested derivatives: the last part also acts through h of the same step.
             back[-1] = torch.addcmul(back[-1], within[k], back[0])
         if not by_gate:
             flat[k].zero_()
         for place, (p, coefficient, gates) in enumerate(by_gate):
+            # Nested: each gate belongs to one part, so there is nothing to add up.
             if place == 0 or within is not None:
                 torch.mul(coefficient[k], back[p].unsqueeze(-2), out=gates[k])
             else:
@@ -81,6 +83,7 @@ def scan_stretch(
         )
         carry = tuple(map(_or_zeros, carried, carry))
         if lengths is not None:
+            # Steps past the end of a sequence send nothing back; `where` also drops a NaN there.
             alive = (lengths > start + k).to(delta[0].device)[:, None]
             carry = tuple(torch.where(alive, part, torch.zeros_like(part)) for part in carry)
     return carry

@@ -390,6 +390,7 @@ def _along(found: Factors, total: Tensor) -> Tensor:
     right, way = found.right, _direction(total)
     if right is None:
         return torch.sum(found.left, 1) @ way
+    # Elementwise products over the narrower factor take less memory.
     narrow = right.shape[-1] <= found.left.shape[-1]
     pulled = right * (found.left @ way) if narrow else found.left * (right @ way.mT)
     return torch.sum(pulled, (1, 2))
@@ -397,6 +398,7 @@ def _along(found: Factors, total: Tensor) -> Tensor:
 
 def _direction(total: Tensor) -> Tensor:
     """total / |total|; NaN if it is zero."""
+    # Scaled first, so that the squares in the norm stay in range.
     wide = total.double() / total.abs().amax()
     way: Tensor = wide / torch.linalg.vector_norm(wide)
     return way.to(total.dtype)
@@ -407,6 +409,7 @@ def _block_squares(left: LeftFactor, right: Tensor) -> tuple[Tensor, Tensor]:
     steps (T,) at which the samples cancel so far that the Gram sum is rounding."""
     batch, n = right.shape[1], right.shape[2]
     m = left.rows.shape[-1]
+    # Grams take B² (m + n) multiplications a step; forming g_t takes B m n, and memory.
     if batch * (m + n) <= 2 * m * n:
         gram = right @ right.mT
         squares = torch.stack([(block * gram).sum((1, 2)) for block in left.gram]).clamp(min=0)

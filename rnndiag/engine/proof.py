@@ -223,6 +223,7 @@ def _sum_law(runs: Sequence[LayerRun], norms: Sequence[Mapping[str, Contribution
         law.residual[name] = _ratio(off, sizes[name], floor)
         law.relative[name] = _ratio(off, size, floor)
         law.sizes[name] = sizes[name]
+        # The gradient itself was rounded when autograd summed it.
         law.rounding[name] = 8 * torch.finfo(gradients[name].dtype).eps * size
     return law
 

@@ -52,6 +52,7 @@ def live_recordings(segments: Sequence[Segment]) -> LiveRecordings:
         later = [(step, at) for at, step in resumed.items() if at > start]
         limit, limit_start = min(later, default=(None, 0))
         for place in segment:
+            # A later start resumed from an earlier step, which undoes this recording.
             if limit is not None and place.step > limit:
                 superseded.append(place)
                 undone[limit_start] = undone.get(limit_start, 0) + 1
@@ -91,6 +92,7 @@ def _writers(segments: Sequence[Segment]) -> list[Problem]:
         for group in writers.values():
             group.sort(key=lambda segment: segment.name.number)
             numbers = {segment.name.number for segment in group}
+            # Segments are numbered from 0 without gaps.
             gone = max(numbers) + 1 - len(numbers)
             if gone:
                 first = list(islice((n for n in count() if n not in numbers), min(gone, _NAMED)))

@@ -137,6 +137,7 @@ def directory(listing: bytes, tail: bytes, start: int) -> dict[str, Entry]:
     count = _END.unpack_from(tail)[3]
     if count > ARRAYS:
         raise Refused(f"{count} arrays in one recording, at most {ARRAYS} are read")
+    # Most recordings of a run have the same names: try the lengths seen before.
     form = _forms.get((len(listing), count))
     entries = None if form is None else _by_form(listing, start, form)
     if entries is not None:
@@ -185,6 +186,7 @@ def _by_form(listing: bytes, start: int, lengths: tuple[int, ...]) -> dict[str, 
     sizes, named, extras, comments = (fields[at::_FIELDS] for at in (8, 10, 11, 12))
     if named != lengths:
         return None
+    # Method 0 is "stored": nothing is compressed, and both sizes are equal.
     if any(methods) or sizes != fields[9::_FIELDS]:
         raise Refused("a compressed array")
     ends = tuple(accumulate(map(sum, zip(lengths, sizes, repeat(_LOCAL.size)))))
@@ -216,6 +218,7 @@ def array(data: bytes | memoryview) -> np.ndarray:
     """The array of one npy entry, read-only, sharing memory with `data`."""
     if bytes(data[:8]) != _NPY_MAGIC or len(data) < 10:
         raise Refused("an entry that is not a numpy array of format 1.0")
+    # Magic, version and a 16-bit length precede the header of an npy file.
     begin = 10 + data[8] + 256 * data[9]
     dtype, shape, size = _parsed_header(bytes(data[10:begin]))
     if len(data) - begin != size:

@@ -178,6 +178,7 @@ class Segment:
     def _search(self, size: int) -> bool:
         begin, at = self._offset, self._offset + tar.BLOCK
         while at < size and self._searched < limits.SEARCH_BYTES:
+            # Windows overlap by a block, so that a header across their border is found.
             window = self.file.read(at, _WINDOW + tar.BLOCK)
             self._searched += _WINDOW
             mark = tar.next_mark(window, at)
@@ -195,10 +196,12 @@ class Segment:
 
     def _skip(self, begin: int, end: int, step: int | None) -> None:
         self.problems.append(problem.skipped_bytes(self.label, end - begin, step))
+        # Members start at block boundaries.
         self._offset = end - end % tar.BLOCK
 
     def directory(self, place: Place) -> dict[str, npz.Entry]:
         """All entries of a recording; npz.Damaged where it is unreadable."""
+        # The last 4096 bytes hold most directories, so that one read is enough.
         tail_at = max(0, place.size - 4096)
         data = self.file.read(place.start + tail_at, place.size - tail_at)
         tail = data[-npz.TAIL_BYTES :]

@@ -93,6 +93,7 @@ class LocalFile:
         """The file descriptor, reopened if it was closed meanwhile."""
         if self._descriptor >= 0:
             return self._descriptor
+        # Opening a device may have side effects: check before, and again in case of a race.
         if not stat.S_ISREG(os.lstat(self._path).st_mode):
             raise NotRegular("not a regular file")
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -104,6 +105,7 @@ class LocalFile:
             self.close()
             raise NotRegular("not a regular file, or replaced since the run was opened")
         self._open[self] = None
+        # Stay well below the usual limit of open files per process.
         while len(self._open) > self._MOST_OPEN:
             next(iter(self._open)).close()
         return self._descriptor

@@ -83,6 +83,7 @@ def header(block: bytes, at: int) -> Member | None:
         name = block[: block.index(b"\0")].decode("ascii")
     except ValueError:
         return None
+    # A tar checksum counts its own eight bytes as spaces; type "0" is a regular file.
     if sum(block) - sum(block[148:156]) + 8 * 32 != claimed or block[156:157] != b"0" or size < 0:
         return None
     guard = block[265:297].rstrip(b"\0").decode("ascii", "replace")

@@ -172,6 +172,7 @@ class RunWriter:
             )
         if self._closed:
             raise RunNotWritten(f"The run {self.path} is closed.", "Open a new RunWriter to go on.")
+        # The end of a fit and accidents are stored whatever the interval is.
         told_apart = recording.phase == "end" or "black_box" in recording.notes
         if not (told_apart or self.budget.wants(recording.step)):
             return False
@@ -277,6 +278,7 @@ class RunWriter:
 
     def _reopen_if_removed(self) -> None:
         """Continue in a new file if the run's files were removed, since writes to the open one would be lost."""
+        # Without a link the open file has been deleted.
         if os.fstat(self._descriptor).st_nlink:
             return
         lost = self.count
@@ -293,6 +295,7 @@ class RunWriter:
         try:
             _write(self._descriptor, data, self._offset, self.durable)
         except OSError:
+            # Remove what was written of the member, so that the file ends with a whole one.
             os.ftruncate(self._descriptor, self._offset)
             raise
         self._offset += len(data)

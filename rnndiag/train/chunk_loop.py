@@ -236,10 +236,12 @@ class ChunkLoop:
         if self._kept and reach > 0:
             with self._replay():
                 state = self._again(reach, now)
+            # Rerunning earlier steps drew random numbers; the chunk itself draws as without that.
             now.draws.restore()
         losses, after = self._windowed(cut, start, stop, state, reach)
         self._kept.append(now)
         held = sum(one.stop - one.start for one in self._kept)
+        # The next chunk has at least one step, so its window needs at most keep - 1 before it.
         while held - (self._kept[0].stop - self._kept[0].start) >= keep - 1:
             first = self._kept.popleft()
             held -= first.stop - first.start
@@ -318,6 +320,7 @@ class ChunkLoop:
             return self._returned(self.step(cut.rows(start, stop, only), state))
         rows = cut.alive(start)
         before = state
+        # Packed sequences are sorted by length: those that go on are the first rows.
         if rows is not None and state is not None and rows < cut.alive(0):  # type: ignore[operator]
             whole = cut.alive(0) or 0
             state = map_tensors(

@@ -72,6 +72,7 @@ class Fused:
         if lengths is None:
             output, after = self.module(inputs, state)
             return output, after
+        # pack_padded_sequence refuses sequences of length 0, so they are taken out and put back.
         steps, rows = inputs.shape[self.time_dim], (lengths > 0).nonzero()[:, 0].to(inputs.device)
         before = self.start(inputs) if state is None else state
         if len(rows) == 0:

@@ -313,6 +313,7 @@ class _Check:
     def after(self, held: Tangents, t: int, alive: Tensor | None) -> None:
         """Advance the second frame by one step, with a QR."""
         if self.twin is not None:
+            # Ranks are not needed: directions that are lost are left out of the comparison.
             self.twin.push(held.push(t, self.twin.vectors), None, alive)
             self.sum = self.twin.orthonormalise() + self.sum
 

@@ -61,6 +61,7 @@ class GradedProduct:
         J's rank."""
         norm = pushed.norm(dim=-1, keepdim=True)
         scale, order = (self.scale + norm.squeeze(-1).log()).sort(-1, descending=True)
+        # Unit columns, largest scale first, keep the QR well conditioned.
         columns = (pushed / norm.clamp(min=torch.finfo(norm.dtype).tiny)).take_along_dim(
             order.unsqueeze(-1), -2
         )
@@ -92,6 +93,7 @@ class GradedProduct:
 
 def _graded(upper: Tensor, scale: Tensor) -> Tensor:
     """R diag(e^l) = diag(e^l) N with N_ij = R_ij e^(l_j - l_i); l descends, so that no entry grows. Returns N."""
+    # The clamped entries lie below the diagonal of R, where it is zero.
     ratio = (scale.unsqueeze(-2) - scale.unsqueeze(-1)).clamp(max=0.0).exp()
     return torch.where(scale.isfinite().unsqueeze(-1), upper * ratio.nan_to_num(0.0), 0.0)
 

@@ -55,8 +55,10 @@ def _by_arpack(matrix: Tensor) -> Tensor:
     from scipy.sparse.linalg import ArpackError, eigs
 
     values = matrix.numpy()
+    # ARPACK fails on a zero matrix.
     if not values.any():
         return torch.zeros(WANTED, dtype=torch.complex128)
+    # A fixed start vector makes the result reproducible; ARPACK draws its own by default.
     start = np.random.default_rng(0).standard_normal(len(values))
     try:
         found = eigs(

@@ -179,6 +179,7 @@ def watch_output(output: Tensor, keep: CallMemory, guard: Guard) -> None:
     base_stride, base_size = base.stride(), base.size()
 
     def as_seen(gradient: Tensor) -> Tensor:
+        # The view is described by the strides of its base, so copy the gradient to that layout first.
         laid_out = gradient.new_empty_strided(base_size, base_stride).copy_(gradient)
         return laid_out.as_strided(size, stride, offset)
 

@@ -68,6 +68,8 @@ def leave(listener: Listener) -> None:
 
 
 def _watched(roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+    # Not passes of a training step: those within a pass (a checkpoint's), gradients that are to be
+    # differentiated again, and transforms of torch.func.
     inside = _measuring or torch._C._current_graph_task_id() >= 0
     create_graph = len(args) > 2 and args[2]
     if inside or create_graph or torch._C._functorch.peek_interpreter_stack() is not None:

@@ -64,6 +64,7 @@ class ModuleHook:
         watch: Callable[..., Any],
         on_fault: Callable[[Exception], None] | None = None,
     ) -> None:
+        # The module holds the hook: a strong reference would be a cycle.
         self._module = weakref.ref(module)
         self._watch, self._on_fault = watch, on_fault
 
@@ -80,6 +81,7 @@ class ModuleHook:
             return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        # A function of the standard library that takes three arguments and returns None.
         return string.Formatter().check_unused_args
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:

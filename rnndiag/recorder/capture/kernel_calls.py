@@ -77,6 +77,7 @@ class KernelCalls:
         call = self._new_call(frame, asked)
         inputs, hx, plan = asked.inputs, asked.hx, asked.plan
         if plan.one_step:
+            # One tensor as input and as state: give the input a graph edge of its own.
             if any(inputs is part for part in hx):
                 inputs = inputs.view_as(inputs)
         else:

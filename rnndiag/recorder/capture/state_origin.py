@@ -121,6 +121,7 @@ class Ends:
             return {}
         begins = ""
         if not seen.carried.all():
+            # The rows that were not carried on show what sequences were reset to.
             fresh = value.detach()[..., ~seen.carried.to(value.device), :]
             begins = "learnt" if seen.learnt else "given" if bool(fresh.any()) else "zero"
         return {

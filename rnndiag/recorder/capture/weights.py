@@ -19,6 +19,7 @@ from rnndiag.recorder.capture.engine_entry import measuring
 
 def hook_first(tensor: Tensor, hook: Callable[[Tensor | None], None]) -> RemovableHandle:
     """Register a tensor hook that runs before the hooks of others, and so sees the unchanged gradient."""
+    # torch warns when it pickles a tensor with hooks, except hooks with this mark.
     handle: RemovableHandle = tensor.register_hook(unserializable_hook(hook))
     hooks = tensor._backward_hooks
     if isinstance(hooks, OrderedDict) and handle.id in hooks:

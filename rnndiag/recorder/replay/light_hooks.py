@@ -142,6 +142,7 @@ class LightHook:
     __slots__ = ("_light_hooks", "_module", "_name")
 
     def __init__(self, light_hooks: LightHooks, name: str, module: nn.Module) -> None:
+        # The module holds the hook: a strong reference would be a cycle.
         self._light_hooks, self._name, self._module = light_hooks, name, weakref.ref(module)
 
     def __call__(
@@ -158,6 +159,7 @@ class LightHook:
             light_hooks.fail(error)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        # A function of the standard library that takes any arguments and returns None.
         return contextlib.nullcontext().__exit__
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
@@ -185,6 +187,7 @@ class Arrival:
     """A hook on a returned tensor that keeps its gradient."""
 
     __slots__ = ("_call", "_light_hooks", "_number")
+    # torch warns when it pickles a tensor with hooks, except hooks with this mark.
     __torch_unserializable__ = True
 
     def __init__(self, call: KeptCall, number: int, light_hooks: LightHooks) -> None:
