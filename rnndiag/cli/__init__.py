@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Prints no traceback unless RNNDIAG_TRACEBACK is set."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a screen that lacks a letter still gets the rest
+        # a terminal that cannot show a character still gets the others
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with safe_streams():
         return _run(words)
@@ -97,7 +98,7 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         return _tell("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # whoever read our output has enough; keep Python from complaining about it at exit
+        # the reader of the output closed the pipe; avoid Python's error message at exit
         stream = sys.stdout.raw if isinstance(sys.stdout, SafeStream) else sys.stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 0

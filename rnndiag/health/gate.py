@@ -42,7 +42,7 @@ BASELINE, SEEDS = "baseline", "seeds"
 RunLike = StoredRun | str | Path
 
 
-@np.errstate(all="ignore")  # numbers that are not finite are what the checks are there to find
+@np.errstate(all="ignore")  # checks must find numbers that are not finite, without numpy warnings
 def check(
     run: RunLike | Sequence[RunLike],
     baseline: Baseline | RunLike | None = None,

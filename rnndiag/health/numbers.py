@@ -129,7 +129,7 @@ class RunNumbers:
         if found.phase not in (*self.run.phases[:1], _END):
             return None  # of recordings that no check judges
         whole = np.ones(len(found.steps), dtype=bool)
-        if layer != MODEL:  # what some ranks could not measure is not known of the batch
+        if layer != MODEL:  # a number that some ranks could not measure is unknown for the batch
             whole = found.ranks >= [self._ranks.get(step, 1) for step in found.steps.tolist()]
         return StackNumbers(
             np.asarray(found.steps, dtype=np.int64)[whole],

@@ -195,7 +195,7 @@ def save(figure: Figure, file: Path, form: str) -> None:
     no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
     with warnings.catch_warnings(), mpl.rc_context():
         mpl.rcParams.update({"svg.hashsalt": "rnndiag", "pdf.fonttype": 42, "svg.fonttype": "none"})
-        # names without end leave the axes no room, and fonts lack signs, and 1e308 overflows: no reason not to draw
+        # long names leave no room for axes, fonts lack characters, 1e308 overflows: draw without warnings
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
         drawn = io.BytesIO()

@@ -37,7 +37,7 @@ def subject_of(
     cut = seen.cut
     kept, pieces = runs_beside_loops(seen)
     together, said = gathered(kept, cut)
-    # steps whose state comes from another one by a way that nobody followed: their lags are not those of one step
+    # one-step runs whose state was passed on in an unknown way: they would seem to have no lags
     together = tuple(
         replace(run, open=cut[name], loop=name)
         if (name := run.name.partition("#")[0]) in cut

@@ -87,7 +87,7 @@ class Probe:
         """All backward passes, in order. Later passes are added at the next access."""
         self._take()
         if not self._capture.armed:
-            self._capture.forget()  # nothing can follow: let go of the tensors that were kept for the replay
+            self._capture.forget()  # no further pass is possible: release the tensors kept for the replay
         return self._passes
 
     @property

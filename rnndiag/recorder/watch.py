@@ -82,7 +82,7 @@ class Watch:
         if self._capture is not None:
             self._capture.measure_lags = "lags" in groups
             self._capture.max_lags = MAX_LAGS
-            # only they compare sequences: for the others nobody looks whether the loss mixes them
+            # only these groups compare sequences: others need not know whether the loss mixes them
             compares = not _COMPARE_SEQUENCES.isdisjoint(groups)
             self._capture.independent = self._independent if compares else True
             self._capture.arm()

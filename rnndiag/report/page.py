@@ -70,7 +70,7 @@ class Section:
     """The training steps that its data are from."""
 
 
-@np.errstate(all="ignore")  # what is not finite is shown as such, and no reason for a warning
+@np.errstate(all="ignore")  # numbers that are not finite are shown as such, without a numpy warning
 def page(context: Context, reload_seconds: int = 0) -> str:
     """The whole page as text; equal run and version give equal bytes.
 

@@ -20,7 +20,7 @@ class Remedy:
 
 def remedies(findings: Sequence[Finding]) -> list[Remedy]:
     """The remedies of all findings, failures first. Passes and plain statements have none."""
-    # Where the run is diagnosed, a number out of the ordinary asks for nothing by itself.
+    # In a diagnosed run, a notable number alone needs no remedy.
     diagnosed = any(f.check == CHECK for f in findings)
     wanted = [
         f

@@ -98,7 +98,7 @@ def _few(low: float, high: float, most: int, least: float = 0.0) -> list[float]:
     """Round values between low and high, at most `most` of them and `least` apart."""
     span = high - low
     if not span > 1e-5 * max(abs(low), abs(high)) or not math.isfinite(span):
-        return [low]  # all would be written as the same number
+        return [low]  # all would have the same label
     unit = 10.0 ** math.floor(math.log10(span / max(1, most)))
     for step in (unit * m for m in (1, 2, 2.5, 5, 10, 20, 25, 50)):
         first = math.ceil(low / step - 1e-9)

@@ -19,7 +19,7 @@ MOST_LAYERS = 2_000
 """Runs with more layers are refused: a damaged or hostile run may claim any number."""
 
 
-@np.errstate(all="ignore")  # numbers that are not finite are what a report is there to show
+@np.errstate(all="ignore")  # a report must show numbers that are not finite, without numpy warnings
 def report_context(
     run: StoredRun | str | os.PathLike[str],
     baseline: StoredRun | str | Path | None = None,

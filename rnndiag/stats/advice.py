@@ -338,7 +338,7 @@ def _in_use(run: StoredRun, place: Measured, epsilon: float) -> InUse | None:
     bias = run.find("window_bias", place.name, place.steps)
     if used is None or bias is None:
         return None
-    # the first chunks of a sequence reach less far than the window: the longest stretch is meant
+    # the first chunks of a sequence are shorter than the window: take the longest stretch
     known = used.values[np.isfinite(used.values)]
     steps = float(known.max()) if len(known) else math.nan
     windows, values = _known(bias)

@@ -140,7 +140,8 @@ def _put_between(
 ) -> tuple[float, float] | None:
     """The smallest window with a bias below ε, and its bias, interpolated on logarithms between the first window
     measured below ε and the one before it; None if there is none between the two."""
-    if not first or bias[first] <= 0 or epsilon <= 0:  # τ = T is exact and says nothing of the way
+    # the bias at τ = T is exactly 0, which has no logarithm
+    if not first or bias[first] <= 0 or epsilon <= 0:
         return None
     width = float(at[first] - at[first - 1])
     high = math.log(bias[first - 1])

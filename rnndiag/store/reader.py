@@ -290,7 +290,7 @@ class StoredRun:
             kept = [series for series in found if series is not None]
             if kept:
                 return kept[0] if len(kept) == 1 else self.collector.over_layers(kept)
-        self.layers_for(quantity, layer, None)  # says what is wrong with the names, if anything
+        self.layers_for(quantity, layer, None)  # raises for unknown names
         of = "" if layer is None else f" of layer {layer!r}"
         by = "" if rank is None else f" by rank {rank}"
         at = "" if steps is None else " at these steps"

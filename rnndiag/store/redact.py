@@ -36,7 +36,7 @@ _SIGNED = re.compile(
 )
 """Query parameters by which an address gives access: of signed URLs of S3, GCS and Azure, and tokens."""
 
-# lengths are bounded and words begin at their beginning, so that no text takes long
+# bounded lengths and anchored words, so that no text makes the search slow
 _ASSIGNED = re.compile(
     r"(?<![\w.-])(?P<name>-{0,2}[A-Za-z_][\w.-]{0,80})(?P<link>=|:\s|\s+)"
     r"(?P<value>\"[^\"]*\"|'[^']*'|[^\s&\"']+)"

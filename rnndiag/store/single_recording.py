@@ -22,7 +22,7 @@ class SingleRecording(StoredRun):
 
     def __init__(self, recording: Recording) -> None:
         folder = tempfile.mkdtemp(prefix="rnndiag-")
-        # TemporaryDirectory would warn where nobody closes it
+        # TemporaryDirectory would warn if it is not closed
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         with RunWriter(folder, durable=False, strict=True) as writer:
             writer.append(recording)

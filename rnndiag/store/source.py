@@ -44,7 +44,8 @@ def sync_directory(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as fault:
-        if fault.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some shares know none
+        # some network shares do not support fsync
+        if fault.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
             raise
     finally:
         os.close(descriptor)

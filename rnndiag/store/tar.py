@@ -52,7 +52,7 @@ def json_member(name: str, content: bytes, time: float) -> bytes:
 
 def member(name: str, content: bytes, time: float, owner: str = "") -> bytes:
     """Header, content and padding of one member as bytes, to be written in one call."""
-    import tarfile  # brings bz2 and shutil along, which a reader does without
+    import tarfile  # imported here: it loads bz2 and shutil, which readers do not need
 
     info = tarfile.TarInfo(name)
     info.uname = owner

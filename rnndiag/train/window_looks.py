@@ -149,7 +149,7 @@ class WindowLooks:
         self._waiting, before = False, monotonic()
         try:
             capture = Capture(self.model)
-            # Of a look only the layer runs are read; whether the loss mixes sequences is found out once.
+            # A look needs layer runs only; whether the loss mixes sequences is determined once.
             capture.measure_lags, capture.independent = False, self._independent
             with _untouched(self.model), unwatched(self.model), Probe(capture) as seen:
                 loss = run()

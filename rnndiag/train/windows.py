@@ -34,7 +34,7 @@ class Sequence:
             return self.recurrence.run(steps, state)
         if (
             int(lengths.min()) >= stop
-        ):  # nobody has ended: plain steps, also for a step without a start
+        ):  # no sequence has ended: plain steps, also for a step without an initial state
             return self.recurrence.run(steps, state)
         if state is None:
             raise BadArgument(
@@ -104,7 +104,7 @@ def _again(
     sequence: Sequence, before: list[Any], draws: list[RandomState], begin: int, end: int
 ) -> Tensor:
     """Outputs of steps begin .. end-1, rerun from the state before them with the draws of the plain pass."""
-    if draws[0] == draws[-1]:  # nothing is drawn: one call
+    if draws[0] == draws[-1]:  # no random numbers are drawn: one call suffices
         return sequence.run(begin, end, before[begin])[0]
     outputs, state = [], before[begin]
     for t in range(begin, end):

@@ -221,7 +221,7 @@ def _places(setup: Setup, wrong: Mapping[str, list[tuple[Run, Case, list[Cell]]]
     windows: Windows = {}
     in_whole = {(c.cotangent, c.target) for _, _, cells in wrong.get("whole", []) for c in cells}
     for name, faults in wrong.items():
-        if faults[0][0].strided:  # a loss on single steps would not be strided alike
+        if faults[0][0].strided:  # a loss on single steps would have other strides
             continue
         by_cotangent: dict[str, list[tuple[Run, Case, list[Cell]]]] = {}
         for fault in faults:
@@ -229,7 +229,7 @@ def _places(setup: Setup, wrong: Mapping[str, list[tuple[Run, Case, list[Cell]]]
         parts = [key for key in by_cotangent if key != "both"]
         for cotangent, group in by_cotangent.items():
             known = {t for c, t in in_whole if c == cotangent} if name != "whole" else set()
-            # One composition tells the path that a call loses; the others lose it at their own seams.
+            # One composition suffices to find the path that a call loses; others lose it at their own seams.
             known |= {t for run, c, t in found if c == cotangent and run != "whole"}
             # The sum of two cotangents is wrong where one of them is.
             known |= {

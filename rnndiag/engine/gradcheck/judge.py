@@ -181,7 +181,7 @@ def _compare(
         )
 
     products = dot(gradient)
-    # The gradient of the whole is the sharper truth of the two, where it passes the dot-product test itself.
+    # The gradient of the whole is the more accurate truth if it passes the dot-product test itself.
     if run.name != "whole" and differs.ratio > products.ratio and dot(whole).right:
         return differs, "the whole", whole
     return products, "dot product", None

@@ -179,7 +179,7 @@ class Locator:
                 is_input = name in point.input_names
                 for row in range(len(wrong)):
                     source = row if is_input else INITIAL
-                    # A gradient at later steps than the result is wrong too, and counted at lag 0.
+                    # A nonzero gradient at steps after the result is wrong too, and is counted at lag 0.
                     if source <= t or bool(wrong[row]):
                         entry = (min(source, t), t, bool(wrong[row]), bool(visible[row]))
                         collected[name].append(entry)

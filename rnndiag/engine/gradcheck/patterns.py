@@ -120,7 +120,7 @@ def _lag_rules(lag: Ints, chunk: int) -> Iterator[tuple[Place, Bools]]:
         yield place, lag >= d
     for d in range(longest + 1):
         yield Place(f"at lag {d} alone", lag=d), lag == d
-    # Where faint lags leave a choice, the longest lag claims least.
+    # If several rules fit because some lags are negligible, the longest lag claims least.
     for d in range(longest, 0, -1):
         yield Place(f"at lags of {d} and more", lag=d), lag >= d
     for d in range(1, longest + 1):

@@ -126,7 +126,7 @@ _ORDER = {"run": 0, "call": 1, "value": 2}
 
 
 def _sentence(cells: list[Cell], table: tuple[Cell, ...]) -> str:
-    # Of the lengths of the whole, the longest tells most; other runs come with the plainest first.
+    # Of runs of the whole the longest shows most; of other runs the simplest comes first.
     told = max(cells, key=lambda cell: (bool(cell.what), cell.steps))
     if told.cotangent == "call":
         return f"{told.what}."

@@ -30,7 +30,7 @@ def _plain(tensors: Tensors) -> Tensors:
     """
     for tensor in tensors:
         if tensor.requires_grad and not tensor.is_leaf:
-            # A kernel may hand on None for a gradient of zero.
+            # A kernel may return None for a gradient of zero.
             tensor.register_hook(
                 lambda gradient: gradient if gradient is None else gradient.contiguous()
             )

@@ -103,7 +103,7 @@ def closure_of(
     jump = ""
     first_time = min(mark.time for mark in marks)
     begins = _begins(marks)
-    # what the first step computes may be kept for all later ones, such as a projection of the inputs
+    # results of the first step may be kept for all later ones, such as a projection of the inputs
     kept_until = begins[min(first_time + 1, len(begins) - 1)]
     around: dict[int, str] = {}
     keys_of: dict[Any, list[int]] = {}

@@ -217,7 +217,7 @@ class CutGraph:
         finally:
             self._seeds = None
         count = len(self.parameters)
-        # the engine hands out what arrived before users' hooks changed it, unless the node itself had no need to run
+        # the engine returns gradients as they were before users' hooks, unless the node itself did not have to run
         arrived = {
             key: self._before_cut.get(key, gradient).detach()
             for key, gradient in enumerate(found[count:])

@@ -194,7 +194,7 @@ def _not_zero(arrived: dict[int, Tensor]) -> dict[int, Tensor]:
     if not arrived:
         return {}
     largest = torch.stack([value.abs().amax().double() for value in arrived.values()]).tolist()
-    # not `> 0`: what is not finite moves on
+    # not `> 0`: gradients that are not finite must be passed on too
     return {key: v for (key, v), size in zip(arrived.items(), largest, strict=True) if size != 0}
 
 
@@ -321,7 +321,7 @@ class _Windows:
     def residual(self, names: Sequence[str]) -> dict[str, float]:
         """The remainder after all lags over the sum of the norms subtracted, by parameter."""
         off = [float(rest.norm()) for rest in self.rest]
-        # a gradient that is zero up to rounding, as of a bias before a normalisation, is held against the others
+        # a gradient that is zero up to rounding, as of a bias before a normalisation, is compared with the others
         least = LEAST_SHARE * max(self.sums, default=0.0)
         sizes = [max(size, least) for size in self.sums]
         return {

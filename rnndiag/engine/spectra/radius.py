@@ -154,7 +154,7 @@ def spectral_radius(run: LayerRun, times: Sequence[int] | None = None) -> Spectr
 def _blocks(run: LayerRun) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
     """Names, blocks unchanged, and the square matrices whose eigenvalues determine the loop through h."""
     if "weight_hh" not in run.weights or not run.cell.blocks:
-        return (), [], []  # a module run as it is may call its weights so, in a layout of its own
+        return (), [], []  # a module run as a cell may use this name for weights of another layout
     weight = run.weights["weight_hh"].double()
     names = list(run.cell.blocks)
     matrices = list(weight.chunk(len(names)))

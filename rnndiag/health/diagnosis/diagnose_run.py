@@ -38,7 +38,7 @@ def diagnose(
         >>> rnndiag.diagnose(rnndiag.open_run("runs/exp1")).causes[0].remedy
         Remedy(knob='forget_bias', value=3.4, sentence='Start the forget bias at ln(30 - 1) = 3.4 ...')
     """
-    # Numbers that are not finite are what a diagnosis is there to tell.
+    # A diagnosis must report numbers that are not finite, without numpy warnings.
     with np.errstate(all="ignore"):
         return diagnosis_of(features_of(Recorded(run), chance, needs))
 

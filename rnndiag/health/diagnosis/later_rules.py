@@ -86,7 +86,7 @@ def contracts(view: View) -> Found | None:
         far = features.far_credit(layer, 1)
         if not layer.elman or credit is None or not far.below(LITTLE_LEFT):
             return None
-        if layer.dead[1].above(DEAD):  # it is not the recurrence that shrinks it
+        if layer.dead[1].above(DEAD):  # the recurrence does not cause the decay
             return None
         if _other_direction_reaches(view, layer):
             return None

@@ -196,7 +196,8 @@ def first_fault(recorded: Recorded, loss_step: int | None, setup: Setup) -> Firs
     steps += [int(first["step"])] if first else []
     if not steps:
         return None
-    if not first or int(first["step"]) > min(steps) + 1:  # the first fault itself was not looked at
+    # the first fault was in a step that was not examined
+    if not first or int(first["step"]) > min(steps) + 1:
         return FirstFault(min(steps), True, "")
     return FirstFault(
         min(steps),

@@ -300,7 +300,7 @@ class _ChainReplay:
             link = None
         source = None if link is None else self.backward.name_of_end(link.call, link.index)
         if link is None or source is None:
-            # without a kind: another part is an end, or it is an end of no recorded run
+            # without a kind: another part is a final state, or this one is that of a run that was not recorded
             kinds = (set(first.hx_kind) or {"given"}) | resets.kinds_of_reset(self.chain)
             return next(kind for kind in ("learnt", "given", "zero") if kind in kinds)
         return f"{'run' if link.attached else 'detached'}:{source}"

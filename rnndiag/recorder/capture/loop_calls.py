@@ -74,7 +74,7 @@ class LoopCalls:
                 return tensor
             own = known.get(id(tensor))
             if own is None:
-                # one alias for a tensor that stands in several places: with two, gradients add up in another order
+                # one alias for a tensor that occurs several times: with two, gradients would add up in another order
                 own = known[id(tensor)] = stand_in(tensor)
                 marks.append(Mark.on(own, path))
                 returned.append(own)
@@ -146,7 +146,7 @@ class LoopCalls:
         place = (tensor.grad_fn, tensor.output_nr)
         if tensor.grad_fn is None or place in self._places:
             return stand_in(tensor)
-        # a view's node is lost when somebody writes to it in place; outputs of a sequence stay, to see such writes
+        # a write in place replaces a view's node; outputs of a sequence stay views, so that writes are detected
         return stand_in(tensor) if tensor._is_view() and not sequence else tensor
 
     def _add(self, call: LoopCall) -> None:

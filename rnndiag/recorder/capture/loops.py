@@ -84,7 +84,7 @@ def find_loops(
     """
     reached = _reached(calls, roots)
     numbers = {call.number for call in reached if call.marks}
-    # of all calls: one that the loss does not depend on is a step all the same
+    # of all calls: one that the loss does not depend on is a step too
     found = [t for t in tracks_of(calls) if any(call.number in numbers for call in t.calls)]
     joined = in_one(found, [edge_of(root) for root in roots])
     tracks = [track for track in joined if len(track.calls) > 1]
@@ -242,7 +242,7 @@ class _Finder:
                 try:
                     result = self._run(loop)
                 except (AttributeError, TypeError):
-                    # a hook between two states may not take None for a gradient: give it zeros
+                    # a user's hook between two states may not accept None as gradient: give it zeros
                     result = self._run(replace(loop, hooks=True))
         except Exception as error:  # noqa: BLE001 - whatever a hook raises, the loop is not measured
             self.open[name] = f"measuring it on the graph failed ({describe(error)})"

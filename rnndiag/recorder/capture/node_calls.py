@@ -55,7 +55,7 @@ def pull_back(
     arrived: dict[Edge, Tensor] = {}
     for node in reversed(order):
         given = pending.pop(node, None)
-        if given is None:  # the nodes before it send nothing
+        if given is None:  # the nodes before it send no gradient
             continue
         sent = _sent_by(node, given)
         if sent is None:
@@ -116,7 +116,7 @@ def _no_hook(saved: Any) -> bool:
         return all(map(_no_hook, saved))
     if hasattr(saved, "unpack_hook"):
         return saved.unpack_hook is None
-    try:  # an older version of torch, which tells only whether a hook is active now
+    try:  # older versions of torch can only tell whether a hook is active now
         with torch.autograd.graph.disable_saved_tensors_hooks("rnndiag looks at the graph"):
             return True
     except RuntimeError:

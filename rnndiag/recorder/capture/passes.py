@@ -260,10 +260,10 @@ def runs_beside_loops(seen: BackwardPass) -> tuple[list[LayerRun], tuple[LayerRu
         else:
             pieces.append(run)
     for loop, own in scattered.items():
-        # the steps of an open loop, one run each, as one run over a larger batch: their sums are what they were
+        # the one-step runs of an open loop as one run over a larger batch: their sums are unchanged
         together, _ = gathered([replace(run, name=loop) for run in own], {loop})
         (kept if len(together) == 1 else pieces).extend(together)
-    # the sum law of a loop that was measured holds on the graph; its pieces are for weights that others use too
+    # a measured loop is proved on its graph; its pieces are needed only for weights that others share
     shared = {name for run in kept for name in run.parameters.values()}
     needed = [
         run for run in pieces if run.loop not in proved or shared & {*run.parameters.values()}

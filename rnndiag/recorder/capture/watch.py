@@ -123,7 +123,7 @@ class Capture:
                 module.register_forward_hook(leave, always_call=True),
             ]
             for key, parameter in module.named_parameters():
-                # before the forward: the gradient of a call that nobody saw does not go unnoticed
+                # before the forward pass, so that the gradient of a call that was not recorded is noticed
                 path = f"{name}.{key}" if name else key
                 self._weights.watch(parameter, path, expected=watched.is_weight(key))
 
@@ -371,7 +371,7 @@ class Capture:
             if new:
                 self._loops[new[0]], self._samples[new[0]] = found, samples
             elif found.tells:
-                # a pass that nothing watched took part in: of `carry` alone
+                # a pass without any recorded call, only `carry`
                 number = min((-2, *(task - 1 for task in self._tasks.scales)))
                 self._tasks.scales[number] = scale
                 self._loops[number] = found
@@ -401,7 +401,7 @@ class Capture:
             self._spoil(error)
         if prepared is None:
             return kernel(*args, **kwargs)
-        # under no guard: what the kernel raises is the user's, or the signal that ends a checkpoint's recomputation
+        # not guarded: an exception of the kernel belongs to the user, or ends a checkpoint's recomputation
         returned = kernel(*prepared.args, **prepared.kwargs)
         try:
             with self.faults.guard("watching a recurrent call"):

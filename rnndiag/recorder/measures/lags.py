@@ -85,9 +85,7 @@ def _measured(sweep: LagSweep) -> list[int]:
 
 def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
     """Profile, windows, chunks and reference norms of a layer or stack."""
-    reached = max(
-        1, sweep.profile.reached
-    )  # what no loss lies far enough in for is not there to be measured
+    reached = max(1, sweep.profile.reached)  # lags that no loss reaches cannot be measured
     yield Measurement.of("credit_profile", array(sweep.credit_profile)[:reached], name)
     yield Measurement.of("reach_error", np.asarray(_reach_error(sweep)), name)
     measured = _measured(sweep)
@@ -100,7 +98,7 @@ def _over_lags(sweep: LagSweep, name: str) -> Iterator[Measurement]:
         "tail_mean_square_error",
     ):
         values: Array = array(getattr(sweep, quantity))[measured]
-        # as measured: a bias near zero is compared with others to more digits than float32 holds
+        # keep float64: biases near zero are compared to more digits than float32 holds
         yield Measurement.of(quantity, values, name, taus, keep_dtype=quantity == "window_bias")
     for quantity in ("gradient_mean_square", "noise", "full_gradient_norm"):
         yield Measurement.of(quantity, np.asarray(getattr(sweep, quantity)), name)

@@ -99,7 +99,7 @@ class Basis:
         size = n_input + n_state
         weights = torch.randn(size, RELUS, generator=generator, dtype=torch.float64)
         weights *= 1.5 / math.sqrt(size)
-        weights[n_input:, ::2] = 0  # every second one sees the input alone, at the same scale
+        weights[n_input:, ::2] = 0  # every second relu uses the input only, at the same scale
         weights[:n_input, ::2] *= math.sqrt(size / n_input)
         biases = torch.randn(RELUS, generator=generator, dtype=torch.float64)
         device = x.device

@@ -32,7 +32,7 @@ class GradientLimits:
 def gradient_limits(model: nn.Module, loss_fn: LossFn, batch: Any, layer: str) -> GradientLimits:
     """Record one forward and backward pass of a layer. Overwrites the gradients of the parameters."""
     for parameter in model.parameters():
-        parameter.grad = None  # a gradient that is there would be added to in place
+        parameter.grad = None  # an existing gradient would be added to in place
     with torch.enable_grad(), probe(model) as seen:
         scalar_loss(loss_fn(model, batch)).backward()
     runs = [

@@ -71,7 +71,7 @@ def split_loss(
             break
         nodes *= 2
     size = shares.abs().sum()
-    # The rest is spread in proportion to the shares' sizes: the sum is the measured difference.
+    # Distribute the rest in proportion to the shares' sizes, so that they sum to the measured difference.
     if size > 0:
         shares = shares + gap * shares.abs() / size
     return Split(shares, nodes, abs(gap) / scale if scale > 0 else 0.0)

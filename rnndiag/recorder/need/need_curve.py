@@ -47,7 +47,7 @@ def need_curve(fitter: SkipFitter, groups: Sequence[range], block: int) -> NeedC
     present, gap = fitter.gains(recorded, base)
     gains, gap_of_groups = _gains_of(fitter, chain)
     control = np.zeros_like(gains)
-    # Where no level was accepted there is no gain to be compared with.
+    # If no level was accepted there is no gain to compare with.
     if chain[-1] is not base:
         control, _ = _gains_of(fitter, _climb(fitter, base, picked, donor=True))
     held_out = HeldOutGains(present.numpy(), gains, control, block, fitter.loss.seed)

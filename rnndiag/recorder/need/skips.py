@@ -292,7 +292,7 @@ class SkipFitter:
         scale = (spread or 1.0) / (float(direction.std()) + 1e-300)
         now = self.losses(outputs, self.VALIDATION)
         weights = [len(sample.sequences) / sample.batch_size for sample in part.samples]
-        # Of a divided batch only the sample's own sequences change.
+        # In a divided batch only the sample's own sequences change.
         least = LEAST_FALL * self.scale * sum(weights)
         lowest, best, at_best = sum(now), None, []
         larger = (STEPS[-1] * GROWTH**k for k in range(1, MOST_GROWTH))

@@ -144,7 +144,7 @@ class MemoryUse:
         """Outputs with the drawn ones recomputed from the last inputs, by kind of initial state; None: nothing is
         cut off."""
         first = drawn.u - inputs + 1
-        cut = first > 0  # else the whole past is seen
+        cut = first > 0  # otherwise the run covers the whole past
         if not bool(cut.any()):
             return None
         b, u, first = drawn.b[cut], drawn.u[cut], first[cut]
@@ -182,7 +182,7 @@ def _start_states(sample: Sample, b: Tensor, time: Tensor) -> list[State]:
     live = steps.unsqueeze(1) < seen.lengths.unsqueeze(0)  # (T, B)
     others = live[time].clone()
     others[torch.arange(len(b), device=b.device), b] = False
-    # The next sequence that is as long; where there is none, its own.
+    # The next sequence that is long enough; if there is none, the sequence itself.
     turn = (torch.arange(size, device=b.device).unsqueeze(0) - b.unsqueeze(1)) % size
     nearest = turn.double().masked_fill(~others, torch.inf).argmin(1)
     other = torch.where(others.any(1), nearest, b)

@@ -187,7 +187,7 @@ def _table(layers: list[LayerLine]) -> list[str]:
 def _sentences(run: StoredRun, words: TimeWords, diagnosis: Diagnosis) -> list[str]:
     """Sentences below the table: the reach, the window, accidents, clipping, failed proofs."""
     said = _reach_sentence(run, words)
-    if diagnosis.state in _MAY_BE_CUT:  # of a model that does not learn, no window is recommended
+    if diagnosis.state in _MAY_BE_CUT:  # no window is recommended for a model that does not learn
         said += [f"  {sentence}" for sentence in _advice(run)]
     accidents = [r.notes["black_box"] for r in run.outlines if "black_box" in r.notes]
     if accidents:

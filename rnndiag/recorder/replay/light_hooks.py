@@ -63,7 +63,7 @@ class LightHooks:
             leave = LightHook(self, name, module)
             handles = self._handles[
                 name
-            ] = []  # known at once: a fault on the way leaves no hook behind
+            ] = []  # stored at once, so that an error meanwhile leaves no hook behind
             handles.append(module.register_forward_hook(leave, with_kwargs=True))
             if module.dropout > 0 and module.num_layers > 1:
                 enter = RandomHook(self, name, module)

@@ -93,7 +93,7 @@ class Seams:
         """Search chunks that continue from an earlier one, among the runs of one backward pass."""
         if not self._most or GROUP not in pending.groups or self._faults.gave_up(WHAT):
             return
-        # what the replay does not describe cannot be followed across a seam either
+        # runs that the replay does not describe cannot be followed across a seam either
         runs = [run for run in runs if not run.open]
         self._chunks.add(runs)
         for group in recurrences([run for run in runs if not run.reverse]):
@@ -107,7 +107,8 @@ class Seams:
                 if not earlier and why:
                     told = pending.facts.setdefault("not_measured", {})
                     told[f"seam of {name}"] = why
-                shorter = known > 0 and group[0].T < earlier[-1][0].T  # what a division left over
+                # the last chunk of a sequence may be shorter
+                shorter = known > 0 and group[0].T < earlier[-1][0].T
                 if len(earlier) > known and not shorter:
                     self._measure(pending, name, earlier, group)
 

@@ -117,11 +117,11 @@ class UnrolledCalls:
             call = _call_of(name, module, given, run_whole)
         if call is None:
             return run()
-        # under no guard: what the user's sequence raises is the user's
+        # not guarded: an exception of the user's sequence belongs to the user
         with self.capture.overlook(name):
             outputs, final = run()
         with self.capture.faults.guard(_KEEPING):
-            # A final state may be the last output itself: what comes to it as a state is told apart by a view.
+            # A final state may be the last output itself: a view separates the gradient it gets as a state.
             returned = outputs, mapped(final, lambda part: part.view_as(part))
             found = tensors_in(returned)
             for number, tensor in enumerate(found):

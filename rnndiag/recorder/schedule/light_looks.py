@@ -104,7 +104,7 @@ class LightLooks:
         step = (median(far) - median(near)) / (FAR - NEAR)
         look = (FAR * median(near) - NEAR * median(far)) / (FAR - NEAR)
         error = math.hypot(FAR * _median_error(near), NEAR * _median_error(far)) / (FAR - NEAR)
-        # less than two standard errors besides the recorder's own seconds is noise
+        # beyond the recorder's own seconds, less than two standard errors is noise
         own = median(self._own)
         cost = own + max(0.0, look - own - 2 * error)
         paid = self.budget * step

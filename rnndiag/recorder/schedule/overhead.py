@@ -96,7 +96,7 @@ class Overhead:
             return light
         step = self.step_seconds
         if step is not None:
-            # single steps vary, so a recorded one may come out cheaper than a plain one: only the sum says something
+            # single steps vary, so a recorded one may seem cheaper than a plain one: only the sum is meaningful
             before = max(0.0, self._watching)
             self._watching += duration - step
             self.spent += max(0.0, self._watching) - before

@@ -122,7 +122,8 @@ def make(context: Context) -> FigureData:
         if found is None or not found[0].size:
             continue
         known = finite(found[1])
-        if known.size or small.log:  # a loss that is never finite is worth an empty picture
+        # a loss that is never finite gets an empty panel, so that it is noticed
+        if known.size or small.log:
             panels.append(_panel(context, small, *found))
         shown = (
             [number(float(v)) for v in (known[0], known.min(), known.max(), known[-1])]

@@ -105,7 +105,7 @@ def _panels(context: Context, layer: str, curves: Curves, advice: Advice) -> tup
     high = max(2.0, min(1e300, float(known.max()) * 1.3)) if known.size else 2.0
     used = advice.in_use.steps if advice.in_use is not None else 0.0
     longest = max(2.0, windows[-1], *(line.x.max() for line in lines if line.x.size))
-    if np.isfinite(used):  # a window that is longer than all that was measured needs no place
+    if np.isfinite(used):  # a window longer than all measured ones is not drawn
         longest = max(longest, min(used, 2 * longest))
     across = Axis("window or chunk, in steps", 1.0, float(longest), "log2")
     band: tuple[Band, ...] = ()

@@ -26,7 +26,8 @@ def make(context: Context) -> FigureData:
         newest = context.last("credit_profile", layer)
         if newest is not None:
             row = np.asarray(newest.sel(profile_stat="profile").values, float) / LN10
-            silent = np.isnan(row).all()  # no gradient reaches it, which is no fault of its numbers
+            # no gradient reaches it, so its profile is NaN without a fault
+            silent = np.isnan(row).all()
             profiles[layer] = row if silent else np.where(np.isnan(row), np.inf, row)
     known = list(profiles)
     if not known:

@@ -161,7 +161,7 @@ def _unresolved(need: NeedNumbers) -> str:
         )
     half = need.further.upper - need.further.gain
     if half <= 0 or not math.isfinite(half):
-        half = CONTROL * need.scale  # the control's share was missed: take it for the half-width
+        half = CONTROL * need.scale  # the share was not found by the control: use it as half-width
     wanted = max(2 * need.sequences, math.ceil(need.sequences * (half / (GATE * need.scale)) ** 2))
     about = 10 ** (len(str(wanted)) - 1)
     return (

@@ -82,7 +82,7 @@ def _sends_back(lower: LayerRun, upper: LayerRun, gain: Tensor | None) -> bool:
     size = float((sent * sent).sum(dtype=torch.float64))
     if not 0 < size < float("inf"):
         return True
-    # all that arrived is a multiple of what was sent: something in between scales or reverses gradients
+    # everything that arrived is one multiple of what was sent: a node in between scales or reverses gradients
     factor = float((sent * arrived).sum(dtype=torch.float64)) / size
     rest = float((arrived - factor * sent).norm(dtype=torch.float64))
     multiple = rest <= 1e-4 * float(arrived.norm(dtype=torch.float64))

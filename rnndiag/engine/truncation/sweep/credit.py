@@ -52,7 +52,7 @@ class CreditAccumulator:
         self.outputs = self.output_steps[self.output_steps >= 0].unique()
         self._log_count = chain.mask().sum(1).clamp(min=1).double().log()
         self._by_output = torch.full((lags, T), math.nan, dtype=torch.float64, device=device)
-        # Lags that hold sums, not logarithms: one logarithm of the whole table at the end is cheaper than one a lag.
+        # Sums, not logarithms: one logarithm of the whole table at the end is cheaper than one per lag.
         self._sum_lags: list[int] = []
 
     def add(self, lag: Lag) -> None:
@@ -176,7 +176,7 @@ def _log_sums_without(logs: Tensor) -> Tensor:
     safe = torch.where(torch.isfinite(largest), largest, 0.0)
     parts = (logs - safe).exp()
     rest = parts.sum(1, keepdim=True) - parts
-    # Sum minus term cancels only for the largest term, which may outweigh all others: sum those anew.
+    # Sum minus term cancels only for the largest term, which may dominate: sum the others for it directly.
     without_largest = logs.scatter(1, at, -math.inf).logsumexp(1, keepdim=True)
     return (safe + rest.clamp(min=0).log()).scatter(1, at, without_largest)
 

@@ -126,7 +126,7 @@ def _through_elementwise(
         part = slice(start, start + size)
         diagonal = link.at(piece(where, start, start + size)) if whole is None else whole
         back = _within(diagonal, project_back(run, tuple(p[part] for p in own)), buffers)
-        # What is joined afterwards must not lie in a buffer that the next piece overwrites.
+        # Results that are joined later must not be in a buffer that the next piece overwrites.
         out = buffers if size >= rows or not needs_gates else _Buffers(None, 0)
         a_hh = _gates(diagonal, diagonal.a_hh, back, out, "a_hh")
         if carry:
@@ -227,7 +227,7 @@ def _through_autograd(
 ) -> _LayerResult:
     """Step back through any other layer by one VJP, also of the pre-activations if the cell has them."""
     run, cell, rows = link.run, link.run.cell, own[0].shape[0]
-    # The inputs too, so that the pre-activations lie in the graph and can be differentiated by.
+    # The inputs too, so that the pre-activations are in the graph and have gradients.
     inputs = _widen(take(run.inputs, where), rows).detach().requires_grad_()
     before = tuple(
         _widen(take(part, where), rows).detach().requires_grad_() for part in link.previous
