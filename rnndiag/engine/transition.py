@@ -20,6 +20,7 @@ def preactivations(
     """a_ih (..., gates*H) and a_hh (..., recurrent gates*H). For an additive cell a_ih is their sum and a_hh zero."""
     if cell.additive and _in_place(h):
         biases = [weights[key] for key in ("bias_ih", "bias_hh") if key in weights]
+        # One bias and a product added in place save two passes over a large result.
         bias = torch.stack(biases).sum(0) if biases else None
         a_ih = linear(inputs, weights["weight_ih"], bias)
         a_ih.flatten(0, -2).addmm_(h.flatten(0, -2), weights["weight_hh"].mT)
@@ -163,6 +164,7 @@ def _diagonals_by_autograd(
         a_hh = a_hh.detach().requires_grad_(not cell.additive)
         parts = tuple(part.detach().requires_grad_() for part in before)
         out = cell.pointwise(a_ih, a_hh, parts, **cell.extra_weights(run.weights))
+        # a_hh is a constant zero in an additive cell.
         leaves = (a_ih, *parts) if cell.additive else (a_ih, a_hh, *parts)
         rows = [
             list(_diagonal(value, leaves, last=p + 1 == len(out))) for p, value in enumerate(out)

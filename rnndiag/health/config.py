@@ -111,6 +111,7 @@ def _from_file(path: Path, named: bool) -> Config:
     tool = tool if isinstance(tool, dict) else {}
     if "rnndiag" not in tool:
         meant = difflib.get_close_matches("rnndiag", tool, n=1, cutoff=0.8)
+        # A file that was only found may belong to a project without rnndiag; a misspelt table is an error.
         if named or meant:
             raise BadConfig(
                 f"{path} has no table [tool.rnndiag].",

@@ -183,6 +183,7 @@ class Recorder:
                 the exception that ended it.
         """
         if reason is None:
+            # In a `finally` the exception that ended training is the one being handled.
             error = sys.exc_info()[1]
             reason = FINISHED if error is None or error is self._handled else reason_of(error)
         for handle in self._handles:

@@ -210,6 +210,7 @@ def systematic_bias(tail: Any, gradient: Any, tail_error: Any = None) -> Systema
             else np.atleast_2d(np.asarray(tail_error, np.float64))[usable]
         )
         error = np.sqrt(_pooled(given**2) / np.maximum(times, 1))
+        # The tail of window 0 is the whole gradient.
         base_error = float(error[0])
     if not denominator > 0:
         empty = np.full(lags, np.nan)

@@ -289,6 +289,7 @@ def _write_writer(
         os.utime(folder / name.file, (own[-1].file.modified(),) * 2)  # `last recording 3 h ago`
         if not todo:
             return
+        # The segment is full: continue in the next one.
         name = name._replace(number=name.number + 1)
 
 
@@ -317,6 +318,7 @@ def _remove(folder: Path) -> None:
         if SegmentName.parse(name):
             (folder / name).unlink()
     if os.listdir(folder):
+        # Not ours to delete, but the name must become free.
         os.rename(folder, folder.with_name(f"{folder.name}.{secrets.token_hex(4)}"))
     else:
         folder.rmdir()

@@ -48,6 +48,7 @@ def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[I
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     _refuse_device(target)
+    # In the same folder, since a rename cannot cross file systems.
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     descriptor = os.open(part, _NEW, 0o666)
     try:
@@ -57,6 +58,7 @@ def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[I
             if durable:
                 os.fsync(file.fileno())
         os.replace(part, target)
+    # Also for KeyboardInterrupt: leave no part behind.
     except BaseException:
         part.unlink(missing_ok=True)
         raise

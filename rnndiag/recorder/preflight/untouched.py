@@ -32,6 +32,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module.__dict__[name].update(table[name])
         with torch.no_grad():
             for buffer, content in buffers.items():
+                # A write in place would invalidate graphs that saved the buffer.
                 if not torch.equal(buffer, content):
                     buffer.copy_(content)
         for parameter, gradient in gradients:

@@ -70,6 +70,7 @@ def _forward_fault(run: LayerRun) -> FaultPlace | None:
         return FaultPlace(run.name, "inputs", time, unit=unit, sample=sample, sentence=sentence)
     if not found:
         return None
+    # At one time step the later part is the cause: h is computed from it.
     (time, sample, unit), part = min(
         found, key=lambda item: (item[0][0], -run.cell.parts.index(item[1]))
     )
@@ -105,6 +106,7 @@ def _gate_at(run: LayerRun, time: int, sample: int, unit: int) -> str | None:
 def _backward_fault(run: LayerRun) -> FaultPlace | None:
     """A non-finite gradient where the forward pass was finite."""
     adj = adjoints(run)
+    # The backward pass runs from the last step to the first: the latest place came first.
     last = _last(run, adj.state)
     if last is None:
         return None

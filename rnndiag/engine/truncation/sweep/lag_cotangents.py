@@ -107,9 +107,11 @@ def rows_of(chain: Chain) -> Rows:
     if len(steps) == 0:
         return Rows(slice(0, 0), steps)
     most = int(hit.sum(0).max())
+    # Rows of few losses would be mostly zeros if each output step had a row of its own.
     if 2 * most <= len(steps):
         return packed_rows(chain, hit, most)
     first, last = int(steps[0]), int(steps[-1])
+    # A slice makes views of the states; an index tensor copies them.
     if last - first + 1 == len(steps):
         return Rows(slice(first, last + 1), steps)
     return Rows(steps, steps)
