@@ -8,7 +8,7 @@ state, or with one that gradients can flow back from crosses no seam, and is not
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -73,9 +73,9 @@ class CallMemory:
         self._open.clear()
         self._calls.clear()
 
-    def calls(self) -> Iterator[deque[KeptCall]]:
+    def calls(self) -> tuple[deque[KeptCall], ...]:
         """The kept calls of each layer, oldest first."""
-        yield from self._calls.values()
+        return tuple(self._calls.values())
 
     def _entering(self, name: str) -> Callable[..., None]:
         def enter(
