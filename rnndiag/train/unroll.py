@@ -158,8 +158,8 @@ def _estimated(
         )
     except NotSupported:
         raise NotSupported(
-            f"{estimator.label} is not a rule to unroll by.",
-            "Clip the gradient after the backward pass instead.",
+            f"A sequence cannot be unrolled with {estimator.label}.",
+            "Clip the gradients of the weights after the backward pass instead.",
         ) from None
     outputs = []
     for t in range(sequence.T):

@@ -17,7 +17,8 @@ from rnndiag.recorder.capture.weights import Weight, hook_first
 
 Keep = Callable[[Tensor | None], None]
 Shaping = Callable[[Tensor], Tensor]
-CallMemory = Callable[[Shaping], Keep]
+MakeKeep = Callable[[Shaping], Keep]
+"""Makes the hook that keeps a gradient, given how the gradient is brought into the shape of the output."""
 Guard = Callable[[Hook], Hook]
 
 OUTPUT = 0
@@ -164,7 +165,7 @@ def keep_slot(
     return tasks.guard(keep)
 
 
-def watch_output(output: Tensor, keep: CallMemory, guard: Guard) -> None:
+def watch_output(output: Tensor, keep: MakeKeep, guard: Guard) -> None:
     """Store the gradient that reaches an output, as changed by the user's own hooks.
 
     If the output is a view, its base is hooked instead: a write in place removes the hooks of a view. guard: wraps

@@ -12,8 +12,8 @@ from rnndiag.recorder.capture.backward_pass import Tasks
 from rnndiag.recorder.capture.call import (
     OUTPUT,
     Call,
-    CallMemory,
     Keep,
+    MakeKeep,
     Shaping,
     keep_slot,
     watch_output,
@@ -89,20 +89,20 @@ class CallLog:
             if one_step or (slot != OUTPUT and _one_long(call)):
                 call.copies[slot] = value.clone()
             if output.requires_grad:
-                watch_output(output, self._call_memory(call, slot), self.tasks.guard)
+                watch_output(output, self._keeps(call, slot), self.tasks.guard)
                 mark(output, call.number, slot)
         self.calls.append(call)
         self.ends.add(call)
 
-    def _call_memory(self, call: Call, slot: int) -> CallMemory:
-        def call_memory(shape: Shaping) -> Keep:
+    def _keeps(self, call: Call, slot: int) -> MakeKeep:
+        def make(shape: Shaping) -> Keep:
             if not call.plan.one_step:
                 return keep_slot(self.tasks, call.output_gradients, slot, shape)
             return keep_slot(
                 self.tasks, call.output_gradients, slot, lambda g: flat(shape(g)).clone()
             )
 
-        return call_memory
+        return make
 
     def watch_inputs(
         self,
