@@ -251,17 +251,17 @@ def hooks(name: str, steps: int = 200) -> None:
 
 
 SHORT = {
-    "1 ms": Size(hidden=16, length=10, batch=8, steps=1200),
-    "2 ms": Size(hidden=32, length=20, batch=16, steps=1200),
-    "8 ms": Size(hidden=64, length=50, batch=32, steps=800),
-    "30 ms": Size(hidden=128, length=100, batch=32, steps=500),
+    "1 ms": Size(hidden=16, length=10, batch=8, steps=4000),
+    "2 ms": Size(hidden=32, length=20, batch=16, steps=4000),
+    "8 ms": Size(hidden=64, length=50, batch=32, steps=1600),
+    "30 ms": Size(hidden=128, length=100, batch=32, steps=900),
 }
 WAYS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "every_n_steps": {"every_n_steps": 10**6},
     "own schedule": {"schedule": _first},
 }
-WARM = 13
+WARM = 24
 """Turns of 20 steps until the trial is over."""
 
 

@@ -103,7 +103,9 @@ class FitRecorder:
             self.weights,
             self.run_output,
         )
-        self.looks = LightLooks(settings.budget, self.finished.gave_up, loop.total_batches)
+        self.looks = LightLooks(
+            settings.budget, self.finished.gave_up, loop.total_batches, self.overhead.clock
+        )
         self.unwatched = QuietBatches(loop, self.schedule, self.looks, self.overhead, self.faults)
         self._pending: Pending | None = None
         self._decided = -1

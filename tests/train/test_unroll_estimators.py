@@ -239,7 +239,7 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
     inputs, _ = data()
     with pytest.raises(BadArgument, match="both directions"):
         train.unroll(nn.LSTM(I, H, bidirectional=True).double(), inputs, estimator=train.Chunk(3))
-    with pytest.raises(NotSupported, match="not a rule to unroll by"):
+    with pytest.raises(NotSupported, match="cannot be unrolled with"):
         train.unroll(nn.LSTM(I, H).double(), inputs, estimator=rnndiag.estimators.Clip(1.0))
     with pytest.raises(NotSupported, match="does not act between two steps"):
         train.between_steps(train.Window(4), T)

@@ -3,9 +3,9 @@
 Examining a step means computing its gradient norm, adding it to the history, and light hooks for the black box. The
 cost is independent of the step's duration, so short steps cannot pay for it. The recorder's own seconds are timed where
 they are spent; the cost for torch itself and for the following steps, whose code was driven out of the caches, shows
-only in their duration. Hence a trial: once training is warm, examined steps are alternately four and twelve steps
-apart. The time from one to the next covers four steps and an examination, or twelve steps and an examination; the two
-medians give both costs.
+only in their duration. Hence a trial: once training is warm, examined steps are alternately eight and twenty-four steps
+apart. The time from one to the next covers eight steps and an examination, or twenty-four steps and an examination; the
+two medians give both costs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from time import perf_counter
 
 TRIAL_FROM = 200
 """Steps before the trial, all of which are examined, so that a short fit has its whole history."""
-NEAR, FAR = 4, 12
+NEAR, FAR = 8, 24
 """Distances between examined steps in the trial."""
-TRIAL_STEPS = 15 * (NEAR + FAR)
+TRIAL_STEPS = 10 * (NEAR + FAR)
 SHARE = 1 / 3
 """Share of the budget for examining steps; the rest is for recordings."""
 FRUGAL = 1 / 10
@@ -79,7 +79,8 @@ class LightLooks:
             looked: Whether it was looked at.
             own: The recorder's own seconds.
         """
-        if looked and not self._settled:
+        # Before the trial the code that runs here is still in the caches, from the step before.
+        if looked and self._seconds[FAR] and not self._settled:
             self._own.append(own)
 
     def _look_from(self, step: int) -> int:

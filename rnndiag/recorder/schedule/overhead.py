@@ -125,6 +125,10 @@ class Overhead:
             self.paused += perf_counter() - self._pause_started
             self._pause_started = None
 
+    def clock(self) -> float:
+        """Return a time in seconds that stands still during validation."""
+        return perf_counter() - self.paused
+
     @property
     def step_seconds(self) -> float | None:
         """Median duration of an unrecorded training step; None until enough were timed."""
