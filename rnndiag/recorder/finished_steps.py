@@ -1,4 +1,4 @@
-"""What becomes of measured steps: recordings with the facts of their training step, written once the step is over."""
+"""Turns measured steps into recordings with the facts of the training step, and writes them when the step has ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rnndiag.store.measurement import Measurement
 
 @dataclass
 class FinishedSteps:
-    """Takes the measured steps of one fit on one rank."""
+    """The measured steps of one fit on one rank, until they are written."""
 
     loop: TrainingLoop
     log: LogChoice
@@ -41,7 +41,7 @@ class FinishedSteps:
     weights: WeightChange
     run_output: RunOutput
     added: tuple[Measurement, ...] = ()
-    """A person's own measurements, for the last recording."""
+    """Measurements added by the user, stored with the last recording."""
     tried: bool = False
     """Whether a step was to be recorded."""
     refused: dict[str, str] = field(default_factory=dict)
@@ -52,11 +52,11 @@ class FinishedSteps:
     _said_none: bool = False
 
     def add(self, pending: Pending, facts: StepFacts | None) -> None:
-        """A step is measured; it is stored when its batch has ended."""
+        """Add a measured step; `store` writes it when its batch has ended."""
         self._done.append((pending, facts))
 
     def gave_up(self, sentence: str) -> None:
-        """What the budget does not pay for: said with the last recording, and logged."""
+        """Log a sentence on what the budget does not pay for, and store it with the last recording."""
         self.given_up.append(sentence)
         logger.info("rnndiag: %s", sentence)
 
@@ -86,7 +86,7 @@ class FinishedSteps:
                         log_in_module(self.loop, recording, self.log)
 
     def _step_measurements(self) -> list[Measurement]:
-        """What the optimizer step of this batch did to the weights; empty where none was made."""
+        """Measure the change of the weights by the optimizer step; empty if there was none."""
         found: list[Measurement] = []
         with self.faults.guard("measuring the optimizer's step"):
             seen = self.reader.parameters.items()
@@ -97,11 +97,11 @@ class FinishedSteps:
         return found
 
     def _silent_recurrence(self, facts: StepFacts | None) -> bool:
-        """Whether the model has recurrent layers that no gradient ever went through: a recording says so."""
+        """Whether the model has recurrent layers but none received a gradient, which is worth a recording."""
         return facts is not None and bool(self.layers) and not self.reader.parameters
 
     def _say_if_none(self) -> None:
-        """One clear sentence where the model has nothing to record."""
+        """Tell the user once that the model has no recurrent layer to record."""
         if not self._said_none and not self.watch.layers and not self.reader.parameters:
             self._said_none = True
             tell(
@@ -110,7 +110,7 @@ class FinishedSteps:
             )
 
     def store_rest(self, pending: Pending | None) -> None:
-        """What the ring and the clip story still hold goes into a last recording of its own phase."""
+        """Write a last recording, in a phase of its own, with the rest of the history and of the clipping."""
         with self.faults.guard("storing the rest"):
             for facts in self.history.settle(at_once=True):
                 self.clips.add(facts)
@@ -133,7 +133,7 @@ class FinishedSteps:
             )
 
     def nothing_recorded(self) -> str:
-        """What was seen of a fit in which no recurrence was recorded, why, and what to do; empty if one was."""
+        """Say why no recurrence was recorded and what to do; empty if one was."""
         if self.reader.recorded_any or not self.tried:
             return ""
         model = type(self.loop.model).__name__

@@ -1,4 +1,4 @@
-"""One fit on one rank: in which order things are decided, watched, measured and written."""
+"""The recorder of one fit on one rank: the order in which steps are chosen, watched, measured and written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PARTS = {moment: f"the recorder ({moment})" for moment in _MOMENTS}
 
 
 class FitRecorder:
-    """The recorder at work: a training loop calls `handle` with each of its moments. Nothing raises unless `strict`.
+    """Records one fit: the training loop calls `handle` at each of its moments. Faults are raised only if `strict`.
 
     Args:
         settings: What the person asked for.
@@ -113,12 +113,12 @@ class FitRecorder:
         self._batch_number = 0
         self._batch_groups: tuple[str, ...] | None = None
         self._spoilt_data = False
-        """Whether a batch since the last optimizer step held numbers that are not finite, and its loss showed it."""
+        """Whether a batch since the last optimizer step had a loss and inputs that are not finite."""
         self.quiet = False
-        """Nothing of the running batch is watched: its backward pass and its optimizer step need no look."""
+        """Whether nothing of the current batch is watched, so that later moments of it can return at once."""
 
     def handle(self, moment: str, *facts: Any) -> None:
-        """Call one of the moments below; whatever goes wrong in it, training goes on.
+        """Call one of the methods below; an exception in it is stored as a fault and training continues.
 
         Args:
             moment: The name of the method.
@@ -148,7 +148,7 @@ class FitRecorder:
         return self._pending is not None
 
     def batch_started(self, batch: Any) -> None:
-        """Decide, and watch the forward pass that comes."""
+        """Decide whether the batch is recorded, and watch its forward pass."""
         self.reader.batch_started(batch)
         self._batch_number = self.loop.batches
         self._batch_step = self.loop.step
@@ -166,7 +166,7 @@ class FitRecorder:
         self.overhead.batch_started()
 
     def after_backward(self) -> None:
-        """A backward pass is over."""
+        """Measure the backward pass that has just ended."""
         if self._pending is not None:
             with self.faults.guard("reading a backward pass"):
                 self._measure()
@@ -175,7 +175,7 @@ class FitRecorder:
                 self.own_clipping.after_backward()
 
     def before_optimizer_step(self, optimizer: Any) -> None:
-        """Gradients are complete, unscaled and not yet clipped; weights have not moved."""
+        """Read the gradients, complete, unscaled and not yet clipped, before the weights change."""
         step = self.loop.step if self.loop.manual else self._batch_step
         facts: StepFacts | None = None
         if self._looking:
@@ -206,7 +206,7 @@ class FitRecorder:
                 self.reader.seams.forget_batch()
 
     def batch_ended(self, outputs: Any) -> None:
-        """The step is over; weights have moved, or not yet where gradients accumulate."""
+        """Finish the batch: the weights have changed, unless gradients are accumulated."""
         loss = loss_of(outputs)
         self._look_next = False
         self._look_at_loss(loss, self.reader.batch)
@@ -223,18 +223,18 @@ class FitRecorder:
             self.reader.seams.rest()
 
     def leave_alone(self) -> bool:
-        """Whether the batch that begins needs no moment at all."""
+        """Start a batch; return whether the recorder skips it."""
         if self.unwatched.next_is_one():
             self.quiet = True
         return self.left_alone
 
     @property
     def left_alone(self) -> bool:
-        """Whether the running batch needs no moment, but for a glance at its loss."""
+        """Whether the recorder skips the current batch, except for a check of its loss."""
         return self.unwatched.alone
 
     def glance(self, outputs: Any, batch: Any) -> None:
-        """The end of a batch that was left alone."""
+        """Check the loss of a skipped batch."""
         try:
             loss = loss_of(outputs)
             if not isinstance(loss, float) or math.isfinite(loss):
@@ -247,7 +247,7 @@ class FitRecorder:
             self._look_at_loss(loss, batch)
 
     def _look_at_loss(self, loss: Scalar | None, batch: Any) -> None:
-        """Between two looks, a loss that is not finite is the only sign of an accident: watch the next batch."""
+        """Watch the next batch if the loss is not finite: in batches that are not examined nothing else shows it."""
         if isinstance(loss, float) and not math.isfinite(loss):
             self.unwatched.stop()
             self._look_next = True
@@ -275,7 +275,7 @@ class FitRecorder:
             self.black_box.rest()
 
     def batch_dropped(self) -> None:
-        """The batch ended with an exception that the program may catch: the next one is recorded in its place."""
+        """Drop a batch that ended with an exception, which the program may catch, and record the next one instead."""
         if (pending := self._pending) is not None:
             self._pending = self._new_pending(pending.step, pending.groups, pending.left_out)
         with self.faults.guard("watching the model"):
@@ -285,27 +285,27 @@ class FitRecorder:
         self.overhead.batch_dropped()
 
     def paused(self) -> None:
-        """Validation begins: its time is no training."""
+        """Stop the clock of training: validation begins."""
         self.overhead.pause()
 
     def resumed(self) -> None:
-        """Validation is over: time counts as training again."""
+        """Start the clock of training again: validation is over."""
         self.overhead.resume()
 
     def epoch_ended(self) -> None:
-        """An epoch's story of clipping is complete."""
+        """Close the epoch's statistics of clipping."""
         with self.faults.guard("telling the story of clipping"):
             for facts in self.history.settle(at_once=True):
                 self.clips.add(facts)
             self.clips.end_epoch(self.loop.epoch)
 
     def finish(self) -> None:
-        """The fit ended as it should: store what is left and close the run."""
+        """Store what is left and close the run after a fit that was not interrupted."""
         self._store_rest()
         self.run_output.close(FINISHED, self._last_step)
 
     def conclude(self) -> None:
-        """After everything else of the fit: say what it showed."""
+        """Write the report and print the screen, after everything else of the fit."""
         if self.loop.rank != 0:
             return
         broke = isinstance(self.schedule, WithinBudget) and self.schedule.over_budget
@@ -327,7 +327,7 @@ class FitRecorder:
             print(f"rnndiag: {told}")
 
     def close(self, reason: str) -> None:
-        """However the fit ended: let go of the model, keep what was measured."""
+        """Remove the hooks and store what was measured, however the fit ended."""
         if reason != FINISHED:
             # the person's own exception is on its way, and stays what it is
             self.faults.strict = False
@@ -351,16 +351,16 @@ class FitRecorder:
 
     @property
     def _last_step(self) -> int:
-        """The step of the last batch, also where that was left alone."""
+        """The optimizer step of the last batch, skipped or not."""
         return max(self._batch_step, self.loop.step - 1) if self.left_alone else self._batch_step
 
     @property
     def _tick(self) -> int:
-        """The running batch or optimizer step, whichever the schedule counts."""
+        """Number of the current batch or optimizer step, whichever the schedule counts."""
         return self._batch_number if self.schedule.by_batch else self._decided
 
     def _begin_step(self, step: int) -> None:
-        """Is this step recorded? Within one batch, later steps are recorded for the layers that they alone train."""
+        """Decide whether this step is recorded. Later steps of one batch add the layers that they alone train."""
         if step == self._decided:
             return
         self._decided = step
@@ -398,7 +398,7 @@ class FitRecorder:
             self.watch.arm(self._pending.groups)
 
     def _decide(self, tick: int) -> Decision:
-        """The schedule's decision; rank 0's for all ranks, as a rank that records makes the others wait."""
+        """Ask the schedule; all ranks take the decision of rank 0, since a rank that records makes the others wait."""
         decision = Decision(False, next_tick=tick + 1)
         with self.faults.guard("the schedule"):
             decision = self.schedule.decide(tick)
@@ -429,7 +429,7 @@ class FitRecorder:
         return pending.empty or self._batch_number == pending.batch
 
     def _judge(self, facts: StepFacts) -> None:
-        """Is this step an accident? Then it is recorded, whatever the schedule said."""
+        """Record the step if its loss or gradient is not finite or jumps, whatever the schedule said."""
         alarm = self.black_box.alarm(self.history, facts)
         if alarm is None:
             return
