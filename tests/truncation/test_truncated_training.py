@@ -171,7 +171,7 @@ def test_mistakes_are_told() -> None:
         scale_gradient("state", 0.5)
     with pytest.raises(BadArgument, match="several parts"):
         cell_only(torch.zeros(3))
-    with pytest.raises(NotSupported, match="not a rule to unroll by"):
+    with pytest.raises(NotSupported, match="cannot be unrolled with"):
         truncated_unroll(Step(p), p.inputs, p.initial[0], estimators.Clip(1.0))
     with pytest.raises(BadArgument, match="optimal p depends on the step"):
         truncated_unroll(Step(p), p.inputs, p.initial[0], estimators.Roulette("optimal"))

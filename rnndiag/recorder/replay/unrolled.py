@@ -138,7 +138,7 @@ class UnrolledCalls:
             return found
         why = _BETWEEN.format(self._between)
         self._between = ""
-        return [replace(found[0], missed={**found[0].missed, "between_steps": why}), *found[1:]]
+        return [replace(found[0], unseen={**found[0].unseen, "between_steps": why}), *found[1:]]
 
     def take(self, scale: float) -> list[BackwardPass]:
         """The backward passes of the sequences that got a gradient since the last call."""
