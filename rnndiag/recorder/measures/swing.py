@@ -27,18 +27,30 @@ def swing(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
 
 
 def _swing(run: LayerRun, mask: Tensor) -> Tensor:
-    """Σ_{b,t} |⟨e, other − own⟩|; a padded neighbour is replaced by its last valid state."""
-    states, direct = run.state_vector().float(), torch.cat(run.direct, -1).float()
-    if run.B > 1:
-        other = states.roll(1, 1)
-        if run.lengths is not None:
-            last = (run.lengths.to(states.device).roll(1) - 1).clamp(min=0)
-            at = torch.arange(run.T, device=states.device)[:, None].minimum(last[None, :])
-            other = other.gather(0, at[..., None].expand_as(other))
-    else:  # one sequence: its own state, half a sequence apart
-        other = states.roll(run.T // 2, 0)
-    change = (direct * (other - states)).sum(-1).abs()
-    return change.where(mask, torch.zeros_like(change)).sum()
+    """Σ_{b,t} |⟨e, other − own⟩|; a padded neighbour is replaced by its last valid state.
+
+    One sequence at a time: differences of whole batches would take as much memory as the states.
+    """
+    total = torch.zeros((), device=mask.device)
+    for b in range(run.B):
+        neighbour, at = _other(run, b)
+        change = torch.zeros(run.T, device=mask.device)
+        for part, direct in zip(run.states, run.direct, strict=True):
+            other = part[:, neighbour].float().index_select(0, at)
+            change += (direct[:, b].float() * (other - part[:, b].float())).sum(-1)
+        total += change[mask[:, b]].abs().sum()
+    return total
+
+
+def _other(run: LayerRun, b: int) -> tuple[int, Tensor]:
+    """The sequence that b is compared with, and at which of its steps (T,)."""
+    steps = torch.arange(run.T, device=run.states[0].device)
+    if run.B == 1:  # its own states, half a sequence apart
+        return 0, (steps - run.T // 2) % run.T
+    neighbour = (b - 1) % run.B
+    if run.lengths is None:
+        return neighbour, steps
+    return neighbour, steps.clamp(max=max(0, int(run.lengths[neighbour]) - 1))
 
 
 def _spread(inputs: Tensor, mask: Tensor) -> float:
