@@ -28,7 +28,7 @@ def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     if not any(bool(part.any()) for part in run.direct):
         subject.not_measured[f"estimators of {run.name}"] = "no gradient of the loss reaches it"
         return
-    limit = allowed(subject.runs, subject.extent.max_memory)
+    limit = allowed(subject.runs, subject.extent.max_memory, subject.held)
     wanted = min(run.B, subject.extent.samples or run.B)
     count = sequences_that_fit("scores of estimators", ESTIMATORS_TAKE, (run,), limit, wanted)
     part = run

@@ -93,9 +93,13 @@ class Subject:
 
     def made_already(self, run: LayerRun) -> Adjoints | None:
         """The adjoints of a run if another measure computed them without an error, else None."""
+        return next((adj for adj in (*self.held, *self.made.values()) if adj.run is run), None)
+
+    @property
+    def held(self) -> tuple[Adjoints, ...]:
+        """The adjoints that are kept until all measures are done; empty before the first measure has asked for them."""
         analyses: tuple[Analysis, ...] = self.__dict__.get("analyses", ())
-        known = (*(adj for adj, _ in analyses), *self.made.values())
-        return next((adj for adj in known if adj.run is run), None)
+        return tuple(adj for adj, _ in analyses)
 
     @cached_property
     def proof(self) -> Proof:
@@ -138,7 +142,7 @@ class Subject:
             NotSupported: Not even one sequence fits.
         """
         batch = runs[0].B
-        limit = allowed(self.runs, self.extent.max_memory)
+        limit = allowed(self.runs, self.extent.max_memory, self.held)
         count = sequences_that_fit(what, times, runs, limit, batch)
         if count == batch:
             return runs

@@ -8,6 +8,9 @@ and LSTM at T from 50 to 200, 16 to 64 sequences and 32 to 128 units.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from rnndiag.engine.adjoints import Adjoints
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.errors import NotSupported
 
@@ -40,16 +43,25 @@ def _gates(run: LayerRun) -> int:
     return int(run.weights["weight_hh"].shape[0]) if "weight_hh" in run.weights else run.S
 
 
-def allowed(runs: tuple[LayerRun, ...], max_memory: float | None) -> float:
+def allowed(
+    runs: tuple[LayerRun, ...], max_memory: float | None, held: Iterable[Adjoints] = ()
+) -> float:
     """Bytes that the measures of these layers may take.
 
     Args:
         runs: All layer runs of the backward pass.
         max_memory: What they may take beyond what the backward pass has freed; None: the default.
+        held: Adjoints kept for all measures, which take up part of the freed bytes.
     """
     kept = kept_by_autograd(runs)
     margin = max(LEAST_BYTES, MARGIN * kept) if max_memory is None else max_memory
-    return FREED * kept + margin
+    return max(0.0, FREED * kept - sum(map(_bytes_of, held))) + margin
+
+
+def _bytes_of(adj: Adjoints) -> int:
+    """Bytes of the adjoints and of the gradients at the gates."""
+    tensors = {id(part): part for part in (*adj.parts, adj.a_ih, adj.a_hh, adj.projected)}
+    return sum(part.nbytes for part in tensors.values() if part is not None)
 
 
 def refuse_contributions(runs: tuple[LayerRun, ...], max_memory: float | None) -> None:
