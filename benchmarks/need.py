@@ -7,8 +7,9 @@ known truth, RNN, LSTM and GRU: those that the rules were tried on, and others),
 need is claimed where there is none), power (over the number of sequences), control (planted needs), fitters (boosting
 rounds, and Adam), promise (the promised gain against what training with the longer window brought), bytes (the same
 on the source text of Python's library), programs (a forecast of a seasonal series and a model of text, before and
-after), cost (of a default call). The whole form of the false alarms is --null-seeds 120, an hour. Power and bytes are
-smaller than the tables that the rules were made from (3 draws of 4 sizes; 500 steps of training): minutes each.
+after), cost (of a default call). The whole form of the false alarms is --null-seeds 120, half an hour on an idle core.
+Power and bytes are smaller than the tables that the rules were made from (3 draws of 4 sizes; 500 steps of training):
+minutes each.
 """
 
 from __future__ import annotations
