@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from rnndiag.health.diagnosis.diagnosis import Remedy
-from rnndiag.health.diagnosis.layer_evidence import LayerEvidence
+from rnndiag.health.diagnosis.layer_evidence import DEAD, LayerEvidence
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number, power
-from rnndiag.health.diagnosis.start_rules import DEAD, first_layer, forgetting, start_of_recurrence
+from rnndiag.health.diagnosis.start_rules import first_layer, forgetting, start_of_recurrence
 
 SHRANK = 0.85
 """Weights have decayed if they end below this share of their initial size."""

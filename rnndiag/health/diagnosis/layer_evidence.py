@@ -15,6 +15,8 @@ CARRY_GATES = ("f", "z")
 """Gates that decide how much of the state is kept: f of an LSTM, z of a GRU in torch's notation."""
 LARGEST_LOG = 700.0
 """exp of a larger number overflows a float64."""
+DEAD = 0.5
+"""From this share of relu units that are zero at every step of every sequence on, a layer counts as dead."""
 NEGLIGIBLE = math.log(1e-6)
 """Credit below this share of lag 0 is not used to fit its decay."""
 

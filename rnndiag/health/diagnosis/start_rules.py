@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rnndiag.health.diagnosis.diagnosis import Remedy
 from rnndiag.health.diagnosis.features import GROWS, Features
-from rnndiag.health.diagnosis.layer_evidence import LARGEST_LOG, LayerEvidence
+from rnndiag.health.diagnosis.layer_evidence import DEAD, LARGEST_LOG, LayerEvidence
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number, percent, power
 
 GATES_AT_ENDS = 0.5
@@ -16,8 +16,6 @@ UNITS = 0.25
 """Saturated if at least this share of tanh units has a derivative below 0.05."""
 FLAT = 0.2
 """Saturated if the mean derivative of tanh over all units and steps is below this."""
-DEAD = 0.5
-"""Dead if at least this share of relu units is zero at every step of every sequence."""
 SHUT = 0.1
 """Shut if the mean forget gate is below this: a memory of 1.1 steps."""
 CONTRACTS = 0.4

@@ -6,7 +6,7 @@ import math
 
 from rnndiag.health.diagnosis.diagnosis import Remedy
 from rnndiag.health.diagnosis.features import Features
-from rnndiag.health.diagnosis.layer_evidence import Dated
+from rnndiag.health.diagnosis.layer_evidence import DEAD, Dated
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number
 
 GOOD_STEP = 0.01
@@ -32,7 +32,6 @@ ADAM_RATE = 0.003
 In place of SGD it cures more often than the rate that is right for the recurrent weights (development tasks of the
 trial), which may be wrong for the head.
 """
-DEAD = 0.5
 
 
 def _clipped(features: Features) -> bool:
@@ -63,22 +62,21 @@ def _new_rate(features: Features, lower: bool) -> Remedy | None:
     if not (math.isfinite(value) and value > 0):
         return None
     why = (
-        f"the step of {number(reference.value)} of the recurrent weights at step {reference.step} "
+        f": the step of {number(reference.value)} of the recurrent weights at step {reference.step} "
         f"becomes {GOOD_STEP:g}"
     )
     rate, optimizer = features.setup.rate, features.setup.optimizer
     if not math.isnan(rate) and (value >= rate if lower else value <= rate):
         value = float(f"{rate / 10 if lower else 10 * rate:.2g}")
-        why = "a tenth" if lower else "ten times"
+        why = ", a tenth" if lower else ", ten times"
     if optimizer and not features.setup.scale_free:
         return Remedy(
             "optimizer",
             "adam",
             f"Use Adam at {ADAM_RATE:g}: under {optimizer} one rate rarely fits all weights. To stay with it, set the "
-            f"learning rate to {number(value)}: {why}.",
+            f"learning rate to {number(value)}{why}.",
         )
-    joint = ", " if why.startswith(("a ", "ten ")) else ": "
-    return Remedy("learning_rate", value, f"Set the learning rate to {number(value)}{joint}{why}.")
+    return Remedy("learning_rate", value, f"Set the learning rate to {number(value)}{why}.")
 
 
 def learning_rate_too_low(view: View) -> Found | None:

@@ -6,15 +6,13 @@ import math
 
 from rnndiag.health.diagnosis.diagnosis import Remedy
 from rnndiag.health.diagnosis.features import GROWS, Features
-from rnndiag.health.diagnosis.layer_evidence import Dated
+from rnndiag.health.diagnosis.layer_evidence import DEAD, Dated
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number
 from rnndiag.health.diagnosis.start_rules import explosion, start_of_recurrence
 from rnndiag.health.diagnosis.step_rules import lower_rate, wild
 from rnndiag.health.sentence_case import sentence_case
 
 FEWEST_SPIKES = 2
-DEAD = 0.5
-"""A layer with more than this share of dead relu units passes no gradient."""
 
 
 def not_trusted(view: View) -> Found | None:

@@ -14,14 +14,12 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from rnndiag.engine.segments.marks import LEAF, sequence_number
 from rnndiag.errors import CaptureFault
 from rnndiag.recorder.capture.backward_pass import Hook
 
 LIMIT = 20_000
 """Most nodes that the graph of one step may have."""
-
-_LEAF = 2**63
-"""Nodes with this sequence number or a larger one are leaves."""
 
 Arrived = Callable[[int, Tensor], None]
 Edges = dict[tuple[Any, int], int]
@@ -100,7 +98,7 @@ def _follow(starts: list[Any], edges: Edges, routes: list[Route]) -> Hits | None
 def _search(starts: list[Any], edges: Edges) -> list[Route]:
     """All nodes between the outputs and the targets that send a gradient to one."""
     ends = {node for node, _ in edges}
-    before = [number for node in ends if (number := _number(node)) < _LEAF]
+    before = [number for node in ends if (number := sequence_number(node)) < LEAF]
     oldest = min(before, default=-1)
     seen: set[Any] = set()
     waiting: list[tuple[Any, int, tuple[int, ...]]] = [
@@ -124,15 +122,11 @@ def _search(starts: list[Any], edges: Edges) -> list[Route]:
             known = edges.get(edge)
             if known is not None:
                 reached[place] = known
-            elif oldest < _number(edge[0]) < _LEAF:
+            elif oldest < sequence_number(edge[0]) < LEAF:
                 waiting.append((edge[0], output, (*places, place)))
         if reached:
             routes.append(Route(output, places, reached))
     return routes
-
-
-def _number(node: Any) -> int:
-    return int(node._sequence_nr())
 
 
 def _passing(reached: Mapping[int, int], arrived: Arrived) -> Hook:
