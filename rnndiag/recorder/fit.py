@@ -235,16 +235,11 @@ class FitRecorder:
 
     def glance(self, outputs: Any, batch: Any) -> None:
         """Check the loss of a skipped batch."""
+        # Not `with guard(...)`: every skipped batch would pay for its calls.
         try:
-            loss = loss_of(outputs)
-            if not isinstance(loss, float) or math.isfinite(loss):
-                return
-        except Exception as error:
-            if self.faults.strict:
-                raise
-            self.faults.add("reading a loss", error)
-        else:
-            self._look_at_loss(loss, batch)
+            self._look_at_loss(loss_of(outputs), batch)
+        except Exception as error:  # noqa: BLE001 - no fault may end the training
+            self.faults.handler("reading a loss")(error)
 
     def _look_at_loss(self, loss: Scalar | None, batch: Any) -> None:
         """Watch the next batch if the loss is not finite: in batches that are not examined nothing else shows it."""
@@ -309,11 +304,12 @@ class FitRecorder:
         if self.loop.rank != 0:
             return
         broke = isinstance(self.schedule, WithinBudget) and self.schedule.over_budget
+        nothing = self.finished.nothing_recorded()
         close_fit(
             self.settings,
             self.run_dir,
             # known layers without a gradient are a finding: such a run has a screen and a page
-            0 if self.finished.nothing_recorded() and not self.layers else self.run_output.count,
+            0 if nothing and not self.layers else self.run_output.count,
             Cost(
                 self.overhead.share,
                 broke,
@@ -323,8 +319,8 @@ class FitRecorder:
             self.faults,
             self.loop.loggers,
         )
-        if told := self.finished.nothing_recorded():
-            print(f"rnndiag: {told}")
+        if nothing:
+            print(f"rnndiag: {nothing}")
 
     def close(self, reason: str) -> None:
         """Remove the hooks and store what was measured, however the fit ended."""
