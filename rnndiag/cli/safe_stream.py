@@ -55,7 +55,7 @@ class SafeStream(io.TextIOBase):
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Replace standard output and error by safe streams inside."""
+    """Replace `sys.stdout` and `sys.stderr` by safe streams within the `with` block."""
     before = sys.stdout, sys.stderr
     out, err = SafeStream(before[0]), SafeStream(before[1])
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)

@@ -384,7 +384,7 @@ def _limit(rule: Rule, bound: float) -> str:
 
 
 def sentence(rule: Rule, value: float, layer: str, time_steps: int | None) -> str:
-    """The rule's statement with this value inserted, or a statement that there is no number."""
+    """The rule's statement about this value, or, for NaN, a sentence that there is no number."""
     if math.isnan(value):
         return f"{rule.meaning}: not a number in most of the judged recordings"
     text = rule.infinite if math.isinf(value) and rule.infinite else rule.statement

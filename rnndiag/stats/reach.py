@@ -181,7 +181,7 @@ def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Rea
 def reach_error(
     profile_log: Any, without_one: Any = None, unsampled: float = 0.0, share: float = 0.9
 ) -> float:
-    """Standard error of the reach of a profile from sampled output steps, by the jackknife.
+    """Jackknife standard error of the reach of a profile that was measured from sampled output steps.
 
     Args:
         profile_log: ln profile, (D,).

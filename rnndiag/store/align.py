@@ -18,7 +18,7 @@ _PADDED_BYTES, _PADDING_FACTOR = 128 << 20, 32
 
 @dataclass(frozen=True)
 class Aligned:
-    """`values` with a new first axis, one entry per measurement.
+    """Several measurements as one array: the first axis of `values` counts the measurements.
 
     `lengths[dim]` (n,) is the length of a dim in each measurement; `valid` marks the entries that are not padding, None
     where none is padding.

@@ -188,7 +188,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _described(setup: Setup, run: Run, judged: Judged) -> Cell:
-    """The cell with a description of its error."""
+    """The cell; if its gradient is wrong, with a sentence on what is wrong and where."""
     cell, found, truth = judged
     if cell.right:
         return cell

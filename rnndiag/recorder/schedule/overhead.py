@@ -161,7 +161,7 @@ class Overhead:
 
 
 class Own:
-    """`with overhead.own(group):`, a class instead of a generator, since unrecorded steps pay for every call."""
+    """Context manager of `Overhead.own`; a class, since a generator costs more and unrecorded steps pay for it too."""
 
     __slots__ = ("_group", "_overhead", "_start")
 

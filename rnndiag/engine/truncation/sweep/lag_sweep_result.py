@@ -78,7 +78,7 @@ class LagSweep:
 
     @property
     def tail_mean_square(self) -> Tensor:
-        """Unbiased |E S_d|² over sequences, (D+1,); it may be negative."""
+        """Unbiased estimate of |E S_d|², S_d the tail's gradient of one sequence, (D+1,); may be negative."""
         return self.tails.mean_square
 
     @property

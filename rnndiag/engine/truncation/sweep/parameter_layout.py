@@ -77,7 +77,7 @@ class ParameterLayout:
 
     @property
     def P(self) -> int:
-        """Length of a flat buffer."""
+        """Number of entries of all parameters: the length of a flat buffer for them."""
         return max(slot.stop for slot in self.slots)
 
     @property
