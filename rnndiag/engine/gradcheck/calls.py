@@ -12,11 +12,14 @@ from rnndiag.engine.gradcheck.gradients import Cotangent, Point, gradients
 from rnndiag.engine.gradcheck.nested import Function, Tensors
 from rnndiag.engine.gradcheck.tolerance import Difference, Tolerance, difference
 
+CallCheck = tuple[str, Difference, str]
+"""Name of a check, the size of the error, and the sentence for a failure."""
+
 
 def call_faults(
     function: Function, point: Point, cotangent: Cotangent, tolerance: Tolerance
-) -> Iterator[tuple[str, Difference, str]]:
-    """Each check of a call: its name, the size of the error, and the sentence for a failure.
+) -> Iterator[CallCheck]:
+    """Every check of a call.
 
     Args:
         function: The kernel.
@@ -24,6 +27,14 @@ def call_faults(
         cotangent: Weights of outputs and final state together.
         tolerance: Differences within it are rounding: sums on a GPU may be ordered anew in every call.
     """
+    yield from _of_two_calls(function, point, cotangent, tolerance)
+    yield from _of_one_graph(function, point, cotangent, tolerance)
+
+
+def _of_two_calls(
+    function: Function, point: Point, cotangent: Cotangent, tolerance: Tolerance
+) -> Iterator[CallCheck]:
+    """Whether a second call with the same arguments gives the same values and gradients."""
     first, second = (gradients(function, point, cotangent) for _ in range(2))
     values = [
         difference(a, b, tolerance)
@@ -41,6 +52,12 @@ def call_faults(
         _worst(repeated),
         f"two calls with the same arguments return different gradients of {', '.join(names)}",
     )
+
+
+def _of_one_graph(
+    function: Function, point: Point, cotangent: Cotangent, tolerance: Tolerance
+) -> Iterator[CallCheck]:
+    """Whether a call and two backward passes leave alone what they are given, and the passes agree."""
     arguments = tuple(
         t.detach().clone().requires_grad_(t.is_floating_point())
         for t in (*point.inputs, *point.state)
@@ -48,39 +65,23 @@ def call_faults(
     with torch.enable_grad():
         given = tuple(t.clone() for t in arguments)
         outputs, final = function(given[: len(point.inputs)], given[len(point.inputs) :])
-    results = [t.detach().clone() for t in (*outputs, *final)]
-    ties = [
-        (y, v)
-        for y, v in _pairs((*outputs, *final), cotangent.parts())
-        if v is not None and y.requires_grad
+    results = (*outputs, *final)
+    before = [t.detach().clone() for t in results]
+    weighted = [
+        (y, v) for y, v in _pairs(results, cotangent.parts()) if v is not None and y.requires_grad
     ]
     wanted = [t for t in (*arguments, *point.parameters.values()) if t.requires_grad]
-
-    def backward(keep: bool) -> tuple[Tensor | None, ...]:
-        ys, vs = zip(*ties, strict=True)
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            ys, wanted, vs, retain_graph=keep, allow_unused=True
-        )
-        # Copies: a kernel may hand out one buffer in both passes.
-        return tuple(None if g is None else g.clone() for g in found)
-
-    passes: list[tuple[Tensor | None, ...]] = []
-    # A kernel may refuse a second pass, as autograd itself does; only a silent one is a fault.
-    with suppress(RuntimeError):
-        if ties and wanted:
-            passes.append(backward(True))
-            passes.append(backward(False))
-    arguments_named = (*point.input_names, *point.state_names)
-    written = [
-        n for n, a, b in zip(arguments_named, arguments, given, strict=True) if not _equal(a, b)
-    ]
-    exact = Difference(float("inf") if written else 0.0, 1.0 if written else 0.0, 0.0)
-    yield "arguments unchanged", exact, f"the call writes into {', '.join(written)}"
-    changed = any(not _equal(a, b) for a, b in zip(results, (*outputs, *final), strict=True))
-    exact = Difference(float("inf") if changed else 0.0, 1.0 if changed else 0.0, 0.0)
+    passes = _backward_twice(weighted, wanted) if weighted and wanted else []
+    names = (*point.input_names, *point.state_names)
+    written = [n for n, a, b in zip(names, arguments, given, strict=True) if not _equal(a, b)]
+    yield (
+        "arguments unchanged",
+        _all_or_nothing(bool(written)),
+        f"the call writes into {', '.join(written)}",
+    )
     yield (
         "results unchanged by backward",
-        exact,
+        _all_or_nothing(any(not _equal(a, b) for a, b in zip(before, results, strict=True))),
         "the backward pass writes into the outputs or the final state",
     )
     if len(passes) == 2:
@@ -90,6 +91,28 @@ def call_faults(
             _worst(again),
             "a second backward pass through the same graph gives another gradient",
         )
+
+
+def _backward_twice(
+    weighted: list[tuple[Tensor, Tensor]], wanted: list[Tensor]
+) -> list[tuple[Tensor | None, ...]]:
+    """The gradients of two backward passes through one graph; fewer where the kernel refuses a pass."""
+    results, weights = zip(*weighted, strict=True)
+    passes: list[tuple[Tensor | None, ...]] = []
+    # A kernel may refuse a second pass, as autograd itself does; only a silent one is a fault.
+    with suppress(RuntimeError):
+        for keep in (True, False):
+            found: tuple[Tensor | None, ...] = torch.autograd.grad(
+                results, wanted, weights, retain_graph=keep, allow_unused=True
+            )
+            # Copies: a kernel may hand out one buffer in both passes.
+            passes.append(tuple(None if g is None else g.clone() for g in found))
+    return passes
+
+
+def _all_or_nothing(fault: bool) -> Difference:
+    """A difference without a size: infinite where there is a fault, else zero."""
+    return Difference(float("inf"), 1.0, 0.0) if fault else Difference(0.0, 0.0, 0.0)
 
 
 def _pairs(a: Tensors, b: tuple[Tensor | None, ...]) -> list[tuple[Tensor, Tensor | None]]:

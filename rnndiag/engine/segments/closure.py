@@ -8,7 +8,7 @@ marks.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from math import prod
@@ -114,11 +114,10 @@ def closure_of(
         own: set[Edge] = set()
         found, met = marks_behind(node.next_functions, stops, oldest, own)
         passed |= own
-        for earlier, _ in own if time > first_time else ():
-            if kept_until < sequence_number(earlier) < begins[time - 1]:
-                for child, _ in earlier.next_functions:
-                    if child is not None and sequence_number(child) >= LEAF:
-                        around.setdefault(id(child.variable), _AROUND.format(time))
+        for leaf_id in (
+            _direct_leaves(own, kept_until, begins[time - 1]) if time > first_time else ()
+        ):
+            around.setdefault(leaf_id, _AROUND.format(time))
         for key in found:
             hop = time - marks[key].time
             within |= hop == 0
@@ -142,6 +141,15 @@ def closure_of(
         *(frozenset(of_later), frozenset(of_loss)),
         around,
     )
+
+
+def _direct_leaves(edges: Iterable[Edge], after: int, before: int) -> Iterator[int]:
+    """ids of the leaves that nodes made between two sequence numbers take directly."""
+    for node, _ in edges:
+        if after < sequence_number(node) < before:
+            for child, _ in node.next_functions:
+                if child is not None and sequence_number(child) >= LEAF:
+                    yield id(child.variable)
 
 
 _JUMP = "the state of step {} depends on that of step {} by a way that goes through no state in between ({} steps)"
@@ -190,29 +198,9 @@ def _readout(
     def step_of(node: Any) -> int:
         return bisect_right(begins, sequence_number(node)) - 1
 
-    seen: set[Any] = set()
-    leaves: set[int] = set()
-    waiting = [
-        root[0]
-        for root in roots
-        if root[0] is not None and root not in stops and root not in others
-    ]
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        if sequence_number(node) >= LEAF:
-            leaves.add(id(node.variable))
-        if not oldest <= sequence_number(node) < LEAF:
-            continue
-        seen.add(node)
-        waiting.extend(
-            child
-            for child, number in node.next_functions
-            if child is not None and (child, number) not in stops and (child, number) not in others
-        )
+    nodes, leaves = _between(roots, stops, others, oldest)
     consumers: dict[Any, list[Any]] = {}
-    for node in seen:
+    for node in nodes:
         for child, _ in node.next_functions:
             consumers.setdefault(child, []).append(node)
 
@@ -227,7 +215,7 @@ def _readout(
         )
 
     leads: dict[Any, bool] = {}
-    for node in sorted(seen, key=sequence_number):
+    for node in sorted(nodes, key=sequence_number):
         step, reads = step_of(node), False
         for child, number in node.next_functions:
             if child is None or (child, number) in others:
@@ -244,6 +232,26 @@ def _readout(
                 return _READ.format(step, earlier), leaves
         leads[node] = reads
     return "", leaves
+
+
+def _between(
+    roots: Sequence[Edge], stops: Mapping[Edge, int], others: AbstractSet[Edge], oldest: int
+) -> tuple[set[Any], set[int]]:
+    """The graph nodes between the roots and the first marks of any loop, and the ids of the leaves met."""
+    nodes: set[Any] = set()
+    leaves: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        edge = waiting.pop()
+        node = edge[0]
+        if node is None or node in nodes or edge in stops or edge in others:
+            continue
+        if sequence_number(node) >= LEAF:
+            leaves.add(id(node.variable))
+        elif sequence_number(node) >= oldest:
+            nodes.add(node)
+            waiting.extend(node.next_functions)
+    return nodes, leaves
 
 
 def _is_running_sum(node: Any, child: Any, number: int) -> bool:

@@ -145,23 +145,11 @@ def measure_loop(
         whole = cut.whole(roots, given)
         first = cut.from_loss(roots, given)
         windows = _Windows(loop, whole.gradients, first.gradients)
-        credit = [norms.by_step(first.arrived)]
-        partial = dict(first.arrived)
-        here = _not_zero(first.arrived)
         most = loop.T if max_lags is None else min(max_lags, loop.T)
-        while here and len(credit) <= most:
-            arrived, gradients = _one_step_back(cut, loop, here)
-            windows.add(gradients)
-            for key, value in arrived.items():
-                partial[key] = partial[key] + value if key in partial else value
-            here = _not_zero(arrived)
-            if here and len(credit) < most:
-                credit.append(norms.by_step(here))
-            elif here:
-                break
-        stopped = bool(here)
+        credit, partial, remaining = _lag_by_lag(cut, loop, first.arrived, windows, norms, most)
+        stopped = bool(remaining)
         if stopped:
-            windows.beyond(cut.all_the_way(here).gradients)
+            windows.beyond(cut.all_the_way(remaining).gradients)
         contributions = _contributions(cut, loop, {} if stopped else partial)
         adjoints = _of_parts(cut, loop, whole.arrived)
     adjoint = norms.by_step(adjoints)
@@ -188,6 +176,36 @@ def measure_loop(
         bound=loop.bound,
         adjoint_residual=residual,
     )
+
+
+def _lag_by_lag(
+    cut: CutGraph,
+    loop: MarkedLoop,
+    arrived: dict[int, Tensor],
+    windows: _Windows,
+    norms: _Norms,
+    most: int,
+) -> tuple[list[Tensor], dict[int, Tensor], dict[int, Tensor]]:
+    """Move all losses back by up to `most` lags, and add each lag gradient to `windows`.
+
+    Returns:
+        The norms of what arrived, (T, B), by lag; the sum of what arrived over lags, by mark; and what arrives at a
+        lag beyond the last one, by mark (empty: nothing).
+    """
+    credit = [norms.by_step(arrived)]
+    partial = dict(arrived)
+    here = _not_zero(arrived)
+    while here and len(credit) <= most:
+        arrived, gradients = _one_step_back(cut, loop, here)
+        windows.add(gradients)
+        for key, value in arrived.items():
+            partial[key] = partial[key] + value if key in partial else value
+        here = _not_zero(arrived)
+        if len(credit) == most:
+            break
+        if here:
+            credit.append(norms.by_step(here))
+    return credit, partial, here
 
 
 def _not_zero(arrived: dict[int, Tensor]) -> dict[int, Tensor]:
