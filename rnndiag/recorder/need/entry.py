@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rnndiag.errors import BadArgument, NotSupported, require_whole
-from rnndiag.recorder.need.batches import divide, overlap_of, read_samples
+from rnndiag.recorder.need.batches import Parts, divide, overlap_of, read_samples
 from rnndiag.recorder.need.chosen_layer import chosen_layer
 from rnndiag.recorder.need.features import Basis, Rows
 from rnndiag.recorder.need.grid import lag_groups
@@ -147,15 +147,28 @@ def _measured(
         notes=_notes(loss, samples[0], later, block),
     )
     parts = divide(samples, loss.seed, block)
-    if not all(parts):
-        return replace(known, plain_steps=loss.plain_steps)
+    if all(parts):
+        known = replace(known, autocorrelation=_autocorrelation(samples))
+        known = _with_gains(known, loss, parts, block, progress)
+        progress("done", 1.0)
+    return replace(known, plain_steps=loss.plain_steps)
+
+
+def _with_gains(
+    known: MemoryNeed,
+    loss: OutputLoss,
+    parts: Parts,
+    block: int,
+    progress: Progress,
+) -> MemoryNeed:
+    """The measurement with NEED: what past inputs gain by lag on the test part, and what could have been found."""
     progress("skips", 0.2)
     basis = Basis.of(parts[0])
     fit, validation, test = (Part(part, Rows(basis, part)) for part in parts)
     fitter = SkipFitter(loss, fit, validation, test, known.scale)
-    groups = _groups(max_lag, beyond, limits)
+    groups = _groups(known.max_lag, known.beyond, known.reach)
     curve = need_curve(fitter, groups, block)
-    further = [group[0] >= beyond for group in groups]
+    further = [group[0] >= known.beyond for group in groups]
     present, present_p = curve.gains.of_present()
     known = replace(
         known,
@@ -167,17 +180,15 @@ def _measured(
         sequences=curve.gains.units,
         rows=len(fit.rows),
         peak_lag=curve.peak_lag,
-        autocorrelation=_autocorrelation(samples),
         gap=curve.gap,
     )
     passed = [(known.further if one else known.within).passes(known.gate) for one in further]
     known = replace(known, groups=curve.gains.by_group(groups, passed, known.scale))
     if known.lead not in ("solved", "needed_beyond"):
         progress("positive control", 0.8)
-        floor = smallest_found(fitter, curve.base, groups, beyond, known.scale)
+        floor = smallest_found(fitter, curve.base, groups, known.beyond, known.scale)
         known = replace(known, floor=floor)
-    progress("done", 1.0)
-    return replace(known, plain_steps=loss.plain_steps)
+    return known
 
 
 def _limit(beyond: int | None, limits: GradientLimits, longest: int) -> tuple[int, Limit]:
@@ -187,10 +198,8 @@ def _limit(beyond: int | None, limits: GradientLimits, longest: int) -> tuple[in
         return limits.window, "window"
     if math.isfinite(limits.reach):
         return max(1, math.ceil(limits.reach)), "reach"
-    return (
-        longest + 1,
-        "reach",
-    )  # the credit does not fall within the sequence: it reaches all of it
+    # the credit does not fall within the sequence: it reaches all of it
+    return longest + 1, "reach"
 
 
 def _max_lag(asked: int | None, samples: Sequence[Sample], longest: int, beyond: int) -> int:
@@ -201,10 +210,10 @@ def _max_lag(asked: int | None, samples: Sequence[Sample], longest: int, beyond:
     return min(asked or default, longest)
 
 
-def _groups(max_lag: int, beyond: int, limits: GradientLimits) -> list[range]:
+def _groups(max_lag: int, beyond: int, reach: float) -> list[range]:
     cuts = [beyond]
-    if math.isfinite(limits.reach):
-        cuts.append(math.ceil(limits.reach))
+    if math.isfinite(reach):
+        cuts.append(math.ceil(reach))
     return lag_groups(max_lag, cuts) if max_lag else []
 
 

@@ -119,9 +119,9 @@ class LayerOutput(ABC):
     def last_output(self, inputs: Tensor, start: State | None) -> Tensor:
         """The output (N, H) after the last step of inputs (N, d, I) from an initial state; None: zeros."""
 
-    def run(self, inputs: Tensor, start: State | None) -> Tensor:
-        """All outputs h (N, T, H) for inputs (N, T, I)."""
-        raise NotImplementedError
+    @abstractmethod
+    def hidden_states(self, inputs: Tensor, start: State | None) -> Tensor:
+        """h (N, T, H) of the top layer after every step of inputs (N, T, I); of a step module, its whole state."""
 
     @property
     def parts(self) -> int:
@@ -215,8 +215,8 @@ class FusedOutput(LayerOutput):
             steps.append(state)
         return tuple(torch.stack(part) for part in zip(*steps, strict=True))
 
-    def run(self, inputs: Tensor, start: State | None) -> Tensor:
-        """All outputs h (N, T, H)."""
+    def hidden_states(self, inputs: Tensor, start: State | None) -> Tensor:
+        """h (N, T, H) after every step."""
         return self._call(inputs, start)[0]
 
     def last_output(self, inputs: Tensor, start: State | None) -> Tensor:
@@ -354,8 +354,8 @@ class CellOutput(LayerOutput):
                 state = as_parts(self.module(inputs[:, t], hx))
                 yield state
 
-    def run(self, inputs: Tensor, start: State | None) -> Tensor:
-        """All outputs h (N, T, H)."""
+    def hidden_states(self, inputs: Tensor, start: State | None) -> Tensor:
+        """h (N, T, H) after every step."""
         return torch.stack([state[0] for state in self._steps(inputs, start)], 1)
 
     def last_output(self, inputs: Tensor, start: State | None) -> Tensor:

@@ -94,8 +94,8 @@ class StepOutput(LayerOutput):
                 parts = tuple(flat(part) for part in tensors_of(returned.state))
                 yield returned
 
-    def run(self, inputs: Tensor, start: State | None) -> Tensor:
-        """The outputs of all steps (N, T, H)."""
+    def hidden_states(self, inputs: Tensor, start: State | None) -> Tensor:
+        """All parts of the state (N, T, H) after every step."""
         steps = [tensors_of(one.state) for one in self._steps(inputs, start)]
         return torch.stack([torch.cat([flat(part) for part in one], -1) for one in steps], 1)
 

@@ -204,9 +204,9 @@ def burn_in(loss: OutputLoss, samples: Sequence[Sample]) -> int:
         if sample.batch_size < 2:
             continue
         start = tuple(part[-1].roll(1, 1) for part in seen.history)
-        size = loss.layer.run(seen.inputs[:, :1], None).shape[-1]
+        size = loss.layer.hidden_states(seen.inputs[:, :1], None).shape[-1]
         recorded = seen.states[..., :size]
-        gap = (loss.layer.run(seen.inputs, start) - recorded).norm(dim=-1)
+        gap = (loss.layer.hidden_states(seen.inputs, start) - recorded).norm(dim=-1)
         between = (recorded - recorded.roll(1, 0)).norm(dim=-1).mean()
         apart = gap > FORGOTTEN * between
         steps = torch.arange(1, apart.shape[1] + 1, device=apart.device)
