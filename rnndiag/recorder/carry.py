@@ -19,7 +19,8 @@ class Collector(Protocol):
         """The state with its tensors marked."""
 
 
-_collectors: list[Collector] = []
+_collectors: dict[int, Collector] = {}
+"""By id, as collectors may compare equal; in the order in which they were registered."""
 
 
 def carry(*state: Any, name: str | None = None) -> Any:
@@ -43,7 +44,7 @@ def carry(*state: Any, name: str | None = None) -> Any:
     """
     if _collectors and torch.is_grad_enabled():
         site = name or _call_site()
-        for collector in _collectors:
+        for collector in tuple(_collectors.values()):
             state = collector.carried(site, state)
     return state[0] if len(state) == 1 else state
 
@@ -55,13 +56,12 @@ def _call_site() -> str:
 
 def collect(collector: Collector) -> None:
     """Register a collector, which then receives every call of `carry`."""
-    if not any(known is collector for known in _collectors):
-        _collectors.append(collector)
+    _collectors[id(collector)] = collector
 
 
 def stop_collecting(collector: Collector) -> None:
     """Unregister a collector."""
-    _collectors[:] = [known for known in _collectors if known is not collector]
+    _collectors.pop(id(collector), None)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor, str], Tensor], path: str = "") -> Any:

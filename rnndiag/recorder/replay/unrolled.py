@@ -43,7 +43,8 @@ _BETWEEN = (
 
 _KEEPING = "keeping an unrolled sequence"
 
-_listening: list[UnrolledCalls] = []
+_listening: dict[int, UnrolledCalls] = {}
+"""By id, as they compare by content; in the order in which they began."""
 
 
 @dataclass
@@ -75,12 +76,11 @@ class UnrolledCalls:
     def listen(self) -> None:
         """Start keeping sequences run by `unroll`."""
         self.forget()
-        if not any(known is self for known in _listening):
-            _listening.append(self)
+        _listening[id(self)] = self
 
     def leave(self) -> None:
         """Stop keeping sequences."""
-        _listening[:] = [known for known in _listening if known is not self]
+        _listening.pop(id(self), None)
 
     def forget(self) -> None:
         """Drop what was kept."""
@@ -187,7 +187,7 @@ def _owner(run: str, names: dict[str, Estimator]) -> str:
 def note_between_steps(estimator: Any) -> None:
     """Note in all recorders that this step of a loop uses `between_steps` with the estimator."""
     if torch.is_grad_enabled():
-        for listener in _listening:
+        for listener in tuple(_listening.values()):
             listener._between = str(getattr(estimator, "label", estimator))
 
 
@@ -215,7 +215,7 @@ def as_recorded(
         return run()
     named: Sequence[tuple[UnrolledCalls, str]] = [
         (listener, name)
-        for listener in _listening
+        for listener in tuple(_listening.values())
         if (name := listener.name_of(module)) is not None
     ]
     if not named:
