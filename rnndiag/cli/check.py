@@ -102,16 +102,13 @@ def configuration(path: str | None, min_recordings: int | None = None) -> Config
     """The configuration at `path`; if none is given, of the nearest pyproject.toml, or the defaults."""
     from dataclasses import replace
 
-    from rnndiag.errors import BadArgument
+    from rnndiag.errors import require_whole
     from rnndiag.health.config import nearest_config, read_config
 
     config = read_config(path) if path else nearest_config(Path.cwd())
     if min_recordings is None:
         return config
-    if min_recordings < 1:
-        raise BadArgument(
-            f"--min-recordings is {min_recordings}.", "Give a whole number of at least 1."
-        )
+    require_whole("--min-recordings", min_recordings)
     return replace(config, min_recordings=min_recordings)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from rnndiag.engine.cells import KNOWN_RECURRENCES
 from rnndiag.recorder.facts.clipping import ClipStory
 from rnndiag.recorder.facts.history import History, Scalar, StepFacts
 from rnndiag.recorder.facts.training_loop import TrainingLoop, training_measurements
@@ -106,7 +107,7 @@ class FinishedSteps:
             self._said_none = True
             tell(
                 f"rnndiag: {type(self.loop.model).__name__} has no recurrent layer that a gradient went through, so "
-                "nothing is recorded. nn.RNN, nn.LSTM, nn.GRU, their cells and registered cells would be."
+                f"nothing is recorded. {KNOWN_RECURRENCES} would be."
             )
 
     def store_rest(self, pending: Pending | None) -> None:
@@ -144,9 +145,7 @@ class FinishedSteps:
         seen = (
             f"it has {names}, but no gradient went through them in a recorded step"
             if names
-            else (
-                "none of its modules is a known recurrence (nn.RNN, nn.LSTM, nn.GRU, their cells, registered cells)"
-            )
+            else f"none of its modules is a known recurrence ({KNOWN_RECURRENCES})"
         )
         todo = "Name the module that does one step with steps=[...], or mark the state of the loop with rnndiag.carry."
         if names and not refused:

@@ -12,6 +12,7 @@ from rnndiag.engine.cells.cell import Cell, State, Weights
 from rnndiag.engine.cells.module_cell import module_cell
 from rnndiag.engine.cells.registry import (
     CELLS,
+    KNOWN_RECURRENCES,
     Binding,
     binding_of,
     cell_of_kernel,
@@ -21,6 +22,7 @@ from rnndiag.engine.cells.registry import (
 
 __all__ = [
     "CELLS",
+    "KNOWN_RECURRENCES",
     "Binding",
     "Cell",
     "State",

@@ -12,6 +12,8 @@ from rnndiag.engine.cells.cell import Cell
 from rnndiag.errors import BadArgument
 
 CELLS: dict[str, Cell] = {}
+KNOWN_RECURRENCES = "nn.RNN, nn.LSTM, nn.GRU, their cells and registered cells"
+"""The modules that are recorded without being named, for messages."""
 
 
 @dataclass(frozen=True)

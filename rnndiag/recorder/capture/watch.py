@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from rnndiag.engine.cells import Cell
+from rnndiag.engine.cells import KNOWN_RECURRENCES, Cell
 from rnndiag.engine.segments.marks import edge_of
 from rnndiag.errors import CaptureFault, NotSupported
 from rnndiag.recorder.capture import engine_entry
@@ -39,10 +39,7 @@ _SECOND_ORDER = (
     "a gradient of a gradient (create_graph=True) was taken in this step, and may flow through the loop "
     "again"
 )
-_NO_RECURRENCE = (
-    "no module that it went through is a known recurrence (nn.RNN, nn.LSTM, nn.GRU, their cells, registered cells) or "
-    "hands a state from call to call"
-)
+_NO_RECURRENCE = f"no module that it went through is a known recurrence ({KNOWN_RECURRENCES}) or hands a state from call to call"
 """How faults of the hooks are named."""
 
 
