@@ -39,7 +39,10 @@ _SECOND_ORDER = (
     "a gradient of a gradient (create_graph=True) was taken in this step, and may flow through the loop "
     "again"
 )
-_NO_RECURRENCE = f"no module that it went through is a known recurrence ({KNOWN_RECURRENCES}) or hands a state from call to call"
+_NO_RECURRENCE = (
+    f"no module that it went through is a known recurrence ({KNOWN_RECURRENCES}) or hands a state "
+    "from call to call"
+)
 """How faults of the hooks are named."""
 
 
