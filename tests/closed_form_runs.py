@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from rnndiag.health.finding import Finding
 from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
+from rnndiag.store.writer import RunWriter
 
 T, LAGS = 60, 60
 PARAMETERS = ("weight_ih", "weight_hh")
@@ -69,3 +72,16 @@ PROVENANCE = {
     "model": {"layers": {"rnn.l0": {"cell": "tanh", "hidden": 48, "T": T}}, "parameters": 100},
     "trainer": {"precision": "32-true"},
 }
+
+
+def record(writer: RunWriter, step: int, decay: float = 0.95, **facts: Any) -> bool:
+    """Append an exact recording of one layer; False if it was not stored."""
+    found = (*measurements("rnn.l0", decay), *of_model())
+    return writer.append(Recording(step, verdict="exact", measurements=found, **facts))
+
+
+def finding_of(findings: list[Finding], check: str, layer: str | None = None) -> Finding:
+    """The only finding of this check."""
+    found = [one for one in findings if one.check == check and layer in (None, one.layer)]
+    assert len(found) == 1, [(one.check, one.layer, one.status, one.message) for one in findings]
+    return found[0]

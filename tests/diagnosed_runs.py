@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+import rnndiag
+from rnndiag.health.diagnosis import Diagnosis
 from rnndiag.run.run import Run, open_run
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.recording import Recording
@@ -15,6 +17,9 @@ from rnndiag.store.writer import RunWriter
 
 T, STEPS = 30, 400
 RECORDED = (0, 100, 200, 300, 399)
+SHUT = np.stack([np.full(T, 0.5), np.full(T, 0.02), np.full(T, 0.5)])
+HALF = np.full((3, T), 0.5)
+"""Means of the gates of an LSTM, (gate, step): the second one shut, and all half open."""
 
 
 def profile(per_step: float, lags: int = T) -> np.ndarray:
@@ -147,3 +152,7 @@ def write(
                 )
             )
     return open_run(path)
+
+
+def diagnosed(path: Path, own: dict[str, Any], **options: Any) -> Diagnosis:
+    return rnndiag.diagnose(write(path / "run", {"rnn.l0": own}, **options))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from closed_form_runs import finding_of
 
 import rnndiag
 from rnndiag.errors import BadConfig, CannotJudge
@@ -17,12 +18,6 @@ from rnndiag.health.verdict import verdict
 from rnndiag.run.run import Run
 
 MakeRun = Callable[..., Run]
-
-
-def of(findings: list[Finding], check: str, layer: str | None = None) -> Finding:
-    found = [one for one in findings if one.check == check and layer in (None, one.layer)]
-    assert len(found) == 1, findings
-    return found[0]
 
 
 def reach_on_paper(a: float, lags: int, share: float = 0.9) -> float:
@@ -36,18 +31,20 @@ def reach_on_paper(a: float, lags: int, share: float = 0.9) -> float:
 def test_a_healthy_run_passes_and_its_numbers_are_those_on_paper(make_run: MakeRun) -> None:
     found = rnndiag.check(make_run(decay=0.9))
     assert exit_code(found) == 0
-    assert of(found, "reach").value == pytest.approx(reach_on_paper(0.9, 60), rel=1e-5)
-    assert of(found, "decay").value == pytest.approx(0.9, rel=1e-5)
-    assert of(found, "lyapunov").value == pytest.approx(math.log(0.9), rel=1e-5)
-    assert of(found, "spectral_radius").value == pytest.approx(0.9, rel=1e-6)
-    assert of(found, "exploding").value == pytest.approx(1.0)
-    assert of(found, "reach").status == "note"
-    assert "fine if the task needs no more" in of(found, "reach").message
+    assert finding_of(found, "reach").value == pytest.approx(reach_on_paper(0.9, 60), rel=1e-5)
+    assert finding_of(found, "decay").value == pytest.approx(0.9, rel=1e-5)
+    assert finding_of(found, "lyapunov").value == pytest.approx(math.log(0.9), rel=1e-5)
+    assert finding_of(found, "spectral_radius").value == pytest.approx(0.9, rel=1e-6)
+    assert finding_of(found, "exploding").value == pytest.approx(1.0)
+    assert finding_of(found, "reach").status == "note"
+    assert "fine if the task needs no more" in finding_of(found, "reach").message
 
 
 def test_the_headline_is_the_runs_own_reach(make_run: MakeRun) -> None:
     run = make_run(decay=lambda i: 0.9 + 0.0005 * i)
-    assert of(rnndiag.check(run), "reach").value == pytest.approx(float(run.reach(0.9)), rel=1e-9)
+    assert finding_of(rnndiag.check(run), "reach").value == pytest.approx(
+        float(run.reach(0.9)), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +52,7 @@ def test_the_headline_is_the_runs_own_reach(make_run: MakeRun) -> None:
 )
 def test_bounds_are_two_sided(make_run: MakeRun, bounds: dict[str, float], status: str) -> None:
     found = rnndiag.check(make_run(decay=0.85), config={"checks": {"reach": bounds}})
-    assert of(found, "reach").status == status
+    assert finding_of(found, "reach").status == status
     assert exit_code(found) == (1 if status == "fail" else 0)
 
 
@@ -63,7 +60,9 @@ def test_a_failure_says_since_when_what_was_before_and_what_moved_with_it(
     make_run: MakeRun,
 ) -> None:
     run = make_run(decay=lambda i: 0.95 if i < 17 else 0.85, layers=("rnn.l0", "rnn.l1"))
-    one = of(rnndiag.check(run, config={"checks": {"reach": {"min": 25}}}), "reach", "rnn.l0")
+    one = finding_of(
+        rnndiag.check(run, config={"checks": {"reach": {"min": 25}}}), "reach", "rnn.l0"
+    )
     assert one.since_step == 340
     assert one.details[0] == "since step 340, before that 38.1"
     assert any(
@@ -78,7 +77,7 @@ def test_a_failure_says_since_when_what_was_before_and_what_moved_with_it(
 def test_level_warn_prints_but_does_not_fail_and_off_is_silent(make_run: MakeRun) -> None:
     run = make_run()
     warned = rnndiag.check(run, config={"checks": {"reach": {"min": 50, "level": "warn"}}})
-    assert (of(warned, "reach").status, exit_code(warned)) == ("warn", 0)
+    assert (finding_of(warned, "reach").status, exit_code(warned)) == ("warn", 0)
     off = rnndiag.check(run, config={"checks": {"reach": {"min": 50, "level": "off"}}})
     assert not [one for one in off if one.check.startswith("reach")]
 
@@ -90,7 +89,7 @@ def test_layers_limits_a_check_and_a_pattern_that_matches_nothing_is_not_a_pass(
     found = rnndiag.check(run, config={"checks": {"reach": {"min": 50, "layers": ["encoder.*"]}}})
     assert [one.layer for one in found if one.check == "reach"] == ["encoder.l0"]
     none = rnndiag.check(run, config={"checks": {"reach": {"min": 1, "layers": ["encodr.*"]}}})
-    assert of(none, "reach").status == "not_judged"
+    assert finding_of(none, "reach").status == "not_judged"
     assert exit_code(none) == 3
 
 
@@ -98,7 +97,7 @@ def test_a_check_that_was_asked_for_and_not_recorded_is_not_a_pass(make_run: Mak
     run = make_run(layer_changes=lambda i: {"lyapunov_exponents": None})
     assert exit_code(rnndiag.check(run)) == 0
     found = rnndiag.check(run, config={"checks": {"lyapunov": {"max": 0.1}}})
-    assert of(found, "lyapunov").status == "not_judged"
+    assert finding_of(found, "lyapunov").status == "not_judged"
     assert exit_code(found) == 3
 
 
@@ -106,8 +105,8 @@ def test_calls_that_no_loss_reaches_have_no_truncation_error(make_run: MakeRun) 
     """The first chunks of a sequence with its loss at the end: 0 / 0 is no bias, and no fault."""
     nothing = {"window_bias": np.full(60, np.nan)}
     found = rnndiag.check(make_run(layer_changes=lambda i: nothing))
-    assert of(found, "truncation_error").status != "fail"
-    assert "no gradient reaches it" in of(found, "truncation_error").message
+    assert finding_of(found, "truncation_error").status != "fail"
+    assert "no gradient reaches it" in finding_of(found, "truncation_error").message
 
 
 def test_a_layer_that_no_gradient_reaches_has_no_largest_part(make_run: MakeRun) -> None:
@@ -117,7 +116,7 @@ def test_a_layer_that_no_gradient_reaches_has_no_largest_part(make_run: MakeRun)
 
     def found_of(name: str, norms: np.ndarray) -> Finding:
         run = make_run(name=name, layer_changes=lambda i: {"gate_contribution_norm": norms})
-        return of(rnndiag.check(run, config=config), "imbalance", "rnn.l0")
+        return finding_of(rnndiag.check(run, config=config), "imbalance", "rnn.l0")
 
     quiet = found_of("quiet", nothing)
     assert quiet.status == "not_judged"
@@ -128,7 +127,7 @@ def test_a_layer_that_no_gradient_reaches_has_no_largest_part(make_run: MakeRun)
 def test_counts_that_are_not_finite_fail_without_a_warning(make_run: MakeRun) -> None:
     broken = {"nonfinite_states": np.array([np.inf, -np.inf])}
     found = rnndiag.check(make_run(layer_changes=lambda i: broken))
-    assert of(found, "nonfinite", "rnn.l0").status == "fail"
+    assert finding_of(found, "nonfinite", "rnn.l0").status == "fail"
 
 
 def test_a_heading_keeps_the_case_of_a_symbol(make_run: MakeRun) -> None:
@@ -155,7 +154,7 @@ def test_a_recurrence_that_grows_is_no_fault_while_it_is_stable(
             "lyapunov_exponents": found,
         }
 
-    found = of(rnndiag.check(make_run(layer_changes=changes)), "spectral_drift")
+    found = finding_of(rnndiag.check(make_run(layer_changes=changes)), "spectral_drift")
     assert found.status == "note"
     assert ("Training blows the recurrence up" in found.remedy) is odd
 
@@ -175,7 +174,7 @@ def test_a_failed_proof_comes_before_a_failed_check(make_run: MakeRun) -> None:
 
 def test_a_large_residual_is_distrust_and_not_a_failure(make_run: MakeRun) -> None:
     found = rnndiag.check(make_run(layer_changes=lambda i: {"residual": np.array([0.3, 1e-7])}))
-    assert of(found, "residual").status == "not_judged"
+    assert finding_of(found, "residual").status == "not_judged"
     assert exit_code(found) == 3
 
 
@@ -203,7 +202,7 @@ def test_nothing_checked_is_not_a_pass(make_run: MakeRun) -> None:
 
 def test_a_value_at_the_limit_is_printed_with_enough_digits(make_run: MakeRun) -> None:
     run = make_run(layer_changes=lambda i: {"spectral_radius": np.array([0.99999])})
-    one = of(
+    one = finding_of(
         rnndiag.check(run, config={"checks": {"spectral_radius": {"min": 1.0}}}), "spectral_radius"
     )
     assert one.status == "fail"
@@ -212,7 +211,7 @@ def test_a_value_at_the_limit_is_printed_with_enough_digits(make_run: MakeRun) -
 
 def test_several_runs_are_judged_by_the_worst_and_all_are_named(make_run: MakeRun) -> None:
     runs = [make_run("a", decay=0.95), make_run("b", decay=0.8), make_run("c", decay=0.95)]
-    one = of(rnndiag.check(runs, config={"checks": {"reach": {"min": 20}}}), "reach")
+    one = finding_of(rnndiag.check(runs, config={"checks": {"reach": {"min": 20}}}), "reach")
     assert (one.status, one.run) == ("fail", "b")
     assert all(name in one.details[-1] for name in ("a 38.1", "b 10.3", "c 38.1"))
 
@@ -249,16 +248,16 @@ def test_faults_for_everyone_fail(
 
 
 def test_growing_credit_explodes_only_where_the_dynamics_is_unstable(make_run: MakeRun) -> None:
-    assert of(rnndiag.check(make_run("up", decay=1.2)), "exploding").status == "fail"
+    assert finding_of(rnndiag.check(make_run("up", decay=1.2)), "exploding").status == "fail"
     calm = {"lyapunov_exponents": np.array([[-0.1, 0.0, 0.0]])}
     assert (
-        of(
+        finding_of(
             rnndiag.check(make_run("calm", decay=1.2, layer_changes=lambda i: calm)), "exploding"
         ).status
         == "pass"
     )
     unknown = {"lyapunov_exponents": None}
-    one = of(
+    one = finding_of(
         rnndiag.check(make_run("unknown", decay=1.2, layer_changes=lambda i: unknown)), "exploding"
     )
     assert one.status == "fail"
@@ -277,7 +276,7 @@ def test_the_preflight_that_the_recorder_left_is_told(make_run: MakeRun) -> None
     found = rnndiag.check(
         make_run(recording=lambda i: {"notes": {"preflight": notes}} if i == 0 else {})
     )
-    assert of(found, "preflight: batch mixing").message == left.message
+    assert finding_of(found, "preflight: batch mixing").message == left.message
     assert exit_code(found) == 1
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from loops.listed_programs import B, Between, Carried, H, N, Program, State
+from loops.programs.base import B, H, N, Program, State
+from loops.programs.between_steps import Between
+from loops.programs.carried import Carried
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 

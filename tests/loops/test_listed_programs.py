@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from loops.listed_programs import PROGRAMS, Carried, Jumping, Program
+from loops.listed_programs import PROGRAMS
+from loops.programs.base import Program
+from loops.programs.carried import Carried
+from loops.programs.jumping import Jumping
 
 import rnndiag
 from rnndiag import Recording

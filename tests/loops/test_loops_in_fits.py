@@ -13,8 +13,9 @@ import fits
 import lightning.pytorch as L
 import pytest
 import torch
-from loops.listed_programs import PROGRAMS, Jumping
+from loops.listed_programs import PROGRAMS
 from loops.odd_programs import EXACT, OPEN
+from loops.programs.jumping import Jumping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

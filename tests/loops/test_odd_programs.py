@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loops.listed_programs import B, H, N, Program, State
 from loops.odd_programs import EXACT, OPEN
+from loops.programs.base import B, H, N, Program, State
 from loops.test_listed_programs import matches_detaching, recorded
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
