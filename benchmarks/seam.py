@@ -66,9 +66,9 @@ def measure(T: int, B: int, H: int, rounds: int) -> dict[str, float]:
     for _ in range(3):
         step()
     for _ in range(rounds):
-        call_memory.rest()
+        call_memory.disarm()
         times["plain"].append(seconds(step))
-        call_memory.stand()
+        call_memory.arm()
         for _ in range(KEPT):
             times["kept"].append(seconds(step))
         group = recorded(model, torch.randn(T, B, H))

@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     )
     missing = args.runs if len(args.runs) > 1 else ()
     if args.json:
-        told: Any = [facts(one) for one in runs]
-        sys.stdout.write(to_json({"runs": told}, indent=1).decode() + "\n")
+        described: Any = [facts(one) for one in runs]
+        sys.stdout.write(to_json({"runs": described}, indent=1).decode() + "\n")
         return 0
     for one in runs:
         lines = (
@@ -221,22 +221,22 @@ def _headline_lines(one: Run) -> Iterator[str]:
     if one.layers:
         yield "  layers"
     for layer in (*one.layers, *one.stacks):
-        told = []
+        texts = []
         if ("credit_profile", layer) in one:
             try:
-                told.append(f"reach {one.reach(0.9, layer).text}")
+                texts.append(f"reach {one.reach(0.9, layer).text}")
             except RnndiagError as fault:
-                told.append(f"reach unknown: {fault.what}")
-        yield f"    {layer}" + (f"   {', '.join(told)}" if told else "")
+                texts.append(f"reach unknown: {fault.what}")
+        yield f"    {layer}" + (f"   {', '.join(texts)}" if texts else "")
     yield from _seam_lines(one)
 
 
 def _seam_lines(one: Run) -> Iterator[str]:
     """Lines on the gradient that the cut between chunks removes, from the newest recording that measured it."""
-    told = [o.notes["seam"] for o in one.outlines if isinstance(o.notes.get("seam"), dict)]
-    if told:
+    noted = [o.notes["seam"] for o in one.outlines if isinstance(o.notes.get("seam"), dict)]
+    if noted:
         yield "  across the seam"
-        yield from (f"    {layer}   {sentence}" for layer, sentence in told[-1].items())
+        yield from (f"    {layer}   {sentence}" for layer, sentence in noted[-1].items())
 
 
 def _diagnosis_lines(one: Run) -> Iterator[str]:
@@ -297,12 +297,12 @@ def _range(series: Series, rows: slice) -> str:
     if np.iscomplexobj(values):
         values = np.abs(values)
     finite = values[np.isfinite(values)].astype(np.float64)
-    told = "nothing finite"
+    span = "nothing finite"
     if finite.size:
-        told = f"{finite.min():.4g} to {finite.max():.4g}, median {np.median(finite):.4g}"
+        span = f"{finite.min():.4g} to {finite.max():.4g}, median {np.median(finite):.4g}"
     rest = [
         (np.isposinf(values).sum(), "+inf"),
         (np.isneginf(values).sum(), "-inf"),
         (np.isnan(values).sum(), "NaN or padding"),
     ]
-    return told + "".join(f", {count} {what}" for count, what in rest if count)
+    return span + "".join(f", {count} {what}" for count, what in rest if count)

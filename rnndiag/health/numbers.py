@@ -187,7 +187,7 @@ class LayerNumbers:
         return stated if isinstance(stated, int) else None
 
     @cached_property
-    def silent_steps(self) -> frozenset[int]:
+    def steps_without_gradient(self) -> frozenset[int]:
         """Training steps at which no gradient reached the layer: all adjoints were recorded and are zero."""
         try:
             found = self.get("adjoint_norm")
@@ -204,11 +204,13 @@ class LayerNumbers:
         out here; the second stays as NaN and cannot be judged.
         """
         found = self.get("credit_profile").pick("profile_stat", "profile")
-        heard = np.array([int(step) not in self.silent_steps for step in found.steps], dtype=bool)
-        if not heard.any():
+        reached = np.array(
+            [int(step) not in self.steps_without_gradient for step in found.steps], dtype=bool
+        )
+        if not reached.any():
             raise DoesNotApply(f"no gradient of the loss reaches {self.layer}")
         return StackNumbers(
-            found.steps[heard], found.values[heard], found.dims, found.coordinates, {}
+            found.steps[reached], found.values[reached], found.dims, found.coordinates, {}
         )
 
     @cached_property

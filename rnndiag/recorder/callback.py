@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.facts.lightning_loop import LightningLoop
-from rnndiag.recorder.faults import Faults, tell
+from rnndiag.recorder.faults import Faults, warn
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.namespaces import adopt, callback_base
@@ -244,8 +244,8 @@ class GradientDiagnostics(_Adopting):
                 self._run_dir, step, resumed, self._settings.dirpath, self._wrote
             )
         place = trainer.strategy.broadcast(place)
-        if place.said and trainer.global_rank == 0:
-            tell(place.said)
+        if place.message and trainer.global_rank == 0:
+            warn(place.message)
         self._run_dir = place.path
         with faults.guard("the start of the recorder", "This fit is not recorded."):
             self._fit = FitRecorder(
@@ -256,25 +256,25 @@ class GradientDiagnostics(_Adopting):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether this step is recorded, and if so install the hooks."""
-        if self._fit is None or not self._fit.leave_alone():
+        if self._fit is None or not self._fit.skip_batch():
             self._pass("batch_started", batch)
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """After a backward pass run by the Trainer, before anything changes weights or gradients."""
-        if self._fit is not None and not self._fit.quiet:
+        if self._fit is not None and not self._fit.unwatched:
             self._pass("after_backward")
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the gradients, which are unscaled and not yet clipped."""
-        if self._fit is not None and not self._fit.quiet:
+        if self._fit is not None and not self._fit.unwatched:
             self._pass("before_optimizer_step", optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End of the step: store its measurements."""
-        if self._fit is not None and self._fit.left_alone:
-            self._fit.glance(outputs, batch)
+        if self._fit is not None and self._fit.skips_batch:
+            self._fit.check_loss_only(outputs, batch)
         else:
             self._pass("batch_ended", outputs)
 

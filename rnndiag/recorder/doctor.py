@@ -39,9 +39,9 @@ def _guarded(name: str, examination: Callable[[], dict[str, str]]) -> dict[str, 
     try:
         return examination()
     except Exception as error:  # noqa: BLE001 - whatever is wrong here is what a person wants to know
-        told = " ".join(str(error).split())[:300]
+        text = " ".join(str(error).split())[:300]
         return _row(
-            name, "fault", f"{type(error).__name__}: {told}", "Report this with the versions above."
+            name, "fault", f"{type(error).__name__}: {text}", "Report this with the versions above."
         )
 
 

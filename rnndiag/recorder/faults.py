@@ -22,7 +22,7 @@ class RnndiagWarning(UserWarning):
     """A warning for the user that does not stop training."""
 
 
-def tell(message: str) -> None:
+def warn(message: str) -> None:
     """Warn without ever raising: if warnings are errors, the message goes to the log `rnndiag` instead."""
     try:
         warnings.warn(message, RnndiagWarning, stacklevel=3)
@@ -43,7 +43,7 @@ class Faults:
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _new: list[str] = field(default_factory=list)
     _last_of: dict[str, str] = field(default_factory=dict)
-    _told: set[tuple[str, str]] = field(default_factory=set)
+    _reported: set[tuple[str, str]] = field(default_factory=set)
     out_of_memory: bool = False
     """Whether an allocation has failed since the step began, which ends its recording."""
 
@@ -76,11 +76,11 @@ class Faults:
         self.caught += 1
         self.last = self._last_of[failing] = message
         key = (part, "" if no_memory else _place(error))
-        if key not in self._told:
-            self._told.add(key)
+        if key not in self._reported:
+            self._reported.add(key)
             self.messages.append(message)
             self._new.append(message)
-            tell(f"rnndiag: {message}")
+            warn(f"rnndiag: {message}")
         if (
             self._in_a_row[failing] == LIMIT
         ):  # one fault is one warning: the run's end names the part

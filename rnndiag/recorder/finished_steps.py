@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rnndiag.engine.cells import KNOWN_RECURRENCES
-from rnndiag.recorder.facts.clipping import ClipStory
+from rnndiag.recorder.facts.clipping import ClippingSummary
 from rnndiag.recorder.facts.history import History, Scalar, StepFacts
 from rnndiag.recorder.facts.training_loop import TrainingLoop, training_measurements
 from rnndiag.recorder.facts.weight_change import WeightChange
-from rnndiag.recorder.faults import Faults, logger, tell
+from rnndiag.recorder.faults import Faults, logger, warn
 from rnndiag.recorder.output.last_recording import last_recording
 from rnndiag.recorder.output.logger_scalars import log_in_module, log_scalars
 from rnndiag.recorder.output.pending_recording import Pending
@@ -38,7 +38,7 @@ class FinishedSteps:
     layers: Mapping[str, Sequence[str]]
     """The recurrent layers of the model, recorded or not."""
     history: History
-    clips: ClipStory
+    clips: ClippingSummary
     weights: WeightChange
     run_output: RunOutput
     added: tuple[Measurement, ...] = ()
@@ -50,7 +50,7 @@ class FinishedSteps:
     given_up: list[str] = field(default_factory=list)
     """Sentences on what the budget does not pay for."""
     _done: list[tuple[Pending, StepFacts | None]] = field(default_factory=list)
-    _said_none: bool = False
+    _warned: bool = False
 
     def add(self, pending: Pending, facts: StepFacts | None) -> None:
         """Add a measured step; `store` writes it when its batch has ended."""
@@ -65,8 +65,8 @@ class FinishedSteps:
         """Write the recordings that are complete; `in_batch`: at the end of a batch, where a module may log."""
         done, self._done = self._done, []
         for pending, facts in done:
-            if pending.empty and not self._silent_recurrence(facts):
-                self._say_if_none()
+            if pending.empty and not self._no_layer_trained(facts):
+                self._warn_if_no_layer()
                 if self.faults.caught > pending.faults_before:
                     self.run_output.drop(pending.step, self.faults.last)
                 else:
@@ -97,20 +97,20 @@ class FinishedSteps:
                 found.append(Measurement.of("monitored_metric", np.asarray(metric)))
         return found
 
-    def _silent_recurrence(self, facts: StepFacts | None) -> bool:
+    def _no_layer_trained(self, facts: StepFacts | None) -> bool:
         """Whether the model has recurrent layers but none received a gradient, which is worth a recording."""
         return facts is not None and bool(self.layers) and not self.reader.parameters
 
-    def _say_if_none(self) -> None:
-        """Tell the user once that the model has no recurrent layer to record."""
-        if not self._said_none and not self.watch.layers and not self.reader.parameters:
-            self._said_none = True
-            tell(
+    def _warn_if_no_layer(self) -> None:
+        """Warn the user once that the model has no recurrent layer to record."""
+        if not self._warned and not self.watch.layers and not self.reader.parameters:
+            self._warned = True
+            warn(
                 f"rnndiag: {type(self.loop.model).__name__} has no recurrent layer that a gradient went through, so "
                 f"nothing is recorded. {KNOWN_RECURRENCES} would be."
             )
 
-    def store_rest(self, pending: Pending | None) -> None:
+    def store_last(self, pending: Pending | None) -> None:
         """Write a last recording, in a phase of its own, with the rest of the history and of the clipping."""
         with self.faults.guard("storing the rest"):
             for facts in self.history.settle(at_once=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 from rnndiag.recorder.capture import WATCHING
 from rnndiag.recorder.facts.batch import all_finite
-from rnndiag.recorder.facts.clipping import ClipStory
+from rnndiag.recorder.facts.clipping import ClippingSummary
 from rnndiag.recorder.facts.gradient_norms import step_facts
 from rnndiag.recorder.facts.history import History, Scalar, StepFacts
 from rnndiag.recorder.facts.optimizer_setup import training_setup
@@ -27,10 +27,10 @@ from rnndiag.recorder.output.pending_recording import Pending
 from rnndiag.recorder.output.run_output import RunOutput
 from rnndiag.recorder.reading import Reader
 from rnndiag.recorder.replay.black_box import BlackBox
-from rnndiag.recorder.schedule.light_looks import LightLooks
+from rnndiag.recorder.schedule.examined_steps import ExaminedSteps
 from rnndiag.recorder.schedule.overhead import Overhead
-from rnndiag.recorder.schedule.quiet_batches import QuietBatches
 from rnndiag.recorder.schedule.schedule import Decision, WithinBudget, schedule_for
+from rnndiag.recorder.schedule.skipped_batches import SkippedBatches
 from rnndiag.recorder.settings import Settings
 from rnndiag.recorder.watch import Watch
 from rnndiag.store.ending import FINISHED
@@ -61,8 +61,8 @@ class FitRecorder:
         self.run_dir, self.faults = place.path, faults
         self.overhead = Overhead()
         self.history = History()
-        self.clips = ClipStory()
-        self._looking = self._look_next = True
+        self.clips = ClippingSummary()
+        self._examines = self._examine_next = True
         self.groups = chosen_measures(settings.measures)
         self.schedule = schedule_for(settings, self.groups, self.overhead, loop)
         self.reader = Reader(settings, loop, self.faults, self.overhead)
@@ -103,18 +103,20 @@ class FitRecorder:
             self.weights,
             self.run_output,
         )
-        self.looks = LightLooks(
+        self.examined_steps = ExaminedSteps(
             settings.budget, self.finished.gave_up, loop.total_batches, self.overhead.clock
         )
-        self.unwatched = QuietBatches(loop, self.schedule, self.looks, self.overhead, self.faults)
+        self.skipped_batches = SkippedBatches(
+            loop, self.schedule, self.examined_steps, self.overhead, self.faults
+        )
         self._pending: Pending | None = None
         self._decided = -1
         self._batch_step = 0
         self._batch_number = 0
         self._batch_groups: tuple[str, ...] | None = None
-        self._spoilt_data = False
+        self._batch_not_finite = False
         """Whether a batch since the last optimizer step had a loss and inputs that are not finite."""
-        self.quiet = False
+        self.unwatched = False
         """Whether nothing of the current batch is watched, so that later moments of it can return at once."""
 
     def handle(self, moment: str, *facts: Any) -> None:
@@ -137,7 +139,8 @@ class FitRecorder:
         except Exception as error:
             if self.faults.strict:
                 raise
-            self._pending, self.quiet = None, False  # what was read of the step may be incomplete
+            # what was read of the step may be incomplete
+            self._pending, self.unwatched = None, False
             self.faults.add(part, error)
 
     # -- moments of the loop ---------------------------------------------------------------------------------------
@@ -156,13 +159,13 @@ class FitRecorder:
         self._begin_step(self._batch_step)
         with self.faults.guard("watching the model"):
             self._watch_next()
-        self.quiet = not (
-            self._looking
+        self.unwatched = not (
+            self._examines
             or self._pending is not None
-            or self.reader.seams.standing
+            or self.reader.seams.armed
             or self.loop.steps_within_batch
         )
-        self.unwatched.batch_started(self._tick, self.reader.seams.most)
+        self.skipped_batches.batch_started(self._tick, self.reader.seams.most)
         self.overhead.batch_started()
 
     def after_backward(self) -> None:
@@ -170,7 +173,7 @@ class FitRecorder:
         if self._pending is not None:
             with self.faults.guard("reading a backward pass"):
                 self._measure()
-        if self.loop.manual and self._looking:
+        if self.loop.manual and self._examines:
             with self.faults.guard("reading the gradient norm"):
                 self.own_clipping.after_backward()
 
@@ -178,7 +181,7 @@ class FitRecorder:
         """Read the gradients, complete, unscaled and not yet clipped, before the weights change."""
         step = self.loop.step if self.loop.manual else self._batch_step
         facts: StepFacts | None = None
-        if self._looking:
+        if self._examines:
             with self.faults.guard("reading the gradient norm"):
                 facts = step_facts(step, optimizer, self.loop.clip)
                 self.own_clipping.before_step(facts)
@@ -187,9 +190,9 @@ class FitRecorder:
             if self._pending is not None:
                 self._measure()
             if facts is not None:
-                self._judge(facts)
-            self._spoilt_data = False
-            self.black_box.rest()
+                self._record_accident(facts)
+            self._batch_not_finite = False
+            self.black_box.disarm()
         if self._pending is not None:
             with self.faults.guard("copying the weights"):
                 self.weights.before_step()
@@ -208,46 +211,46 @@ class FitRecorder:
     def batch_ended(self, outputs: Any) -> None:
         """Finish the batch: the weights have changed, unless gradients are accumulated."""
         loss = loss_of(outputs)
-        self._look_next = False
-        self._look_at_loss(loss, self.reader.batch)
-        if not self.quiet:
+        self._examine_next = False
+        self._check_loss(loss, self.reader.batch)
+        if not self.unwatched:
             self._end_watched(loss)
         self.reader.batch = None
         plain = self.overhead.batch_ended(self.reader.measured)
         if plain is not None:
-            self.looks.plain_step(self._looking, plain)
-        if not (self._look_next or self._pending is not None or self.black_box.waits):
-            self.unwatched.batch_ended(self._decided)
-        if self.unwatched.left:
+            self.examined_steps.plain_step(self._examines, plain)
+        if not (self._examine_next or self._pending is not None or self.black_box.waits):
+            self.skipped_batches.batch_ended(self._decided)
+        if self.skipped_batches.left:
             self.black_box.take_off()
-            self.reader.seams.rest()
+            self.reader.seams.disarm()
 
-    def leave_alone(self) -> bool:
+    def skip_batch(self) -> bool:
         """Start a batch; return whether the recorder skips it."""
-        if self.unwatched.next_is_one():
-            self.quiet = True
-        return self.left_alone
+        if self.skipped_batches.next_is_one():
+            self.unwatched = True
+        return self.skips_batch
 
     @property
-    def left_alone(self) -> bool:
+    def skips_batch(self) -> bool:
         """Whether the recorder skips the current batch, except for a check of its loss."""
-        return self.unwatched.alone
+        return self.skipped_batches.skips
 
-    def glance(self, outputs: Any, batch: Any) -> None:
+    def check_loss_only(self, outputs: Any, batch: Any) -> None:
         """Check the loss of a skipped batch."""
         # Not `with guard(...)`: every skipped batch would pay for its calls.
         try:
-            self._look_at_loss(loss_of(outputs), batch)
+            self._check_loss(loss_of(outputs), batch)
         except Exception as error:  # noqa: BLE001 - no fault may end the training
             self.faults.handler("reading a loss")(error)
 
-    def _look_at_loss(self, loss: Scalar | None, batch: Any) -> None:
+    def _check_loss(self, loss: Scalar | None, batch: Any) -> None:
         """Watch the next batch if the loss is not finite: in batches that are not examined nothing else shows it."""
         if isinstance(loss, float) and not math.isfinite(loss):
-            self.unwatched.stop()
-            self._look_next = True
+            self.skipped_batches.stop()
+            self._examine_next = True
             with self.faults.guard("reading a batch"):
-                self._spoilt_data = not all_finite(batch)
+                self._batch_not_finite = not all_finite(batch)
 
     def _end_watched(self, loss: Scalar | None) -> None:
         """Judge the step that was watched, and store what was recorded of it."""
@@ -267,7 +270,7 @@ class FitRecorder:
         self.finished.store(loss, in_batch=True)
         with self.faults.guard("watching the model"):
             self.watch.disarm()
-            self.black_box.rest()
+            self.black_box.disarm()
 
     def batch_dropped(self) -> None:
         """Drop a batch that ended with an exception, which the program may catch, and record the next one instead."""
@@ -275,7 +278,7 @@ class FitRecorder:
             self._pending = self._new_pending(pending.step, pending.groups, pending.left_out)
         with self.faults.guard("watching the model"):
             self.watch.disarm()
-            self.black_box.rest()
+            self.black_box.disarm()
         self.reader.batch = None
         self.overhead.batch_dropped()
 
@@ -289,14 +292,14 @@ class FitRecorder:
 
     def epoch_ended(self) -> None:
         """Close the epoch's statistics of clipping."""
-        with self.faults.guard("telling the story of clipping"):
+        with self.faults.guard("summarizing the clipping"):
             for facts in self.history.settle(at_once=True):
                 self.clips.add(facts)
             self.clips.end_epoch(self.loop.epoch)
 
     def finish(self) -> None:
         """Store what is left and close the run after a fit that was not interrupted."""
-        self._store_rest()
+        self._store_last()
         self.run_output.close(FINISHED, self._last_step)
 
     def conclude(self) -> None:
@@ -330,7 +333,7 @@ class FitRecorder:
         self.release()
         if not self.run_output.closed:
             with self.overhead.own():
-                self._store_rest()
+                self._store_last()
                 self.run_output.close(reason, self._last_step)
 
     def release(self) -> None:
@@ -348,7 +351,7 @@ class FitRecorder:
     @property
     def _last_step(self) -> int:
         """The optimizer step of the last batch, skipped or not."""
-        return max(self._batch_step, self.loop.step - 1) if self.left_alone else self._batch_step
+        return max(self._batch_step, self.loop.step - 1) if self.skips_batch else self._batch_step
 
     @property
     def _tick(self) -> int:
@@ -368,9 +371,9 @@ class FitRecorder:
         elif self._batch_groups is not None:
             self._pending = self._new_pending(step, self._batch_groups)
             self._pending.only_new = True
-        elif told := self.black_box.wants_next():
+        elif note := self.black_box.wants_next():
             self._pending = self._new_pending(step, self.black_box.groups, self.black_box.left_out)
-            self._pending.facts["black_box"] = told
+            self._pending.facts["black_box"] = note
 
     def _new_pending(
         self, step: int, groups: tuple[str, ...], left_out: Mapping[str, str] | None = None
@@ -382,11 +385,13 @@ class FitRecorder:
 
     def _watch_next(self) -> None:
         """Watch the forward passes until the next optimizer step: closely if it is recorded, else for the black box."""
-        self.reader.seams.stand(self.schedule.next_tick - self._tick, self._pending)
-        self._looking = self._pending is not None or self._look_next or self.looks.at(self._decided)
+        self.reader.seams.arm(self.schedule.next_tick - self._tick, self._pending)
+        self._examines = (
+            self._pending is not None or self._examine_next or self.examined_steps.at(self._decided)
+        )
         if self._pending is None:
-            if self._looking:
-                self.black_box.stand()
+            if self._examines:
+                self.black_box.arm()
         elif self.faults.gave_up(WATCHING):
             self._pending = None
         elif not self.watch.armed and self._wants_passes(self._pending):
@@ -405,7 +410,7 @@ class FitRecorder:
 
     def _measure(self) -> None:
         """Measure the backward passes since the last call into the pending recording."""
-        if self.watch.spoilt:  # what is kept of the passes is incomplete
+        if self.watch.incomplete:
             self._pending = None
             return
         pending, passes = self._pending, self.watch.new_passes()
@@ -424,7 +429,7 @@ class FitRecorder:
         """Whether the running batch belongs to the recording: of accumulated batches, the first is measured."""
         return pending.empty or self._batch_number == pending.batch
 
-    def _judge(self, facts: StepFacts) -> None:
+    def _record_accident(self, facts: StepFacts) -> None:
         """Record the step if its loss or gradient is not finite or jumps, whatever the schedule said."""
         alarm = self.black_box.alarm(self.history, facts)
         if alarm is None:
@@ -435,11 +440,11 @@ class FitRecorder:
             self._pending = self._new_pending(facts.step, box.groups, box.left_out)
             passes = passes or box.kept_passes()
             self.reader.read(self._pending, passes)
-        told = self.black_box.story(alarm, passes)
-        finite = not self._spoilt_data and all_finite(self.reader.batch)
-        self._pending.facts["black_box"] = {**told, "batch_finite": finite}
+        note = self.black_box.note_of(alarm, passes)
+        finite = not self._batch_not_finite and all_finite(self.reader.batch)
+        self._pending.facts["black_box"] = {**note, "batch_finite": finite}
 
-    def _store_rest(self) -> None:
+    def _store_last(self) -> None:
         """Write what is left at the end of the fit."""
         pending, self._pending = self._pending, None
-        self.finished.store_rest(pending)
+        self.finished.store_last(pending)

@@ -27,8 +27,8 @@ def subject_of(
     Returns:
         The subject; None where nothing is left to measure.
     """
-    if told := {**seen.cut, **seen.missed, **seen.unseen}:
-        pending.facts.setdefault("not_measured", {}).update(told)
+    if reasons := {**seen.cut, **seen.missed, **seen.unseen}:
+        pending.facts.setdefault("not_measured", {}).update(reasons)
     if (samples := seen.samples).said:
         key = "samples" if samples.independent else "noise"
         pending.facts.setdefault("not_measured", {})[key] = samples.said
@@ -56,8 +56,8 @@ def subject_of(
     )
     pending.window = max((pending.window, *lengths))
     if used:
-        told = {name: one.label for name, one in used.items()}
-        pending.facts["trained_with"] = {**pending.facts.get("trained_with", {}), **told}
+        labels = {name: one.label for name, one in used.items()}
+        pending.facts["trained_with"] = {**pending.facts.get("trained_with", {}), **labels}
     return Subject(
         runs,
         loops=loops,

@@ -79,7 +79,7 @@ class Probe:
         seen = self._capture.take()
         self._unseen |= self._capture.unseen
         own = self._unrolled.take(1.0 if self._scale is None else self._scale())
-        self._passes += self._unrolled.told([*seen, *own])
+        self._passes += self._unrolled.with_note([*seen, *own])
 
     @property
     @_out_of_inference

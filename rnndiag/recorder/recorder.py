@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rnndiag.errors import BadArgument
 from rnndiag.recorder.facts.plain_loop import PlainLoop, unwrapped_optimizers
-from rnndiag.recorder.faults import Faults, tell
+from rnndiag.recorder.faults import Faults, warn
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.output.directory import RunPlace
@@ -222,13 +222,13 @@ class Recorder:
         with faults.guard("choosing the run directory", "Give another dirpath."):
             free = free_directory(self._run_dir)
             if free != self._run_dir:
-                said = (
+                message = (
                     f"rnndiag: {self._run_dir} holds a run already; this one is written to {free}."
                 )
-                place = RunPlace(free, said=said)
+                place = RunPlace(free, message=message)
         place = self._loop.broadcast(place)
-        if place.said and self._loop.rank == 0:
-            tell(place.said)
+        if place.message and self._loop.rank == 0:
+            warn(place.message)
         self._run_dir = place.path
         with faults.guard("the start of the recorder", "This training is not recorded."):
             self._fit = FitRecorder(self._settings, self._loop, place, faults)

@@ -54,7 +54,7 @@ class Watch:
         return self._capture is not None and self._capture.armed
 
     @property
-    def spoilt(self) -> bool:
+    def incomplete(self) -> bool:
         """Whether an error ended the recording of this step."""
         return self._capture is not None and self._capture.spoilt
 
@@ -96,7 +96,7 @@ class Watch:
         found = list(self._capture.take())
         if self._unrolled is not None:
             with self._faults.guard("running an unrolled sequence again"):
-                found = self._unrolled.told(found + self._unrolled.take(self._loss_scale()))
+                found = self._unrolled.with_note(found + self._unrolled.take(self._loss_scale()))
         self._passes += found
         return found
 

@@ -136,24 +136,24 @@ def _first(tree: Any, holds: Callable[[Any], bool]) -> Any:
     """The first leaf for which `holds` returns True, or None."""
     found: list[Any] = []
 
-    def look(name: str, leaf: Any) -> Any:
+    def collect(name: str, leaf: Any) -> Any:
         if name != LENGTHS and holds(leaf):
             found.append(leaf)
         return leaf
 
-    _walk(look, "", tree)
+    _walk(collect, "", tree)
     return found[0] if found else None
 
 
 def _leaves(tree: Any) -> list[Tensor]:
     found: list[Tensor] = []
 
-    def look(name: str, leaf: Any) -> Any:
+    def collect(name: str, leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence):
             found.append(leaf.data)
         elif isinstance(leaf, Tensor):
             found.append(leaf)
         return leaf
 
-    _walk(look, "", tree)
+    _walk(collect, "", tree)
     return found

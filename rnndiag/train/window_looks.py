@@ -125,7 +125,7 @@ class WindowLooks:
         self, auto: Auto, model: nn.Module, settle: Callable[[int], int] = lambda window: window
     ) -> None:
         self.auto, self.model, self.settle = auto, model, settle
-        self.silent_because = ""
+        self.disabled_because = ""
         """Why no look can be taken, in which case the longest window is kept; empty if looks are possible."""
         self._waiting = False
         self._independent: bool | None = None
@@ -133,7 +133,7 @@ class WindowLooks:
 
     def due(self, step: int, number: int, chunks: int) -> bool:
         """Whether to take a look at this chunk. Looks rotate over the chunks of a batch."""
-        if self.silent_because:
+        if self.disabled_because:
             return False
         self._waiting |= self.auto.due(step)
         return self._waiting and number == self.auto.looks % chunks
@@ -174,7 +174,7 @@ class WindowLooks:
             look = Look.of_shares((0, *self.auto.grid), own, reach)
             change = None if look is None else self.auto.see(look, step, float(loss.detach()))
         except RnndiagError as error:
-            self.silent_because = str(error)
+            self.disabled_because = str(error)
             warnings.warn(
                 f"The window cannot set itself and stays at {self.auto.window}: {error}",
                 stacklevel=2,

@@ -28,7 +28,7 @@ def watched(module: nn.Module) -> tuple[LightHooks, Faults]:
     faults = Faults(strict=True)
     light_hooks = LightHooks(faults, Overhead())
     light_hooks.attach(module)
-    light_hooks.awake = True
+    light_hooks.armed = True
     return light_hooks, faults
 
 

@@ -1,4 +1,4 @@
-"""Scalars on the trainer's logger, one screen at the end, labels, units, the story of clipping, and nothing else."""
+"""Scalars on the trainer's logger, one screen at the end, labels, units, the summary of clipping, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 import rnndiag
-from rnndiag.recorder.facts.clipping import ClipStory, word
+from rnndiag.recorder.facts.clipping import ClippingSummary, word
 from rnndiag.recorder.facts.history import StepFacts
 
 
@@ -200,11 +200,11 @@ def test_every_step_is_in_the_ring(diagnostics: Any) -> None:
 def test_the_word_for_clipping() -> None:
     assert word(0.0) == "safety net"
     assert word(0.5) == "step limiter"
-    story = ClipStory()
+    summary = ClippingSummary()
     for step in range(100):
-        story.add(StepFacts(step, norm=float(step), clip_at=98.5))
-    story.end_epoch(0)
-    (told,) = story.drain()
+        summary.add(StepFacts(step, norm=float(step), clip_at=98.5))
+    summary.end_epoch(0)
+    (told,) = summary.drain()
     assert told["share"] == pytest.approx(0.01)
     assert told["p90"] == pytest.approx(np.percentile(np.arange(100), 90))
     assert told["word"] == "safety net"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rnndiag
 from rnndiag.recorder.need.chosen_layer import chosen_layer
-from rnndiag.recorder.need.control import _spoilt
+from rnndiag.recorder.need.control import _perturbed
 from rnndiag.recorder.need.entry import _autocorrelation
 from rnndiag.recorder.need.features import LINEAR, Basis, Block, Rows, Whitening
 from rnndiag.recorder.need.output_loss import OutputLoss, Sample
@@ -216,10 +216,10 @@ def test_planted_need_costs_what_was_asked_for() -> None:
     basis = Basis.of(samples[:3])
     parts = [Part(some, Rows(basis, some)) for some in (samples[:3], samples[3:4], samples[4:])]
     fitter = SkipFitter(loss, *parts, scale=1.0)
-    spoilt = _spoilt(fitter, fitter.recorded(), Block(LINEAR, 4, 4), 0.03)
-    assert spoilt is not None
+    perturbed = _perturbed(fitter, fitter.recorded(), Block(LINEAR, 4, 4), 0.03)
+    assert perturbed is not None
     (sample,) = parts[1].samples
-    logits = model.head(spoilt.by_part[1][0]).detach()
+    logits = model.head(perturbed.by_part[1][0]).detach()
     after = nn.functional.cross_entropy(
         logits.flatten(0, 1).double(), sample.batch["y"].flatten(), ignore_index=-100
     )

@@ -127,13 +127,13 @@ _ORDER = {"run": 0, "call": 1, "value": 2}
 
 def _sentence(cells: list[Cell], table: tuple[Cell, ...]) -> str:
     # Of runs of the whole the longest shows most; of other runs the simplest comes first.
-    told = max(cells, key=lambda cell: (bool(cell.what), cell.steps))
-    if told.cotangent == "call":
-        return f"{told.what}."
+    named = max(cells, key=lambda cell: (bool(cell.what), cell.steps))
+    if named.cotangent == "call":
+        return f"{named.what}."
     error = max(cell.error for cell in cells)
-    size = f"error {error:.2g}, allowed {told.tolerance:.1g}"
-    what = f": {told.what}" if told.what else ""
-    return f"{told.row} ({_where(cells, table)}){what}; {size}; compared with {told.truth}."
+    size = f"error {error:.2g}, allowed {named.tolerance:.1g}"
+    what = f": {named.what}" if named.what else ""
+    return f"{named.row} ({_where(cells, table)}){what}; {size}; compared with {named.truth}."
 
 
 def _where(cells: list[Cell], table: tuple[Cell, ...]) -> str:

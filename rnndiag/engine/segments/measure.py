@@ -290,7 +290,7 @@ class _Windows:
         parameters = tuple(loop.parameters.values())
         self.gradient = [_wide(g, p) for g, p in zip(whole, parameters, strict=True)]
         self.size = _norm(self.gradient)
-        self.rest = [value.clone() for value in self.gradient]
+        self.remaining = [value.clone() for value in self.gradient]
         self.tails: list[list[float]] = []
         self.lags: list[list[float]] = []
         self.cosine: list[float] = []
@@ -317,12 +317,12 @@ class _Windows:
         for k, gradient in enumerate(gradients):
             if gradient is not None:
                 wide = _real(gradient)
-                self.rest[k] -= wide
+                self.remaining[k] -= wide
                 self.sums[k] += float(wide.norm())
 
     def _note(self) -> None:
-        self.tails.append([float(rest.norm()) for rest in self.rest])
-        inside = [g - r for g, r in zip(self.gradient, self.rest, strict=True)]
+        self.tails.append([float(remaining.norm()) for remaining in self.remaining])
+        inside = [g - r for g, r in zip(self.gradient, self.remaining, strict=True)]
         inner = sum(float((g * i).sum()) for g, i in zip(self.gradient, inside, strict=True))
         both = self.size * _norm(inside)
         self.cosine.append(inner / both if both else math.nan)
@@ -338,7 +338,7 @@ class _Windows:
 
     def residual(self, names: Sequence[str]) -> dict[str, float]:
         """The remainder after all lags over the sum of the norms subtracted, by parameter."""
-        off = [float(rest.norm()) for rest in self.rest]
+        off = [float(remaining.norm()) for remaining in self.remaining]
         # a gradient that is zero up to rounding, as of a bias before a normalisation, is compared with the others
         least = LEAST_SHARE * max(self.sums, default=0.0)
         sizes = [max(size, least) for size in self.sums]

@@ -57,9 +57,9 @@ def state_of(features: Features) -> StateOf:
     if swing >= USES_INPUT and low and not features.explodes_throughout:
         still_falls = loss.falling and loss.end > AT_FLOOR * loss.start
         return StateOf("learning" if still_falls else "learned")
-    if loss.falling and _came_down(features, FALLS):
+    if loss.falling and _fell_by(features, FALLS):
         return StateOf("learning")
-    still = swing < IGNORES_INPUT or not _came_down(features, UNMOVED)
+    still = swing < IGNORES_INPUT or not _fell_by(features, UNMOVED)
     if still and not features.metric_gain > METRIC_GAINED:
         return StateOf("stuck")
     return StateOf("learned", at_rest=True)
@@ -70,7 +70,7 @@ def _low(features: Features) -> bool:
     return features.reference_loss > 0 and features.loss.end < LEARNED * features.reference_loss
 
 
-def _came_down(features: Features, share: float) -> bool:
+def _fell_by(features: Features, share: float) -> bool:
     """Whether the final loss is below the reference by more than this share of it."""
     reference = features.reference_loss
     return features.loss.end < reference - share * abs(reference)

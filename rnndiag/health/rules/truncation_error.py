@@ -75,7 +75,7 @@ def _across_seams(numbers: LayerNumbers) -> RuleSeries | None:
     run = numbers.whole.run
     name = seam_name(run, numbers.layer)
     found = None if name is None else at_hand(run, "seam_bias", name, numbers.whole.steps)
-    if name is None or found is None or _silent(numbers):
+    if name is None or found is None or _no_gradient_arrives(numbers):
         return None
     pooled = seam_systematic(run, name, found.steps.tolist())
     steps = found.steps.astype(np.int64)
@@ -87,7 +87,7 @@ def _across_seams(numbers: LayerNumbers) -> RuleSeries | None:
     return RuleSeries(steps, found.values.astype(np.float64).reshape(-1), note)
 
 
-def _silent(numbers: LayerNumbers) -> bool:
+def _no_gradient_arrives(numbers: LayerNumbers) -> bool:
     """Whether this is one of several chunks and no gradient reaches it."""
     try:
         return bool(np.isnan(numbers.get("credit_profile").values).all())

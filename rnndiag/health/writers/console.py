@@ -27,9 +27,9 @@ def _lines(judgement: CheckResult) -> Iterator[str]:
     yield f"judged: {judgement.scope}"
     yield ""
     shown = [group for group in groups if group.status in _LABELS]
-    told: set[str] = set()
+    printed: set[str] = set()
     for group in sorted(shown, key=lambda group: list(_LABELS).index(group.status)):
-        yield from _group(group, judgement, told)
+        yield from _group(group, judgement, printed)
     if shown:
         yield ""
     passed = [group.check for group in groups if group.status == "pass"]
@@ -54,8 +54,8 @@ def _lines(judgement: CheckResult) -> Iterator[str]:
         yield f"meant to change it?  {printable(judgement.accept)}"
 
 
-def _group(group: CheckGroup, judgement: CheckResult, told: set[str]) -> Iterator[str]:
-    """The lines of one check with a problem; advice already in `told` is not repeated."""
+def _group(group: CheckGroup, judgement: CheckResult, printed: set[str]) -> Iterator[str]:
+    """The lines of one check with a problem; advice already in `printed` is not repeated."""
     one = group.worst
     yield f"  {_LABELS[one.status]}  {one.check:<22} {printable(one.text_value):>12}    {one.allowed}".rstrip()
     failed = {other.check for other in judgement.findings if other.status == "fail"}
@@ -67,8 +67,8 @@ def _group(group: CheckGroup, judgement: CheckResult, told: set[str]) -> Iterato
     yield from (line for detail in one.details[1:] for line in _detail(detail))
     see = judgement.see if one.status == "fail" else ""
     for label, advice in (("do", one.remedy), ("see", see)):
-        if advice and advice not in told:
-            told.add(advice)
+        if advice and advice not in printed:
+            printed.add(advice)
             yield from _detail(f"{label} {advice}")
 
 

@@ -15,7 +15,7 @@ LIMITER_SHARE = 0.2
 
 
 @dataclass
-class ClipStory:
+class ClippingSummary:
     """Norms before clipping and clipped steps of the running epoch, and the summaries of finished epochs."""
 
     epoch: int = 0

@@ -27,8 +27,8 @@ def stats(values: Tensor, mask: Tensor) -> Array:
     mean = torch.where(mask, values, torch.zeros_like(values)).sum(1) / mask.sum(1)
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype, device=values.device)
     quantiles = torch.nanquantile(present, levels, dim=1)
-    spoilt = (mask & values.isnan()).any(1)
-    quantiles = torch.where(spoilt, missing[:, 0], quantiles)
+    has_nan = (mask & values.isnan()).any(1)
+    quantiles = torch.where(has_nan, missing[:, 0], quantiles)
     return array(torch.cat([mean[None], quantiles]).T)
 
 

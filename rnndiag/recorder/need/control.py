@@ -29,15 +29,15 @@ def planted_is_found(fitter: SkipFitter, base: Outputs, lags: range, cost: float
         cost: How much the loss shall rise.
     """
     lag = lags[len(lags) // 2]
-    spoilt = _spoilt(fitter, base, Block(LINEAR, lag, lag), cost)
-    if spoilt is None:
+    perturbed = _perturbed(fitter, base, Block(LINEAR, lag, lag), cost)
+    if perturbed is None:
         return False
     rows = fitter.parts[0].rows
-    screen = Screen(rows, fitter.errors(spoilt, fitter.FIT))
+    screen = Screen(rows, fitter.errors(perturbed, fitter.FIT))
     blocks = [Block(kind, d, d) for kind in (LINEAR, BILINEAR, SQUARE) for d in lags]
     picked = sorted(screen.scores(blocks), key=lambda score: -score.z)[:3]
     design = Design()
-    restored = fitter.level(spoilt, design, [None])
+    restored = fitter.level(perturbed, design, [None])
     better = fitter.level(restored, design, [score.block for score in picked if score.z > 1])
     if better is restored:
         return False
@@ -46,7 +46,7 @@ def planted_is_found(fitter: SkipFitter, base: Outputs, lags: range, cost: float
     return p_of_sum(values, FLIPS, fitter.loss.seed) <= P and interval(values)[1] > 0
 
 
-def _spoilt(fitter: SkipFitter, base: Outputs, block: Block, rise: float) -> Outputs | None:
+def _perturbed(fitter: SkipFitter, base: Outputs, block: Block, rise: float) -> Outputs | None:
     """The outputs plus a random linear function of one lag, scaled so that the validation loss rises by `rise`."""
     generator = torch.Generator().manual_seed(fitter.loss.seed + 7)
     width = base.by_part[0][0].shape[-1]

@@ -16,7 +16,7 @@ class RunPlace:
 
     path: Path
     resumed_from_step: int | None = None
-    said: str = ""
+    message: str = ""
     """A sentence on the choice for the user; empty if there is nothing to say."""
 
 
@@ -43,5 +43,5 @@ def chosen_directory(
     if free == wanted:
         return RunPlace(wanted)
     return RunPlace(
-        free, said=f"rnndiag: {wanted} holds a run already; this fit is written to {free}."
+        free, message=f"rnndiag: {wanted} holds a run already; this fit is written to {free}."
     )

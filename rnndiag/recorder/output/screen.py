@@ -236,8 +236,8 @@ def _advice(run: StoredRun) -> list[str]:
     found = advice(run)
     if found is None:
         return []
-    told = f"{found.name}: {found.text}" if len(run.layers) > 1 else found.text
-    return textwrap.wrap(told, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    line = f"{found.name}: {found.text}" if len(run.layers) > 1 else found.text
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _or_inf(value: float) -> float:

@@ -10,7 +10,7 @@ from torch import nn
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
-from rnndiag.recorder.preflight.observe import Seen
+from rnndiag.recorder.preflight.observe import PassResult
 from rnndiag.recorder.preflight.state import calls_of
 from rnndiag.recorder.preflight.subject import PreflightSubject
 
@@ -30,7 +30,7 @@ def check_gradient(subject: PreflightSubject) -> list[Finding]:
     ]
 
 
-def _cut(subject: PreflightSubject, seen: Seen) -> list[Finding]:
+def _cut(subject: PreflightSubject, seen: PassResult) -> list[Finding]:
     found = []
     for layer, runs in calls_of(dict(seen.runs)).items():
         seams = [run for run in runs if run.tie.startswith("detached:")]
@@ -75,7 +75,7 @@ def stops(run: LayerRun) -> bool:
     return bool((total[:-1] == direct[:-1]).all())
 
 
-def _unreached(model: nn.Module, seen: Seen) -> list[Finding]:
+def _unreached(model: nn.Module, seen: PassResult) -> list[Finding]:
     """Recurrent modules that ran and can learn, but got no gradient."""
     found = []
     for name, module in model.named_modules():

@@ -30,7 +30,7 @@ class ModuleCall:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PassResult:
     """The results of one pass."""
 
     loss: float
@@ -49,7 +49,7 @@ class Observer:
     model: nn.Module
     loss_fn: LossFn
 
-    def __call__(self, batch: Any, training: bool = False, calls: bool = False) -> Seen:
+    def __call__(self, batch: Any, training: bool = False, calls: bool = False) -> PassResult:
         """One pass in eval mode, or in training mode with the same dropout masks each time."""
         with untouched(self.model), torch.backends.cudnn.flags(enabled=False):
             self.model.train(training)
@@ -75,7 +75,7 @@ class Observer:
                 for name, parameter in self.model.named_parameters()
                 if parameter.requires_grad
             }
-            return Seen(float(loss.detach()), runs, reached, frozenset(called), tuple(noted))
+            return PassResult(float(loss.detach()), runs, reached, frozenset(called), tuple(noted))
 
 
 def scalar(result: Any) -> Tensor:

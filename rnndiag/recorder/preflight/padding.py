@@ -10,7 +10,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.layout import BatchLayout
 from rnndiag.recorder.preflight.leaves import Path, leaves
-from rnndiag.recorder.preflight.observe import Seen, differs
+from rnndiag.recorder.preflight.observe import PassResult, differs
 from rnndiag.recorder.preflight.perturb import of_padding, of_tensor
 from rnndiag.recorder.preflight.subject import PreflightSubject
 
@@ -55,7 +55,7 @@ def check_padding(subject: PreflightSubject) -> list[Finding]:
     ]
 
 
-def _inputs(subject: PreflightSubject, before: Seen) -> set[Path]:
+def _inputs(subject: PreflightSubject, before: PassResult) -> set[Path]:
     """Paths of the tensors with steps that a recurrent layer depends on."""
     found = set()
     for path, tensor in leaves(subject.batch):
@@ -70,7 +70,7 @@ def _inputs(subject: PreflightSubject, before: Seen) -> set[Path]:
     return found
 
 
-def _where(before: Seen, after: Seen, layout: BatchLayout) -> tuple[str, str]:
+def _where(before: PassResult, after: PassResult, layout: BatchLayout) -> tuple[str, str]:
     """The layer at which padding enters, and how."""
     padding = layout.padding()
     assert padding is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
-from rnndiag.recorder.preflight.observe import ModuleCall, Seen, differs
+from rnndiag.recorder.preflight.observe import ModuleCall, PassResult, differs
 from rnndiag.recorder.preflight.perturb import of_sample
 from rnndiag.recorder.preflight.subject import PreflightSubject
 
@@ -31,11 +31,11 @@ def check_samples(subject: PreflightSubject) -> list[Finding]:
             )
         ]
     found = [one for training in (False, True) for one in _in_mode(subject, training)]
-    told: dict[tuple[str, str], Finding] = {}
+    by_check: dict[tuple[str, str], Finding] = {}
     for one in found:
-        told.setdefault((one.check, one.layer), one)
-    if told:
-        return list(told.values())
+        by_check.setdefault((one.check, one.layer), one)
+    if by_check:
+        return list(by_check.values())
     return [finding(MIXED, "pass", "each sample's states depend on that sample alone")]
 
 
@@ -47,7 +47,7 @@ def _in_mode(subject: PreflightSubject, training: bool) -> list[Finding]:
     found = []
     for name, run in before.runs.items():
         if name in after.runs and (fault := _fault(subject, run, after.runs[name], sample)):
-            found.append(_told(subject, fault, run, training, other))
+            found.append(_finding_of(subject, fault, run, training, other))
     return found
 
 
@@ -87,7 +87,7 @@ def _row_major(entered: Tensor, sample: int, steps: int) -> bool:
     return len(where) > 1 and bool(torch.isin(where, block).all())
 
 
-def _told(
+def _finding_of(
     subject: PreflightSubject, fault: str, run: LayerRun, training: bool, other: object
 ) -> Finding:
     layout = subject.layout
@@ -125,7 +125,7 @@ def _told(
     )
 
 
-def _culprit(before: Seen, after: Seen) -> ModuleCall | None:
+def _culprit(before: PassResult, after: PassResult) -> ModuleCall | None:
     """The first module whose input is changed in part and whose output is changed everywhere."""
     for one, other in zip(before.calls, after.calls, strict=False):
         if one.name != other.name or one.entered is None or other.entered is None:

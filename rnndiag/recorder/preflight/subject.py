@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rnndiag.recorder.preflight.layout import BatchLayout
-from rnndiag.recorder.preflight.observe import Observer, Seen
+from rnndiag.recorder.preflight.observe import Observer, PassResult
 
 
 @dataclass
@@ -20,9 +20,9 @@ class PreflightSubject:
     layout: BatchLayout
     detach: int | str | None
     """The truncation window declared by the user: a number of steps, or `any`."""
-    _seen: dict[tuple[bool, bool], Seen] = field(default_factory=dict)
+    _seen: dict[tuple[bool, bool], PassResult] = field(default_factory=dict)
 
-    def seen(self, training: bool = False, calls: bool = False) -> Seen:
+    def seen(self, training: bool = False, calls: bool = False) -> PassResult:
         """The pass over the unchanged batch."""
         key = training, calls
         if key not in self._seen:

@@ -50,13 +50,13 @@ def check_time(subject: PreflightSubject) -> list[Finding]:
         if bool(entered[:first].any()):
             if backwards:
                 break
-            return [_told(name, f"the inputs of {name} at a step depend on later steps")]
+            return [_finding_of(name, f"the inputs of {name} at a step depend on later steps")]
         if bool(differs(run.state_vector(), other.state_vector())[:first].any()):
-            return [_told(name, f"states of {name} depend on later steps")]
+            return [_finding_of(name, f"states of {name} depend on later steps")]
     return [finding(AHEAD, "pass", "no state depends on later inputs, but for reverse directions")]
 
 
-def _told(name: str, message: str) -> Finding:
+def _finding_of(name: str, message: str) -> Finding:
     return finding(
         AHEAD,
         "warn",

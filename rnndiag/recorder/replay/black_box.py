@@ -79,7 +79,7 @@ class BlackBox:
         """Groups of measures that are taken at an accident."""
         self.left_out = dict.fromkeys(set(groups) - set(self.groups), _ACCIDENT)
 
-    def stand(self) -> None:
+    def arm(self) -> None:
         """Start keeping data of the coming passes. Modules are searched once an epoch."""
         if not self._on:
             return
@@ -87,12 +87,12 @@ class BlackBox:
             self._epoch = epoch
             self._light_hooks.attach(self._loop.model)
         self._light_hooks.put_on()
-        self._light_hooks.awake = True
+        self._light_hooks.armed = True
 
-    def rest(self) -> None:
+    def disarm(self) -> None:
         """Drop the tensors kept for the step just judged."""
-        if self._light_hooks.awake:
-            self._light_hooks.awake = False
+        if self._light_hooks.armed:
+            self._light_hooks.armed = False
             self._light_hooks.forget()
 
     def take_off(self) -> None:
@@ -122,7 +122,7 @@ class BlackBox:
         if not self._records(step, finite=False):
             return
         alarm = Alarm("loss", step, number(norm), math.nan, number(loss))
-        self._next = _told(alarm, f"{alarm.sentence} Its gradient is finite. {_NEXT}")
+        self._next = _as_note(alarm, f"{alarm.sentence} Its gradient is finite. {_NEXT}")
 
     def _records(self, step: int, finite: bool) -> bool:
         """Whether to record an accident of this step: always the first non-finite one, never a jump shortly after."""
@@ -141,8 +141,8 @@ class BlackBox:
 
     def wants_next(self) -> dict[str, Any] | None:
         """The note on an accident for which the coming step is recorded; returned once."""
-        told, self._next = self._next, None
-        return told
+        note, self._next = self._next, None
+        return note
 
     def kept_passes(self) -> list[BackwardPass]:
         """The step's calls rerun, and proved by the true gradients if a single backward pass made those."""
@@ -153,20 +153,20 @@ class BlackBox:
             true = {name: p.grad for name, p in named if p.grad is not None}
         return replay(self._light_hooks.calls, true, self._faults, scaling.factor)
 
-    def story(self, alarm: Alarm, passes: Sequence[BackwardPass]) -> dict[str, Any]:
+    def note_of(self, alarm: Alarm, passes: Sequence[BackwardPass]) -> dict[str, Any]:
         """What happened and where it began, for the recording's note `black_box`."""
         runs = [run for seen in passes for run in seen.layer_runs]
         where = largest_contribution(runs) if alarm.kind == "jump" else first_fault(runs)
         unseen = _UNSEEN if runs else f"{_NOT_KEPT} {_NEXT}"
         place = {} if where is None else where.as_json()
         sentence = f"{alarm.sentence} {where.sentence if where else unseen}"
-        told = place | _told(alarm, sentence)
+        note = place | _as_note(alarm, sentence)
         if not runs:
-            self._next = told
-        return told
+            self._next = note
+        return note
 
 
-def _told(alarm: Alarm, sentence: str) -> dict[str, Any]:
+def _as_note(alarm: Alarm, sentence: str) -> dict[str, Any]:
     return {**asdict(alarm), "sentence": sentence}
 
 

@@ -41,7 +41,7 @@ class CallMemory:
         """Size in bytes of a single call that exceeds the limit."""
 
     @property
-    def standing(self) -> bool:
+    def armed(self) -> bool:
         """Whether the hooks are on."""
         return bool(self._handles)
 
@@ -50,7 +50,7 @@ class CallMemory:
         """Whether any call got the state of an earlier one."""
         return bool(self._carries)
 
-    def stand(self) -> None:
+    def arm(self) -> None:
         """Install the hooks."""
         if self._handles:
             return
@@ -65,7 +65,7 @@ class CallMemory:
                     module.register_forward_hook(after),
                 ]
 
-    def rest(self) -> None:
+    def disarm(self) -> None:
         """Remove the hooks and drop the calls."""
         for handle in self._handles:
             handle.remove()

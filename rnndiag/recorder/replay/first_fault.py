@@ -133,16 +133,16 @@ def _gate_of_adjoint(run: LayerRun, a_hh: Tensor | None, time: int, sample: int)
     if a_hh is None or time >= run.T:
         return None
     blocks = a_hh[time, sample].unflatten(-1, (len(run.cell.blocks), -1))
-    spoilt = (~blocks.isfinite()).any(-1)
-    return run.cell.blocks[int(spoilt.int().argmax())] if bool(spoilt.any()) else None
+    not_finite = (~blocks.isfinite()).any(-1)
+    return run.cell.blocks[int(not_finite.int().argmax())] if bool(not_finite.any()) else None
 
 
 def _first(run: LayerRun, values: Tensor, floating: bool = True) -> tuple[int, int, int] | None:
     """(time, sample, unit) of the first valid entry that is not finite."""
     if not floating:
         return None
-    spoilt = ~values.isfinite() & run.mask()[..., None]
-    places = spoilt.nonzero()
+    not_finite = ~values.isfinite() & run.mask()[..., None]
+    places = not_finite.nonzero()
     if not len(places):
         return None
     time, sample, unit = places[0].tolist()

@@ -32,7 +32,7 @@ _FIRST = -1
 
 
 class LightHooks:
-    """Light hooks on all fused recurrent modules of a model; they keep data while `awake`."""
+    """Light hooks on all fused recurrent modules of a model; they keep data while `armed`."""
 
     def __init__(self, faults: Faults, overhead: Overhead) -> None:
         self._on_fault, self.overhead = faults.handler("keeping a call for the black box"), overhead
@@ -42,7 +42,7 @@ class LightHooks:
         self._counts: dict[str, int] = {}
         self._random: dict[str, Tensor] = {}
         self.calls: list[KeptCall] = []
-        self.awake = False
+        self.armed = False
 
     def attach(self, model: nn.Module) -> None:
         """Install the hooks if the model's recurrent modules have changed since the last call."""
@@ -71,7 +71,7 @@ class LightHooks:
 
     def fail(self, error: Exception) -> None:
         """Handle an error in a hook: nothing more is kept of this step."""
-        self.awake = False
+        self.armed = False
         self.forget()
         self._on_fault(error)
 
@@ -150,7 +150,7 @@ class LightHook:
     ) -> None:
         light_hooks = self._light_hooks
         try:
-            if not light_hooks.awake or self._module() is not module or is_compiling():
+            if not light_hooks.armed or self._module() is not module or is_compiling():
                 return
             start = perf_counter()
             light_hooks.keep(self._name, module, args, kwargs, output)
@@ -176,7 +176,7 @@ class RandomHook(LightHook):
     ) -> None:
         light_hooks = self._light_hooks
         try:
-            mine = light_hooks.awake and module.training and self._module() is module
+            mine = light_hooks.armed and module.training and self._module() is module
             if mine and not is_compiling():
                 light_hooks.note_random(self._name)
         except Exception as error:  # noqa: BLE001 - no fault may end a forward pass

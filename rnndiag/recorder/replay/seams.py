@@ -54,24 +54,24 @@ class Seams:
         self._home = None
         self._found.clear()
         self._chunks.forget()
-        self._watched += self.standing
+        self._watched += self.armed
 
     def forget_batch(self) -> None:
         """Drop the layer runs of this batch; kept calls of earlier batches stay."""
         self._chunks.forget()
 
-    def stand(self, ticks: int, pending: Pending | None) -> None:
+    def arm(self, ticks: int, pending: Pending | None) -> None:
         """Keep the coming calls if the step is recorded or a recording may follow within a few ticks (`ticks` from
         now)."""
         if self._most and (pending is not None or ticks <= self.most):
-            self._call_memory.stand()
+            self._call_memory.arm()
         else:
-            self.rest()
+            self.disarm()
 
-    def rest(self) -> None:
-        """Stop keeping calls until the next `stand`."""
-        if self._call_memory.standing:
-            self._call_memory.rest()
+    def disarm(self) -> None:
+        """Stop keeping calls until the next `arm`."""
+        if self._call_memory.armed:
+            self._call_memory.disarm()
 
     @property
     def most(self) -> int:
@@ -80,13 +80,13 @@ class Seams:
         return self._most if carries else 0
 
     @property
-    def standing(self) -> bool:
+    def armed(self) -> bool:
         """Whether calls are being kept."""
-        return self._call_memory.standing
+        return self._call_memory.armed
 
     def release(self) -> None:
         """Drop references to the model."""
-        self._call_memory.rest()
+        self._call_memory.disarm()
         self._chunks.forget()
 
     def read(self, pending: Pending, runs: Sequence[LayerRun]) -> None:
@@ -105,8 +105,8 @@ class Seams:
                 earlier = self._chunks.before(group)
                 why = self._why_not()
                 if not earlier and why:
-                    told = pending.facts.setdefault("not_measured", {})
-                    told[f"seam of {name}"] = why
+                    reasons = pending.facts.setdefault("not_measured", {})
+                    reasons[f"seam of {name}"] = why
                 # the last chunk of a sequence may be shorter
                 shorter = known > 0 and group[0].T < earlier[-1][0].T
                 if len(earlier) > known and not shorter:

@@ -57,7 +57,7 @@ class _Kept:
     valid: Tensor | None
     """Mask over the first two dims of the outputs, True within sequences; None: everywhere."""
 
-    def came_out_again(self, outputs: Tensor) -> bool:
+    def equals(self, outputs: Tensor) -> bool:
         """Whether the rerun outputs equal the stored ones."""
         if self.valid is None:
             return near(self.outputs, outputs)
@@ -132,7 +132,7 @@ class UnrolledCalls:
             return returned
         return outputs, final
 
-    def told(self, found: list[BackwardPass]) -> list[BackwardPass]:
+    def with_note(self, found: list[BackwardPass]) -> list[BackwardPass]:
         """The passes, the first one with a note on the estimator that its loop was trained with."""
         if not found or not self._between:
             return found
@@ -151,10 +151,10 @@ class UnrolledCalls:
         missed = {
             kept.call.name: _OTHER
             for kept, again in zip(arrived, returned, strict=True)
-            if not kept.came_out_again(tensors_in(again)[0])
+            if not kept.equals(tensors_in(again)[0])
         }
         estimators = {kept.call.name: kept.estimator for kept in arrived}
-        return [_told(found, estimators, missed) for found in passes]
+        return [_with_estimators(found, estimators, missed) for found in passes]
 
 
 def _call_of(name: str, module: nn.Module, given: tuple[Any, Any], run_whole: RunWhole) -> KeptCall:
@@ -166,7 +166,7 @@ def _call_of(name: str, module: nn.Module, given: tuple[Any, Any], run_whole: Ru
     return call
 
 
-def _told(
+def _with_estimators(
     found: BackwardPass, estimators: dict[str, Estimator], missed: dict[str, str]
 ) -> BackwardPass:
     """The pass with the estimator of each layer run, without sequences whose rerun gave other results."""

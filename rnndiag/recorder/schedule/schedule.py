@@ -67,7 +67,7 @@ def rotating(groups: Mapping[str, GroupCost], index: int) -> tuple[tuple[str, ..
 
 
 @dataclass
-class AskedOnce:
+class OncePerTick:
     """The user's callable, called only once per tick."""
 
     picks: Callable[[int], bool]
@@ -95,7 +95,7 @@ class EveryN:
 
     def __post_init__(self) -> None:
         if self.wanted is not None:
-            self.wanted = AskedOnce(self.wanted)
+            self.wanted = OncePerTick(self.wanted)
 
     def decide(self, tick: int) -> Decision:
         """Record at the first tick seen in a block: with several optimizers the step count jumps."""

@@ -14,8 +14,8 @@ from rnndiag.stats.need.sentences import number
 def need_as_json(need: MemoryNeed) -> dict[str, Any]:
     """All numbers, the verdict and its sentences; non-finite numbers become None."""
     plain = {field.name: _plain(getattr(need, field.name)) for field in fields(need)}
-    told = [need.sentence, *need.further_sentences]
-    return {"lead": need.lead, "sentences": told, "scale": _plain(need.scale), **plain}
+    sentences = [need.sentence, *need.further_sentences]
+    return {"lead": need.lead, "sentences": sentences, "scale": _plain(need.scale), **plain}
 
 
 def _plain(value: Any) -> Any:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import rnndiag
-from rnndiag.recorder.schedule import light_looks
-from rnndiag.recorder.schedule.light_looks import (
+from rnndiag.recorder.schedule import examined_steps
+from rnndiag.recorder.schedule.examined_steps import (
     FAR,
     FRUGAL,
     NEAR,
@@ -20,7 +20,7 @@ from rnndiag.recorder.schedule.light_looks import (
     SHARE,
     TRIAL_FROM,
     TRIAL_STEPS,
-    LightLooks,
+    ExaminedSteps,
 )
 
 
@@ -36,20 +36,20 @@ class Training:
     now: float = 0.0
     said: list[str] = field(default_factory=list)
 
-    def run(self, steps: int, budget: float = 0.03) -> tuple[LightLooks, list[int]]:
-        """The looks, and the steps that were looked at."""
-        looks = LightLooks(budget, self.said.append, self.total, lambda: self.now)
+    def run(self, steps: int, budget: float = 0.03) -> tuple[ExaminedSteps, list[int]]:
+        """The selection after these steps, and the numbers of the steps that it examined."""
+        examined = ExaminedSteps(budget, self.said.append, self.total, lambda: self.now)
         draw = torch.Generator().manual_seed(0)
         found = []
         for number in range(steps):
-            looked = looks.at(number)
-            assert looks.until_next(number) >= 1
+            looked = examined.at(number)
+            assert examined.until_next(number) >= 1
             self.now += self.step * (1 + self.noise * float(torch.rand(1, generator=draw)))
             if looked:
                 self.now += self.own + self.hidden
                 found.append(number)
-            looks.plain_step(looked, self.own if looked else 0.0)
-        return looks, found
+            examined.plain_step(looked, self.own if looked else 0.0)
+        return examined, found
 
 
 def test_every_step_is_looked_at_where_that_is_paid_for() -> None:
@@ -67,9 +67,9 @@ def test_the_trial_looks_at_every_fourth_and_twelfth_step_in_turns() -> None:
 
 
 def test_until_next_leads_to_the_next_look() -> None:
-    looks = LightLooks(0.03, print, clock=iter(range(10**6)).__next__)
-    found = [number for number in range(TRIAL_FROM + TRIAL_STEPS) if looks.at(number)]
-    again = LightLooks(0.03, print, clock=iter(range(10**6)).__next__)
+    examined = ExaminedSteps(0.03, print, clock=iter(range(10**6)).__next__)
+    found = [number for number in range(TRIAL_FROM + TRIAL_STEPS) if examined.at(number)]
+    again = ExaminedSteps(0.03, print, clock=iter(range(10**6)).__next__)
     for number in range(found[-1]):
         again.at(number)
         assert number + again.until_next(number) == next(look for look in found if look > number)
@@ -78,12 +78,12 @@ def test_until_next_leads_to_the_next_look() -> None:
 @pytest.mark.parametrize(("own", "hidden"), [(1e-4, 0.0), (5e-5, 1e-4), (1e-5, 7e-4)])
 def test_short_steps_are_looked_at_every_so_often(own: float, hidden: float) -> None:
     training = Training(step=1e-3, own=own, hidden=hidden)
-    looks, found = training.run(9000)
-    assert looks.every == pytest.approx((own + hidden) / (SHARE * 0.03 * 1e-3), abs=1)
+    examined, found = training.run(9000)
+    assert examined.every == pytest.approx((own + hidden) / (SHARE * 0.03 * 1e-3), abs=1)
     late = [number for number in found if number >= 1000]
     assert len(late) * (own + hidden) <= 1.02 * SHARE * 0.03 * 8000 * 1e-3
     (sentence,) = training.said
-    assert f"every {looks.every}" in sentence
+    assert f"every {examined.every}" in sentence
 
 
 def test_a_long_fit_is_looked_at_more_seldom() -> None:
@@ -95,8 +95,8 @@ def test_a_long_fit_is_looked_at_more_seldom() -> None:
 
 
 def test_noise_between_steps_costs_no_looks() -> None:
-    looks, _ = Training(step=0.01, own=2e-5, noise=0.2).run(TRIAL_FROM + TRIAL_STEPS + 1)
-    assert looks.every == 1
+    examined, _ = Training(step=0.01, own=2e-5, noise=0.2).run(TRIAL_FROM + TRIAL_STEPS + 1)
+    assert examined.every == 1
 
 
 def train(recorder: Any, model: nn.Module, optimizer: Any, spoil: int) -> None:
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_is_followed_up_between_looks(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every fifth step is looked at; the loss of step 6 is infinite, so step 7 is looked at and recorded."""
-    monkeypatch.setattr(light_looks.LightLooks, "at", lambda self, step: step % 5 == 0)
+    monkeypatch.setattr(examined_steps.ExaminedSteps, "at", lambda self, step: step % 5 == 0)
     torch.manual_seed(0)
     model = nn.RNN(3, 4, nonlinearity="relu", batch_first=True)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)

@@ -30,18 +30,18 @@ PLENTY = 256
 
 
 @dataclass
-class LightLooks:
+class ExaminedSteps:
     """Decides whether a step that is not recorded is examined.
 
     Args:
         budget: Share of training time that all diagnostics may take.
-        tell: Takes a sentence on what was given up, once.
+        report: Takes a sentence on what was given up, once.
         total: Steps of the fit, where they are known.
         clock: Seconds.
     """
 
     budget: float
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     total: int | None = None
     clock: Callable[[], float] = perf_counter
     every: int = 1
@@ -60,30 +60,30 @@ class LightLooks:
         """Whether this step, about to begin, is examined."""
         if self._first is None:
             self._first = step
-        looked = self._look_from(step) == step
+        examined = self._next_from(step) == step
         if not self._settled and step >= self._first + TRIAL_FROM:
-            if looked and step != self._last:
+            if examined and step != self._last:
                 self._time(step)
             if step >= self._first + TRIAL_FROM + TRIAL_STEPS:
                 self._settle()
-        return looked
+        return examined
 
     def until_next(self, step: int) -> int:
         """Number of steps from this one to the next examined one."""
-        return self._look_from(step + 1) - step
+        return self._next_from(step + 1) - step
 
-    def plain_step(self, looked: bool, own: float) -> None:
+    def plain_step(self, examined: bool, own: float) -> None:
         """Account for the end of a step that was not recorded.
 
         Args:
-            looked: Whether it was looked at.
+            examined: Whether it was examined.
             own: The recorder's own seconds.
         """
         # Before the trial the code that runs here is still in the caches, from the step before.
-        if looked and self._seconds[FAR] and not self._settled:
+        if examined and self._seconds[FAR] and not self._settled:
             self._own.append(own)
 
-    def _look_from(self, step: int) -> int:
+    def _next_from(self, step: int) -> int:
         """The first examined step from this one on."""
         start = (step if self._first is None else self._first) + TRIAL_FROM
         if self._settled or step < start:
@@ -103,11 +103,11 @@ class LightLooks:
         if min(len(near), len(far)) < 2 or not self._own:
             return
         step = (median(far) - median(near)) / (FAR - NEAR)
-        look = (FAR * median(near) - NEAR * median(far)) / (FAR - NEAR)
+        examination = (FAR * median(near) - NEAR * median(far)) / (FAR - NEAR)
         error = math.hypot(FAR * _median_error(near), NEAR * _median_error(far)) / (FAR - NEAR)
         # beyond the recorder's own seconds, less than two standard errors is noise
         own = median(self._own)
-        cost = own + max(0.0, look - own - 2 * error)
+        cost = own + max(0.0, examination - own - 2 * error)
         paid = self.budget * step
         if paid <= 0:
             return
@@ -115,7 +115,7 @@ class LightLooks:
         plenty = 1 if self.total is None else self.total // PLENTY
         self.every = max(1, often, min(seldom, plenty))
         if self.every > 1:
-            self.tell(
+            self.report(
                 f"The black box and the history look at every {_ordinal(self.every)} step: looking takes "
                 f"{1e6 * cost:.0f} us, and a step {1e3 * step:.2g} ms."
             )

@@ -13,7 +13,7 @@ from fits import BATCH, QUIET, Net, loader
 
 import rnndiag
 from rnndiag.recorder.replay.seams import UNTIL_SURE
-from rnndiag.recorder.schedule.light_looks import LightLooks
+from rnndiag.recorder.schedule.examined_steps import ExaminedSteps
 
 STEPS, EVERY = 60, 12
 
@@ -21,13 +21,13 @@ STEPS, EVERY = 60, 12
 @pytest.fixture(autouse=True)
 def _looks_at_every_twelfth_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a long fit of short steps has them after its trial."""
-    begin = LightLooks.__init__
+    begin = ExaminedSteps.__init__
 
-    def settled(self: LightLooks, *args: Any, **options: Any) -> None:
+    def settled(self: ExaminedSteps, *args: Any, **options: Any) -> None:
         begin(self, *args, **options)
         self.every, self._settled = EVERY, True
 
-    monkeypatch.setattr(LightLooks, "__init__", settled)
+    monkeypatch.setattr(ExaminedSteps, "__init__", settled)
 
 
 def fit(folder: Path, data: Any, **options: Any) -> tuple[rnndiag.Run, list[bool]]:
@@ -37,7 +37,7 @@ def fit(folder: Path, data: Any, **options: Any) -> tuple[rnndiag.Run, list[bool
 
     class Look(L.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-            alone.append(callback._fit is not None and callback._fit.left_alone)
+            alone.append(callback._fit is not None and callback._fit.skips_batch)
 
     torch.manual_seed(0)
     trainer = L.Trainer(**QUIET, max_steps=STEPS, max_epochs=1, callbacks=[callback, Look()])
@@ -141,7 +141,7 @@ def test_no_hook_stays_on_a_layer_between_two_looks(tmp_path: Path) -> None:
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
             own = [m for m in module.modules() if isinstance(m, torch.nn.RNNBase)]
             hooks.append(
-                (callback._fit.left_alone, sum(len(m._forward_hooks) for m in own))  # type: ignore[union-attr]
+                (callback._fit.skips_batch, sum(len(m._forward_hooks) for m in own))  # type: ignore[union-attr]
             )
 
     torch.manual_seed(0)
