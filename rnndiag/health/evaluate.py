@@ -17,6 +17,7 @@ from rnndiag.errors import RunUnreadable
 from rnndiag.health.bounds import EVERY_LAYER, Bounds
 from rnndiag.health.config import Config
 from rnndiag.health.finding import Finding, Status
+from rnndiag.health.finding_text import allowed, moved, not_judged, sentence
 from rnndiag.health.numbers import DoesNotApply, NotRecorded, RunNumbers
 from rnndiag.health.rule import Rule, RuleSeries, all_rules
 from rnndiag.stats.over_recordings import median
@@ -200,16 +201,16 @@ class RunEvaluator:
             if not any(bounds.but(layers=(pattern,)).covers(layer) for layer in self.layers)
         ]
         judged = {recurrence(layer) for layer, one in found.items() if one.value is not None}
-        untold = []
+        unnumbered = []
         for layer, reason in missing.items():
-            told = not_judged(rule, layer, str(reason), bounds)
+            missed = not_judged(rule, layer, str(reason), bounds)
             if self._excused(rule, layer, reason, judged, bounds):
-                told = told.but(status="note", remedy="")
+                missed = missed.but(status="note", remedy="")
             elif isinstance(reason, EndsEarly):
-                told = told.but(status="not_judged", remedy=_ENDED)
-            if told.status != "note" or not found or bounds.bounded:
-                untold.append(told)
-        return [*found.values(), *untold, *unmatched]
+                missed = missed.but(status="not_judged", remedy=_ENDED)
+            if missed.status != "note" or not found or bounds.bounded:
+                unnumbered.append(missed)
+        return [*found.values(), *unnumbered, *unmatched]
 
     def _excused(
         self, rule: Rule, layer: str, reason: NotRecorded, judged: set[str], bounds: Bounds
@@ -338,10 +339,10 @@ class RunEvaluator:
 
     def moved_with(self, rule: Rule, layer: str, since: int) -> Iterator[str]:
         """Other numbers of the same layer that moved at step `since`, in the order of rules."""
-        told = 0
+        count = 0
         for other in all_rules().values():
             same = other.name == rule.name or (rule.family and other.family == rule.family)
-            if same or not other.comparable or told >= _MOST_MOVED:
+            if same or not other.comparable or count >= _MOST_MOVED:
                 continue
             if layer not in self.owners(other):
                 continue
@@ -350,7 +351,7 @@ class RunEvaluator:
             except NotRecorded:
                 continue
             if line:
-                told += 1
+                count += 1
                 yield f"also {other.name} of {layer} {line}"
 
 
@@ -364,37 +365,6 @@ def reduced(rule: Rule, values: np.ndarray) -> float:
     if rule.reduce == "max":
         return float(np.max(known))
     return float(np.mean(known)) if rule.reduce == "mean" else median(known)
-
-
-def allowed(rule: Rule, bounds: Bounds) -> str:
-    """The allowed range as text, in the rule's own digits."""
-    low = None if bounds.min is None else _limit(rule, bounds.min)
-    high = None if bounds.max is None else _limit(rule, bounds.max)
-    if low is not None and high is not None:
-        return f"{low} to {high}"
-    if high is not None:
-        return f"at most {high}"
-    return "" if low is None else f"at least {low}"
-
-
-def _limit(rule: Rule, bound: float) -> str:
-    if rule.percent:
-        return f"{100 * bound:g} %"
-    return f"{bound:g}"
-
-
-def sentence(rule: Rule, value: float, layer: str, time_steps: int | None) -> str:
-    """The rule's statement about this value, or, for NaN, a sentence that there is no number."""
-    if math.isnan(value):
-        return f"{rule.meaning}: not a number in most of the judged recordings"
-    text = rule.infinite if math.isinf(value) and rule.infinite else rule.statement
-    return text.format(
-        value=rule.format(value),
-        ceil="all" if math.isinf(value) else f"{math.ceil(value - 1e-9)}",
-        T="?" if time_steps is None else time_steps,
-        percent=f"{100 * value:.1f} %",
-        layer=layer,
-    )
 
 
 _NO_LAYER = "the recordings hold no measurement of a recurrent layer"
@@ -417,36 +387,3 @@ def _is_certain(rule: Rule, bounds: Bounds, series: RuleSeries) -> bool:
 def _share_without(series: RuleSeries) -> str:
     missing = int(np.sum(np.isnan(series.values)))
     return f"{missing} of {len(series.values)}"
-
-
-def not_judged(rule: Rule, layer: str, why: str, bounds: Bounds) -> Finding:
-    """The finding for a check without a number: a fault if the user configured the check, else a note."""
-    return Finding(
-        check=rule.name,
-        status="not_judged" if bounds.configured else "note",
-        layer=layer,
-        allowed=allowed(rule, bounds),
-        message=f"not judged: {why}",
-        remedy="Record it (measures=) or take the check out of the configuration."
-        if bounds.configured
-        else "",
-    )
-
-
-def moved(rule: Rule, series: RuleSeries, since: int) -> str:
-    """`fell 0.99 -> 0.81, steps 320-360` if the number moved well beyond its earlier spread, else empty."""
-    before, after = series.values[series.steps < since], series.values[series.steps >= since]
-    if len(before) < 2 or len(after) < 1 or not np.isfinite(np.concatenate([before, after])).all():
-        return ""
-    old, new = median(before), median(after)
-    spread = 1.4826 * median(np.abs(before - old))
-    if abs(new - old) <= max(5 * spread, 0.05 * abs(old), 1e-12):
-        return ""
-    share = (series.values - old) / (new - old)
-    ended = series.steps[(share >= 0.9)]
-    started = series.steps[(share < 0.1)]
-    first = int(started[-1]) if len(started) else int(series.steps[0])
-    last = int(ended[0]) if len(ended) else int(series.steps[-1])
-    verb = "fell" if new < old else "rose"
-    span = f"step {last}" if first >= last else f"steps {first}-{last}"
-    return f"{verb} {rule.format(old)} -> {rule.format(new)}, {span}"
