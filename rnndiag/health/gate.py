@@ -53,16 +53,16 @@ def check(
     Args:
         run: A run or its directory, or several.
         baseline: A file that `rnndiag baseline` wrote, or another run.
-        config: A pyproject.toml, the content of its table [tool.rnndiag] as a dict, or None for the defaults: only
-            what is wrong for everyone fails.
+        config: A pyproject.toml, the content of its table [tool.rnndiag] as a dict, or None for the defaults, under
+            which only what is a fault in any training fails.
 
     Returns:
         Findings of every check. One with the status `not_judged` says what could not be judged and why; the list as a
         whole passes only where `rnndiag.health.exit_code` gives 0.
 
     Raises:
-        CannotJudge: The run is too short, nothing could be checked, or the baseline cannot be read; not where a check
-            failed already, which is the more important answer.
+        CannotJudge: The run is too short, nothing could be checked, or the baseline cannot be read; not raised if
+            a check has failed, which is the more important answer.
 
     Example:
         >>> failed = [one for one in rnndiag.check("runs/exp1") if one.status == "fail"]

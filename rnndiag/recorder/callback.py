@@ -66,47 +66,48 @@ class GradientDiagnostics(_Adopting):
     Args:
         dirpath: Where the run is written. None: `runs/<date and time>`. If a run is there already, a fresh fit writes
             to `<dirpath>-2` and says so. See `run_dir`.
-        every_n_steps: Record every so many optimizer steps. None: keep to `budget`.
-        budget: The share of training time that the diagnostics may take. At least 8 recordings are made where the
-            length of the fit is known; if that breaks the budget, the last screen says so. Every step costs 0.1 to
-            0.2 ms on a CPU (the norm of all gradients, mostly), and that is taken off the budget first.
-        schedule: A callable that takes the step and says whether to record it. Instead of the two above.
+        every_n_steps: Number of optimizer steps between recordings. None: as `budget` allows.
+        budget: Largest share of training time that the diagnostics may take. If the length of the fit is known, at
+            least 8 recordings are made even beyond the budget, which the screen at the end then reports. Every step
+            costs 0.1 to 0.2 ms on a CPU (mostly the norm of all gradients), which counts first.
+        schedule: A callable from the step to whether it is recorded, in place of the two above.
         measures: Groups to measure: contributions, lags, jacobians, lyapunov, gates, estimators, need_screen,
             swing. None: all, the costlier ones on fewer recordings.
-        samples: How many sequences of the batch the costly measures look at. None: all.
+        samples: Number of sequences of the batch that the costly measures use. None: all.
         steps: Names of modules that do one step of a recurrence in Python, where neither a registered cell nor the
             name of their second argument (h, state, hidden, ...) says so.
-        seam: Where a detached state is carried from chunk to chunk (truncated BPTT), so many chunks before a recorded
-            one are kept, 256 MB at most, and the gradient is followed across the seam: what does the cut throw away?
-            0: no chunk is kept. Where no state is carried, nothing is kept either.
-        black_box: Record a step whatever the schedule says when its loss or gradient is not finite, or its gradient
-            norm jumps. Light hooks then keep references to what every step shows, which takes some tens of microseconds
-            a layer; layers that are called step by step are not kept. On a GPU it waits for each step's gradient norm.
+        seam: Number of chunks kept before a recorded one (at most 256 MB) where a detached state is carried from
+            chunk to chunk (truncated BPTT). The gradient is followed back through them, which measures what the cut
+            leaves out. 0: no chunk is kept.
+        black_box: Also record steps outside of the schedule whose loss or gradient is not finite, or whose gradient
+            norm jumps. Light hooks then keep references to the tensors of every step, which takes some tens of
+            microseconds per layer; layers that are called step by step are not kept. On a GPU each step's gradient
+            norm is waited for.
         jump: The factor over the running median of the gradient norm that counts as a jump.
         log: Scalars for the trainer's logger: "worst" (six, of the layer with the shortest reach), "all", "none".
         labels: A callable that takes the batch and returns names of the time steps (or tokens) of its first sequence,
             or a dict with the names under "time" and names of the sequences under "sequence".
         time_unit: What one time step is, such as ("h", 1), so that sentences speak of hours.
-        stride: How many of those a step of the recurrence spans, where each step sees several at once.
+        stride: Number of time steps that one step of the recurrence spans, where it reads several at once.
         screen: Print one screen of text at the end of the fit.
         report: Write report.html into the run directory at the end of the fit.
-        preflight: Look at the first recorded step for faults of structure (a state that is not passed on, time and
-            batch exchanged, a loss that reads padding) and store what is found, for `rnndiag check`.
-        strict: Raise the recorder's own faults instead of telling them (for tests and CI).
-        chance: The loss of a constant answer, where it is known: a model at that loss ignores its input.
-        needs: How many steps back the task needs to see, or a duration such as "6 h" where `time_unit` is given: a
-            sequence, a window or a memory that ends before that is then a cause.
+        preflight: Check the first recorded step for structural faults (a state that is not passed on, time and batch
+            exchanged, a loss that reads padding) and store the findings for `rnndiag check`.
+        strict: Raise the recorder's own errors instead of reporting them (for tests and CI).
+        chance: The loss of a constant answer, if known: a model at that loss ignores its input.
+        needs: Number of steps back that the task needs, or a duration such as "6 h" if `time_unit` is given. A
+            sequence, window or memory shorter than that is then reported as a cause.
         need: At the end of the fit, test on the validation batches whether the loss asks for inputs further back
             than the gradient reaches (see `rnndiag.memory_need`). It costs some hundred plain steps, outside of the
             budget, and is stored in the run.
         max_bytes: Size limit of the run on disk, all ranks together. Recordings become rarer as it fills up; when it is
             reached, recording stops, and `rnndiag check` says that the end of the training was not recorded.
         max_memory: Bytes that the measures of one recording may take beyond what its backward pass has freed. Lag
-            sweeps and scores of estimators then look at fewer sequences; contributions, which cannot, are refused, and
+            sweeps and scores of estimators then use fewer sequences; contributions, which cannot, are refused, and
             the recording is not proved. None: a quarter of what autograd keeps for the recurrent layers, at least 64
             MB, and contributions are never refused.
         independent: Whether the loss is a sum over the sequences of the batch, as noise and systematic bias assume.
-            None: the recorder looks, by the second derivative of the loss between two sequences.
+            None: tested by the second derivative of the loss between two sequences.
     """
 
     def __init__(

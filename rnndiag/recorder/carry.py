@@ -26,9 +26,9 @@ _collectors: dict[int, Collector] = {}
 def carry(*state: Any, name: str | None = None) -> Any:
     """Mark the state that a loop carries from one step to the next.
 
-    Put it at the head of the loop's body, around all that lives from step to step. Outside of a recording it returns
-    its arguments as they are; inside of `rnndiag.probe` or a recorded step of the callback the gradient is followed
-    from step to step through what it returns, whatever the steps are made of.
+    Call it at the start of the loop's body, with everything that is kept from step to step. Outside of a recording it
+    returns its arguments unchanged; inside of `rnndiag.probe` or a recorded step of the callback, the gradient is
+    followed from step to step through what it returns, whatever operations a step consists of.
 
     Args:
         state: Tensors, or tuples, lists, dicts, dataclasses and None of them; batch first.

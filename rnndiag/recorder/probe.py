@@ -168,11 +168,11 @@ def probe(
         model: The module that is trained.
         steps: Names or classes of modules that do one step of a recurrence in Python, where neither a registered cell
             nor the name of their second argument (h, state, hidden, ...) says so.
-        loss_scale: Gives the factor of a scaled loss (of a GradScaler: `scaler.get_scale`), which is divided out.
+        loss_scale: Returns the factor of a scaled loss (of a GradScaler: `scaler.get_scale`), which is divided out.
         step: The training step that `probe.recording` is labelled with. None: probes of a model are counted from 0.
 
     Returns:
-        A context manager; look at its `layer_runs`, `proofs` and `recording` after the backward pass.
+        A context manager whose `layer_runs`, `proofs` and `recording` are complete after the backward pass.
 
     Raises:
         BadArgument: `model` is no module, or `loss_scale` cannot be called.

@@ -44,11 +44,11 @@ class Recorder:
             through).
         dirpath: Where the run is written; None: `runs/<date and time>`. If a run is there already, this one is
             written to `<dirpath>-2`; see `run_dir`.
-        optimizer: The torch optimizer, or a list of them. Its steps are counted, and what it is given after a
-            clipping is seen. None: every `recorder.step()` counts as one optimizer step.
-        total_steps: How many `recorder.step()` the whole training has, where that is known: recordings are then
-            spread over all of it.
-        loss_scale: Gives the factor of a scaled loss (of a GradScaler: `scaler.get_scale`). Not needed where
+        optimizer: The torch optimizer, or a list of them. Its steps are counted, and the gradients that it
+            receives after clipping are read. None: every `recorder.step()` counts as one optimizer step.
+        total_steps: Number of calls of `recorder.step()` in the whole training, if known; recordings are then spread
+            over all of it.
+        loss_scale: Returns the factor of a scaled loss (of a GradScaler: `scaler.get_scale`). Not needed where
             `step.backward` runs the backward pass, which sees the factor.
         **options: Those of `rnndiag.GradientDiagnostics`.
 
@@ -144,11 +144,11 @@ class Recorder:
     def step(self, batch: Any = None) -> RecordedStep:
         """A context for one pass through the body of the loop: forward passes and their backward passes.
 
-        Whether it is watched is decided here. Optimizer steps may stand inside or behind it, or come after several
+        It decides whether the pass is watched. Optimizer steps may be inside or after it, or come after several
         of them where gradients accumulate.
 
         Args:
-            batch: The batch, where `labels` or `preflight` shall look at it.
+            batch: The batch, which `labels` and `preflight` read.
 
         Returns:
             A context manager that gives the `RecordedStep`.
@@ -179,7 +179,7 @@ class Recorder:
         """Store what remains, close the run and, if training finished, print the results.
 
         Args:
-            reason: How the training ended, as the run says it. None: `finished`, or in a `finally` or an `except`
+            reason: How the training ended, as stored in the run. None: `finished`, or in a `finally` or an `except`
                 the exception that ended it.
         """
         if reason is None:

@@ -138,14 +138,14 @@ def reach(profile_log: Any, share: float = 0.9, steps: int | None = None) -> Rea
     Args:
         profile_log: ln of the credit profile over the lags 0 .. D - 1, (D,).
         share: The share of the credit, above 0 and at most 1.
-        steps: Number of lags that there are (T). Where only D < T were measured, and the measured decay of the tail
+        steps: Number of lags of the sequence, T. Where only D < T were measured, and the measured decay of the tail
             leaves more than 1 - `share` of the credit beyond them, the answer is 'not reached within D'. None: D.
 
     Returns:
         A float with `.reached`, `.within` and `.text`; NaN where it was not reached.
 
     Raises:
-        BadArgument: `share` is no such number.
+        BadArgument: `share` is not above 0 and at most 1.
 
     Example:
         >>> import numpy as np

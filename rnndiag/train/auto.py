@@ -60,22 +60,22 @@ class Change:
 
 
 class Auto:
-    """The controller. Give it looks by `see`; read `window`.
+    """Chooses a truncation window during training: pass measurements ("looks") to `see`, and read `window`.
 
     Args:
-        longest: The longest window in steps, and where it starts.
+        longest: The longest window in steps.
         eps: Largest systematic bias that a window may have, relative to max(|E g|, floor sigma).
-        confidence: Of all proofs of the run together.
+        confidence: Confidence of all proofs of the run together.
         floor: Where the mean gradient is not resolved, the bias is compared with this share of one step's noise sigma.
             A bias of eps floor sigma outweighs the noise of the steps after 1 / (eps floor)^2 steps, 1100 by default.
-        start: Window to start at. None: the longest. A short start may never be left: windows that see no dependency
-            learn none.
-        shortest: No shorter window is used.
-        horizon: How many steps back looks can see. None: `longest`.
-        every: How often to look: every so many steps, or "10 %" of the training time at most.
-        patience: So many looks in a row must prove a shorter window.
-        expiry: A shortened window that is not proved anew for so many looks goes back to the longest.
-        on_unresolved: What happens then: "longest", or "hold" the window.
+        start: Window to start at. None: the longest. Training may never leave a short one: windows too short for a
+            dependency do not learn it.
+        shortest: The shortest window in steps.
+        horizon: Number of steps back that a look measures. None: `longest`.
+        every: Number of steps between looks, or the largest share of training time for them, such as "10 %".
+        patience: Number of looks in a row that must prove a shorter window before it is used.
+        expiry: Number of looks after which a shortened window must have been proved again.
+        on_unresolved: The window used if it was not: the "longest", or "hold" the present one.
 
     Example:
         >>> auto = rnndiag.train.Auto(longest=200)
@@ -163,8 +163,8 @@ class Auto:
 
         Args:
             sweep: A `Look` over windows (0, *grid), or what `rnndiag.lag_sweep` returns.
-            step: Optimizer steps so far; for the history.
-            loss: Of this step, for the gate that keeps the window until the loss has moved.
+            step: Number of optimizer steps so far, for the history.
+            loss: Loss of this step; the window is kept until the loss has changed.
 
         Returns:
             The change of the window, or None.
@@ -322,7 +322,7 @@ class Auto:
         """Continue from `state_dict()`.
 
         Args:
-            state: Of an Auto with the same grid.
+            state: The state of an Auto with the same grid.
         """
         if list(self.grid) != list(state["grid"]):
             raise BadArgument(

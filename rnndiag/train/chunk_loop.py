@@ -82,8 +82,8 @@ class ChunkLoop:
         updates: Backward passes and optimizer steps.
         k1: Steps of a chunk, one update each. None: the whole batch.
         window: k2, how many steps the losses of a chunk reach back. None: k1.
-        update: An optimizer step a "chunk", or a "batch": then the losses are averaged over the chunks.
-        accumulate: So many chunks (batches) for one optimizer step, their losses averaged.
+        update: One optimizer step per "chunk", or per "batch" with the losses averaged over its chunks.
+        accumulate: Number of chunks (batches) per optimizer step; their losses are averaged.
         time_dim: Dimension of time in the tensors of a batch.
     """
 
@@ -131,9 +131,9 @@ class ChunkLoop:
         """Let a controller set the window.
 
         Args:
-            auto: Its `horizon` is how many steps back chunks are kept.
+            auto: The controller; chunks are kept for its `horizon` of steps.
             model: The module that `step` runs; its recurrent layers are watched in looks.
-            settle: The window after a look -> the window to use, for example that of rank 0.
+            settle: Maps the window after a look to the one to use, such as that of rank 0.
         """
         self.looks = WindowLooks(auto, model, settle)
         self.keep, self.window = auto.horizon, auto.window

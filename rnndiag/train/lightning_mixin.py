@@ -36,10 +36,10 @@ class TruncatedBPTT:
 
     Args:
         k1: Steps of a chunk: how often the optimizer steps. None: the whole batch.
-        window: k2, how many steps the losses of a chunk reach back. None: k1. "auto": a window that sets itself, from
-            4 k1 down; or an `Auto`.
+        window: k2, how many steps the losses of a chunk reach back. None: k1. "auto": chosen during training, from 4 k1
+            down; or an `Auto`.
         stateful: Carry the state from batch to batch, until an epoch begins or `tbptt_reset` says so.
-        update: An optimizer step a "chunk", or a "batch" (its chunks' losses averaged).
+        update: One optimizer step per "chunk", or per "batch" with the losses averaged over its chunks.
         time_dim: Dimension of time in the tensors of a batch: 1 for (B, T, ...), 0 for (T, B, ...).
         *args, **kwargs: For the next class among the bases.
 

@@ -140,13 +140,13 @@ def truncated_bptt(
         k1: Steps of a chunk. None: the whole batch.
         window: k2, how many steps the losses of a chunk reach back. None: k1.
         optimizer: One or several. None: gradients are left in `.grad`.
-        update: An optimizer step a "chunk", or a "batch" (its chunks' losses averaged).
-        accumulate: So many chunks (batches) for one optimizer step, their losses averaged. What is left at the end of
-            the batch makes a step too.
+        update: One optimizer step per "chunk", or per "batch" with the losses averaged over its chunks.
+        accumulate: Number of chunks (batches) per optimizer step; their losses are averaged. Fewer at the end of the
+            batch make a step too.
         time_dim: Dimension of time in the tensors of the batch: 1 for (B, T, ...), 0 for (T, B, ...).
         clip: Norm to clip at, or a function that clips.
         backward: In place of `loss.backward()`.
-        scaler: A torch.amp.GradScaler. Autocast belongs into `step`.
+        scaler: A torch.amp.GradScaler. Use autocast within `step`.
         schedulers: Stepped after every optimizer step.
         no_sync: Context for backward passes that no step follows (DDP's `no_sync`).
 

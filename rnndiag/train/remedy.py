@@ -12,7 +12,7 @@ from rnndiag.train.lightning_mixin import TruncatedBPTT
 def apply_remedy(target: TruncatedBPTT | ChunkLoop, remedy: Any) -> int:
     """Set the window that a remedy names.
 
-    Chunks, and so the number of optimizer steps, are unchanged: the losses of a chunk reach further back.
+    Chunks, and so the number of optimizer steps, do not change: only the losses of a chunk reach further back.
 
     Args:
         target: A module with the mixin, or a chunk loop.

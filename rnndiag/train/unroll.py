@@ -32,7 +32,16 @@ class ReachesBack(Protocol):
 
 
 def chunks_of(inputs: Tensor, size: int, dim: int = 0) -> Iterator[Tensor]:
-    """Consecutive chunks of `size` steps of a sequence; the last one may be shorter."""
+    """Consecutive chunks of a sequence.
+
+    Args:
+        inputs: The sequence.
+        size: Number of steps of a chunk.
+        dim: Dimension of time.
+
+    Returns:
+        The chunks in order; the last one may be shorter.
+    """
     if size < 1:
         raise BadArgument(f"The chunk size is {size}.", "Give 1 or more.")
     yield from inputs.split(size, dim)
@@ -55,14 +64,14 @@ def unroll(
         module: nn.RNN, nn.LSTM or nn.GRU, one of their cells, a step (x_t, state) -> (output, state), or a
             `SequenceModule`.
         inputs: (T, B, ...), or (B, T, ...) for a module with `batch_first`; for torch's layers also a PackedSequence.
-        state: Initial state. None: as the module does without one.
+        state: Initial state. None: the module's default.
         estimator: Full(), Window(τ), Chunk(k1, k2), Bernoulli(p or artbp(n)), Uniform(), SourceStep(K), Roulette(p) or
             CellOnly() of `rnndiag.estimators`. None: Full().
-        lengths: (B,) steps of every sequence where they differ. A sequence that has ended keeps its state.
+        lengths: (B,) number of steps of every sequence, if they differ. A sequence that has ended keeps its state.
         last_only: Only the last output has a loss. Window then costs one pass: the last τ steps have a graph.
         generator: Source of the estimator's draws. None: torch's global generator.
         side_by_side: Run all windows of Window and Roulette side by side on the batch axis, which needs τ steps in
-            place of T τ; rows of the batch must not see one another. None: where a step draws no random numbers. A
+            place of T τ; rows of the batch must be independent. None: where a step draws no random numbers. A
             step that draws (dropout) is run window by window with the draws of the plain forward pass.
 
     Returns:
@@ -71,7 +80,7 @@ def unroll(
 
     Raises:
         BadArgument: A net in both directions cannot be cut in time.
-        NotSupported: The estimator is no rule to unroll by, such as Clip.
+        NotSupported: The estimator cannot be applied step by step, as Clip cannot.
 
     Example:
         >>> outputs, state = rnndiag.train.unroll(lstm, inputs, estimator=rnndiag.estimators.Window(20))

@@ -50,7 +50,7 @@ def test_the_reference_has_every_public_name_with_its_members(pages: ModuleType)
     assert not missing, missing
     for of in ("estimators.Window", "plot.reach", "errors.NotInstalled"):
         assert f"{{ #rnndiag.{of} }}" in text
-    for member in ("`.reach(", "`run_dir` –", "- `every_n_steps`: Record", "`.verify("):
+    for member in ("`.reach(", "`run_dir` –", "- `every_n_steps`: Number", "`.verify("):
         assert member in text, member
     assert text.count("```") % 2 == 0
 

@@ -26,7 +26,7 @@ class Cell:
         The engine does these matrix products, and the projection W_hr of part 0 where that weight exists.
         Neither it nor a closed form may write into its arguments: the states are the recorded ones.
     run_step(weights, inputs, state) -> state
-        A whole step, batch first. Rows of the batch must not see one another.
+        A whole step, batch first. Rows of the batch must be independent.
     """
 
     name: str

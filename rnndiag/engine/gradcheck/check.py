@@ -69,25 +69,26 @@ def gradcheck_recurrence(
 
     Args:
         kernel: `kernel(inputs, state) -> (outputs, final state)`: a module, a function, or a function over
-            parameters. Its parameters are found by themselves.
+            parameters. Its parameters are found automatically.
         reference: The same function as a plain loop of torch operations, run in float64. Its parameters are those of
             the kernel, or tensors of the same names or values.
         inputs: A tensor (T, B, ...) or (B, T, ...), or a tuple of such.
-        state: The initial state: a tensor, or a tuple, list or dict of tensors. Random values see more than zeros.
+        state: The initial state: a tensor, or a tuple, list or dict of tensors. Random values reveal more faults than
+            zeros.
         chunk: Steps that the kernel treats at once. Default: a power of two below T / 2.
         lengths: B lengths of 0..T: also check `kernel(inputs, state, lengths)`.
         dtype: Run the kernel in this dtype, with inputs, state and parameters cast to it. Default: as they are.
-        parameters: The parameters to check, where they are not to be found.
-        batch_first: Whether inputs are (B, T, ...). Default: found by what depends on what.
+        parameters: The parameters to check, if they cannot be found automatically.
+        batch_first: Whether inputs are (B, T, ...). Default: found from which steps depend on which.
         rtol: Relative tolerance. Default: by the coarsest dtype, 1e-9 in float64 to 6e-2 in bfloat16.
-        seed: Of the random cotangents and directions.
+        seed: Seed of the random cotangents and directions.
 
     Returns:
-        A result that is true where all is right. Printed, it is a table with the faults in words; `.table` holds the
-        cells, each with its error and, where wrong, the lag, seam or step.
+        A result that is true if every cell is right. Printed, it is a table with the faults in words; `.table` holds
+        the cells, each with its error and, if wrong, the lag, seam or step.
 
     Raises:
-        BadArgument: The shapes do not fit, or time cannot be told from batch.
+        BadArgument: The shapes do not fit, or time and batch cannot be distinguished.
         NotSupported: A dtype without a tolerance.
 
     Example:

@@ -198,7 +198,10 @@ def lyapunov(
         interval: Steps between two QRs. Default: as many as keep the scales of the frame within a factor of 10^7.
         blocks: Number of pieces of time for the standard error over time.
         lags: Lags whose finite-time exponents are computed too.
-        dtype: Precision inside.
+        dtype: Precision of the computation.
+
+    Returns:
+        `exponents` (k,), descending, in natural logarithms per step, with standard errors over sequences and time.
 
     Raises:
         BadArgument: `k`, `warmup`, `interval` or `blocks` does not fit the run.

@@ -40,7 +40,10 @@ def lyapunov_of_map(
         interval: Steps between two QRs. Default: by the condition of the frame.
         dt: Time that one step takes (of a flow's integrator); exponents are per unit of time.
         blocks: Number of pieces of time for the standard error over time.
-        dtype: Precision inside.
+        dtype: Precision of the computation.
+
+    Returns:
+        `exponents` (k,), descending, in natural logarithms per unit of time, with standard errors.
 
     Raises:
         BadArgument: `step` does not map x0's shape to itself, mixes rows, or leaves the finite numbers.

@@ -124,6 +124,9 @@ def spectral_radius(run: LayerRun, times: Sequence[int] | None = None) -> Spectr
         run: A layer run.
         times: Steps at which ρ(J_t) is computed. Default: all.
 
+    Returns:
+        ρ and σ by block of W_hh, and ρ(J_t) by step and sequence.
+
     Raises:
         BadArgument: A step is not one of the run's.
         NotExact: A state or a weight is not finite.

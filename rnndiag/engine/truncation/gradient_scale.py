@@ -35,6 +35,9 @@ def scale_gradient(state: T, factor: Tensor | float) -> T:
         factor: A number (0 cuts the graph, like detach), or a tensor that broadcasts against every tensor of the state:
             (B, 1) scales each sequence by its own factor, for states (B, H) and (layers, B, H) alike.
 
+    Returns:
+        The same structure with the same values.
+
     Raises:
         BadArgument: The state holds something that is not a tensor.
 

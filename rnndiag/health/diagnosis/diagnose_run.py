@@ -27,9 +27,10 @@ def diagnose(
     """Say whether the model learns, and if not, why not and what to change.
 
     Args:
-        run: A run, as `open_run` gives it, or one recording, of which only faults of structure can be told.
-        chance: The loss of a constant answer. None: what the run was given.
-        needs: Steps back that the task needs to see, or a duration in the run's time unit. None: as the run was given.
+        run: A run, as `open_run` gives it, or one recording, for which only structural faults can be found.
+        chance: The loss of a constant answer. None: as stored in the run.
+        needs: Steps back that the task needs to see, or a duration in the run's time unit. None: as
+            stored in the run.
 
     Returns:
         The diagnosis: state, headline and causes. Needs numpy only.

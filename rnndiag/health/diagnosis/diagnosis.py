@@ -97,8 +97,8 @@ class Diagnosis:
     Attributes:
         state: broken, not_trusted, diverged, stuck, learning, learned or cannot_tell.
         headline: One sentence for the end screen, the page and the gate.
-        causes: The first one first; what goes with it after it. Empty where nothing is wrong.
-        at_rest: Whether the loss came to rest above zero, which is `learned` as far as can be told.
+        causes: The primary cause first, then those that accompany it. Empty if nothing is wrong.
+        at_rest: Whether the loss came to rest above zero, which counts as `learned`.
         steps: Training steps of the recordings that the state rests on.
     """
 

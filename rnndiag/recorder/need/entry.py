@@ -52,7 +52,7 @@ def memory_need(
 ) -> MemoryNeed:
     """Test whether the loss asks for inputs further back than the gradient reaches.
 
-    Three curves over lag: USE (how many of the last inputs the net draws on), NEED (how far the loss falls if the
+    Three curves over lag: USE (how many of the last inputs the net uses), NEED (how far the loss falls if the
     outputs of the layer are given a function of past inputs, on sequences which that function was not fitted to) and
     the reach. The model runs in eval mode and is left as it was.
 
@@ -75,7 +75,7 @@ def memory_need(
 
     Raises:
         NotSupported: No layer whose outputs could be replaced, or its calls form no single sequence.
-        BadArgument: An argument has a value that cannot be meant.
+        BadArgument: An argument has an invalid value.
 
     Example:
         >>> need = rnndiag.memory_need(model, val_loader, loss_fn, beyond=20)

@@ -51,8 +51,8 @@ def preflight(
         batch: One batch, as the training loop gives it.
         loss_fn: `loss_fn(model, batch)` returns the scalar loss. None: the model's own `training_step(batch, 0)`.
         batch_dim: Which dim of the batch's tensors are the samples: 0, or 1 for time first. None: read off the tensors.
-        lengths: How many steps of each sample are real. None: all.
-        detach: Every how many steps the state is meant to be detached; "any": wherever it is. None: nowhere.
+        lengths: (B,) number of valid steps of each sample. None: all.
+        detach: Number of steps after which the state is meant to be detached; "any": any. None: never.
 
     Returns:
         One finding for each check and layer: status "fail" or "warn" is a fault, "pass" is none.

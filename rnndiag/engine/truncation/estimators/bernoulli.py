@@ -40,16 +40,26 @@ class Artbp:
 
 
 def artbp(length: float, alpha: float = 4.0) -> Artbp:
-    """The truncation schedule of Tallec & Ollivier 2017, for Bernoulli(artbp(length))."""
+    """The truncation schedule of Tallec & Ollivier 2017, for Bernoulli(artbp(length)).
+
+    Args:
+        length: Mean number of steps between two cuts, above 1.
+        alpha: Power of the tail of that number, above 2.
+
+    Returns:
+        The schedule.
+    """
     return Artbp(length, alpha)
 
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """keep: π for every step, a sequence π_2 .. π_T (or π_1 .. π_T, π_1 unused), or artbp(length).
+    """Randomized truncation: J_t is multiplied by 1/π_t with probability π_t, else by 0. Unbiased.
 
-    shared: one mask for the whole batch; else every sequence draws its own.
-    name: what tables call a given schedule.
+    Args:
+        keep: π for every step, a sequence π_2 .. π_T (or π_1 .. π_T, π_1 unused), or artbp(length).
+        shared: Draw one mask for the whole batch; else one for every sequence.
+        name: Label in tables for a given schedule.
     """
 
     keep: float | Sequence[float] | Artbp

@@ -24,7 +24,7 @@ def pass_cost(losses: Tensor, k1: int, k2: int) -> float:
 
 @dataclass(frozen=True)
 class Chunk:
-    """(k1, k2) truncation; k2 None: chunks of k1 with the state carried over and detached at the seam."""
+    """Chunked truncation: every k1 steps a backward pass through the last k2. None: k1, detached at each seam."""
 
     k1: int
     k2: int | None = None

@@ -12,7 +12,7 @@ from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, 
 
 @dataclass(frozen=True)
 class Full:
-    """The gradient itself."""
+    """Full backpropagation through time: the gradient itself."""
 
     unbiased = True
     drawn = False

@@ -20,10 +20,13 @@ from rnndiag.errors import BadArgument
 
 @dataclass(frozen=True)
 class Roulette:
-    """p: 'optimal', 'geometric' (mean length `length`), a ratio P_{d+1}/P_d, or the probabilities of N = 0 .. T-1.
+    """Keeps lag d where d <= N, for a drawn number N of lags, and rescales it by 1/P(N >= d). Unbiased.
 
-    'optimal' minimises (variance + σ²) times expected cost on this very step, σ the noise yardstick.
-    name: what tables call given probabilities.
+    Args:
+        p: Distribution of N: 'geometric' (mean length `length`), a ratio P_{d+1}/P_d, or the probabilities of N = 0 ..
+            T-1; 'optimal' minimises (variance + σ²) times expected cost on the recorded step, σ the noise yardstick.
+        length: Mean of N for 'geometric'.
+        name: Label in tables for given probabilities.
     """
 
     p: str | float | Sequence[float] = "optimal"

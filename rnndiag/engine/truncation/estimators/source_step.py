@@ -13,7 +13,7 @@ from rnndiag.errors import BadArgument
 
 @dataclass(frozen=True)
 class SourceStep:
-    """Σ over the source steps t = K .. T, counted from 1: K = 1 is the full gradient."""
+    """Keeps the contributions of the source steps t = K .. T, counted from 1: K = 1 is the full gradient."""
 
     K: int
 

@@ -14,7 +14,7 @@ from rnndiag.engine.truncation.sweep.truncated_adjoints import step_gradients
 
 @dataclass(frozen=True)
 class Uniform:
-    """P(step i is kept) = P(K <= i) = i/T, so the weight T/i makes it unbiased. Enumerated: K has T values."""
+    """Keeps the source steps i >= K, for K uniform on 1 .. T, with weight T/i = 1/P(K <= i). Unbiased."""
 
     unbiased = True
     drawn = False

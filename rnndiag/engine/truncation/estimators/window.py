@@ -15,7 +15,7 @@ from rnndiag.errors import require_whole
 
 @dataclass(frozen=True)
 class Window:
-    """Window(τ) keeps the pair (loss at u, state at s) where u - s < τ."""
+    """A sliding window of τ states: keeps the pairs (loss at u, state at s) with u - s < τ."""
 
     tau: int
 
