@@ -108,7 +108,7 @@ def configuration(path: str | None, min_recordings: int | None = None) -> Config
     config = read_config(path) if path else nearest_config(Path.cwd())
     if min_recordings is None:
         return config
-    require_whole("--min-recordings", min_recordings)
+    require_whole("--min-recordings", min_recordings, "Give a whole number of at least 1.")
     return replace(config, min_recordings=min_recordings)
 
 
