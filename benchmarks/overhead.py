@@ -60,6 +60,7 @@ class Size:
     length: int
     batch: int
     steps: int
+    layer: str = "lstm"
 
 
 SIZES = {
@@ -69,12 +70,35 @@ SIZES = {
 }
 
 
+class CellLoop(nn.Module):
+    """An LSTMCell in a loop of one's own."""
+
+    def __init__(self, inputs: int, hidden: int, batch_first: bool) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(inputs, hidden)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        state, outputs = None, []
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+            outputs.append(state[0])
+        return (torch.stack(outputs, 1),)
+
+
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "rnn": nn.RNN,
+    "cell loop": CellLoop,
+}
+
+
 class Tagger(L.LightningModule):
-    """An LSTM and a head on every step."""
+    """A recurrent layer and a head on every step."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.rnn = nn.LSTM(INPUTS, size.hidden, batch_first=True)
+        self.rnn = LAYERS[size.layer](INPUTS, size.hidden, batch_first=True)
         self.head = nn.Linear(size.hidden, 1)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
