@@ -39,8 +39,9 @@ class Cost:
                 f"them takes {self.light:.1%} by itself. Give a larger budget, or black_box=False, which saves a part."
             )
         return (
-            f"That is over the budget of {budget:.0%} and the {FLOOR:.0f} s that every fit may take besides: its steps "
-            "are long for the recordings that it gets in any case. Give every_n_steps, or a larger budget."
+            f"That is over the budget of {budget:.0%} and the {FLOOR:.0f} s that every fit may take besides: the fit "
+            "is short beside the recordings that every fit gets, and a longer one pays for them. Give every_n_steps to "
+            "record less often, or a larger budget."
         )
 
 

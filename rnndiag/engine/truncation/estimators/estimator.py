@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -12,9 +12,14 @@ from torch import Tensor
 
 from rnndiag.engine.cells import State
 from rnndiag.engine.truncation.chains.chain import Chain
+from rnndiag.engine.truncation.sweep.lag_cotangents import lag_cotangents, rows_of
 from rnndiag.engine.truncation.sweep.parameter_layout import ParameterLayout
+from rnndiag.engine.truncation.sweep.products import add_gradients, empty_buffer, right_factors
 from rnndiag.engine.truncation.sweep.sequence_statistics import sequence_norms
 from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of, total_adjoint
+
+KEPT_BYTES = 64 * 2**20
+"""The gradients of all lags are kept for further estimators if they take no more than this many bytes."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,22 @@ class Task:
         own = sequence_norms(self.chain, self.layout, self.adjoint).double().square().sum()
         spread = float(own) - float(self.full.double().square().sum()) / B
         return float((max(spread, 0.0) * B / (B - 1)) ** 0.5)
+
+    def lag_gradients(self) -> Iterable[Tensor]:
+        """The part g_d (P,) of the gradient at each lag d = 0, 1, ..., up to the last lag that any loss reaches."""
+        takes = self.T * self.layout.P * self.full.element_size()
+        return self._kept_lag_gradients if takes <= KEPT_BYTES else self._each_lag_gradient()
+
+    @cached_property
+    def _kept_lag_gradients(self) -> tuple[Tensor, ...]:
+        return tuple(self._each_lag_gradient())
+
+    def _each_lag_gradient(self) -> Iterator[Tensor]:
+        rights = right_factors(self.chain, self.layout)
+        for lag in lag_cotangents(self.chain, rows_of(self.chain), self.T):
+            buffer = empty_buffer(self.chain, self.layout, 1)
+            add_gradients(buffer, rights, lag.steps_back, lag.scale)
+            yield buffer[0]
 
     def gradient(self, cotangents: State, scale: Tensor | None = None) -> Tensor:
         """(P,) parameter gradient of summed cotangents (T, B, S_p); scale (T,): a weight per source step."""

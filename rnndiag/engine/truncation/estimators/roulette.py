@@ -11,10 +11,8 @@ from torch import Tensor
 
 from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
 from rnndiag.engine.truncation.estimators.roulette_variance import lag_costs, optimal_survival
-from rnndiag.engine.truncation.sweep.lag_cotangents import lag_cotangents, rows_of
 from rnndiag.engine.truncation.sweep.lag_sweep import exact_tails
 from rnndiag.engine.truncation.sweep.parameter_layout import ALL
-from rnndiag.engine.truncation.sweep.products import add_gradients, empty_buffer, right_factors
 from rnndiag.errors import BadArgument
 
 
@@ -110,17 +108,13 @@ class Roulette:
         survival = self.survival(task)
         costs = lag_costs(task.losses)
         running, cost = torch.zeros_like(task.full), 0.0
-        rows = rows_of(task.chain)
-        lags = lag_cotangents(task.chain, rows, task.T)
-        rights = right_factors(task.chain, task.layout)
+        lags = iter(task.lag_gradients())
         for d in range(task.T):
             lag = next(lags, None)
             if float(survival[d]) == 0:
                 return
             if lag is not None:
-                buffer = empty_buffer(task.chain, task.layout, 1)
-                add_gradients(buffer, rights, lag.steps_back, lag.scale)
-                running = running + buffer[0] / float(survival[d])
+                running = running + lag / float(survival[d])
             cost += float(costs[d])
             stops = float(survival[d]) - (float(survival[d + 1]) if d + 1 < task.T else 0.0)
             if stops > 0:
