@@ -177,7 +177,7 @@ def sweep_chain(
         profile = profile_of(credit)
         chunks = default_sizes(chain.T) if chunks is None else chunks
     for k in chunks:
-        cut = chunk_gradient(chain, layout, k, len(full))
+        cut = full if k >= chain.T else chunk_gradient(chain, layout, k, len(full))
         scores[k] = chunk_score(layout, full, cut)
     return LagSweep(
         name=chain.name,
