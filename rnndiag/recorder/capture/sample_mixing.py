@@ -117,13 +117,15 @@ def _second_derivative(
     starts = {edge: (value.grad_fn, value.output_nr) for edge, value in gradients.items()}
     nodes = _behind(starts.values(), ends, oldest)
     draw = torch.Generator().manual_seed(SEED)
-    random = {edge: _random(value, draw) for edge, value in gradients.items()}
+    random = {e: torch.randn(RANDOM, generator=draw).to(value) for e, value in gradients.items()}
 
     def pulled(weights: Tensor) -> dict[Edge, Tensor] | None:
         """What arrives at the outputs for the random cotangent with every sample multiplied by its weight."""
         cotangents: dict[Edge, Tensor] = {}
-        for edge, value in random.items():
-            start, part = starts[edge], axes[edge].weighted(value, weights)
+        for edge, few in random.items():
+            # repeated anew for each pull: to keep it would add one more tensor of this size to the peak
+            start, part = starts[edge], _repeated(few, gradients[edge])
+            part *= axes[edge].factors(weights, part)
             # two outputs may get one and the same gradient
             cotangents[start] = cotangents[start] + part if start in cotangents else part
         arrived = pull_back(cotangents, ends, nodes)
@@ -165,7 +167,7 @@ def _is_scaled_exactly(
         if found is None or found.keys() != plain.keys():
             return False
         for edge, value in found.items():
-            expected = axes[edge].weighted(plain[edge], weights)
+            expected = plain[edge] * axes[edge].factors(weights, value)
             if not (torch.equal(value, expected) and bool(value.sum().isfinite())):
                 return False
     return plain is not None
@@ -202,9 +204,9 @@ class _Axis:
     rows: Tensor | None = None
     """(entries,) sample of each entry along the axis; None: entry k is sample k."""
 
-    def weighted(self, value: Tensor, weights: Tensor) -> Tensor:
-        """The value with every sample multiplied by its weight, (samples,)."""
-        return value * self._of(weights).to(value).view(-1, *[1] * (value.dim() - 1 - self.dim))
+    def factors(self, weights: Tensor, like: Tensor) -> Tensor:
+        """The weights (samples,) in a shape that multiplies every sample of a tensor like `like` by its own."""
+        return self._of(weights).to(like).view(-1, *[1] * (like.dim() - 1 - self.dim))
 
     def largest(self, value: Tensor, chosen: Tensor) -> float:
         """Absolute value of the largest entry of the chosen samples; NaN if one is NaN."""
@@ -217,9 +219,8 @@ class _Axis:
         return by_sample if self.rows is None else by_sample[self.rows]
 
 
-def _random(like: Tensor, draw: torch.Generator) -> Tensor:
+def _repeated(few: Tensor, like: Tensor) -> Tensor:
     """A few random numbers repeated over all entries: drawing one per entry would cost more than the derivative."""
-    few = torch.randn(RANDOM, generator=draw).to(like)
     return few.repeat(-(-like.numel() // RANDOM))[: like.numel()].view(like.shape)
 
 
