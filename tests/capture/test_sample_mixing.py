@@ -126,6 +126,28 @@ def test_a_loss_that_mixes_samples_has_none(loss: Any, kind: str) -> None:
     assert rnndiag.lag_sweep(probe.layer_runs[0], independent=True).noise > 0
 
 
+@pytest.mark.parametrize("weight", [1.0, 1e-6])
+@pytest.mark.parametrize("pair", [(0, 1), (1, 33), (31, 63), (5, 69), (68, 69)])
+def test_any_two_of_many_samples_that_meet_are_found(pair: tuple[int, int], weight: float) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    with rnndiag.probe(net) as probe:
+        h = net.states(torch.randn(T, 70, 3))
+        (summed(net, h) + weight * (h[0, pair[0]] @ h[2, pair[1]])).backward()
+    assert not any(run.independent for run in probe.layer_runs)
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1.0, 1e20, 1e34])
+@pytest.mark.parametrize("batch", [2, 33, 70])
+def test_the_size_of_the_loss_mixes_nothing(scale: float, batch: int) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    with rnndiag.probe(net) as probe:
+        h = net.states(torch.randn(T, batch, 3))
+        (scale * (net.head(h).tanh().square().sum() + h.exp().mean())).backward()
+    assert all(run.independent for run in probe.layer_runs)
+
+
 class Doubled(torch.autograd.Function):
     """An operation written in Python."""
 
