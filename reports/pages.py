@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 
 from reports.entries import ENTRIES, Entry
+from reports.figure_json import figure_json
 from rnndiag.report.context import Context
-from rnndiag.report.figure_json import figure_json
 from rnndiag.report.figures import FIGURES, ORDER
 from rnndiag.report.page import page
 from rnndiag.report.write_report import report_context

@@ -6,8 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rnndiag.errors import BadArgument, CannotJudge, RunUnreadable, require_whole
 
 if TYPE_CHECKING:
     from rnndiag.health.config import Config
@@ -30,25 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", metavar="B", help="file that `rnndiag baseline` wrote, or a run directory"
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="pyproject.toml to read (default: the nearest one)"
-    )
-    parser.add_argument(
-        "--min-recordings", type=int, metavar="N", help="judge runs of at least N recordings"
-    )
-    parser.add_argument(
-        "--unfinished",
-        action="store_true",
-        help="also judge a run that was cut short or is still running",
-    )
-    parser.add_argument(
-        "--snapshot",
-        metavar="DIR",
-        help="check a frozen snapshot in place of runs (needs torch); this runs the factory that its snapshot.json "
+    add_common_options(
+        parser,
+        snapshot="check a frozen snapshot in place of runs (needs torch); this runs the factory that its snapshot.json "
         "names",
-    )
-    parser.add_argument(
-        "--trust", action="store_true", help="also run a factory that lies inside of the snapshot"
+        min_recordings="judge runs of at least N recordings",
+        unfinished="also judge a run that was cut short or is still running",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the findings as JSON")
     parser.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
@@ -60,18 +50,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_common_options(
+    parser: argparse.ArgumentParser, snapshot: str, min_recordings: str, unfinished: str
+) -> None:
+    """Add the options that choose what is judged, with the help of those that say what is done with it."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="pyproject.toml to read (default: the nearest one)"
+    )
+    parser.add_argument("--min-recordings", type=int, metavar="N", help=min_recordings)
+    parser.add_argument("--unfinished", action="store_true", help=unfinished)
+    parser.add_argument("--snapshot", metavar="DIR", help=snapshot)
+    parser.add_argument(
+        "--trust", action="store_true", help="also run a factory that lies inside of the snapshot"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Judge the runs, print the findings, write the requested files, and return the exit code."""
-    from rnndiag.errors import CannotJudge, RunUnreadable
     from rnndiag.health.outcome import CANNOT_JUDGE
     from rnndiag.health.result import cannot_judge
     from rnndiag.health.writers.console import console_text
 
-    config = configuration(args.config, args.min_recordings)
-    if args.unfinished:
-        config = config.with_unfinished()
+    config = configuration(args)
     if bool(args.runs) == bool(args.snapshot):
-        return _usage("Name either runs or --snapshot DIR to check.")
+        raise BadArgument(
+            "Name either runs or --snapshot DIR to check.", "See: rnndiag check --help"
+        )
     try:
         judgement = _judged(args, config)
     except (CannotJudge, RunUnreadable) as reason:
@@ -87,29 +91,32 @@ def run(args: argparse.Namespace) -> int:
 
 def _judged(args: argparse.Namespace, config: Config) -> CheckResult:
     if args.snapshot:
-        from rnndiag.health.frozen import factory_of, judge_snapshot
+        from rnndiag.health.frozen import judge_snapshot
 
-        folder = Path(args.snapshot)
-        factory = factory_of(folder, args.trust)
-        sys.stderr.write(f"rnndiag: running the code that the snapshot names: {factory}\n")
-        return judge_snapshot(folder, args.baseline, args.trust)
+        announce_factory(args.snapshot, args.trust)
+        return judge_snapshot(Path(args.snapshot), args.baseline, args.trust)
     from rnndiag.health.result import evaluate_runs
 
     return evaluate_runs(args.runs, args.baseline, config)
 
 
-def configuration(path: str | None, min_recordings: int | None = None) -> Config:
-    """The configuration at `path`; if none is given, of the nearest pyproject.toml, or the defaults."""
-    from dataclasses import replace
+def announce_factory(folder: str | Path, trust: bool) -> None:
+    """Say whose code is about to be run; raises CannotJudge if the snapshot brings it along and is not trusted."""
+    from rnndiag.health.frozen import factory_of
 
-    from rnndiag.errors import require_whole
+    factory = factory_of(Path(folder), trust)
+    sys.stderr.write(f"rnndiag: running the code that the snapshot names: {factory}\n")
+
+
+def configuration(args: argparse.Namespace) -> Config:
+    """The configuration of --config, else of the nearest pyproject.toml, changed by the other options."""
     from rnndiag.health.config import nearest_config, read_config
 
-    config = read_config(path) if path else nearest_config(Path.cwd())
-    if min_recordings is None:
-        return config
-    require_whole("--min-recordings", min_recordings, "Give a whole number of at least 1.")
-    return replace(config, min_recordings=min_recordings)
+    config = read_config(args.config) if args.config else nearest_config(Path.cwd())
+    if (least := args.min_recordings) is not None:
+        require_whole("--min-recordings", least, "Give a whole number of at least 1.")
+        config = replace(config, min_recordings=least)
+    return config.with_unfinished() if args.unfinished else config
 
 
 def _why_not(judgement: CheckResult) -> str:
@@ -130,11 +137,6 @@ def _told(reason: Exception) -> str:
     lines = [first, *rest]
     lines[-1] = f"{lines[-1]:<62} [exit 3]"
     return "\n".join([*lines, *(f"  {line.strip()}" for line in remedy.splitlines())]) + "\n"
-
-
-def _usage(text: str) -> int:
-    sys.stderr.write(f"rnndiag check: {text}\nsee: rnndiag check --help\n")
-    return 2
 
 
 def _write(args: argparse.Namespace, judgement: CheckResult) -> None:
@@ -163,7 +165,6 @@ def _write(args: argparse.Namespace, judgement: CheckResult) -> None:
 
 def write_file(path: Path, text: str, append: bool = False) -> None:
     """Write a file atomically, or append to one; raises BadArgument if that fails."""
-    from rnndiag.errors import BadArgument
     from rnndiag.store.whole_files import append_text, write_whole
 
     try:

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 import webbrowser
-from pathlib import Path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and print what changed; returns the exit code."""
     from rnndiag.cli.report import warn_of_size
-    from rnndiag.report.compare_page import comparable, heading, run_names, write_comparison
+    from rnndiag.report.compare_page import comparable, compare_page, heading, run_names
     from rnndiag.report.deltas import deltas
+    from rnndiag.report.page import write_text
     from rnndiag.report.progress import Progress
     from rnndiag.report.write_report import report_context
     from rnndiag.store.whole_files import write_whole
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress(f"reading {1 + len(args.others)} runs"):
         read = [report_context(path, None, args.config) for path in (args.run, *args.others)]
         contexts = comparable(read, args.layer)
-        page = write_comparison(contexts, Path(args.output))
+        page = write_text(compare_page(contexts), args.output)
         changes = deltas(contexts, run_names(contexts))
     _, word, sentence = heading(changes)
     if args.json:

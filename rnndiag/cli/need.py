@@ -33,13 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `memory_need` in a process with torch, and print the verdict and the curves; returns the exit code."""
-    from rnndiag.cli.check import write_file
-    from rnndiag.health.frozen import factory_of
+    from rnndiag.cli.check import announce_factory, write_file
     from rnndiag.health.torch_side import ask
     from rnndiag.stats.need.as_json import need_text
 
-    factory = factory_of(Path(args.snapshot), args.trust)
-    sys.stderr.write(f"rnndiag: running the code that the snapshot names: {factory}\n")
+    announce_factory(args.snapshot, args.trust)
     words = [args.snapshot, "--seed", str(args.seed)]
     for option, value in (
         ("--layer", args.layer),

@@ -204,11 +204,12 @@ def limited(problems: Sequence[object]) -> Iterator[str]:
 
 
 def _provenance_lines(provenance: dict[str, Any]) -> Iterator[str]:
-    versions = provenance.get("versions")
-    if isinstance(versions, dict) and versions:
+    from rnndiag.store.text import mapping
+
+    if versions := mapping(provenance, "versions"):
         yield "  " + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    git = provenance.get("git")
-    if isinstance(git, dict) and git.get("commit"):
+    git = mapping(provenance, "git")
+    if git.get("commit"):
         yield f"  git {str(git['commit'])[:12]}{' with uncommitted changes' if git.get('dirty') else ''}"
     command = provenance.get("command")
     if command:

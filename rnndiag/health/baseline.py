@@ -17,7 +17,8 @@ from rnndiag.health.fingerprint import differences, fingerprint
 from rnndiag.health.numbers import NotRecorded
 from rnndiag.health.rule import Rule, all_rules
 from rnndiag.store.reader import StoredRun
-from rnndiag.store.whole_files import read_regular, write_whole
+from rnndiag.store.text import mapping
+from rnndiag.store.whole_files import read_regular
 
 FORMAT = "rnndiag baseline"
 VERSION = 1
@@ -91,19 +92,19 @@ def measure(runs: Sequence[StoredRun], config: Config) -> Baseline:
             "window, so there is nothing to store.",
             "Record the groups that the checks need (measures=), or more often.",
         )
-    provenance = runs[0].provenance
-    git = provenance.get("git") or {}
-    versions = provenance.get("versions") or {}
     return Baseline(
         values=values,
         fingerprint=prints[0],
         runs=tuple(run.name for run in runs),
-        commit=str(git.get("commit") or "") if isinstance(git, Mapping) else "",
+        commit=str(mapping(runs[0].provenance, "git").get("commit") or ""),
         source=runs[0].name,
-        versions={str(k): str(v) for k, v in versions.items()}
-        if isinstance(versions, Mapping)
-        else {},
+        versions=versions_of(runs[0]),
     )
+
+
+def versions_of(run: StoredRun) -> dict[str, str]:
+    """Package -> version with which a run was recorded."""
+    return {str(k): str(v) for k, v in mapping(run.provenance, "versions").items()}
 
 
 def run_values(run: StoredRun, config: Config, judged: bool = True) -> dict[str, dict[str, float]]:
@@ -145,11 +146,6 @@ def changes(old: Baseline | None, new: Baseline) -> list[str]:
 
 def _mean(rule: Rule, values: tuple[float, ...] | None) -> str:
     return rule.format(math.fsum(values) / len(values)) if values else "none"
-
-
-def write_baseline(baseline: Baseline, path: Path) -> None:
-    """Write the file atomically."""
-    write_whole(path, baseline.as_json())
 
 
 def read_baseline(path: Path) -> Baseline:

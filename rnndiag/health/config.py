@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_SETTINGS = ("window", "min_recordings", "false_alarm", "min_baseline_runs", "fail_states")
-_BOUNDS = ("min", "max", "window", "change", "shift", "level", "layers", "min_recordings")
 _LEVELS = ("fail", "warn", "off")
 _MOST_BYTES = 1 << 20
 
@@ -124,43 +122,25 @@ def _from_file(path: Path, named: bool) -> Config:
 
 
 def _from_table(table: Mapping[str, Any], source: str, folder: Path) -> Config:
-    known = ("baseline", "comparable_across", "chance", "needs", "checks")
-    _known(table, known, "tool.rnndiag", source)
+    _known(table, (*_PROJECT, "checks"), "tool.rnndiag", source)
     checks = _table(table.get("checks", {}), "tool.rnndiag.checks", source)
     _known(checks, (*_SETTINGS, *all_rules()), "tool.rnndiag.checks", source)
-    values: dict[str, Any] = {}
-    if "baseline" in table:
-        values["baseline"] = folder / _text(table["baseline"], "baseline", source)
-    if "comparable_across" in table:
-        values["comparable_across"] = _texts(
-            table["comparable_across"], "comparable_across", source
-        )
-    values |= _about_the_task(table, source)
-    if "fail_states" in checks:
-        values["fail_states"] = _states(checks["fail_states"], "checks.fail_states", source)
-    if "window" in checks:
-        values["window"] = _window(checks["window"], "checks.window", source)
-    for name in ("min_recordings", "min_baseline_runs"):
-        if name in checks:
-            values[name] = _count(checks[name], f"checks.{name}", source)
-    if "false_alarm" in checks:
-        values["false_alarm"] = _number(checks["false_alarm"], "checks.false_alarm", source)
-        if not 1e-9 <= values["false_alarm"] < 0.5:
-            raise _wrong("checks.false_alarm", checks["false_alarm"], "a share below 0.5", source)
+    values = _read(_PROJECT, table, "", source) | _read(_SETTINGS, checks, "checks.", source)
+    if "baseline" in values:
+        values["baseline"] = folder / values["baseline"]
     rules = {name: _bounds(name, checks[name], source) for name in all_rules() if name in checks}
     return Config(checks=rules, source=source, **values)
 
 
-def _about_the_task(table: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The settings of the task: chance, a loss, and needs, in steps or in the time unit of the run."""
-    found: dict[str, Any] = {}
-    if "chance" in table:
-        found["chance"] = _number(table["chance"], "chance", source)
-    if "needs" in table:
-        needs = table["needs"]
-        of_text = isinstance(needs, str)
-        found["needs"] = (_text if of_text else _count)(needs, "needs", source)
-    return found
+def _read(
+    readers: Mapping[str, _Reader], table: Mapping[str, Any], where: str, source: str
+) -> dict[str, Any]:
+    """The known settings of a table, each read by its own function; `where` is put before their names in errors."""
+    return {
+        name: read(table[name], f"{where}{name}", source)
+        for name, read in readers.items()
+        if name in table
+    }
 
 
 def _states(value: Any, where: str, source: str) -> tuple[str, ...]:
@@ -175,30 +155,13 @@ def _bounds(name: str, value: Any, source: str) -> Bounds:
     where = f"checks.{name}"
     table = _table(value, f"tool.rnndiag.{where}", source)
     _known(table, _BOUNDS, f"tool.rnndiag.{where}", source)
-    read: dict[str, Any] = {"configured": True}
-    for key in ("min", "max"):
-        if key in table:
-            read[key] = _number(table[key], f"{where}.{key}", source)
-    if "window" in table:
-        read["window"] = _window(table["window"], f"{where}.window", source)
-    if "change" in table:
-        read["change"] = _change(table["change"], f"{where}.change", source)
-    if "shift" in table:
-        read["shift"] = _percent(table["shift"], f"{where}.shift", source)
-    if "level" in table:
-        read["level"] = _text(table["level"], f"{where}.level", source)
-        if read["level"] not in _LEVELS:
-            raise _wrong(f"{where}.level", table["level"], " or ".join(map(repr, _LEVELS)), source)
-    if "min_recordings" in table:
-        read["min_recordings"] = _count(table["min_recordings"], f"{where}.min_recordings", source)
     if "layers" in table and all_rules()[name].owner == "model":
         raise BadConfig(
             f"{where} has layers, but {name} is a number of the whole model ({source}).",
             "Leave layers out.",
         )
-    if "layers" in table:
-        read["layers"] = _texts(table["layers"], f"{where}.layers", source)
-    bounds = all_rules()[name].defaults.but(**read)
+    read = _read(_BOUNDS, table, f"{where}.", source)
+    bounds = all_rules()[name].defaults.but(configured=True, **read)
     if bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
         raise BadConfig(
             f"{where}: min = {bounds.min:g} is above max = {bounds.max:g} ({source}).",
@@ -280,3 +243,49 @@ def _change(value: Any, where: str, source: str) -> str:
                 where, value, "'noise', 'off' or a percentage such as '10%'", source
             ) from error
     return text
+
+
+def _level(value: Any, where: str, source: str) -> str:
+    if _text(value, where, source) not in _LEVELS:
+        raise _wrong(where, value, " or ".join(map(repr, _LEVELS)), source)
+    return str(value)
+
+
+def _false_alarm(value: Any, where: str, source: str) -> float:
+    share = _number(value, where, source)
+    if not 1e-9 <= share < 0.5:
+        raise _wrong(where, value, "a share below 0.5", source)
+    return share
+
+
+def _needs(value: Any, where: str, source: str) -> int | str:
+    """A number of steps, or a duration in the time unit of the run."""
+    return (_text if isinstance(value, str) else _count)(value, where, source)
+
+
+_Reader = Callable[[Any, str, str], Any]
+"""Returns a value as its setting needs it, or raises BadConfig, which names the setting and the file."""
+
+_PROJECT: Mapping[str, _Reader] = {
+    "baseline": _text,
+    "comparable_across": _texts,
+    "chance": _number,
+    "needs": _needs,
+}
+_SETTINGS: Mapping[str, _Reader] = {
+    "window": _window,
+    "min_recordings": _count,
+    "false_alarm": _false_alarm,
+    "min_baseline_runs": _count,
+    "fail_states": _states,
+}
+_BOUNDS: Mapping[str, _Reader] = {
+    "min": _number,
+    "max": _number,
+    "window": _window,
+    "change": _change,
+    "shift": _percent,
+    "level": _level,
+    "layers": _texts,
+    "min_recordings": _count,
+}

@@ -7,7 +7,7 @@ shown but not judged: otherwise a quantity that is no longer measured would pass
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +25,7 @@ from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.layer_names import recurrence
 from rnndiag.store.quantities import MODEL
 from rnndiag.store.reader import StoredRun
+from rnndiag.store.text import mapping
 
 _MOST_MOVED = 2
 """Most other numbers that are named beside a failure because they moved at the same step."""
@@ -97,9 +98,7 @@ class RunEvaluator:
         """All layers with a measurement, and those only in the provenance, of which nothing was measured."""
         measured = self.whole.layers
         known = {recurrence(layer) for layer in measured}
-        model = self.run.provenance.get("model")
-        named = model.get("layers") if isinstance(model, Mapping) else None
-        names = [str(name) for name in named] if isinstance(named, Mapping) else []
+        names = [str(name) for name in mapping(self.run.provenance, "model", "layers")]
         if not known.intersection(map(recurrence, names)):
             return measured
         return (*measured, *(name for name in names if recurrence(name) not in known))
@@ -258,8 +257,9 @@ class RunEvaluator:
             if not _is_certain(rule, bounds, series):
                 raise
         if math.isnan(value):
+            missing = int(np.sum(np.isnan(series.values)))
             raise NotRecorded(
-                f"{rule.meaning}: not a number in {_share_without(series)} judged recordings"
+                f"{rule.meaning}: not a number in {missing} of {len(series.values)} judged recordings"
             )
         if math.isinf(value) and bounds.min is not None and series.known_above < bounds.min:
             raise NotRecorded(
@@ -382,8 +382,3 @@ def _is_certain(rule: Rule, bounds: Bounds, series: RuleSeries) -> bool:
     if rule.reduce == "max":
         return any(outside)
     return bool(outside) and all(outside) and not bounds.configured
-
-
-def _share_without(series: RuleSeries) -> str:
-    missing = int(np.sum(np.isnan(series.values)))
-    return f"{missing} of {len(series.values)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -69,6 +69,11 @@ class Finding:
             raise ValueError(f"a finding cannot have the status {self.status!r}")
 
     @property
+    def severity(self) -> tuple[int, bool]:
+        """Sort key, worst first: by status, and within a status notable ones first."""
+        return STATUSES.index(self.status), not self.notable
+
+    @property
     def judged(self) -> bool:
         """Whether a number of the training was compared with a limit.
 
@@ -108,9 +113,3 @@ class Finding:
         if known.get("change") not in (None, *CHANGES):
             raise ValueError(f"a change cannot be called {known['change']!r}")
         return cls(**known)
-
-
-def worst(findings: Iterable[Finding]) -> Finding | None:
-    """The finding to show first: by status, then notable ones, then in the given order."""
-    ordered = sorted(findings, key=lambda f: (STATUSES.index(f.status), not f.notable))
-    return ordered[0] if ordered else None

@@ -14,19 +14,15 @@ from rnndiag.stats.over_recordings import median
 
 def allowed(rule: Rule, bounds: Bounds) -> str:
     """The allowed range as text, in the rule's own digits."""
-    low = None if bounds.min is None else _limit(rule, bounds.min)
-    high = None if bounds.max is None else _limit(rule, bounds.max)
-    if low is not None and high is not None:
+    scale, sign = (100, " %") if rule.percent else (1, "")
+    low, high = (
+        "" if limit is None else f"{scale * limit:g}{sign}" for limit in (bounds.min, bounds.max)
+    )
+    if low and high:
         return f"{low} to {high}"
-    if high is not None:
+    if high:
         return f"at most {high}"
-    return "" if low is None else f"at least {low}"
-
-
-def _limit(rule: Rule, bound: float) -> str:
-    if rule.percent:
-        return f"{100 * bound:g} %"
-    return f"{bound:g}"
+    return f"at least {low}" if low else ""
 
 
 def sentence(rule: Rule, value: float, layer: str, time_steps: int | None) -> str:

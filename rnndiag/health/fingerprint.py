@@ -10,6 +10,7 @@ import numpy as np
 from rnndiag.health.numbers import NotRecorded, RunNumbers
 from rnndiag.store.quantities import MODEL
 from rnndiag.store.reader import StoredRun
+from rnndiag.store.text import mapping
 
 Fingerprint = Mapping[str, Any]
 """Field -> plain JSON value. Fields of a layer or a version are named `T.rnn.l0`, `versions.torch`."""
@@ -24,10 +25,10 @@ def fingerprint(run: StoredRun) -> dict[str, Any]:
     fields: dict[str, Any] = {"layers": sorted(_layer(numbers, layer) for layer in numbers.layers)}
     for layer in numbers.layers:
         fields[f"T.{layer}"] = _time_steps(numbers, layer)
-    fields["dtype"] = str(_entry(provenance, "trainer", "precision") or "unknown")
+    fields["dtype"] = str(mapping(provenance, "trainer").get("precision") or "unknown")
     fields["window"] = _window(numbers)
     for package in _VERSIONS:
-        version = _entry(provenance, "versions", package)
+        version = mapping(provenance, "versions").get(package)
         fields[f"versions.{package}"] = ".".join(str(version or "unknown").split(".")[:2])
     return fields
 
@@ -50,13 +51,6 @@ def differences(
 def _layer(numbers: RunNumbers, layer: str) -> str:
     facts = numbers.of(layer).facts
     return f"{layer}: {facts.get('cell', '?')} of {facts.get('hidden', '?')}"
-
-
-def _entry(provenance: Mapping[str, Any], *path: str) -> Any:
-    found: Any = provenance
-    for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
 
 
 def _time_steps(numbers: RunNumbers, layer: str) -> int | str:

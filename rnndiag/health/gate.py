@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from rnndiag.errors import CannotJudge, RunUnreadable
+from rnndiag.errors import CannotJudge, RnndiagError, RunUnreadable
 from rnndiag.health.baseline import Baseline, measure, read_baseline
 from rnndiag.health.change import compare
 from rnndiag.health.config import Config, read_config
 from rnndiag.health.diagnosis.finding import diagnosis_finding
 from rnndiag.health.evaluate import UNFIT, RunEvaluator
-from rnndiag.health.finding import OF_THE_RUN, STATUSES, UNTRUSTED, Finding
+from rnndiag.health.finding import OF_THE_RUN, UNTRUSTED, Finding
 from rnndiag.health.fingerprint import differences, fingerprint
 from rnndiag.health.numbers import NotRecorded
 from rnndiag.health.recorder_findings import (
@@ -79,7 +79,7 @@ def check(
     except (CannotJudge, RunUnreadable) as reason:
         if not failed:
             raise
-        return [*found, _cannot(reason)]
+        return [*found, gate_finding(reason)]
     apart = [*_different_programs(evaluators), *_not_comparable(evaluators, against)]
     found += apart
     if against is not None and not apart:
@@ -128,8 +128,8 @@ def _without_a_limit(config: Config, compared: bool) -> Iterator[Finding]:
             )
 
 
-def _cannot(reason: CannotJudge | RunUnreadable) -> Finding:
-    """A finding that says why the remaining checks could not be judged, beside checks that failed."""
+def gate_finding(reason: RnndiagError) -> Finding:
+    """A finding that says why the checks, or those that did not fail already, could not be judged."""
     text = " ".join(line.strip() for line in reason.what.splitlines())
     return Finding("gate", "not_judged", message=text, remedy=reason.remedy, word="CANNOT JUDGE")
 
@@ -204,9 +204,7 @@ def worst_of_runs(each: Sequence[Sequence[Finding]]) -> list[Finding]:
             groups.setdefault((finding.check, finding.layer), []).append(finding)
     merged = []
     for group in groups.values():
-        shown = min(
-            group, key=lambda finding: (STATUSES.index(finding.status), not finding.notable)
-        )
+        shown = min(group, key=lambda finding: finding.severity)
         numbers = ", ".join(f"{f.run} {f.text_value}" for f in group if f.text_value)
         merged.append(
             shown.but(details=(*shown.details, f"note seeds: {numbers}")) if numbers else shown

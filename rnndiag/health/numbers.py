@@ -13,6 +13,7 @@ import numpy as np
 from rnndiag.errors import RunUnreadable
 from rnndiag.store.quantities import MODEL, fits_registry
 from rnndiag.store.reader import StoredRun
+from rnndiag.store.text import mapping
 
 _END = "end"
 """The phase of the last recording, made of what the recorder still held when training ended."""
@@ -162,10 +163,7 @@ class LayerNumbers:
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """Facts on this layer in the provenance: cell, T, hidden, inputs, directions."""
-        model = self.whole.run.provenance.get("model", {})
-        layers = model.get("layers", {}) if isinstance(model, Mapping) else {}
-        facts = layers.get(self.layer, {}) if isinstance(layers, Mapping) else {}
-        return facts if isinstance(facts, Mapping) else {}
+        return mapping(self.whole.run.provenance, "model", "layers", self.layer)
 
     def lags(self, steps: np.ndarray) -> list[int | None]:
         """T at each of these recordings: the number of lags, measured or not."""
@@ -217,18 +215,6 @@ class LayerNumbers:
     def cause(self) -> str:
         """Why credit is short, as named in the latest recording: decay, loss, detach, or empty."""
         for outline in reversed(self.whole.run.outlines):
-            told = outline.notes.get("cause")
-            entry = told.get(self.layer) if isinstance(told, Mapping) else None
-            if entry is not None:
-                return _first_word(entry)
+            if told := mapping(outline.notes, "cause", self.layer):
+                return str(told.get("kind", ""))
         return ""
-
-
-def _first_word(entry: object) -> str:
-    """The cause's name, whether it was stored as text, as a pair with its sentence or as a table."""
-    if isinstance(entry, Mapping):
-        entry = entry.get("cause") or entry.get("kind") or ""
-    if isinstance(entry, list | tuple):
-        entry = entry[0] if entry else ""
-    words = str(entry).replace(":", " ").split()
-    return words[0] if words else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rnndiag.health.finding import STATUSES, UNTRUSTED, Finding, Status
+from rnndiag.health.finding import UNTRUSTED, Finding, Status
 
 PASS, FAILED, USAGE, CANNOT_JUDGE, INTERNAL = range(5)
 """0 pass; 1 a check failed; 2 usage or config error; 3 cannot judge; 4 internal error."""
@@ -43,7 +43,7 @@ def by_check(findings: Sequence[Finding]) -> list[CheckGroup]:
         groups.setdefault(one.check, []).append(one)
     result = []
     for name, group in groups.items():
-        ordered = sorted(group, key=lambda f: (STATUSES.index(f.status), not f.notable))
+        ordered = sorted(group, key=lambda f: f.severity)
         result.append(CheckGroup(name, ordered[0].status, ordered[0], tuple(ordered[1:])))
     return result
 

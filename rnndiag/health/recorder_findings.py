@@ -11,7 +11,6 @@ from rnndiag.health.finding import UNTRUSTED, Finding
 from rnndiag.stats.over_recordings import nonfinite_counts
 from rnndiag.store.layer_names import recurrence
 from rnndiag.store.reader import StoredRun
-from rnndiag.store.recording import Recording
 
 PREFLIGHT = "preflight"
 """Key of `Recording.notes` under which findings of the preflight are stored, as a list of `Finding.as_json()`."""
@@ -42,50 +41,37 @@ def proof_findings(of: RunEvaluator) -> list[Finding]:
         if recording.step not in steps or recording.phase != phase:
             continue
         told = {"inexact": failed, "unverified": unproved}.get(recording.verdict)
-        for layer, reason in _reasons(recording).items() if told is not None else ():
+        if told is None:
+            continue
+        for layer, reason in (recording.reasons or {"": _NO_REASON}).items():
             counts = nonfinite.get(layer)
-            if recording.step in somewhere if counts is None else counts.get(recording.step):
-                continue
-            if told is not None:
+            if not (recording.step in somewhere if counts is None else counts.get(recording.step)):
                 told.setdefault(layer, {})[recording.step] = reason
-    return [
-        *(_distrusted(of, layer, by_step, len(steps)) for layer, by_step in failed.items()),
-        *(_unproved(of, layer, by_step, len(steps)) for layer, by_step in unproved.items()),
-    ]
+    judged = f"of {len(steps)} judged recordings"
+    found = []
+    for layer, by_step in failed.items():
+        message = f"the proof failed in {len(by_step)} {judged}"
+        found.append(_without_proof(of, UNTRUSTED, layer, message, by_step))
+    for layer, by_step in unproved.items():
+        message = f"{len(by_step)} {judged} were not proved"
+        found.append(_without_proof(of, PROOF, layer, message, by_step))
+    return found
 
 
-def _reasons(recording: Recording) -> Mapping[str, str]:
-    return recording.reasons or {"": _NO_REASON}
-
-
-def _distrusted(of: RunEvaluator, layer: str, by_step: Mapping[int, str], judged: int) -> Finding:
+def _without_proof(
+    of: RunEvaluator, check: str, layer: str, message: str, by_step: Mapping[int, str]
+) -> Finding:
+    """The finding of one layer; `by_step` holds the reason at each step, of which the most frequent is named."""
     return Finding(
-        check=UNTRUSTED,
+        check=check,
         status="not_judged",
         layer=layer,
         since_step=min(by_step),
-        message=f"the proof failed in {len(by_step)} of {judged} judged recordings: {_usual(by_step)}",
-        remedy=_REMEDY,
-        word="NOT TO BE TRUSTED",
+        message=f"{message}: {Counter(by_step.values()).most_common(1)[0][0]}",
+        remedy=_REMEDY if check == UNTRUSTED else _UNPROVED,
+        word="NOT TO BE TRUSTED" if check == UNTRUSTED else "NOT PROVED",
         run=of.run.name,
     )
-
-
-def _unproved(of: RunEvaluator, layer: str, by_step: Mapping[int, str], judged: int) -> Finding:
-    return Finding(
-        check=PROOF,
-        status="not_judged",
-        layer=layer,
-        since_step=min(by_step),
-        message=f"{len(by_step)} of {judged} judged recordings were not proved: {_usual(by_step)}",
-        remedy=_UNPROVED,
-        word="NOT PROVED",
-        run=of.run.name,
-    )
-
-
-def _usual(by_step: Mapping[int, str]) -> str:
-    return Counter(by_step.values()).most_common(1)[0][0]
 
 
 def preflight_findings(run: StoredRun) -> list[Finding]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rnndiag.errors import RnndiagError
-from rnndiag.health.baseline import Baseline
+from rnndiag.health.baseline import Baseline, versions_of
 from rnndiag.health.config import Config, read_config
 from rnndiag.health.finding import Finding
-from rnndiag.health.gate import RunLike, baseline_of, check, open_all
+from rnndiag.health.gate import RunLike, baseline_of, check, gate_finding, open_all
 from rnndiag.health.outcome import Outcome
 from rnndiag.health.verdict import Verdict, verdict
 from rnndiag.store.reader import StoredRun
@@ -60,15 +60,12 @@ def evaluate_runs(
     against = baseline_of(source, settings)
     findings = check(opened, against, settings)
     paths = tuple(redact_addresses(str(run.path)) for run in opened)
-    versions = opened[0].provenance.get("versions")
     return CheckResult(
         paths=paths,
         against=redact_addresses(against.title) if against else "",
         scope=scope(opened, settings),
         findings=tuple(without_credentials(one) for one in findings),
-        versions={str(k): str(v) for k, v in versions.items()}
-        if isinstance(versions, Mapping)
-        else {},
+        versions=versions_of(opened[0]),
         accept=redact_addresses(accept(paths, source, against)) if against else "",
         see=f"rnndiag report {paths[0]} --open",
     )
@@ -110,11 +107,6 @@ def scope(runs: Sequence[StoredRun], config: Config) -> str:
 
 def cannot_judge(paths: Sequence[str | Path], reason: RnndiagError) -> CheckResult:
     """The result if the gate could not run: one finding that was not judged, for writers to report."""
-    lines = [line.strip() for line in reason.what.splitlines()]
-    finding = without_credentials(
-        Finding(
-            "gate", "not_judged", message=" ".join(lines), remedy=reason.remedy, word="CANNOT JUDGE"
-        )
-    )
+    finding = without_credentials(gate_finding(reason))
     named = tuple(redact_addresses(str(path)) for path in paths)
     return CheckResult(named, "", "nothing", (finding,), {}, "", f"rnndiag show {named[0]}")

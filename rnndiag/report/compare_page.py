@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from rnndiag.errors import BadArgument, RunUnreadable
+from rnndiag.health.verdict import SHAPES
 from rnndiag.report.context import Context
 from rnndiag.report.deltas import Delta, deltas, what_differs
 from rnndiag.report.difference_map import difference_map
 from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import FIGURES
 from rnndiag.report.overlay import TONES, overlay
-from rnndiag.report.page import embedded, render, section, write_text
+from rnndiag.report.page import embedded, render, section
 from rnndiag.report.unfit import figure, figure_of
 
 OVERLAID = ("F1", "F6", "F9")
@@ -115,15 +115,10 @@ def compare_page(contexts: Sequence[Context]) -> str:
         kind=kind,
         word=word,
         sentence=sentence,
-        shape={"fault": "▲", "unsure": "◆", "well": "●"}[kind],
+        shape=SHAPES[kind],
         open_changes=[d for d in changes if d.word in ("shifted", "out of bounds")],
         folded_changes=[d for d in changes if d.word not in ("shifted", "out of bounds")],
         differs=what_differs(contexts, names),
         sections=[section(data, FIGURES[data.name].title) for data in figures],
         numbers=embedded(facts),
     )
-
-
-def write_comparison(contexts: Sequence[Context], path: str | os.PathLike[str]) -> Path:
-    """Write the page through a temporary file, so that no half-written page is left."""
-    return write_text(compare_page(contexts), path)

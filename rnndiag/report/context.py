@@ -24,6 +24,7 @@ from rnndiag.store.measurement import Measurement, Series
 from rnndiag.store.quantities import QUANTITIES, fits_registry
 from rnndiag.store.reader import StoredRun
 from rnndiag.store.stored import entry_name
+from rnndiag.store.text import mapping
 
 LN10 = math.log(10.0)
 PATIENCE = 50
@@ -56,10 +57,11 @@ class Context:
         """One quantity of one layer over all recordings; None if it was not recorded."""
         key = quantity, layer
         if key not in self._seen:
-            self._seen[key] = self._read(quantity, layer)
+            self._seen[key] = self.at(quantity, layer, None)
         return self._seen[key]
 
-    def _read(self, quantity: str, layer: str, steps: Sequence[int] | None = None) -> Series | None:
+    def at(self, quantity: str, layer: str, steps: Sequence[int] | None) -> Series | None:
+        """One quantity at chosen steps, for quantities that are too large to read as a whole; None: at all of them."""
         if (quantity, layer) not in self.run:
             return None
         try:
@@ -83,10 +85,6 @@ class Context:
             if steps:
                 return steps
         return []
-
-    def at(self, quantity: str, layer: str, steps: Sequence[int]) -> Series | None:
-        """One quantity at chosen steps, for quantities that are too large to read as a whole."""
-        return self._read(quantity, layer, steps)
 
     def last(self, quantity: str, layer: str) -> Measurement | None:
         """The newest readable recording of one quantity, without padding; preferably one that is not all nan."""
@@ -117,7 +115,7 @@ class Context:
         passed: list[int] = []
         first: Measurement | None = None
         for step in reversed(self.steps_of(quantity, layer)):
-            found = self._read(quantity, layer, [step])
+            found = self.at(quantity, layer, [step])
             if found is None:
                 continue
             newest = found.valid(found.steps.size - 1)
@@ -181,8 +179,7 @@ class Context:
     @property
     def needed_lag(self) -> int | None:
         """The lag that the task needs (`needs` in the configuration or the run); None: not given."""
-        recorder = self.run.provenance.get("config")
-        stated = recorder.get("needs") if isinstance(recorder, dict) else None
+        stated = mapping(self.run.provenance, "config").get("needs")
         return steps_needed(
             stated if self.config.needs is None else self.config.needs,
             TimeWords.of_provenance(self.run.provenance),
@@ -221,11 +218,10 @@ class Context:
     def not_measured(self, *keys: str) -> str:
         """Why something was not measured, from the newest recording that gives a reason; empty if none does."""
         for outline in reversed(self.run.outlines):
-            told = outline.notes.get("not_measured")
-            if isinstance(told, dict):
-                for key in keys:
-                    if key in told:
-                        return str(told[key])
+            told = mapping(outline.notes, "not_measured")
+            for key in keys:
+                if key in told:
+                    return str(told[key])
         return ""
 
     def nothing(self, quantity: str, layer: str = "") -> str:

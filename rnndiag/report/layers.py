@@ -13,6 +13,7 @@ from rnndiag.report.strip import last_decay
 from rnndiag.report.ticks import number
 from rnndiag.report.unfit import or_else
 from rnndiag.stats.headline import run_window
+from rnndiag.store.text import mapping
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,7 @@ def _row(context: Context, layer: str) -> LayerRow:
 def _cell(context: Context, layer: str) -> str:
     if layer in context.stacks:
         return f"{len(context.stacks[layer])} layers, cut together"
-    model = context.run.provenance.get("model")
-    layers = model.get("layers") if isinstance(model, dict) else None
-    facts = layers.get(layer) if isinstance(layers, dict) else None
-    if not isinstance(facts, dict):
-        return "–"
+    facts = mapping(context.run.provenance, "model", "layers", layer)
     hidden = facts.get("hidden")
     return f"{facts.get('cell', '–')}" + (f", {hidden} units" if hidden else "")
 

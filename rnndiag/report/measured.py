@@ -10,6 +10,7 @@ import numpy as np
 
 from rnndiag.report.context import Context
 from rnndiag.store.quantities import MODEL
+from rnndiag.store.text import mapping
 
 LISTED = 50
 """Most accidents, and faults of the recorder, listed on the page."""
@@ -20,11 +21,11 @@ def measured(context: Context) -> list[tuple[str, list[str]]]:
     run, facts = context.run, context.run.provenance
     rows: list[tuple[str, list[str]]] = [
         ("Run", [run.name, f"{len(run)} recordings, {run.status}"]),
-        ("Versions", [", ".join(f"{k} {v}" for k, v in _map(facts, "versions").items())]),
-        ("Trainer", [_flat(_map(facts, "trainer"))]),
-        ("Recorder", [_flat(_map(facts, "config"))]),
+        ("Versions", [", ".join(f"{k} {v}" for k, v in mapping(facts, "versions").items())]),
+        ("Trainer", [_flat(mapping(facts, "trainer"))]),
+        ("Recorder", [_flat(mapping(facts, "config"))]),
         ("Seed", [str(facts["seed"])] if facts.get("seed") is not None else []),
-        ("Code", [_flat(_map(facts, "git"))]),
+        ("Code", [_flat(mapping(facts, "git"))]),
         ("Command", [_command(facts.get("command"))]),
         ("Proofs", _proofs(context)),
         ("Sampling", _notes(context, "sampling")),
@@ -38,11 +39,6 @@ def measured(context: Context) -> list[tuple[str, list[str]]]:
         ("Problems", [str(problem) for problem in run.problems]),
     ]
     return [(name, [line for line in lines if line]) for name, lines in rows if any(lines)]
-
-
-def _map(facts: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = facts.get(key)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _command(command: Any) -> str:
@@ -71,8 +67,7 @@ def _proofs(context: Context) -> list[str]:
 def _notes(context: Context, key: str) -> list[str]:
     """The notes of the newest recording under one key, one line per entry, without repetitions."""
     for outline in reversed(context.run.outlines):
-        told = outline.notes.get(key)
-        if isinstance(told, Mapping) and told:
+        if told := mapping(outline.notes, key):
             by_sentence: dict[str, list[str]] = {}
             for name, sentence in told.items():
                 by_sentence.setdefault(str(sentence), []).append(str(name))
@@ -82,12 +77,13 @@ def _notes(context: Context, key: str) -> list[str]:
 
 def _accidents(context: Context) -> list[str]:
     """Every step recorded by the black box, with its accident."""
-    said = []
-    for outline in context.run.outlines:
-        told = outline.notes.get("black_box")
-        if isinstance(told, Mapping):
-            said.append(f"step {outline.step}: {told.get('sentence') or 'no reason was stored'}")
-    return _first(said)
+    return _first(
+        [
+            f"step {outline.step}: {told.get('sentence') or 'no reason was stored'}"
+            for outline in context.run.outlines
+            if (told := mapping(outline.notes, "black_box"))
+        ]
+    )
 
 
 def _faults(context: Context) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, A
         "recordings": len(context.run),
         "verdict": {"word": found.word, "sentence": found.sentence, "exit_code": found.exit_code},
         "headline": [vars(tile) for tile in tiles(context)],
-        "checks": [plain(finding.as_json()) for finding in context.findings],
+        "checks": [finding.as_json() for finding in context.findings],
         "layers": [vars(row) for row in layer_rows(context)],
         "figures": [
             {
@@ -48,14 +47,3 @@ def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, A
 def run_numbers(context: Context) -> dict[str, Any]:
     """`page_numbers` with every figure computed."""
     return page_numbers(context, [figure_of(name, context) for name in ORDER])
-
-
-def plain(value: Any) -> Any:
-    """The same value with nan and infinities as text, which JSON cannot hold as numbers."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return value

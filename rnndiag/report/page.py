@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rnndiag.health.finding import STATUSES, Finding
+from rnndiag.health.diagnosis.finding import CHECK
+from rnndiag.health.finding import Finding
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData, Panel
 from rnndiag.report.figures import FIGURES, ORDER
@@ -25,10 +26,9 @@ from rnndiag.report.keys import colour_bar, key
 from rnndiag.report.layers import layer_dates, layer_rows
 from rnndiag.report.measured import measured
 from rnndiag.report.numbers import page_numbers
-from rnndiag.report.remedies import remedies
+from rnndiag.report.palette import stylesheet
 from rnndiag.report.strip import tiles
 from rnndiag.report.svg import draw
-from rnndiag.report.theme import stylesheet
 from rnndiag.report.unfit import figure_of
 from rnndiag.store.whole_files import write_whole
 
@@ -70,6 +70,15 @@ class Section:
     """The training steps that its data are from."""
 
 
+@dataclass(frozen=True)
+class Remedy:
+    """One change to make, and the finding that recommends it."""
+
+    what: str
+    why: str
+    layers: tuple[str, ...]
+
+
 @np.errstate(all="ignore")  # numbers that are not finite are shown as such, without a numpy warning
 def page(context: Context, reload_seconds: int = 0) -> str:
     """The whole page as text; equal run and version give equal bytes.
@@ -79,7 +88,7 @@ def page(context: Context, reload_seconds: int = 0) -> str:
         reload_seconds: How often a browser loads the page again, for a fit that is watched; 0: never.
     """
     sections = sections_of(context)
-    checks = ordered(context.findings)
+    checks = sorted(context.findings, key=lambda one: (one.severity, one.check))
     opened = open_checks(checks)
     folded = [one for one in checks if not any(one is other for other in opened)]
     evidence = next((s for s in sections if s.data.name in EVIDENCE and not s.data.absent), None)
@@ -167,9 +176,24 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def ordered(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings in the order of STATUSES, worst first; notable ones first within a status."""
-    return sorted(findings, key=lambda f: (STATUSES.index(f.status), not f.notable, f.check))
+def remedies(findings: Sequence[Finding]) -> list[Remedy]:
+    """The remedies of all findings, failures first. Passes and plain statements have none."""
+    # In a diagnosed run, a notable number alone needs no remedy.
+    diagnosed = any(f.check == CHECK for f in findings)
+    wanted = [
+        f
+        for f in findings
+        if f.remedy
+        and (f.status in ("fail", "warn", "not_judged") or (f.notable and not diagnosed))
+    ]
+    wanted.sort(key=lambda f: f.severity)
+    grouped: dict[str, list[Finding]] = {}
+    for finding in wanted:
+        grouped.setdefault(finding.remedy, []).append(finding)
+    return [
+        Remedy(what, found[0].message, tuple(dict.fromkeys(f.layer for f in found if f.layer)))
+        for what, found in grouped.items()
+    ]
 
 
 def section(data: FigureData, title: str, steps: str = "") -> Section:
@@ -197,15 +221,11 @@ def section(data: FigureData, title: str, steps: str = "") -> Section:
 
 def sections_of(context: Context) -> list[Section]:
     """All figures of the page, computed and drawn."""
-    found = []
-    for name in ORDER:
-        data = figure_of(name, context)
-        found.append(
-            section(
-                data, FIGURES[name].title, steps_shown(name, data.layer or context.lead, context)
-            )
-        )
-    return found
+    made = {name: figure_of(name, context) for name in ORDER}
+    return [
+        section(data, FIGURES[name].title, steps_shown(name, data.layer or context.lead, context))
+        for name, data in made.items()
+    ]
 
 
 def write_page(context: Context, path: str | os.PathLike[str], reload_seconds: int = 0) -> Path:

@@ -42,6 +42,9 @@ QUIET = ("#545b66", "#a8b0bc")
 GRID = ("#e3e6ea", "#2b313a")
 FRAME = ("#8a919c", "#78818e")
 
+_NAMED = {"page": PAGE, "text": TEXT, "quiet": QUIET, "grid": GRID, "frame": FRAME, **TONES}
+"""Names of the colours in the stylesheet."""
+
 NO_PATH, ZERO, NOT_FINITE, BELOW, FIRST = 0, 1, 2, 3, 4
 SPECIAL = {
     NO_PATH: "#7a838f",
@@ -94,11 +97,6 @@ def indices(matrix: Matrix) -> np.ndarray:
     return np.where(np.isnan(values), NO_PATH, found).astype(np.uint8)
 
 
-def value_of(matrix: Matrix, index: int) -> float:
-    """The value at the middle of the range that a palette index covers."""
-    return matrix.low + (index - FIRST) / (255 - FIRST) * (matrix.high - matrix.low)
-
-
 def png(picture: np.ndarray, table: np.ndarray) -> bytes:
     """An 8-bit palette PNG of (rows, columns) indices, first row on top. Equal input gives equal bytes."""
     height, width = picture.shape
@@ -117,3 +115,20 @@ def png(picture: np.ndarray, table: np.ndarray) -> bytes:
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _variables(theme: int) -> str:
+    return ";".join(f"--{name}:{colours[theme]}" for name, colours in _NAMED.items())
+
+
+def stylesheet(rules: str) -> str:
+    """The stylesheet: colours of both themes as variables, classes that recolour the SVG, and the page's own rules."""
+    marks = "".join(
+        f".s-{name}{{stroke:var(--{name})}}.f-{name}{{fill:var(--{name})}}" for name in _NAMED
+    )
+    return (
+        f":root{{color-scheme:light dark;{_variables(0)}}}"
+        f"@media (prefers-color-scheme:dark){{:root{{{_variables(1)}}}}}"
+        f"@media print{{:root{{{_variables(0)}}}}}"
+        f"{marks}\n{rules}"
+    )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rnndiag.store.text import mapping
+
 
 @dataclass(frozen=True)
 class TimeWords:
@@ -17,9 +19,7 @@ class TimeWords:
     @classmethod
     def of_provenance(cls, provenance: Mapping[str, Any]) -> TimeWords:
         """The unit that the recording callback was given; empty if the run stores none."""
-        config = provenance.get("config")
-        if not isinstance(config, Mapping):
-            return cls()
+        config = mapping(provenance, "config")
         unit, stride = config.get("time_unit"), config.get("stride", 1)
         if not isinstance(unit, list | tuple) or len(unit) != 2 or not _is_number(unit[1]):
             return cls()

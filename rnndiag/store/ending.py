@@ -5,19 +5,16 @@ The numbers come from a file that anybody may have written, so every field is ch
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rnndiag.store.segment import Segment
+from rnndiag.store.text import mapping
 
 FINISHED = "finished"
 
 _SHORT_REASONS = {"KeyboardInterrupt": "interrupted", "SIGTERMException": "SIGTERM"}
-
-_CUT_SHORT = re.compile(r"\w*(Error|Exception|Interrupt)|stopped|superseded .*|.* was raised")
-"""Reasons that meant 'training was cut short' before the format stored `cut_short`."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +50,19 @@ def ending_of(segment: Segment) -> Ending | None:
     end = segment.end
     if end is None:
         return None
-    dropped = end.get("dropped")
-    dropped = dropped if isinstance(dropped, Mapping) else {}
-    gave_up = end.get("gave_up")
-    reason = str(end.get("reason", ""))
-    cut_short = end.get("cut_short", _CUT_SHORT.fullmatch(reason) is not None)
+    dropped = mapping(end, "dropped")
     return Ending(
         file=segment.label,
         rank=segment.name.rank,
         start=segment.name.start,
-        reason=reason,
-        cut_short=bool(cut_short),
+        reason=str(end.get("reason", "")),
+        cut_short=bool(end.get("cut_short", False)),
         dropped=_count(dropped.get("count")) or 0,
         first_dropped=_count(dropped.get("first_step")),
         last_dropped=_count(dropped.get("last_step")),
         why_dropped=str(dropped.get("why", "")),
         final_step=_count(end.get("final_step")),
-        gave_up={str(part): str(fault) for part, fault in gave_up.items()}
-        if isinstance(gave_up, Mapping)
-        else {},
+        gave_up={str(part): str(fault) for part, fault in mapping(end, "gave_up").items()},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,17 +22,42 @@ from rnndiag.store.measurement import Series
 from rnndiag.store.problem import Problem
 from rnndiag.store.ranks import pooled_recording
 from rnndiag.store.recording import Recording
-from rnndiag.store.recordings import Recordings
 from rnndiag.store.redact import redact_addresses
 from rnndiag.store.scan import Scan
 from rnndiag.store.segment import Place
 from rnndiag.store.status import Status, status_of
-from rnndiag.store.text import meant
+from rnndiag.store.text import mapping, meant
 
 Steps = Iterable[int] | slice | int | None
 """A choice of steps: a slice (both ends count), several, one, or all."""
 
 _LISTED_IN_FULL = 12
+
+
+class Recordings(Sequence[Recording]):
+    """Recordings in order of step, ranks pooled. Each is read on access and not cached."""
+
+    def __init__(self, collector: Collector, groups: Sequence[Sequence[Place]]) -> None:
+        self._collector, self._groups = collector, groups
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @overload
+    def __getitem__(self, position: int) -> Recording: ...
+    @overload
+    def __getitem__(self, position: slice) -> Recordings: ...
+    def __getitem__(self, position: int | slice) -> Recording | Recordings:
+        if isinstance(position, slice):
+            return Recordings(self._collector, self._groups[position])
+        return pooled_recording(self._collector.recordings(self._groups[position], None))
+
+    def __iter__(self) -> Iterator[Recording]:
+        """All readable recordings; damaged ones are skipped and listed in `run.problems`."""
+        for group in self._groups:
+            found = self._collector.recordings(group, None, lenient=True)
+            if found:
+                yield pooled_recording(found)
 
 
 class StoredRun:
@@ -132,8 +157,7 @@ class StoredRun:
 
     def _is_extra(self, place: Place) -> bool:
         """Whether only this rank made the recording, because its black box caught a fault there."""
-        notes = self.collector.facts(place).get("notes")
-        return isinstance(notes, Mapping) and "black_box" in notes
+        return "black_box" in mapping(self.collector.facts(place), "notes")
 
     @property
     def superseded(self) -> int:
@@ -196,8 +220,7 @@ class StoredRun:
         """The stacks named in the recordings, each with its layers, lowest first."""
         found: dict[str, tuple[str, ...]] = {}
         for outline in self.outlines:
-            named = outline.notes.get("stacks")
-            for name, layers in named.items() if isinstance(named, Mapping) else ():
+            for name, layers in mapping(outline.notes, "stacks").items():
                 if isinstance(layers, list | tuple):
                     found[str(name)] = tuple(map(str, layers))
         return found

@@ -15,7 +15,7 @@ from rnndiag.store.limits import JSON_BYTES
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import FIXED_COORDINATES, QUANTITIES
 from rnndiag.store.recording import VERDICTS, Recording
-from rnndiag.store.text import from_json, to_json
+from rnndiag.store.text import from_json, mapping, to_json
 
 FACTS, LABELS = "meta.json", "labels.json"
 _FACTS = frozenset(
@@ -183,17 +183,13 @@ def read_facts(text: bytes) -> dict[str, Any]:
         "epoch": _integer(given.get("epoch")),
         "batch": _integer(given.get("batch")),
         "verdict": verdict if verdict in VERDICTS else "unverified",
-        "reasons": {str(k): str(v) for k, v in _mapping(given.get("reasons")).items()},
-        "notes": {**unknown, **_mapping(given.get("notes"))},
+        "reasons": {str(k): str(v) for k, v in mapping(given.get("reasons")).items()},
+        "notes": {**unknown, **mapping(given.get("notes"))},
     }
 
 
 def _integer(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 class Decoder:
@@ -204,11 +200,11 @@ class Decoder:
             q.name: (q.dims, q.unit, q.scale) for q in QUANTITIES.values()
         }
         self._fixed = dict(FIXED_COORDINATES)
-        for name, row in _mapping(registry).items():
+        for name, row in mapping(registry).items():
             if isinstance(row, dict) and isinstance(row.get("dims"), list):
                 dims = tuple(map(str, row["dims"]))
                 self._rows[str(name)] = (dims, str(row.get("unit", "1")), _scale(row.get("scale")))
-        for dim, given in _mapping(coordinates).items():
+        for dim, given in mapping(coordinates).items():
             if isinstance(given, list):
                 self._fixed[str(dim)] = tuple(map(str, given))
 

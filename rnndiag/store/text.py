@@ -26,6 +26,13 @@ def meant(word: object, known: Iterable[str]) -> str:
     return f"Did you mean {lower[near[0]]!r}? " if near else ""
 
 
+def mapping(value: object, *path: str) -> Mapping[str, Any]:
+    """The JSON object at `path` inside of an untrusted value; empty if there is none."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
 def plain(value: Any, depth: int = 0) -> Any:
     """The value as strict JSON can hold it: arrays become lists, non-finite floats and unknown objects text."""
     if value is None or isinstance(value, (bool, str)):

@@ -17,18 +17,19 @@ from rnndiag.store import limits, problem, stored, tar
 from rnndiag.store.ending import FINISHED, reason_of
 from rnndiag.store.problem import Problem
 from rnndiag.store.process import host_name, process_started
-from rnndiag.store.provenance import prepared
 from rnndiag.store.quantities import FIXED_COORDINATES, QUANTITIES
 from rnndiag.store.recording import Recording
+from rnndiag.store.redact import redact
 from rnndiag.store.segment import SegmentName
 from rnndiag.store.size_budget import SizeBudget
 from rnndiag.store.source import refuse_to_leave, sync_directory, write_at
 from rnndiag.store.starts import free_directory, next_start, refuse_used
-from rnndiag.store.text import to_json
+from rnndiag.store.text import plain, to_json
 from rnndiag.store.whole_files import write_whole
 
 log = logging.getLogger("rnndiag.run")
 FAILURES_THAT_STOP = 3
+_PROVENANCE_BYTES = limits.JSON_BYTES // 2
 _DROPPED_FOR = (OSError, ValueError, TypeError, ArithmeticError, MemoryError, RnndiagError)
 
 __all__ = ["RunWriter", "free_directory"]
@@ -101,7 +102,7 @@ class RunWriter:
             )
             self.budget = SizeBudget(max_bytes / self.world_size, used=_bytes_of(folder, self.rank))
             self._token = secrets.token_hex(4)
-            self._open_json = self._described(prepared(provenance or {}))
+            self._open_json = self._described(_prepared(provenance or {}))
             self._open_segment(0)
             if self.rank == 0:
                 self._write_copy({})
@@ -132,11 +133,6 @@ class RunWriter:
             "coordinates": FIXED_COORDINATES,
             "provenance": provenance,
         }
-
-    @property
-    def interval_factor(self) -> int:
-        """Factor by which the size budget stretches the intervals between recordings: 1, 2, 4 or 8."""
-        return self.budget.factor
 
     @property
     def stopped(self) -> bool:
@@ -404,3 +400,15 @@ def _write(descriptor: int, data: bytes, offset: int, durable: bool) -> None:
 def _bytes_of(folder: Path, rank: int) -> int:
     parsed = ((entry, SegmentName.parse(entry.name)) for entry in os.scandir(folder))
     return sum(entry.stat().st_size for entry, name in parsed if name and name.rank == rank)
+
+
+def _prepared(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance as stored: plain JSON without secrets, too large entries replaced by a note of their size."""
+    told: dict[str, Any] = redact(plain(provenance))
+    sizes = {key: len(to_json(entry)) for key, entry in told.items()}
+    for key in sorted(sizes, key=lambda key: -sizes[key]):
+        if sum(sizes.values()) <= _PROVENANCE_BYTES:
+            break
+        told[key] = f"[left out: {sizes[key]} bytes are too many]"
+        sizes[key] = len(told[key])
+    return told

@@ -280,7 +280,7 @@ def test_the_size_limit_drops_what_the_stretched_interval_would_have_recorded(
         if writer.wants(step):
             found = (*measurements("rnn.l0", 0.95), *of_model())
             writer.append(Recording(step, verdict="exact", measurements=found))
-    assert writer.interval_factor == 8
+    assert writer.budget.factor == 8
     stored = writer.last_step
     writer.close(final_step=399)
     run = rnndiag.open_run(tmp_path / "run")

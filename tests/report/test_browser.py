@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from webdriver import Browser
 
-from rnndiag.report.compare_page import comparable, write_comparison
+from rnndiag.report.compare_page import comparable, compare_page
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import Matrix
 from rnndiag.report.figures import FIGURES
-from rnndiag.report.page import write_page
+from rnndiag.report.page import write_page, write_text
 
 pytestmark = pytest.mark.browser
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
@@ -51,7 +51,7 @@ def pages(
         for case in ("full", "not_finite", "nothing")
     }
     two = comparable([context_of("full"), context_of("zeros")])
-    found["compared"] = write_comparison(two, folder / "compared.html")
+    found["compared"] = write_text(compare_page(two), folder / "compared.html")
     return found
 
 

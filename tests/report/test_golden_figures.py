@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import report_runs
 
+from reports.figure_json import figure_json
 from rnndiag.report.context import Context
-from rnndiag.report.figure_json import figure_json
 from rnndiag.report.figures import FIGURES, ORDER
 from rnndiag.report.write_report import report_context
 from rnndiag.store.measurement import Measurement

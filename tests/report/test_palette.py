@@ -14,6 +14,7 @@ from rnndiag.report.decimate import extent, thin_line, thin_matrix
 from rnndiag.report.figure_data import Axis, Matrix
 from rnndiag.report.palette import (
     BELOW,
+    FIRST,
     FRAME,
     NO_PATH,
     NOT_FINITE,
@@ -25,9 +26,13 @@ from rnndiag.report.palette import (
     colours,
     indices,
     png,
-    value_of,
 )
 from rnndiag.report.ticks import place, ticks
+
+
+def value_of(matrix: Matrix, index: int) -> float:
+    """The value at the middle of the range that a palette index covers, as the script of the page reads it."""
+    return matrix.low + (index - FIRST) / (255 - FIRST) * (matrix.high - matrix.low)
 
 
 def luminance(colour: str) -> float:

@@ -42,7 +42,7 @@ def test_the_budget_thins_matrices_then_intervals_then_stops(
     ):
         kept = [step for step in range(0, 20_000, 10) if writer.append(with_matrix(step))]
         assert writer.stopped
-        assert writer.interval_factor == 8
+        assert writer.budget.factor == 8
     run = open_run(tmp_path / "run")
     assert run.steps.tolist() == kept
     assert 0.95 * limit < run.size <= limit + 4096
@@ -86,7 +86,7 @@ def test_a_resumed_run_counts_what_is_there(write: Write) -> None:
     size = segment_of(run).stat().st_size
     writer = RunWriter(run, resumed_from_step=9, max_bytes=2 * size)
     assert size < writer.budget.used < 2 * size
-    assert writer.interval_factor == 2
+    assert writer.budget.factor == 2
     writer.close()
 
 

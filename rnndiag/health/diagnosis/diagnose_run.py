@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rnndiag.health.diagnosis.diagnosis import Cause, Diagnosis, State
+from rnndiag.health.diagnosis.diagnosis import Cause, Diagnosis, State, state_words
 from rnndiag.health.diagnosis.features import LATE, Features, features_of
 from rnndiag.health.diagnosis.recorded import Recorded
 from rnndiag.health.diagnosis.registry import RULES
@@ -139,25 +139,12 @@ def _cannot_tell(features: Features, state: State) -> Cause:
     )
 
 
-_WORDS: dict[State, str] = {
-    "broken": "Broken",
-    "not_trusted": "Not to be trusted",
-    "diverged": "Diverged",
-    "stuck": "Stuck",
-    "learning": "Learning",
-    "learned": "Healthy, learned",
-    "cannot_tell": "Cannot tell",
-}
-
-
 def _headline(features: Features, state: State, at_rest: bool, causes: Sequence[Cause]) -> str:
     """The state, then the first cause with its remedy, as one sentence."""
     told = _what_the_loss_did(features, state, at_rest)
-    word = _WORDS[state]
-    if state == "learned" and causes:
-        word = "Learned"
-    if state == "learning" and not causes:
-        word = "Healthy, learning"
+    word = state_words(state).capitalize()
+    if state in ("learned", "learning") and not causes:
+        word = f"Healthy, {state}"
     if at_rest:
         word = "At rest"
     parts = [f"{word}: {told}."] if told else [f"{word}."]

@@ -8,6 +8,13 @@ from typing import Any, Literal, get_args
 
 State = Literal["broken", "not_trusted", "diverged", "stuck", "learning", "learned", "cannot_tell"]
 STATES: tuple[State, ...] = get_args(State)
+
+
+def state_words(state: State) -> str:
+    """The state as a person says it."""
+    return "not to be trusted" if state == "not_trusted" else state.replace("_", " ")
+
+
 Confidence = Literal["high", "medium", "low"]
 
 CAUSES: Mapping[str, str] = {

@@ -7,11 +7,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from rnndiag.health.diagnosis.layer_evidence import NOTHING, Dated, LayerEvidence, layer_evidence
+from rnndiag.health.diagnosis.layer_evidence import (
+    NOTHING,
+    Dated,
+    LayerEvidence,
+    dated_at,
+    layer_evidence,
+)
 from rnndiag.health.diagnosis.loss_curve import LossCurve, loss_curve
 from rnndiag.health.diagnosis.recorded import Recorded
 from rnndiag.health.diagnosis.training_facts import (
@@ -28,6 +33,8 @@ from rnndiag.health.diagnosis.training_facts import (
 )
 from rnndiag.stats.need.memory_need import MemoryNeed
 from rnndiag.stats.time_words import TimeWords
+from rnndiag.store.layer_names import recurrence
+from rnndiag.store.text import mapping
 
 LATE = 0.6
 """The state is judged from recordings after this share of the fit."""
@@ -186,12 +193,13 @@ def features_of(
     recorded: Recorded, chance: float | None = None, needs: int | str | None = None
 ) -> Features:
     """Extract all features; `chance` and `needs` override the values stored in the run."""
-    config = recorded.provenance.get("config")
-    config = config if isinstance(config, Mapping) else {}
+    config = mapping(recorded.provenance, "config")
     curve = _curve(recorded)
     setup = setup_of(recorded)
-    model = recorded.provenance.get("model")
-    cells = _cells(model if isinstance(model, Mapping) else {})
+    cells = {
+        recurrence(str(name)): str(mapping(facts).get("cell", ""))
+        for name, facts in mapping(recorded.provenance, "model", "layers").items()
+    }
     of_stack = {layer: name for name, layers in recorded.stacks.items() for layer in layers}
     layers = tuple(
         layer_evidence(recorded, name, cells.get(name, ""), of_stack.get(name))
@@ -219,7 +227,7 @@ def features_of(
             TimeWords.of_provenance(recorded.provenance),
         ),
         needs_measured=recorded.needs,
-        window_in_use=_last(recorded),
+        window_in_use=dated_at(recorded.rows("window_in_use"), -1),
         metric=tuple(Dated(r.number, r.step) for r in recorded.rows("monitored_metric")),
     )
 
@@ -237,21 +245,5 @@ def steps_needed(needs: object, words: TimeWords) -> int | None:
     return math.ceil(needs) if isinstance(needs, int | float) and needs >= 1 else None
 
 
-def _cells(model: Mapping[str, Any]) -> dict[str, str]:
-    layers = model.get("layers")
-    if not isinstance(layers, Mapping):
-        return {}
-    return {
-        re.sub(r"[#@]\d+", "", str(name)): str(facts.get("cell", ""))
-        for name, facts in layers.items()
-        if isinstance(facts, Mapping)
-    }
-
-
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
-
-
-def _last(recorded: Recorded) -> Dated:
-    rows = recorded.rows("window_in_use")
-    return Dated(rows[-1].number, rows[-1].step) if rows else NOTHING

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from rnndiag.health.diagnosis.diagnose_run import diagnose
-from rnndiag.health.diagnosis.diagnosis import Diagnosis, State
+from rnndiag.health.diagnosis.diagnosis import Diagnosis, State, state_words
 from rnndiag.health.finding import Finding, Status
 from rnndiag.health.sentence_case import sentence_case
 from rnndiag.store.reader import StoredRun
@@ -13,15 +13,6 @@ from rnndiag.store.reader import StoredRun
 CHECK = "diagnosis"
 FAIL_STATES: tuple[State, ...] = ("broken", "diverged", "not_trusted")
 """States that fail the gate unless a project configures others."""
-_WORDS: dict[State, str] = {
-    "broken": "BROKEN",
-    "not_trusted": "NOT TO BE TRUSTED",
-    "diverged": "DIVERGED",
-    "stuck": "STUCK",
-    "learning": "LEARNING",
-    "learned": "LEARNED",
-    "cannot_tell": "CANNOT TELL",
-}
 
 
 def diagnosis_finding(
@@ -58,9 +49,9 @@ def statement(found: Diagnosis) -> str:
 
 def heading(found: Diagnosis) -> str:
     """`STUCK: FORGET GATES SHUT`, `HEALTHY, LEARNED`."""
+    word = state_words(found.state).upper()
     if found.healthy:
-        return "AT REST" if found.at_rest else f"HEALTHY, {_WORDS[found.state]}"
-    word = _WORDS[found.state]
+        return "AT REST" if found.at_rest else f"HEALTHY, {word}"
     names = [cause.name for cause in found.causes if cause.name not in (found.state, "cannot_tell")]
     return f"{word}: {names[0].replace('_', ' ').upper()}" if names else word
 

@@ -124,11 +124,12 @@ def layer_evidence(recorded: Recorded, name: str, cell: str, stack: str | None) 
     """Extract the evidence on one layer; `stack` is the name under which its stack was recorded, if any."""
     profiles = recorded.rows("credit_profile", name)
     gates = recorded.rows("gate_mean", name)
+    lengths = [row.values.shape[0] for row in _at(recorded.rows("valid_samples", name), 0)]
     return LayerEvidence(
         name=name,
         cell=cell or _cell_by_quantities(recorded, name),
-        length=_length(recorded, name),
-        chunk=_longest(recorded, name),
+        length=sum(lengths),
+        chunk=max(lengths, default=0),
         credit=(_credit(profiles, 0), _credit(profiles, -1)),
         carry_gate=_ends(gates, _carry),
         gates_at_ends=_gates_at_ends(recorded, name),
@@ -137,9 +138,9 @@ def layer_evidence(recorded: Recorded, name: str, cell: str, stack: str | None) 
         dead=_ends(recorded.rows("dead_units", name), _mean),
         update=_dated(recorded.rows("update_ratio", name)),
         growth=_dated(recorded.rows("weight_growth", name)),
-        weight_norm=_last(recorded.rows("weight_norm", name)),
+        weight_norm=dated_at(recorded.rows("weight_norm", name), -1),
         swing=_sums(recorded.rows("swing", name)),
-        input_spread=_first(recorded.rows("input_spread", name)),
+        input_spread=dated_at(recorded.rows("input_spread", name), 0),
         seam_share=_seam(recorded, (name, *((stack,) if stack else ()))),
         gradient_norm=_norm(recorded.rows("gradient_norm", name)),
     )
@@ -216,12 +217,9 @@ def _dated(rows: Iterable[Row]) -> tuple[Dated, ...]:
     return tuple(Dated(value, step) for step, value in found.items())
 
 
-def _first(rows: tuple[Row, ...]) -> Dated:
-    return Dated(rows[0].number, rows[0].step) if rows else NOTHING
-
-
-def _last(rows: tuple[Row, ...]) -> Dated:
-    return Dated(rows[-1].number, rows[-1].step) if rows else NOTHING
+def dated_at(rows: tuple[Row, ...], which: int) -> Dated:
+    """The number of the first (`which` = 0) or last (-1) of these rows, with its step."""
+    return Dated(rows[which].number, rows[which].step) if rows else NOTHING
 
 
 def _sums(rows: Iterable[Row]) -> dict[int, float]:
@@ -245,13 +243,3 @@ def _seam(recorded: Recorded, names: Iterable[str]) -> Dated:
     if not known:
         return NOTHING
     return Dated(float(np.median([row.number for row in known])), known[-1].step)
-
-
-def _length(recorded: Recorded, name: str) -> int:
-    rows = _at(recorded.rows("valid_samples", name), 0)
-    return sum(row.values.shape[0] for row in rows)
-
-
-def _longest(recorded: Recorded, name: str) -> int:
-    rows = _at(recorded.rows("valid_samples", name), 0)
-    return max((row.values.shape[0] for row in rows), default=0)

@@ -16,6 +16,7 @@ from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import MODEL, QUANTITIES
 from rnndiag.store.reader import StoredRun
 from rnndiag.store.recording import Recording
+from rnndiag.store.text import mapping
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ class Recorded:
         """Names of stacks with their layers, lowest first."""
         if isinstance(self.source, StoredRun):
             return self.source.stacks
-        told = self.source.notes.get("stacks")
-        return {str(k): tuple(v) for k, v in told.items()} if isinstance(told, Mapping) else {}
+        return {str(k): tuple(v) for k, v in mapping(self.source.notes, "stacks").items()}
 
     def rows(self, quantity: str, layer: str = MODEL) -> tuple[Row, ...]:
         """All measurements of a quantity of one recurrence, over its calls, sorted by step."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rnndiag.health.diagnosis.layer_evidence import NOTHING, Dated
 from rnndiag.health.diagnosis.recorded import Recorded
+from rnndiag.store.text import mapping
 
 SCALE_FREE = ("ada", "rms", "rprop", "lamb", "lion", "sign", "muon", "shampoo", "soap", "lars")
 """Optimizers whose steps do not depend on the gradient's scale contain one of these in their name."""
@@ -40,11 +40,11 @@ class Setup:
 
 def setup_of(recorded: Recorded) -> Setup:
     """Read the setup from the provenance; runs of earlier versions have none, and no frozen layers then."""
-    training = _mapping(recorded.provenance.get("training"))
-    trainer = _mapping(recorded.provenance.get("trainer"))
+    training = mapping(recorded.provenance, "training")
+    trainer = mapping(recorded.provenance, "trainer")
     held = training.get("optimizers")
-    optimizers = [_mapping(one) for one in held] if isinstance(held, list | tuple) else []
-    recurrent = {str(k): _mapping(v) for k, v in _mapping(training.get("recurrent")).items()}
+    optimizers = [mapping(one) for one in held] if isinstance(held, list | tuple) else []
+    recurrent = {str(k): mapping(v) for k, v in mapping(training, "recurrent").items()}
     frozen = {}
     for layer, facts in recurrent.items():
         if facts.get("trainable", 1) == 0:
@@ -160,7 +160,7 @@ def jumps(recorded: Recorded) -> tuple[Jump, ...]:
     """The recorded jumps."""
     found = []
     for outline in recorded.outlines:
-        note = _mapping(outline.notes.get("black_box"))
+        note = mapping(outline.notes, "black_box")
         norm, usual = _number(note.get("norm")), _number(note.get("usual_norm"))
         if note.get("kind") == "jump" and usual > 0 and math.isfinite(norm):
             layer = str(note.get("layer", ""))
@@ -185,8 +185,7 @@ def first_fault(recorded: Recorded, loss_step: int | None, setup: Setup) -> Firs
     told = [
         note
         for outline in recorded.outlines
-        if isinstance(note := outline.notes.get("black_box"), Mapping)
-        and note.get("kind") in ("loss", "gradient")
+        if (note := mapping(outline.notes, "black_box")).get("kind") in ("loss", "gradient")
     ]
     if setup.scaled_gradients:
         told = [note for note in told if note.get("kind") == "loss"]
@@ -213,7 +212,7 @@ def structural_findings(recorded: Recorded) -> dict[str, tuple[str, str]]:
     for outline in recorded.outlines:
         noted = outline.notes.get("preflight")
         for note in noted if isinstance(noted, list | tuple) else ():
-            plain = _mapping(note)
+            plain = mapping(note)
             if plain.get("status") in ("fail", "warn"):
                 check = str(plain.get("check", "")).removeprefix("preflight: ")
                 found.setdefault(
@@ -237,10 +236,6 @@ def trust(recorded: Recorded) -> tuple[int, ...]:
     return tuple(
         one.step for one in recorded.outlines if one.verdict == "inexact" and one.step not in bad
     )
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _number(value: object) -> float:

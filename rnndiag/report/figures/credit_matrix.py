@@ -10,6 +10,7 @@ from rnndiag.report.figure_data import Axis, FigureData, Matrix, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number, ten_to
 from rnndiag.store.measurement import Series
+from rnndiag.store.text import mapping
 
 MOST = 12
 DECADES = 16
@@ -105,8 +106,7 @@ def _below_diagonal(picture: np.ndarray, broken: bool) -> np.ndarray:
 
 def _labels(context: Context, layer: str, size: int) -> tuple[str, ...]:
     for outline in reversed(context.run.outlines):
-        told = outline.notes.get("labels")
-        found = told.get(layer) if isinstance(told, dict) else None
+        found = mapping(outline.notes, "labels").get(layer)
         if isinstance(found, list) and len(found) >= size:
             return tuple(f"{str(word)[:12]}" for word in found[:size])
     return ()
