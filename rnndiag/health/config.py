@@ -65,18 +65,13 @@ class Config:
         return replace(self, checks={**self.checks, "unfinished": warned})
 
 
-def find_config(start: Path) -> Path | None:
-    """The nearest pyproject.toml at `start` or in a folder above it, as a path relative to the working directory."""
+def nearest_config(start: Path) -> Config:
+    """The configuration in the nearest pyproject.toml, at `start` or in a folder above it; else the defaults."""
     for folder in (start, *start.parents):
         if (folder / "pyproject.toml").is_file():
-            return Path(os.path.relpath(folder / "pyproject.toml"))
-    return None
-
-
-def nearest_config(start: Path) -> Config:
-    """The configuration in the nearest pyproject.toml, if it has one; else the defaults."""
-    found = find_config(start)
-    return Config() if found is None else _from_file(found, named=False)
+            # Relative to the working directory: messages name the file.
+            return _from_file(Path(os.path.relpath(folder / "pyproject.toml")), named=False)
+    return Config()
 
 
 def read_config(source: Config | str | Path | Mapping[str, Any] | None) -> Config:

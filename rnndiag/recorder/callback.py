@@ -14,11 +14,10 @@ from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.namespaces import adopt, callback_base
 from rnndiag.recorder.need.at_end import need_of_fit
-from rnndiag.recorder.output.directory import RunPlace, chosen_directory
-from rnndiag.recorder.output.notebook import run_html
-from rnndiag.recorder.output.run_names import default_directory
+from rnndiag.recorder.output.directory import RunPlace, chosen_directory, default_directory
 from rnndiag.recorder.output.run_output import recordings
 from rnndiag.recorder.settings import LogChoice, settings_from
+from rnndiag.report.notebook import run_html
 from rnndiag.stats.need import MemoryNeed, need_measurements
 from rnndiag.store.ending import reason_of
 from rnndiag.store.limits import BUDGET_BYTES

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import sys
-from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 
 class Collector(Protocol):
@@ -62,43 +58,3 @@ def collect(collector: Collector) -> None:
 def stop_collecting(collector: Collector) -> None:
     """Unregister a collector."""
     _collectors.pop(id(collector), None)
-
-
-def map_tensors(value: Any, change: Callable[[Tensor, str], Tensor], path: str = "") -> Any:
-    """Replace every tensor in a structure by change(tensor, place), where place is such as `0.h`."""
-    if isinstance(value, Tensor):
-        return change(value, path)
-
-    def inner(key: Any, part: Any) -> Any:
-        return map_tensors(part, change, f"{path}.{key}" if path else str(key))
-
-    if isinstance(value, (tuple, list)):
-        parts = [inner(k, part) for k, part in enumerate(value)]
-        if all(new is old for new, old in zip(parts, value, strict=True)):
-            return value
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    if isinstance(value, Mapping) and hasattr(value, "__setitem__"):
-        new = copy.copy(value)
-        for key, part in value.items():
-            new[key] = inner(key, part)
-        return new
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed: Any = copy.copy(value)
-        for field in dataclasses.fields(value):
-            if hasattr(value, field.name):
-                part = inner(field.name, getattr(value, field.name))
-                object.__setattr__(changed, field.name, part)
-        return changed
-    return value
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors of a structure, in order."""
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor, _: str) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(value, keep)
-    return found

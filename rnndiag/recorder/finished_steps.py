@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from rnndiag.recorder.facts.history import History, Scalar, StepFacts
 from rnndiag.recorder.facts.training_loop import TrainingLoop, training_measurements
 from rnndiag.recorder.facts.weight_change import WeightChange
 from rnndiag.recorder.faults import Faults, logger, warn
-from rnndiag.recorder.output.last_recording import last_recording
 from rnndiag.recorder.output.logger_scalars import log_in_module, log_scalars
 from rnndiag.recorder.output.pending_recording import Pending
 from rnndiag.recorder.output.run_output import RunOutput
@@ -23,6 +22,7 @@ from rnndiag.recorder.settings import LogChoice
 from rnndiag.recorder.watch import Watch
 from rnndiag.store.layer_names import recurrence
 from rnndiag.store.measurement import Measurement
+from rnndiag.store.recording import Recording
 
 
 @dataclass
@@ -122,16 +122,26 @@ class FinishedSteps:
             nothing = self.nothing_recorded()
             if not self.run_output.opened and not nothing:
                 return
-            ring, story = self.history.measurements(), self.clips.drain()
-            last = last_recording(self.loop, ring, story, self.overhead, self.faults)
-            notes = dict(last.notes)
-            if nothing:
-                notes["nothing_recorded"] = nothing
-            if self.given_up:
-                notes["given_up"] = self.given_up
-            self.run_output.append(
-                replace(last, measurements=(*last.measurements, *self.added), notes=notes)
-            )
+            self.run_output.append(self._last_recording(nothing))
+
+    def _last_recording(self, nothing: str) -> Recording:
+        """A recording with a phase of its own, so that it never replaces the recording of a step."""
+        notes = {
+            "clipping": self.clips.drain(),
+            "errors": self.faults.drain(),
+            "overhead": {"seconds": self.overhead.spent, "share": self.overhead.share},
+            "nothing_recorded": nothing,
+            "given_up": self.given_up,
+        }
+        measured = training_measurements(None, None, self.overhead.spent, self.overhead.share)
+        return Recording(
+            step=self.loop.step,
+            phase="end",
+            rank=self.loop.rank,
+            epoch=self.loop.epoch,
+            measurements=(*measured, *self.history.measurements(), *self.added),
+            notes={key: value for key, value in notes.items() if value},
+        )
 
     def nothing_recorded(self) -> str:
         """Say why no recurrence was recorded and what to do; empty if one was."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rnndiag.recorder.capture import WATCHING
-from rnndiag.recorder.facts.batch import all_finite
 from rnndiag.recorder.facts.clipping import ClippingSummary
 from rnndiag.recorder.facts.gradient_norms import step_facts
 from rnndiag.recorder.facts.history import History, Scalar, StepFacts
@@ -21,6 +20,7 @@ from rnndiag.recorder.facts.weight_change import WeightChange
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.finished_steps import FinishedSteps
 from rnndiag.recorder.measures import chosen_measures
+from rnndiag.recorder.nested import all_finite
 from rnndiag.recorder.output.closing import Cost, close_fit
 from rnndiag.recorder.output.directory import RunPlace
 from rnndiag.recorder.output.pending_recording import Pending

@@ -1,4 +1,4 @@
-"""Converts one backward pass into the subject of measures, for callback, recorder, black box and probe alike."""
+"""Converts backward passes into subjects of measures, for callback, recorder, black box and probe alike."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.truncation.estimators.estimator import Estimator
 from rnndiag.recorder.capture import BackwardPass, runs_beside_loops
 from rnndiag.recorder.capture.gathered import gathered
-from rnndiag.recorder.measures import Extent, Subject
+from rnndiag.recorder.faults import Faults
+from rnndiag.recorder.measures import Extent, Subject, chosen_measures, take
 from rnndiag.recorder.output.pending_recording import BACKWARDS, Pending, renamed
+from rnndiag.store.recording import Recording
 
 
 def subject_of(
@@ -49,7 +50,11 @@ def subject_of(
     runs = _named(pending, together, known)
     if not runs and not loops.tells:
         return None
-    used = {run.name: one for run in runs if (one := _estimator(seen, run)) is not None}
+    used = {
+        run.name: one
+        for run in runs
+        if (one := seen.estimators.get(run.name.partition("@")[0])) is not None
+    }
     lengths = (
         *(min(run.T, getattr(used.get(run.name), "back", run.T)) for run in runs),
         *(found.T for found in loops.measured),
@@ -70,10 +75,6 @@ def subject_of(
         dtype=seen.dtype,
         extent=extent,
     )
-
-
-def _estimator(seen: BackwardPass, run: LayerRun) -> Estimator | None:
-    return seen.estimators.get(run.name.partition("@")[0])
 
 
 def names_of(pending: Pending, seen: BackwardPass) -> set[str]:
@@ -97,3 +98,27 @@ def _named(
         if number <= BACKWARDS:
             kept.append(renamed(run, number))
     return tuple(kept)
+
+
+def record_passes(
+    passes: Sequence[BackwardPass],
+    measures: Sequence[str] | None = None,
+    step: int = 0,
+    extent: Extent | None = None,
+) -> Recording:
+    """The recording of these passes in the form that the callback stores. Errors are raised.
+
+    Args:
+        passes: Backward passes of one step.
+        measures: Groups to measure; None: all.
+        step: The training step that the recording is labelled with.
+        extent: How much the costly measures may look at.
+    """
+    faults = Faults(strict=True)
+    groups = chosen_measures(measures)
+    pending = Pending(step, groups)
+    for seen in passes:
+        subject = subject_of(pending, seen, extent or Extent())
+        if subject is not None:
+            pending.taken.append(take(subject, groups, faults))
+    return pending.recording(0, (), [])

@@ -17,7 +17,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.proof import Proof, prove
 from rnndiag.errors import BadArgument, CaptureFault, NotSupported
 from rnndiag.recorder.capture import BackwardPass, Capture
-from rnndiag.recorder.record_passes import record_passes
+from rnndiag.recorder.pass_subject import record_passes
 from rnndiag.recorder.replay.unrolled import UnrolledCalls
 from rnndiag.store.recording import Recording
 

@@ -17,11 +17,10 @@ from rnndiag.recorder.facts.plain_loop import PlainLoop, unwrapped_optimizers
 from rnndiag.recorder.faults import Faults, warn
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
-from rnndiag.recorder.output.directory import RunPlace
-from rnndiag.recorder.output.notebook import run_html
-from rnndiag.recorder.output.run_names import default_directory
+from rnndiag.recorder.output.directory import RunPlace, default_directory
 from rnndiag.recorder.output.run_output import recordings
 from rnndiag.recorder.settings import settings_from
+from rnndiag.report.notebook import run_html
 from rnndiag.store.ending import FINISHED, reason_of
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.starts import free_directory

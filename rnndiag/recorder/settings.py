@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rnndiag.errors import BadArgument, BadConfig
-from rnndiag.health.config import find_config, read_config
+from rnndiag.health.config import nearest_config
 from rnndiag.store.limits import BUDGET_BYTES
 
 _NUMBERS: tuple[tuple[str, bool, Callable[[float], bool], str], ...] = (
@@ -165,7 +165,7 @@ def settings_from(
 def _of_project() -> dict[str, Any]:
     """`chance` and `needs` of [tool.rnndiag] in the nearest pyproject.toml, to be stored in the run."""
     try:
-        config = read_config(find_config(Path.cwd()))
+        config = nearest_config(Path.cwd())
     except BadConfig:  # `rnndiag check` says so; a training does not end for it
         return {}
     return {"chance": config.chance, "needs": config.needs}

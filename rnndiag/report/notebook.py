@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
+from rnndiag.errors import RnndiagError
 from rnndiag.report.palette import TONES
 from rnndiag.report.strip import tiles
 from rnndiag.report.write_report import report_context
@@ -44,3 +46,12 @@ def verdict_strip(run: StoredRun) -> str:
         f"{found.shape} <b>{escape(found.word)}</b> {escape(found.sentence)}"
         f"<table><tr>{cells}</tr></table></div>"
     )
+
+
+def run_html(run_dir: Path, otherwise: str) -> str:
+    """The verdict and headline numbers of a run as HTML; `otherwise`, escaped, if there is no run."""
+    try:
+        run = StoredRun(run_dir)
+        return verdict_strip(run) if len(run) else escape(otherwise)
+    except RnndiagError:
+        return escape(otherwise)

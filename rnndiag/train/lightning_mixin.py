@@ -73,7 +73,7 @@ class TruncatedBPTT:
         super().__init__(*args, **kwargs)
         self._tbptt_updates = LightningUpdates(self)
         self._tbptt_loop = ChunkLoop(
-            self._tbptt_call, self._tbptt_updates, k1, None, update=update, time_dim=time_dim
+            self.tbptt_step, self._tbptt_updates, k1, None, update=update, time_dim=time_dim
         )
         self._tbptt_stateful = stateful
         self._tbptt_state: Any = None
@@ -205,9 +205,6 @@ class TruncatedBPTT:
         self._tbptt_batch = None
         self._tbptt_state = result.state if self._tbptt_stateful else None
         return result.loss
-
-    def _tbptt_call(self, chunk: Any, state: Any) -> tuple[Any, Any]:
-        return self.tbptt_step(chunk, state)
 
     def _tbptt_start(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor | None]:
         """The state before the batch, and which sequences of a stream begin with it."""

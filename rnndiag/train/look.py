@@ -137,10 +137,6 @@ class Pool:
     def __len__(self) -> int:
         return len(self.looks)
 
-    def last(self, count: int) -> Pool:
-        """A pool of the last `count` looks."""
-        return Pool(self.floor, self.looks[-count:])
-
     def _stack(self, name: str) -> Array:
         return np.stack([getattr(look, name) for look in self.looks])
 

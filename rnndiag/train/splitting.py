@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnndiag.errors import BadArgument, NotSupported
-from rnndiag.train.nested import batch_dim_of, map_tensors
+from rnndiag.train.nested import batch_dim_of, map_leaves, map_tensors
 
 LENGTHS = "lengths"
 """Name of the batch entry with the number of steps of every sequence, (B,)."""
@@ -43,7 +42,7 @@ class TimeBatch:
 
     def piece(self, start: int, stop: int) -> Any:
         """Steps start .. stop-1, with the structure of the batch."""
-        return _walk(lambda name, value: self._cut(name, value, start, stop), "", self.batch)
+        return map_leaves(lambda name, value: self._cut(name, value, start, stop), self.batch)
 
     def rows(self, start: int, stop: int, rows: Tensor) -> Any:
         """Steps start .. stop-1 of some sequences."""
@@ -60,7 +59,7 @@ class TimeBatch:
                     return value.index_select(dim, rows.to(value.device))
             return value
 
-        return _walk(pick, "", self.piece(start, stop))
+        return map_leaves(pick, self.piece(start, stop))
 
     def __eq__(self, other: object) -> bool:
         """Whether both contain equal tensors."""
@@ -113,25 +112,6 @@ class TimeBatch:
         return value
 
 
-def _walk(function: Callable[[str, Any], Any], name: str, tree: Any) -> Any:
-    """The same structure with each leaf replaced by function(name of the entry, leaf)."""
-    if isinstance(tree, PackedSequence):
-        return function(name, tree)
-    if isinstance(tree, dict):
-        return type(tree)({key: _walk(function, str(key), value) for key, value in tree.items()})
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(
-            *(_walk(function, key, value) for key, value in zip(tree._fields, tree, strict=True))
-        )
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_walk(function, "", value) for value in tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        names = [field.name for field in dataclasses.fields(tree) if field.init]
-        parts = {key: _walk(function, key, getattr(tree, key)) for key in names}
-        return dataclasses.replace(tree, **parts)
-    return function(name, tree)
-
-
 def _first(tree: Any, holds: Callable[[Any], bool]) -> Any:
     """The first leaf for which `holds` returns True, or None."""
     found: list[Any] = []
@@ -141,7 +121,7 @@ def _first(tree: Any, holds: Callable[[Any], bool]) -> Any:
             found.append(leaf)
         return leaf
 
-    _walk(collect, "", tree)
+    map_leaves(collect, tree)
     return found[0] if found else None
 
 
@@ -155,5 +135,5 @@ def _leaves(tree: Any) -> list[Tensor]:
             found.append(leaf)
         return leaf
 
-    _walk(collect, "", tree)
+    map_leaves(collect, tree)
     return found

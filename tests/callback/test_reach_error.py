@@ -15,7 +15,7 @@ from rnndiag.cli import main
 from rnndiag.recorder.measures.lags import lags
 from rnndiag.recorder.measures.measure import Subject
 from rnndiag.recorder.output.screen import screen
-from rnndiag.recorder.record_passes import record_passes
+from rnndiag.recorder.pass_subject import record_passes
 from rnndiag.report.context import Context
 from rnndiag.report.layers import layer_rows
 from rnndiag.report.strip import tiles

@@ -12,7 +12,7 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.truncation.estimators import ESTIMATORS
 from rnndiag.engine.truncation.estimators.estimator import RecordedStep
 from rnndiag.recorder.measures import Extent
-from rnndiag.recorder.record_passes import record_passes
+from rnndiag.recorder.pass_subject import record_passes
 from rnndiag.store.recording import Recording
 
 

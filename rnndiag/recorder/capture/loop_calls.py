@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rnndiag.engine.segments.marks import Edge, Mark, batch_rows, has_hook, stand_in
 from rnndiag.recorder.capture.backward_pass import running_task
 from rnndiag.recorder.capture.call import Call
-from rnndiag.recorder.carry import map_tensors, tensors_in
+from rnndiag.recorder.nested import map_tensors, tensors_in
 
 _ONCE = (
     "it was called once, so there is no step from one state to the next: call it at the head of a loop over time (a "

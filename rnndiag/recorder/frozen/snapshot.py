@@ -21,7 +21,7 @@ from rnndiag.errors import BadArgument, CannotJudge, RnndiagError, RunUnreadable
 from rnndiag.recorder.frozen.arrays import Arrays, decode, encode, load, save
 from rnndiag.recorder.frozen.factory import build
 from rnndiag.recorder.frozen.numbers import measure
-from rnndiag.recorder.preflight.observe import LossFn
+from rnndiag.recorder.need.output_loss import LossFn
 from rnndiag.store.whole_files import write_whole
 
 FORMAT, VERSION = "rnndiag snapshot", 1

@@ -14,6 +14,7 @@ from rnndiag.recorder.capture.step_signature import may_be_step
 from rnndiag.recorder.need.layer_output import CellOutput, FusedOutput, LayerOutput
 from rnndiag.recorder.need.output_loss import LossFn, OutputLoss, scalar_loss
 from rnndiag.recorder.need.step_output import StepOutput
+from rnndiag.recorder.replay.kept_call import tensors_in
 
 
 def chosen_layer(
@@ -99,7 +100,8 @@ def _order_of_calls(
 
         def note(_module: nn.Module, _given: Any, returned: Any, name: str = name) -> None:
             calls[name] += 1
-            outputs.setdefault(name, []).extend(tensors_of(returned))
+            found = [one for one in tensors_in(returned) if one.is_floating_point()]
+            outputs.setdefault(name, []).extend(found)
 
         handles.append(module.register_forward_hook(note))
     try:
@@ -126,15 +128,6 @@ def _order_of_calls(
     # On a batch that is solved exactly no gradient is left.
     found = reached or connected
     return [name for name in outputs if name in found and calls[name] >= fewest]
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """All floating-point tensors in nested tuples; of a packed sequence its data."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, tuple | list):
-        return [one for part in value for one in tensors_of(part)]
-    return []
 
 
 def _reads_cell(model: nn.Module, loss_fn: LossFn, batch: Any, layer: LayerOutput) -> bool:

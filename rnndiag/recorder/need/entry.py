@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rnndiag.errors import BadArgument, NotSupported, require_whole
+from rnndiag.errors import BadArgument, require_whole
 from rnndiag.recorder.need.batches import Parts, divide, overlap_of, read_samples
 from rnndiag.recorder.need.chosen_layer import chosen_layer
 from rnndiag.recorder.need.features import Basis, Rows
@@ -22,7 +22,12 @@ from rnndiag.recorder.need.grid import lag_groups
 from rnndiag.recorder.need.layer_output import as_parts
 from rnndiag.recorder.need.limits import GradientLimits, gradient_limits
 from rnndiag.recorder.need.need_curve import need_curve, smallest_found
-from rnndiag.recorder.need.output_loss import LossFn, OutputLoss, Sample
+from rnndiag.recorder.need.output_loss import (
+    LossFn,
+    OutputLoss,
+    Sample,
+    loss_of_training_step,
+)
 from rnndiag.recorder.need.skips import Part, SkipFitter
 from rnndiag.recorder.need.use import SHARE_OF_PEAK, MemoryUse, burn_in
 from rnndiag.recorder.preflight.untouched import untouched
@@ -82,7 +87,7 @@ def memory_need(
         >>> print(need.sentence)
     """
     _check_arguments(model, batches, beyond, max_lag)
-    step = _training_step(model) if loss_fn is None else loss_fn
+    step = loss_of_training_step(model) if loss_fn is None else loss_fn
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
@@ -270,23 +275,6 @@ def _check_arguments(model: Any, batches: Any, beyond: Any, max_lag: Any) -> Non
         raise BadArgument(
             f"batches is a {type(batches).__name__}.", "Give an iterable of batches, or a loader."
         )
-
-
-def _training_step(model: nn.Module) -> LossFn:
-    if hasattr(model, "tbptt_step"):  # of rnndiag.train.TruncatedBPTT: the whole batch as one chunk
-        return lambda own, batch: own.tbptt_step(batch, None)[0]  # type: ignore[operator]
-    if not getattr(model, "automatic_optimization", True):
-        raise NotSupported(
-            f"The training_step of {type(model).__name__} optimizes by itself, so it cannot be called for its loss.",
-            "Call rnndiag.memory_need(model, batches, loss_fn) with a loss_fn that only returns the loss.",
-        )
-    step = getattr(model, "training_step", None)
-    if not callable(step):
-        raise BadArgument(
-            f"{type(model).__name__} has no training_step, and no loss_fn was given.",
-            "Pass loss_fn, a function of (model, batch) that returns the scalar loss.",
-        )
-    return lambda own, batch: own.training_step(batch, 0)  # type: ignore[operator]
 
 
 @contextmanager

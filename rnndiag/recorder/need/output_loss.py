@@ -137,3 +137,21 @@ def scalar_loss(result: Any) -> Tensor:
             "It takes (model, batch) and returns the scalar loss, or a dict with the key 'loss'.",
         )
     return result.reshape(())
+
+
+def loss_of_training_step(model: nn.Module) -> LossFn:
+    """The `training_step` of a LightningModule as a function of (model, batch)."""
+    if hasattr(model, "tbptt_step"):  # of rnndiag.train.TruncatedBPTT: the whole batch as one chunk
+        return lambda own, batch: own.tbptt_step(batch, None)[0]  # type: ignore[operator]
+    if not getattr(model, "automatic_optimization", True):
+        raise NotSupported(
+            f"The training_step of {type(model).__name__} optimizes by itself, so it cannot be called for its loss.",
+            "Pass loss_fn, a function of (model, batch) that only returns the loss.",
+        )
+    step = getattr(model, "training_step", None)
+    if not callable(step):
+        raise BadArgument(
+            f"{type(model).__name__} has no training_step, and no loss_fn was given.",
+            "Pass loss_fn, a function of (model, batch) that returns the scalar loss.",
+        )
+    return lambda own, batch: own.training_step(batch, 0)  # type: ignore[operator]

@@ -1,13 +1,19 @@
-"""Chooses the directory of a fit: a new one, or that of the run that it continues."""
+"""Names the directory of a fit: a new one, or that of the run that it continues."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rnndiag.store.starts import free_directory, holds_run
+
+ROOT = "runs"
+
+_taken: set[Path] = set()
+"""Names given to runs that may not be on the disk yet."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +51,14 @@ def chosen_directory(
     return RunPlace(
         free, message=f"rnndiag: {wanted} holds a run already; this fit is written to {free}."
     )
+
+
+def default_directory(root: str | Path = ROOT) -> Path:
+    """runs/2026-11-21T02-44-10, local time; a second one within that second gets the suffix -2."""
+    first = Path(root) / time.strftime("%Y-%m-%dT%H-%M-%S")
+    path, number = first, 1
+    while path.absolute() in _taken or holds_run(path):
+        number += 1
+        path = first.with_name(f"{first.name}-{number}")
+    _taken.add(path.absolute())
+    return path

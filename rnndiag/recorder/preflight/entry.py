@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rnndiag.errors import BadArgument
+from rnndiag.recorder.need.output_loss import LossFn, loss_of_training_step
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.gradient import check_gradient
 from rnndiag.recorder.preflight.layout import layout_of
-from rnndiag.recorder.preflight.observe import SEED, LossFn, Observer
+from rnndiag.recorder.preflight.observe import SEED, Observer
 from rnndiag.recorder.preflight.padding import check_padding
 from rnndiag.recorder.preflight.samples import check_samples
 from rnndiag.recorder.preflight.state import check_state
@@ -66,7 +66,7 @@ def preflight(
         []
     """
     if loss_fn is None:
-        loss_fn = _training_step(model)
+        loss_fn = loss_of_training_step(model)
     subject = PreflightSubject(
         Observer(model, loss_fn), batch, layout_of(batch, batch_dim, lengths), detach
     )
@@ -79,16 +79,6 @@ def preflight(
         for check in CHECKS:
             found += check(subject)
     return _without_consequences(found)
-
-
-def _training_step(model: nn.Module) -> LossFn:
-    step = getattr(model, "training_step", None)
-    if not callable(step):
-        raise BadArgument(
-            f"{type(model).__name__} has no training_step, and no loss_fn was given.",
-            "Pass loss_fn, a function of (model, batch) that returns the scalar loss.",
-        )
-    return lambda own, batch: own.training_step(batch, 0)  # type: ignore[operator]
 
 
 def _nothing(subject: PreflightSubject) -> Finding:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnndiag.errors import BadArgument
-from rnndiag.recorder.preflight.leaves import Path, leaves
+from rnndiag.recorder.nested import named_tensors
 
 IGNORED = -100
 """torch's default value for targets to ignore."""
@@ -54,7 +54,7 @@ def layout_of(
     batch: Any, batch_dim: int | None, lengths: Tensor | Sequence[int] | None
 ) -> BatchLayout:
     """Determine the layout from the batch; `batch_dim` and `lengths` override it."""
-    found = list(leaves(batch))
+    found = named_tensors(batch, padded=True)
     wide = [tensor for _, tensor in found if tensor.ndim >= 2]
     if not wide:
         raise BadArgument(
@@ -92,7 +92,7 @@ def told_by_loader(layout: BatchLayout, batch_size: int | None) -> BatchLayout:
     return layout
 
 
-def _batch_dim(batch: Any, found: list[tuple[Path, Tensor]], main: Tensor) -> tuple[int, bool]:
+def _batch_dim(batch: Any, found: list[tuple[str, Tensor]], main: Tensor) -> tuple[int, bool]:
     """The dim of the samples, and whether it was assumed: found by a tensor with one number per sample, else dim 0."""
     if isinstance(batch, PackedSequence):
         return 0, False
@@ -103,12 +103,12 @@ def _batch_dim(batch: Any, found: list[tuple[Path, Tensor]], main: Tensor) -> tu
     return 0, True
 
 
-def _lengths(found: list[tuple[Path, Tensor]], layout: BatchLayout) -> tuple[Tensor | None, str]:
+def _lengths(found: list[tuple[str, Tensor]], layout: BatchLayout) -> tuple[Tensor | None, str]:
     """Lengths in the batch and their source: a vector, a mask, or targets marked as ignored."""
     data = [tensor for _, tensor in found if layout.has_time(tensor) and tensor.dtype != torch.bool]
     for path, tensor in found:
         if _could_be_lengths(tensor, layout) and (
-            _called_lengths(path) or _ends_agree(tensor, data, layout)
+            "len" in path.rpartition(".")[2].lower() or _ends_agree(tensor, data, layout)
         ):
             return tensor.reshape(-1), f"{_named(path)} of the batch"
     for path, tensor in found:
@@ -140,10 +140,6 @@ def _could_be_lengths(tensor: Tensor, layout: BatchLayout) -> bool:
     )
 
 
-def _called_lengths(path: Path) -> bool:
-    return bool(path) and "len" in str(path[-1]).lower()
-
-
 def _ends_agree(lengths: Tensor, data: list[Tensor], layout: BatchLayout) -> bool:
     """Whether some data are constant after each sequence's length, which confirms that the numbers are lengths."""
     padding = _prefix(lengths, layout).logical_not()
@@ -160,5 +156,5 @@ def _prefix(counts: Tensor, layout: BatchLayout) -> Tensor:
     return torch.arange(layout.steps)[None, :] < counts.cpu()[:, None]
 
 
-def _named(path: Path) -> str:
-    return f"entry {'.'.join(map(str, path))}" if path else "the only tensor"
+def _named(path: str) -> str:
+    return f"entry {path}" if path else "the only tensor"

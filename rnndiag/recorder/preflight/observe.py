@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.errors import BadArgument
+from rnndiag.recorder.need.output_loss import LossFn, scalar_loss
 from rnndiag.recorder.preflight.untouched import untouched
 from rnndiag.recorder.probe import probe
-
-LossFn = Callable[[nn.Module, Any], Any]
 
 SEED = 20240229
 
@@ -79,20 +78,14 @@ class Observer:
 
 
 def scalar(result: Any) -> Tensor:
-    """Extract the scalar loss from the result of a loss function or training step."""
-    if isinstance(result, Mapping):
-        result = result.get("loss")
-    if not isinstance(result, Tensor) or result.numel() != 1:
-        raise BadArgument(
-            f"loss_fn returned {type(result).__name__}, not a loss.",
-            "It takes (model, batch) and returns the scalar loss, or a dict with the key 'loss'.",
-        )
-    if not result.requires_grad:
+    """The scalar loss in the result of a loss function or training step, which carries a gradient."""
+    loss = scalar_loss(result)
+    if not loss.requires_grad:
         raise BadArgument(
             "The loss of loss_fn carries no gradient.",
             "Leave out torch.no_grad and .item() in loss_fn.",
         )
-    return result.reshape(())
+    return loss
 
 
 def _watch(name: str, called: set[str], noted: list[ModuleCall] | None) -> Callable[..., None]:

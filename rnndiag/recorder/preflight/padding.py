@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from rnndiag.engine.layer_run import LayerRun
+from rnndiag.recorder.nested import named_tensors
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.layout import BatchLayout
-from rnndiag.recorder.preflight.leaves import Path, leaves
 from rnndiag.recorder.preflight.observe import PassResult, differs
 from rnndiag.recorder.preflight.perturb import of_padding, of_tensor
 from rnndiag.recorder.preflight.subject import PreflightSubject
@@ -55,10 +55,10 @@ def check_padding(subject: PreflightSubject) -> list[Finding]:
     ]
 
 
-def _inputs(subject: PreflightSubject, before: PassResult) -> set[Path]:
+def _inputs(subject: PreflightSubject, before: PassResult) -> set[str]:
     """Paths of the tensors with steps that a recurrent layer depends on."""
     found = set()
-    for path, tensor in leaves(subject.batch):
+    for path, tensor in named_tensors(subject.batch, padded=True):
         if not subject.layout.has_time(tensor) or tensor.dtype == torch.bool:
             continue
         after = subject.observe(of_tensor(subject.batch, subject.layout, path))

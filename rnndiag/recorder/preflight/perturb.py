@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnndiag.recorder.nested import map_tensors
 from rnndiag.recorder.preflight.layout import IGNORED, BatchLayout
-from rnndiag.recorder.preflight.leaves import Path, changed
 
 
 def other_content(tensor: Tensor, layout: BatchLayout) -> Tensor:
@@ -29,41 +29,41 @@ def other_content(tensor: Tensor, layout: BatchLayout) -> Tensor:
 def of_sample(batch: Any, layout: BatchLayout, sample: int) -> Any:
     """One sample's data replaced; masks, lengths and labels stay."""
 
-    def change(path: Path, tensor: Tensor) -> Tensor:
+    def change(tensor: Tensor, path: str) -> Tensor:
         if not layout.has_samples(tensor) or tensor.dtype == torch.bool:
             return tensor
         return _spliced(
             tensor, other_content(tensor, layout), _at(layout.batch_dim, sample, sample + 1)
         )
 
-    return changed(batch, change)
+    return map_tensors(batch, change, padded=True)
 
 
 def of_steps(batch: Any, layout: BatchLayout, first: int, last: int) -> Any:
     """The data of steps first .. last - 1 replaced in every sample."""
 
-    def change(path: Path, tensor: Tensor) -> Tensor:
+    def change(tensor: Tensor, path: str) -> Tensor:
         if not layout.has_time(tensor) or tensor.dtype == torch.bool:
             return tensor
         return _spliced(tensor, other_content(tensor, layout), _at(layout.time_dim, first, last))
 
-    return changed(batch, change)
+    return map_tensors(batch, change, padded=True)
 
 
-def of_tensor(batch: Any, layout: BatchLayout, chosen: Path) -> Any:
+def of_tensor(batch: Any, layout: BatchLayout, chosen: str) -> Any:
     """All data of one tensor replaced."""
 
-    def change(path: Path, tensor: Tensor) -> Tensor:
+    def change(tensor: Tensor, path: str) -> Tensor:
         return other_content(tensor, layout) if path == chosen else tensor
 
-    return changed(batch, change)
+    return map_tensors(batch, change, padded=True)
 
 
-def of_padding(batch: Any, layout: BatchLayout, padding: Tensor, inputs: set[Path]) -> Any:
+def of_padding(batch: Any, layout: BatchLayout, padding: Tensor, inputs: set[str]) -> Any:
     """The padded steps (N, T) of the input tensors replaced by noise, or by tokens that occur in valid steps."""
     mask = padding if layout.batch_dim == 0 else padding.T
 
-    def change(path: Path, tensor: Tensor) -> Tensor:
+    def change(tensor: Tensor, path: str) -> Tensor:
         if path not in inputs or not layout.has_time(tensor) or tensor.dtype == torch.bool:
             return tensor
         where = mask.to(tensor.device)
@@ -78,7 +78,7 @@ def of_padding(batch: Any, layout: BatchLayout, padding: Tensor, inputs: set[Pat
             new[where] = real[drawn]
         return new
 
-    return changed(batch, change)
+    return map_tensors(batch, change, padded=True)
 
 
 def _at(dim: int, first: int, last: int) -> tuple[slice, ...]:
