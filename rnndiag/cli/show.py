@@ -136,6 +136,8 @@ def when(seconds: float) -> str:
 
 def facts(one: Run) -> dict[str, Any]:
     """The overview as data."""
+    from rnndiag.health.diagnosis import diagnose
+
     steps = one.steps
     return {
         "path": str(one.path),
@@ -150,16 +152,10 @@ def facts(one: Run) -> dict[str, Any]:
         "layers": list(one.layers),
         "quantities": {name: list(one.layers_of(name)) for name in one.quantities},
         "verdicts": _verdicts(one),
-        "diagnosis": _diagnosis(one),
+        "diagnosis": diagnose(one).as_json() if len(one.steps) else {},
         "provenance": one.provenance,
         "problems": [str(problem) for problem in one.problems],
     }
-
-
-def _diagnosis(one: Run) -> dict[str, Any]:
-    from rnndiag.health.diagnosis import diagnose
-
-    return diagnose(one).as_json() if len(one.steps) else {}
 
 
 def _verdicts(one: Run) -> dict[str, int]:

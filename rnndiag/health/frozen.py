@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rnndiag.errors import CannotJudge, RunUnreadable
 from rnndiag.health.finding import UNTRUSTED, Change, Finding
 from rnndiag.health.result import CheckResult
@@ -204,7 +206,7 @@ def _structure(old: Mapping[str, str], new: Mapping[str, str]) -> Finding:
 def _moved(
     quantity: str, layer: str, old: Sequence[Any], new: Sequence[Any], limit: float, dtype: str
 ) -> Finding:
-    moved = difference([float(x) for x in old], [float(x) for x in new])
+    moved = difference(old, new)
     failed = not moved <= limit
     word: Change = "shifted" if failed else ("identical" if moved == 0 else "within noise")
     return Finding(
@@ -224,20 +226,16 @@ def _moved(
     )
 
 
-def difference(old: Sequence[float], new: Sequence[float]) -> float:
+def difference(old: Sequence[Any], new: Sequence[Any]) -> float:
     """Largest absolute difference over the largest number; inf if lengths or non-finite entries differ."""
-    if len(old) != len(new):
+    before, after = np.array(old, np.float64), np.array(new, np.float64)
+    if before.shape != after.shape:
         return math.inf
-    finite = [
-        (a, b) for a, b in zip(old, new, strict=True) if math.isfinite(a) and math.isfinite(b)
-    ]
-    odd = [
-        (a, b) for a, b in zip(old, new, strict=True) if not (math.isfinite(a) and math.isfinite(b))
-    ]
-    if any(str(a) != str(b) for a, b in odd):
+    finite = np.isfinite(before) & np.isfinite(after)
+    if not np.array_equal(before[~finite], after[~finite], equal_nan=True):
         return math.inf
-    size = max((abs(a) for a, _ in finite), default=0.0)
-    away = max((abs(a - b) for a, b in finite), default=0.0)
+    size = float(np.abs(before[finite]).max(initial=0.0))
+    away = float(np.abs(before[finite] - after[finite]).max(initial=0.0))
     if away == 0:
         return 0.0
     return away / size if size > 0 else math.inf

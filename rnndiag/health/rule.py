@@ -59,11 +59,11 @@ class Rule:
     """The number in a few words."""
     statement: str
     """One sentence on the number; fields {value} {ceil} {T} {percent} {layer}."""
-    too_low: str
-    """What to do if the number is below the allowed or typical range."""
-    too_high: str
     rank: int
     """Position in the order in which faults are shown: causes before their consequences."""
+    too_low: str = ""
+    """What to do if the number is below the allowed or typical range."""
+    too_high: str = ""
     excuse: str = ""
     """When the number is no fault: appended to the sentence in a note, but not in a failure."""
     infinite: str = ""

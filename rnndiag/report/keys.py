@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from rnndiag.report.figure_data import Band, Matrix, Panel
+from rnndiag.report.figure_data import Matrix, Panel
 from rnndiag.report.palette import (
     DASHES,
     FIRST,
@@ -30,12 +30,21 @@ WORDS = {ZERO: "exactly zero", NOT_FINITE: "not finite"}
 def key(panel: Panel) -> list[tuple[str, str]]:
     """Pairs of a small SVG and its label. Empty if the panel has one line and nothing else."""
     found = [
-        (_swatch(_stroke(line.tone) + _dot(line.tone, line.dots)), line.label)
+        (_swatch(_stroke(line.tone) + shape("main", 11, 5, 3, line.tone) * line.dots), line.label)
         for line in panel.lines
         if line.label
     ]
     found += [
-        (_swatch(_area(band)), band.label) for band in panel.bands if band.label and band.visible
+        (
+            _swatch(
+                hatching(0, 22, 0, 10, band.tone)
+                if band.hatched
+                else _filled(band.tone, band.strength)
+            ),
+            band.label,
+        )
+        for band in panel.bands
+        if band.label and band.visible
     ]
     found += [(_swatch(shape(d.tone, 11, 5, 4, d.tone)), d.label) for d in panel.dots if d.label]
     found += [(_swatch(_index(k, one.tone)), one.label) for k, one in enumerate(panel.bubbles, 1)]
@@ -72,16 +81,6 @@ def _stroke(tone: str) -> str:
         f'<line x1="0" y1="5" x2="22" y2="5" stroke="{TONES[tone][0]}" stroke-width="2" '
         f'class="s-{tone}"{dash}/>'
     )
-
-
-def _dot(tone: str, wanted: bool) -> str:
-    return shape("main", 11, 5, 3, tone) if wanted else ""
-
-
-def _area(band: Band) -> str:
-    if band.hatched:
-        return hatching(0, 22, 0, 10, band.tone)
-    return _filled(band.tone, band.strength)
 
 
 def _filled(tone: str, strength: float) -> str:

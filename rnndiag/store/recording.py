@@ -59,13 +59,13 @@ class Recording:
 
     def _repr_html_(self) -> str:
         """HTML for notebooks: the layers, and the number of quantities of each."""
-        rows = [(layer, ", ".join(self._of_layer(layer))) for layer in (*self.layers, MODEL)]
+        rows = [
+            (layer, ", ".join(m.name for m in self.measurements if m.layer == layer))
+            for layer in (*self.layers, MODEL)
+        ]
         return html_table(
             repr(self)[1:-1], ("layer", "quantities"), [row for row in rows if row[1]]
         )
-
-    def _of_layer(self, layer: str) -> list[str]:
-        return [m.name for m in self.measurements if m.layer == layer]
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], Measurement]:

@@ -19,7 +19,7 @@ from typing import IO
 _STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/null")
 _STREAM_FOLDERS = ("/dev/fd/", "/proc/self/fd/")
 
-_NEW = (
+NEW_FILE = (
     os.O_WRONLY
     | os.O_CREAT
     | os.O_EXCL
@@ -27,6 +27,7 @@ _NEW = (
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
+"""Flags that open a file for writing only where none, and no link, is there."""
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[I
     _refuse_device(target)
     # In the same folder, since a rename cannot cross file systems.
     part = target.with_name(f".{secrets.token_hex(8)}.part")
-    descriptor = os.open(part, _NEW, 0o666)
+    descriptor = os.open(part, NEW_FILE, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

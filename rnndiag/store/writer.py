@@ -25,7 +25,7 @@ from rnndiag.store.size_budget import SizeBudget
 from rnndiag.store.source import refuse_to_leave, sync_directory, write_at
 from rnndiag.store.starts import free_directory, next_start, refuse_used
 from rnndiag.store.text import plain, to_json
-from rnndiag.store.whole_files import write_whole
+from rnndiag.store.whole_files import NEW_FILE, write_whole
 
 log = logging.getLogger("rnndiag.run")
 FAILURES_THAT_STOP = 3
@@ -235,15 +235,8 @@ class RunWriter:
         first = tar.json_member(
             tar.OPEN, to_json({**self._open_json, "segment": number}), time.time()
         )
-        flags = (
-            os.O_CREAT
-            | os.O_EXCL
-            | os.O_WRONLY
-            | getattr(os, "O_CLOEXEC", 0)
-            | getattr(os, "O_BINARY", 0)
-        )
         before = self._descriptor
-        descriptor = os.open(path, flags, 0o644)
+        descriptor = os.open(path, NEW_FILE, 0o644)
         try:
             _write(descriptor, first, 0, durable=False)
         except OSError:

@@ -238,7 +238,7 @@ class JacobianProducts:
     def coordinates(self) -> dict[str, tuple[str, ...]]:
         """Labels of the dims of `rows`."""
         size = self.log_singular_values.shape[-1]
-        return {"lag": tuple(map(str, self.lags)), "exponent": _numbered(size)}
+        return {"lag": tuple(map(str, self.lags)), "exponent": tuple(map(str, range(1, size + 1)))}
 
 
 @torch.no_grad()
@@ -411,7 +411,3 @@ def _anchors(run: LayerRun, lags: list[int], anchors: list[int] | None) -> list[
             f"Give numbers of start states from 0 (the initial state) to {last}.",
         )
     return wanted
-
-
-def _numbered(count: int) -> tuple[str, ...]:
-    return tuple(str(number) for number in range(1, count + 1))

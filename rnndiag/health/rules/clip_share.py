@@ -12,7 +12,6 @@ from rnndiag.health.rule import RuleSeries, rule
     "clip_share",
     meaning="share of training steps whose gradient was clipped",
     statement="the gradient was clipped in {percent} of the steps",
-    too_low="",
     too_high="Clipping limits nearly every step and sets the learning rate in disguise: raise the threshold, "
     "or lower the learning rate and keep clipping as a safety net.",
     floor=0.5,

@@ -26,7 +26,6 @@ _ESSENTIAL = (
     "damage",
     meaning="faults by which something is not in the stored run",
     statement="{value} faults lost something that was, or should have been, recorded",
-    too_low="",
     too_high="See `rnndiag verify RUN`; record again, or allow so many with max in [tool.rnndiag.checks.damage].",
     rank=99,
     digits=0,

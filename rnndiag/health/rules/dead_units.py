@@ -11,7 +11,6 @@ from rnndiag.health.rule import RuleSeries, rule
     "dead_units",
     meaning="share of relu units that are zero at every step of every sequence",
     statement="{percent} of the units are dead",
-    too_low="",
     too_high="Lower the learning rate, start with W_hh as the identity and small biases, or use tanh.",
     floor=0.5,
     rank=10,

@@ -18,7 +18,6 @@ from rnndiag.stats.reach import decay as decay_of_profile
     family="profile",
     rank=31,
     unit="per step",
-    digits=3,
     typical=lambda numbers: (None, 1.02),
     words=("", "GROWING GRADIENT"),
 )

@@ -15,7 +15,6 @@ LIMIT = 100.0
     "exploding",
     meaning="growth of the credit along the lag, where λ_1 > 0 (or was not measured)",
     statement="credit grows at most {value} times along the lag",
-    too_low="",
     too_high="Scale W_hh down (orthogonal, gain 1), clip the gradient norm, or lower the learning rate.",
     family="profile",
     rank=1,

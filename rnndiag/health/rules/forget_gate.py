@@ -15,7 +15,6 @@ from rnndiag.health.rule import RuleSeries, rule
     too_low="The gate is shut and the state is dropped at once: start with a forget bias of 1 to 2.",
     too_high="The gate is open and nothing is ever dropped: lower the forget bias, or reset the state.",
     rank=34,
-    digits=3,
     typical=lambda numbers: (0.1, 0.99),
     words=("FORGET GATE SHUT", "FORGET GATE OPEN"),
 )

@@ -12,7 +12,6 @@ from rnndiag.health.rule import RuleSeries, rule
     "grad_spikes",
     meaning="largest over median gradient norm",
     statement="the largest gradient norm is {value} times the median",
-    too_low="",
     too_high="Clip the gradient norm a little above its usual size, and look at the sequences that cause the spikes.",
     rank=33,
     unit="x",

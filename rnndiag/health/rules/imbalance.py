@@ -13,7 +13,6 @@ from rnndiag.store.quantities import MODEL
     "imbalance",
     meaning="the largest share that one gate has of its layer's gradient, or one layer of the model's",
     statement="the largest part carries {percent} of the gradient",
-    too_low="",
     too_high="The other parts hardly learn: look at saturated gates, at the scale of the layers' inputs, "
     "and at residual or normalised connections between layers.",
     floor=0.5,

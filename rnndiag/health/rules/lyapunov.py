@@ -15,7 +15,6 @@ from rnndiag.health.rule import RuleSeries, rule
     floor=0.1,
     rank=40,
     unit="per step",
-    digits=3,
     words=("", "CHAOTIC"),
     typical=lambda numbers: (None, 0.05),
 )

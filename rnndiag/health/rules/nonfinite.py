@@ -20,7 +20,6 @@ _PADDED = ("history_loss", "history_gradient_norm")
     "nonfinite",
     meaning="entries of states and adjoints, losses and gradient norms that are not finite",
     statement="{value} numbers were not finite in the worst recording",
-    too_low="",
     too_high="Lower the learning rate or clip the gradient norm, and look at the steps before the first bad one: "
     "the report names the layer and the time step.",
     rank=0,

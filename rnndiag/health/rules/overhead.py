@@ -10,7 +10,6 @@ from rnndiag.health.rule import RuleSeries, rule
     "overhead",
     meaning="time of the diagnostics as a share of training time",
     statement="diagnostics took {percent} of training time",
-    too_low="",
     too_high="Record more rarely (every_n_steps, budget) or fewer groups (measures).",
     rank=90,
     percent=True,

@@ -17,7 +17,6 @@ LIMIT = 1e-2
     UNTRUSTED,
     meaning="|Σ_t g_t − G| / Σ_t |g_t|, the worst parameter",
     statement="the contributions add up to autograd's gradient to {value}",
-    too_low="",
     too_high="The recording is not to be trusted: see the reasons in the report, and record in float32 or float64 "
     "without compiled recurrent layers.",
     rank=2,

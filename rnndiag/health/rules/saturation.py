@@ -13,7 +13,6 @@ from rnndiag.health.rule import RuleSeries, rule
     meaning="share of units whose activation derivative stays below 0.05; of a gated cell, of gate activations "
     "below 0.05 or above 0.95",
     statement="{percent} of the activations are saturated",
-    too_low="",
     too_high="Scale the inputs, lower the learning rate, or start with smaller weights.",
     floor=0.5,
     rank=35,

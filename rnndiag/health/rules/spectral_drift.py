@@ -28,7 +28,6 @@ def _typical(numbers: LayerNumbers) -> tuple[float | None, float | None]:
     too_high="Training blows the recurrence up: lower the learning rate, clip the gradient norm, or decay W_hh.",
     rank=42,
     unit="x",
-    digits=3,
     of_weights=True,
     comparable=False,
     typical=_typical,

@@ -15,7 +15,6 @@ from rnndiag.health.rule import RuleSeries, rule
     too_low="The recurrence is weak: start from an orthogonal W_hh.",
     too_high="The recurrence is strong: lower the learning rate, clip the gradient norm, or decay W_hh.",
     rank=41,
-    digits=3,
     of_weights=True,
 )
 def spectral_radius(numbers: LayerNumbers) -> RuleSeries:

@@ -17,7 +17,6 @@ from rnndiag.stats.reach import decay as decay_of_profile
     "truncation_error",
     meaning="relative bias of the gradient through the window in use",
     statement="the window in use leaves out {percent} of the gradient",
-    too_low="",
     too_high="Carry the graph through more steps.",
     floor=0.5,
     family="profile",

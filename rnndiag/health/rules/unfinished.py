@@ -13,7 +13,6 @@ from rnndiag.health.rule import RuleSeries, rule
     "unfinished",
     meaning="1 where training has not made its last step",
     statement="{value} of 1 runs was not finished by its training",
-    too_low="",
     too_high="Judge the run again when training has ended. To judge a run that was cut short for what it holds: "
     "rnndiag check RUN --unfinished.",
     rank=95,

@@ -23,7 +23,6 @@ USED = "used_memory"
     meaning="the window in use as a multiple of the memory that the model uses",
     statement="the window in use is {value} times the memory that the model uses",
     excuse="fine where time and memory allow it",
-    too_low="",
     too_high="A shorter window would do and cost less.",
     family="profile",
     rank=60,

@@ -16,10 +16,6 @@ def running_task() -> int:
 Hook = Callable[..., None]
 
 
-def _unguarded(hook: Hook) -> Hook:
-    return hook
-
-
 @dataclass
 class Tasks:
     """The backward passes seen so far, with facts that can only be read while they run."""
@@ -27,7 +23,7 @@ class Tasks:
     loss_scale: Callable[[], float]
     scales: dict[int, float] = field(default_factory=dict)
     """Task -> the loss scale during it, in order of appearance."""
-    guard: Callable[[Hook], Hook] = _unguarded
+    guard: Callable[[Hook], Hook] = lambda hook: hook
     """Wraps hooks called by autograd, so that a fault of the recorder does not end the backward pass."""
     double: set[int] = field(default_factory=set)
     """Tasks whose gradients are themselves part of a graph (create_graph=True)."""

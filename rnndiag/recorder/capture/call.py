@@ -112,6 +112,13 @@ class Call:
         rounds = self.autocast.enabled and returned == torch.float32
         return self.autocast.dtype if rounds else returned
 
+    @property
+    def steps(self) -> int:
+        """Number of time steps of a call over padded sequences or of one step."""
+        return (
+            1 if self.plan.one_step else int(self.inputs.shape[1 if self.plan.batch_first else 0])
+        )
+
     def release(self) -> None:
         """Drop all tensors."""
         self.inputs, self.hx, self.weights = self.inputs.new_empty(0), (), ()

@@ -86,7 +86,7 @@ class CallLog:
             value = flat(output.detach()) if one_step else output.detach()
             call.outputs[slot] = value
             call.versions[slot] = value._version
-            if one_step or (slot != OUTPUT and _one_long(call)):
+            if one_step or (slot != OUTPUT and not call.plan.packed and call.steps == 1):
                 call.copies[slot] = value.clone()
             if output.requires_grad:
                 watch_output(output, self._keeps(call, slot), self.tasks.guard)
@@ -135,9 +135,3 @@ class CallLog:
             known = Counter(map(id, targets.values()))
             targets = {key: tensor for key, tensor in targets.items() if known[id(tensor)] == 1}
         self._arrivals.watch(outputs, targets, arrived, self.tasks.guard, same)
-
-
-def _one_long(call: Call) -> bool:
-    """Whether a kernel over sequences was called for a single step."""
-    time = 1 if call.plan.batch_first else 0
-    return not call.plan.packed and call.inputs.shape[time] == 1

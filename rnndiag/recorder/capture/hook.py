@@ -38,17 +38,13 @@ def unwatched(model: nn.Module) -> Iterator[None]:
     hooks = {hook for table in tables for hook in table.values() if isinstance(hook, ModuleHook)}
     before = {hook: hook._watch for hook in hooks}
     for hook in hooks:
-        hook._watch = _see_nothing
+        hook._watch = lambda *call: None
     try:
         with weights_asleep():
             yield
     finally:
         for hook, watch in before.items():
             hook._watch = watch
-
-
-def _see_nothing(*call: Any) -> None:
-    """Replacement for the hooks inside of `unwatched`."""
 
 
 class ModuleHook:

@@ -275,7 +275,7 @@ class _ChainReplay:
             return
         end = 0
         for call, final in zip(self.chain, finals, strict=True):
-            end += resets.steps_of(call)
+            end += call.steps
             if final is not None:
                 direct[end - 1] += final
 

@@ -128,7 +128,7 @@ class LoopCalls:
         changed = map_tensors(output, mark)
         steps = 1
         if record is not None and not record.plan.one_step:
-            steps = 0 if record.plan.packed else _length(record)
+            steps = 0 if record.plan.packed else record.steps
         first, rest = tensors_in(args[:1]), tensors_in((args[1:], kwargs))
         call = LoopCall(
             *(owner, self._count, tuple(marks), tuple(first), tuple(rest), tuple(returned)),
@@ -204,10 +204,6 @@ def _sequence_name(owner: str, module: nn.RNNBase) -> str:
 
 def _autocast(tensors: Iterable[Tensor]) -> bool:
     return any(torch.is_autocast_enabled(tensor.device.type) for tensor in tensors)
-
-
-def _length(record: Call) -> int:
-    return int(record.inputs.shape[1 if record.plan.batch_first else 0])
 
 
 def _inside_a_transform() -> bool:

@@ -22,13 +22,6 @@ _TOLD = (
 )
 
 
-def steps_of(call: Call) -> int:
-    """Number of steps of one call."""
-    if call.plan.one_step:
-        return 1
-    return int(call.inputs.shape[1 if call.plan.batch_first else 0])
-
-
 def unless_scattered(chain: Chain) -> tuple[Chain, ...]:
     """The chain; split into single calls if the stretches between resets would take too much memory when padded."""
     found = segments_of(chain)
@@ -47,7 +40,7 @@ def segments_of(chain: Chain) -> Segments | None:
     if all(rows is None or bool(rows.all()) for rows in carried):
         return None
     count = next(len(rows) for rows in carried if rows is not None)
-    begins = torch.zeros(sum(map(steps_of, chain)), count, dtype=torch.bool)
+    begins = torch.zeros(sum(call.steps for call in chain), count, dtype=torch.bool)
     begins[0] = True
     for step, rows in zip(_first_steps(chain)[1:], carried, strict=True):
         if rows is not None:
@@ -99,10 +92,10 @@ def at_starts(
 def at_ends(chain: Chain, finals: Sequence[Tensor | None]) -> Tensor:
     """(T, B, S): gradients of the calls' final states, (B, S) each, placed at the calls' last steps."""
     like = next(final for final in finals if final is not None)
-    whole = like.new_zeros(sum(map(steps_of, chain)), *like.shape)
+    whole = like.new_zeros(sum(call.steps for call in chain), *like.shape)
     for step, call, final in zip(_first_steps(chain), chain, finals, strict=True):
         if final is not None:
-            whole[step + steps_of(call) - 1] = final
+            whole[step + call.steps - 1] = final
     return whole
 
 
@@ -114,5 +107,5 @@ def _first_steps(chain: Chain) -> list[int]:
     found, step = [], 0
     for call in chain:
         found.append(step)
-        step += steps_of(call)
+        step += call.steps
     return found

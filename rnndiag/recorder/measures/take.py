@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from rnndiag.errors import NotSupported
-from rnndiag.recorder.capture import Loops
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.measures.graph_lags import graph_contributions, graph_lags
 from rnndiag.recorder.measures.measure import MEASURES, Measure, Subject
@@ -99,18 +98,17 @@ def _take_loops(subject: Subject, taken: Taken, groups: set[str]) -> None:
     for name, why in loops.open.items():
         subject.not_measured[f"lags of {name}"] = f"open: {why}"
     if loops.measured:
-        ways = {found.name: _way_to(found.name, loops) for found in loops.measured}
-        subject.facts["on_graph"] = ways
+        together = "they feed each other, so their states are cut together"
+        subject.facts["on_graph"] = {
+            found.name: together
+            if found.name in loops.members
+            else loops.reasons.get(found.name, "its state is marked by carry")
+            for found in loops.measured
+        }
 
 
 _OF_LAGS = ("lags", "estimators")
 """Groups that need e_t to hold only what the loss sends directly."""
-
-
-def _way_to(name: str, loops: Loops) -> str:
-    if name in loops.members:
-        return "they feed each other, so their states are cut together"
-    return loops.reasons.get(name, "its state is marked by carry")
 
 
 def _take_group(measure: Measure, subject: Subject, taken: Taken, faults: Faults) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any, TextIO
 
 from rnndiag.recorder.need.entry import memory_need
@@ -37,12 +38,7 @@ def _batches(trainer: Any) -> tuple[Iterable[Any], tuple[str, ...]]:
             "There are no validation batches: memorised training batches hide a need.",
         )
     several = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
-    return _one_after_another(several), ()
-
-
-def _one_after_another(loaders: list[Any]) -> Iterator[Any]:
-    for loader in loaders:
-        yield from loader
+    return chain.from_iterable(several), ()
 
 
 class ProgressBar:

@@ -19,7 +19,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     tables = [{name: dict(module.__dict__[name]) for name in _TABLES} for module in modules]
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    devices = [device for device in _devices(model) if device.type == "cuda"]
+    tensors = (*model.parameters(), *model.buffers())
+    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             yield
@@ -37,7 +38,3 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(content)
         for parameter, gradient in gradients:
             parameter.grad = gradient
-
-
-def _devices(model: nn.Module) -> set[torch.device]:
-    return {tensor.device for tensor in (*model.parameters(), *model.buffers())}

@@ -18,7 +18,7 @@ from rnndiag.errors import BadArgument, NotSupported
 def joined_chunks(earlier: Sequence[Runs], layer_run: Runs) -> tuple[Chain, int, tuple[str, ...]]:
     """The chain over all chunks with the losses of the last one, the steps before the seam, and notes."""
     own = chain_of(layer_run)
-    before = [_as_runs(one) for one in earlier]
+    before = [(one,) if isinstance(one, LayerRun) else tuple(one) for one in earlier]
     if not before:
         raise BadArgument("No earlier chunk was given.", "Keep the chunk before this one first.")
     found = [
@@ -35,10 +35,6 @@ def joined_chunks(earlier: Sequence[Runs], layer_run: Runs) -> tuple[Chain, int,
     kept = runs[0].T - own.T
     direct = [tuple(_padded(part, kept) for part in link.direct) for link in own.links]
     return Chain(tuple(joined_links(runs, direct))), kept, notes
-
-
-def _as_runs(runs: Runs) -> tuple[LayerRun, ...]:
-    return (runs,) if isinstance(runs, LayerRun) else tuple(runs)
 
 
 def _padded(part: Tensor, steps: int) -> Tensor:

@@ -12,7 +12,7 @@ from rnndiag.engine.cells import State
 from rnndiag.engine.contributions import FACTORS
 from rnndiag.engine.cpu_buffers import Scratch
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.transition import flat_step
+from rnndiag.engine.transition import flat_step, pulled_back
 from rnndiag.engine.truncation.chains.chain import Chain, ChainLink
 from rnndiag.engine.truncation.sweep.parameter_layout import (
     ParameterBlock,
@@ -153,14 +153,7 @@ def _weight_vjp(
     run: LayerRun, keys: list[str], inputs: Tensor, before: State, cotangent: State
 ) -> State:
     with torch.enable_grad():
-        leaves = [run.weights[key].detach().requires_grad_() for key in keys]
+        leaves = tuple(run.weights[key].detach().requires_grad_() for key in keys)
         weights = {**run.weights, **dict(zip(keys, leaves, strict=True))}
         out = flat_step(run.cell, weights, inputs.detach(), before)
-        pairs = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
-        return torch.autograd.grad(
-            [o for o, _ in pairs],
-            leaves,
-            [a for _, a in pairs],
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        return pulled_back(out, cotangent, leaves)

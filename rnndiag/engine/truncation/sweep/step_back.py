@@ -11,7 +11,13 @@ from torch.nn.functional import linear
 from rnndiag.engine.cells import State
 from rnndiag.engine.cpu_buffers import Scratch, empty
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.transition import Coefficients, flat_step, preactivations, project_back
+from rnndiag.engine.transition import (
+    Coefficients,
+    flat_step,
+    preactivations,
+    project_back,
+    pulled_back,
+)
 from rnndiag.engine.truncation.chains.chain import Chain, ChainLink
 from rnndiag.engine.truncation.sweep.row_steps import Where, count, piece, take
 
@@ -245,7 +251,7 @@ def _through_autograd(
             projected = out[0].detach()
             if "weight_hr" in run.weights:
                 out = (linear(out[0], run.weights["weight_hr"]), *out[1:])
-        found = _pull(out, (*gates, *leaves), own)
+        found = pulled_back(out, own, (*gates, *leaves))
     to_gates = found[: len(gates)]
     carried = found[len(gates) : len(gates) + len(before)]
     result = StepBack(link, where, own)
@@ -257,17 +263,3 @@ def _through_autograd(
 def _widen(values: Tensor, rows: int) -> Tensor:
     """(1, ...) -> (rows, ...): the same step for many draws."""
     return values if values.shape[0] == rows else values.expand(rows, *values.shape[1:])
-
-
-def _pull(out: State, leaves: tuple[Tensor, ...], cotangent: State) -> tuple[Tensor, ...]:
-    """The VJP, with zeros for unused arguments."""
-    pairs = [(o, a) for o, a in zip(out, cotangent, strict=True) if o.requires_grad]
-    if not pairs:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    return torch.autograd.grad(
-        [o for o, _ in pairs],
-        leaves,
-        [a for _, a in pairs],
-        allow_unused=True,
-        materialize_grads=True,
-    )
