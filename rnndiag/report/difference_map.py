@@ -23,7 +23,7 @@ def difference_map(everyone: Sequence[Context], names: Sequence[str]) -> FigureD
     without = [n for n, c in zip(names, everyone, strict=True) if c.profiles(layer) is None]
     if without:
         words = f"No credit profile of {layer} was recorded in {', '.join(without)}."
-        return FigureData("F2", QUESTION, "", "", absent=words)
+        return FigureData("", "", absent=words, name="F2", question=QUESTION)
     rows, across, how = _columns(everyone, layer)
     profiles = [_profile(c, layer)[at] for c, at in zip(everyone, rows, strict=True)]
     lags = min(profile.shape[1] for profile in profiles)
@@ -44,13 +44,13 @@ def difference_map(everyone: Sequence[Context], names: Sequence[str]) -> FigureD
     panel = Panel(across, Axis("lag", *extent(lags, block[0])), matrices=tuple(matrices))
     words = "\n".join(_words(ratio, name) for ratio, name in zip(ratios, names[1:], strict=True))
     return FigureData(
-        "F2",
-        QUESTION,
         words,
         f"Red: more credit than in {names[0]}; blue: less. {how} What is exactly zero, or not finite, in both "
         "runs has no colour.",
         (panel,),
         layer=layer,
+        name="F2",
+        question=QUESTION,
     )
 
 

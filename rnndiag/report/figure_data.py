@@ -164,8 +164,6 @@ class Table:
 class FigureData:
     """One figure of a report, as its figure module computed it from a run."""
 
-    name: str
-    question: str
     finding: str
     """The finding in words, computed from the numbers."""
     how_to_read: str
@@ -176,3 +174,5 @@ class FigureData:
     layer: str = ""
     warnings: tuple[str, ...] = field(default=())
     """Sentences shown prominently, such as steps that were not finite."""
+    name: str = ""
+    question: str = ""

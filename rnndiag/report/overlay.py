@@ -25,14 +25,14 @@ def overlay(figures: Sequence[FigureData], names: Sequence[str]) -> FigureData:
     missing = tuple(f"{name}: {data.absent}" for name, data in told if data.absent)
     finding = "\n".join(f"{name}: {data.finding}" for name, data in told if not data.absent)
     return FigureData(
-        first.name,
-        first.question,
         finding,
         f"One curve a run. {first.how_to_read}",
         panels,
         _table(panels),
         layer=first.layer,
         warnings=missing + tuple(f"{n}: {w}" for n, data in told for w in data.warnings),
+        name=first.name,
+        question=first.question,
     )
 
 

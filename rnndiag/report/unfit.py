@@ -26,7 +26,7 @@ def figure(name: str, make: Callable[[], FigureData]) -> FigureData:
 
     def absent(fault: Exception) -> FigureData:
         why = f"Its arrays do not fit together ({fault}): see `rnndiag verify`."
-        return FigureData(name, FIGURES[name].title, "", "", absent=why)
+        return FigureData("", "", absent=why, name=name, question=FIGURES[name].title)
 
     return or_else(make, absent)
 

@@ -10,20 +10,24 @@ from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number, ten_to
 from rnndiag.store.measurement import Measurement
 
-QUESTION = "Which time steps, which gates, make the gradient?"
 TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit")
 FLOOR = 1e-12
 
 
-@figure("F4", "Contributions", QUESTION, newest=("contribution_norm",))
+@figure(
+    "F4",
+    "Contributions",
+    "Which time steps, which gates, make the gradient?",
+    newest=("contribution_norm",),
+)
 def make(context: Context) -> FigureData:
     """From the newest recording of the lead layer: |g_t| per parameter and per gate, adjoint norms, alignment."""
     layer = context.lead
     norms = context.last("contribution_norm", layer) if layer else None
     if norms is None:
-        return absent("F4", context.nothing("contribution_norm", layer))
+        return absent(context.nothing("contribution_norm", layer))
     if not finite(np.asarray(norms.values)).size:
-        return absent("F4", f"No contribution to the parameters of {layer} is a finite number.")
+        return absent(f"No contribution to the parameters of {layer} is a finite number.")
     panels = [_logarithmic(norms, "parameter", "Contribution of each parameter", "|g_t|")]
     gates = context.last("gate_contribution_norm", layer)
     if gates is not None and gates.sizes["gate"] > 1:
@@ -35,8 +39,6 @@ def make(context: Context) -> FigureData:
     if alignment is not None:
         panels.append(_plain(alignment, "Alignment with the total, W_hh"))
     return FigureData(
-        "F4",
-        QUESTION,
         _finding(norms, alignment),
         "Each curve is one parameter, gate or part of the state over time, in the order in which the layer ran. Where "
         "the alignment is negative, a step works against the total.",

@@ -14,17 +14,16 @@ from rnndiag.store.text import mapping
 
 MOST = 12
 DECADES = 16
-QUESTION = "Which losses reach which states?"
 
 
-@figure("F3", "Credit matrix", QUESTION)
+@figure("F3", "Credit matrix", "Which losses reach which states?")
 def make(context: Context) -> FigureData:
     """Rows are losses, columns are states. A many-to-one model has one row, and the finding says so."""
     layer = context.lead
     steps = context.steps_of("credit_matrix", layer) if layer else []
     series = context.at("credit_matrix", layer, _chosen(context, layer, steps)) if steps else None
     if series is None:
-        return absent("F3", context.nothing("credit_matrix", layer))
+        return absent(context.nothing("credit_matrix", layer))
     pictures = [np.asarray(series.valid(k).values, float) / LN10 for k in range(series.steps.size)]
     size = max(picture.shape[0] for picture in pictures)
     rows = [np.flatnonzero((picture > -np.inf).any(1)) for picture in pictures]
@@ -46,8 +45,6 @@ def make(context: Context) -> FigureData:
         int(s) for s, m in zip(series.steps, matrices, strict=True) if np.isposinf(m.values).any()
     ]
     return FigureData(
-        "F3",
-        QUESTION,
         _finding(layer, rows[-1], pictures[-1], stride),
         "Row u, column s: how strongly the loss at time u depends on the state at time s. There is no path "
         "below the diagonal; pale cells above it were not sampled.",
@@ -114,14 +111,14 @@ def _labels(context: Context, layer: str, size: int) -> tuple[str, ...]:
 
 def _one_row(layer: str, rows: np.ndarray, picture: np.ndarray, stride: int) -> FigureData:
     if not rows.size:
-        return absent("F3", f"No loss reaches any state of {layer}.")
+        return absent(f"No loss reaches any state of {layer}.")
     u = int(rows[0])
     row = picture[u, : u + 1]
     seen = np.flatnonzero(np.isfinite(row))
     far = f"It reaches back to step {int(seen[0]) * stride}." if seen.size else ""
     where = f"Only one output of {layer} carries a loss, that at step {u * stride}"
     words = f"{where}: the matrix is one row, the curve of the first figure. "
-    return FigureData("F3", QUESTION, words + far, "", absent=words + far, layer=layer)
+    return FigureData(words + far, "", absent=words + far, layer=layer)
 
 
 def _finding(layer: str, rows: np.ndarray, picture: np.ndarray, stride: int) -> str:

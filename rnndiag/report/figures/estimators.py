@@ -9,7 +9,6 @@ from rnndiag.report.figure_data import Axis, Bubble, FigureData, Panel, Table
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number, ten_to
 
-QUESTION = "Which estimator is best here?"
 LEAST = 1e-3
 """Smaller biases and spreads are drawn at the edge: they are negligible."""
 MOST_BIAS = 0.1
@@ -27,13 +26,13 @@ COLUMNS = {
 """Score -> title of its column. Scores estimated from draws have a standard error."""
 
 
-@figure("F7", "Estimators", QUESTION, newest=("estimator_score",))
+@figure("F7", "Estimators", "Which estimator is best here?", newest=("estimator_score",))
 def make(context: Context) -> FigureData:
     """The newest scores of the lead layer."""
     layer = context.lead
     found = context.last("estimator_score", layer) if layer else None
     if found is None:
-        return absent("F7", context.nothing("estimator_score", layer))
+        return absent(context.nothing("estimator_score", layer))
     names = found.coordinates.get("estimator", tuple(map(str, range(found.sizes["estimator"]))))
     score = {
         name: np.asarray(found.sel(score=name).values, float) for name in found.coordinates["score"]
@@ -45,7 +44,7 @@ def make(context: Context) -> FigureData:
     bias, sd = np.maximum(score["bias"], LEAST), np.maximum(score["sd"], LEAST)
     known = np.isfinite(bias) & np.isfinite(sd)
     if not known.any():
-        return absent("F7", f"No estimator of {layer} has a finite score.")
+        return absent(f"No estimator of {layer} has a finite score.")
     high = ten_to(np.ceil(np.log10(max(bias[known].max(), sd[known].max(), 1.0))))
     biggest = float(np.nanmax(score["cost"][known]))
     panel = Panel(
@@ -71,8 +70,6 @@ def make(context: Context) -> FigureData:
         for k in order
     )
     return FigureData(
-        "F7",
-        QUESTION,
         _finding(layer, names, score, best, context.step_of_last("estimator_score", layer)),
         f"Left: little bias. Low: little spread; {LEAST:g} stands for that or less. Area: cost in steps of "
         "backpropagation relative to the full gradient. "

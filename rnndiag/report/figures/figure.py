@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def figure(
     place: float | None = None,
     newest: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Context], FigureData]], Callable[[Context], FigureData]]:
-    """Register a function that computes a figure.
+    """Register a function that computes a figure; the figure gets its name and question from here.
 
     Args:
         name: F and a number.
@@ -53,11 +54,15 @@ def figure(
     """
 
     def keep(make: Callable[[Context], FigureData]) -> Callable[[Context], FigureData]:
-        quiet = np.errstate(all="ignore")(make)
+        @wraps(make)
+        @np.errstate(all="ignore")
+        def named(context: Context) -> FigureData:
+            return replace(make(context), name=name, question=question)
+
         FIGURES[name] = Figure(
-            name, title, question, quiet, float(name[1:]) if place is None else place, newest
+            name, title, question, named, float(name[1:]) if place is None else place, newest
         )
-        return quiet
+        return named
 
     return keep
 
@@ -74,6 +79,6 @@ def steps_shown(name: str, layer: str, context: Context) -> str:
     return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
 
 
-def absent(name: str, reason: str) -> FigureData:
-    """A figure without data: its question, and why nothing was recorded for it."""
-    return FigureData(name, FIGURES[name].question, "", "", absent=reason)
+def absent(reason: str) -> FigureData:
+    """A figure without data, and why nothing was recorded for it."""
+    return FigureData("", "", absent=reason)

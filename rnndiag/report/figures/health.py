@@ -15,7 +15,6 @@ from rnndiag.report.ticks import number
 from rnndiag.stats.window import smallest_window
 from rnndiag.store.quantities import MODEL
 
-QUESTION = "Is it healthy over training?"
 Curve = tuple[np.ndarray, np.ndarray]
 
 
@@ -112,7 +111,7 @@ SMALL = (
 )
 
 
-@figure("F9", "Health", QUESTION)
+@figure("F9", "Health", "Is it healthy over training?")
 def make(context: Context) -> FigureData:
     """One small panel for each quantity that was recorded."""
     layer = context.lead
@@ -132,10 +131,8 @@ def make(context: Context) -> FigureData:
         )
         rows.append((small.title, *shown, str(int((~np.isfinite(found[1])).sum()))))
     if not panels:
-        return absent("F9", context.nothing("loss"))
+        return absent(context.nothing("loss"))
     return FigureData(
-        "F9",
-        QUESTION,
         _finding(context),
         f"One number a picture over training steps, of the model or of {layer}; the last value is written. A line at a "
         "threshold is the clipping norm in use.",

@@ -8,17 +8,16 @@ from rnndiag.report.context import Context
 from rnndiag.report.figure_data import Axis, Dots, FigureData, Panel, Table, Tone
 from rnndiag.report.figures.figure import absent, figure
 
-QUESTION = "What does memory hold?"
 TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit", "bad")
 MOST = 400
 
 
-@figure("F11", "Memory", QUESTION, newest=("state_map",))
+@figure("F11", "Memory", "What does memory hold?", newest=("state_map",))
 def make(context: Context) -> FigureData:
     """One panel per layer, at most four."""
     layers = context.run.layers_of("state_map")[:4]
     if not layers:
-        return absent("F11", context.nothing("state_map"))
+        return absent(context.nothing("state_map"))
     panels, rows = [], []
     for layer in layers:
         found = _newest(context, layer)
@@ -28,10 +27,8 @@ def make(context: Context) -> FigureData:
         panels.append(_panel(layer, points, labels))
         rows.append((layer, str(len(points)), f"{_ordered_by_suffix(points, labels):.2f}"))
     if not panels:
-        return absent("F11", context.nothing("state_map"))
+        return absent(context.nothing("state_map"))
     return FigureData(
-        "F11",
-        QUESTION,
         _finding(rows),
         "Each dot is the state after one token of held-out text, on the layer's two largest principal components; dots "
         "of one tone end in the same token. A number near 1 in the table says that the last token orders the states.",

@@ -14,13 +14,18 @@ from rnndiag.stats.need.stored import FACT, GROUP, PART, USE, need_of
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.recording import Recording
 
-QUESTION = "Does the task need more memory than the gradient reaches?"
 DECADES = 4
 LARGEST = 1e9
 """Larger stored numbers are invalid as lags or losses."""
 
 
-@figure("F12", "Need", QUESTION, place=1.5, newest=("need_fact", "need_screen"))
+@figure(
+    "F12",
+    "Need",
+    "Does the task need more memory than the gradient reaches?",
+    place=1.5,
+    newest=("need_fact", "need_screen"),
+)
 def make(context: Context) -> FigureData:
     """Three strips if `memory_need` was run: of the lead layer, or of the only layer that it was run on."""
     layers = context.run.layers_of("need_fact") if len(context.run.steps) else ()
@@ -30,16 +35,14 @@ def make(context: Context) -> FigureData:
     parts = {name: context.last(name, layer) for name in (GROUP, PART, USE, FACT)}
     known = {name: part for name, part in parts.items() if part is not None}
     if len(known) < len(parts):
-        return absent("F12", context.nothing("need_fact", layer))
+        return absent(context.nothing("need_fact", layer))
     if not all(_sound(part) for part in known.values()):
-        return absent("F12", f"The need of {layer} holds numbers that cannot be drawn.")
+        return absent(f"The need of {layer} holds numbers that cannot be drawn.")
     need = need_of(layer, known)
     lags = _last_lag(need)
     panels = [_use(need, lags), _need(need, lags)]
     reach = _reach(context, need, lags)
     return FigureData(
-        "F12",
-        QUESTION,
         str(need).replace("\n", " "),
         "Shaded: beyond the limit; hatched: not tested. USE: how much the loss rises if an output sees only the inputs "
         "up to that lag. NEED: how much the loss falls on other sequences if inputs of these lags are added; strong "
@@ -193,11 +196,11 @@ def _screened(context: Context) -> FigureData:
     """Without a measured need: the lags indicated by the recorded screen, if there is one."""
     layers = context.run.layers_of("need_screen") if len(context.run.steps) else ()
     if not layers:
-        return absent("F12", _why_nothing(context))
+        return absent(_why_nothing(context))
     layer = next((one for one in layers if one == context.lead), layers[-1])
     curve = next((one for one in screens_in(_screens(context, layer))), None)
     if curve is None or not np.isfinite(curve.explained).any():
-        return absent("F12", _why_nothing(context))
+        return absent(_why_nothing(context))
     lags = np.asarray(curve.lags, float)
     rows = np.clip(curve.explained, -1.0, 2.0)
     lines = [
@@ -215,8 +218,6 @@ def _screened(context: Context) -> FigureData:
         shape="low",
     )
     return FigureData(
-        "F12",
-        QUESTION,
         curve.sentence,
         "How much of the error that the loss sends to the outputs would be explained by a function of the input so "
         "many steps back, beyond what the state holds, pooled over the recordings. Nothing was held out: it points at "

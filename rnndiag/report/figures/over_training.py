@@ -14,20 +14,15 @@ from rnndiag.store.measurement import Series
 DECADES = 12
 
 
-QUESTION = "Did the reach grow or shrink during training?"
-
-
-@figure("F2", "Over training", QUESTION)
+@figure("F2", "Over training", "Did the reach grow or shrink during training?")
 def make(context: Context) -> FigureData:
     """All profiles of the lead layer as one matrix."""
     layer = context.lead
     series = context.profiles(layer) if layer else None
     if series is None:
-        return absent("F2", context.nothing("credit_profile", layer))
+        return absent(context.nothing("credit_profile", layer))
     if series.steps.size < 2:
-        return absent(
-            "F2", "One recording only: how the reach moves shows from the second recording on."
-        )
+        return absent("One recording only: how the reach moves shows from the second recording on.")
     profile = _profiles(series)
     steps, reaches, decays = context.reaches(layer)
     known = finite(profile)
@@ -59,8 +54,6 @@ def make(context: Context) -> FigureData:
     )
     bad = [int(s) for s, row in zip(steps, profile, strict=True) if np.isposinf(row).any()]
     return FigureData(
-        "F2",
-        QUESTION,
         _finding(steps, reach_now, layer),
         "Each column is one recording, lag 0 at the bottom; bright is much credit. The line is the reach."
         + left_out,

@@ -10,21 +10,22 @@ from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number, ten_to
 from rnndiag.store.measurement import Measurement
 
-QUESTION = "Do Jacobian products shrink or grow?"
 DECADES = 24
 
 
-@figure("F5", "Jacobian products", QUESTION, newest=("product_spectral",))
+@figure(
+    "F5", "Jacobian products", "Do Jacobian products shrink or grow?", newest=("product_spectral",)
+)
 def make(context: Context) -> FigureData:
     """Gain of Φ(t, t-d) over d: largest, median and smallest singular value, the bound, and ρ(W_hh)^d."""
     layer = context.lead
     spectral = context.last("product_spectral", layer) if layer else None
     if spectral is None or not spectral.values.size:
-        return absent("F5", context.nothing("product_spectral", layer))
+        return absent(context.nothing("product_spectral", layer))
     if not finite(np.asarray(spectral.values)).size:
         zero = np.isneginf(spectral.values).all()
         how = "exactly zero" if zero else "not finite"
-        return absent("F5", f"The Jacobian products of {layer} are {how} at every lag.")
+        return absent(f"The Jacobian products of {layer} are {how} at every lag.")
     lags = spectral.positions("lag").astype(float)
     middle = _row(spectral, "q50")
     bound = context.last("product_bound", layer)
@@ -52,8 +53,6 @@ def make(context: Context) -> FigureData:
         notes=_cut(known, low),
     )
     return FigureData(
-        "F5",
-        QUESTION,
         _finding(layer, lags, middle, bound),
         "Above 1 a perturbation of the state has grown after d steps, below 1 it has shrunk. The bound of the textbook "
         "is shown where it holds (Elman cells): how far it lies above the measured curve is how loose it is.",

@@ -20,16 +20,13 @@ MARKED = 2.0
 """Marks beyond this multiple of the number of lags are mentioned as text instead of extending the axis."""
 
 
-QUESTION = "How far back does the gradient reach?"
-
-
-@figure("F1", "Reach", QUESTION, newest=("credit_profile",))
+@figure("F1", "Reach", "How far back does the gradient reach?", newest=("credit_profile",))
 def make(context: Context) -> FigureData:
     """The newest profile of the lead layer, its quantiles, and the profiles of other layers."""
     layer = _call_with_credit(context, context.lead)
     newest, passed = context.newest("credit_profile", layer) if layer else (None, [])
     if newest is None:
-        return absent("F1", context.nothing("credit_profile", layer))
+        return absent(context.nothing("credit_profile", layer))
     log10 = {
         name: newest.sel(profile_stat=name).values / LN10
         for name in newest.coordinates["profile_stat"]
@@ -38,7 +35,7 @@ def make(context: Context) -> FigureData:
     if not np.isfinite(profile).any():
         why = "no number is finite" if np.isnan(profile).any() else "every number is exactly zero"
         return absent(
-            "F1", f"No credit at any lag: {why}, so the loss says nothing about {layer}'s past."
+            f"No credit at any lag: {why}, so the loss says nothing about {layer}'s past."
         )
     lags = np.arange(profile.size)
     top = float(np.ceil(np.nanmax(np.where(np.isfinite(profile), profile, np.nan)) + 0.2))
@@ -62,8 +59,6 @@ def make(context: Context) -> FigureData:
         notes=_notes(profile, bottom) + _beyond(marks, last),
     )
     return FigureData(
-        "F1",
-        QUESTION,
         _finding(context, layer, newest.values.shape[0], profile),
         "A straight line on this scale is exponential decay; a flat line is a net that keeps credit; a line that "
         "rises is explosion. Bands: the middle half and the middle 90 % over outputs.",

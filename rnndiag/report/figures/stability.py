@@ -9,14 +9,13 @@ from rnndiag.report.figure_data import Axis, Band, Dots, FigureData, Line, Mark,
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number
 
-QUESTION = "Is the dynamics stable?"
 TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit")
 
 
 @figure(
     "F8",
     "Stability",
-    QUESTION,
+    "Is the dynamics stable?",
     newest=("lyapunov_exponents", "recurrent_eigenvalues", "jacobian_radius"),
 )
 def make(context: Context) -> FigureData:
@@ -28,10 +27,8 @@ def make(context: Context) -> FigureData:
         if layer and (panel := build(context, layer)) is not None
     ]
     if not panels:
-        return absent("F8", context.nothing("lyapunov_exponents", layer))
+        return absent(context.nothing("lyapunov_exponents", layer))
     return FigureData(
-        "F8",
-        QUESTION,
         _finding(context, layer),
         "An exponent above 0 is a direction in which two nearby runs of the net part (chaos); below 0, they meet. "
         "Eigenvalues outside of the circle can grow; the net's nonlinearity may still hold them. ρ(J_t) is the same "

@@ -16,7 +16,6 @@ from rnndiag.stats.between_windows import over_windows, shared_squares
 from rnndiag.stats.over_recordings import median_over_recordings
 from rnndiag.stats.window import systematic_bias
 
-QUESTION = "What would truncation cost?"
 FLOOR = 1e-4
 """Smaller biases are not drawn: no training needs a truncation that exact."""
 _OF_STACK = " All layers of the stack are cut at the same step, as training does it."
@@ -39,17 +38,15 @@ class Curves:
         return "across the seam: " if self.prefix else ""
 
 
-@figure("F6", "Truncation", QUESTION)
+@figure("F6", "Truncation", "What would truncation cost?")
 def make(context: Context) -> FigureData:
     """Windows and chunks of the lead layer or of its stack, pooled over the judged recordings."""
     layer = context.lead
     advice = context.advice(layer) if layer else None
     curves = None if advice is None else _curves(context, advice.name, SEAM if advice.kept else "")
     if curves is None or advice is None:
-        return absent("F6", context.nothing("window_bias", layer))
+        return absent(context.nothing("window_bias", layer))
     return FigureData(
-        "F6",
-        QUESTION,
         _finding(context, layer, advice),
         "Left of a curve's crossing of 10 %, truncation turns the gradient by more than a tenth. Two biases: on this "
         "minibatch, which is partly noise, and systematic, which training cannot average out. Shaded: below the "

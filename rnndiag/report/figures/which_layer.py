@@ -10,14 +10,13 @@ from rnndiag.report.figure_data import Axis, Dots, FigureData, Matrix, Panel, Ta
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.stats.reach import Reach
 
-QUESTION = "Which layer?"
 DECADES = 12
 WORST = 5
 MOST = 250
 """Most rows of the picture; the shortest reaches come first."""
 
 
-@figure("F10", "By layer", QUESTION)
+@figure("F10", "By layer", "Which layer?")
 def make(context: Context) -> FigureData:
     """One row per layer."""
     profiles = {}
@@ -31,11 +30,9 @@ def make(context: Context) -> FigureData:
             profiles[layer] = row if silent else np.where(np.isnan(row), np.inf, row)
     known = list(profiles)
     if not known:
-        return absent("F10", context.nothing("credit_profile"))
+        return absent(context.nothing("credit_profile"))
     if len(known) == 1:
-        return absent(
-            "F10", f"One recurrent layer only, {known[0]}: its profile is the curve of F1."
-        )
+        return absent(f"One recurrent layer only, {known[0]}: its profile is the curve of F1.")
     picture = np.full((len(known), max(row.size for row in profiles.values())), np.nan)
     for line, row in zip(picture, profiles.values(), strict=True):
         line[: row.size] = row
@@ -48,8 +45,6 @@ def make(context: Context) -> FigureData:
     rest = len([one for one in context.layers if one not in profiles])
     left = f" {rest} more layers are not drawn." if rest else ""
     return FigureData(
-        "F10",
-        QUESTION,
         "Shortest reach first. " + "; ".join(sentences) + "." + left,
         "Each row is one layer, lag 0 at the left; bright is much credit. The dots are the reach."
         + " The last row is a stack, all of its layers cut at the same step."
