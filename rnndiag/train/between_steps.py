@@ -26,7 +26,6 @@ class CutsStates(Protocol):
 
     def state_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor | None:
         """ξ (T,) or (T, B), factors on the gradient from step t to t-1."""
-        ...
 
 
 @runtime_checkable
@@ -35,7 +34,6 @@ class WeighsSources(Protocol):
 
     def source_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
         """(T,) weights of the source steps."""
-        ...
 
 
 class BetweenSteps:

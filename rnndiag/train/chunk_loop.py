@@ -33,19 +33,15 @@ class Updates(Protocol):
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        ...
 
     def backward(self, losses: tuple[Tensor, ...]) -> None:
         """Add the gradient of one chunk's losses."""
-        ...
 
     def step(self) -> None:
         """Make one optimizer step."""
-        ...
 
     def accumulating(self) -> AbstractContextManager[Any]:
         """Context for backward passes that are not followed by an optimizer step."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,17 @@ def batch_dim_of(part: Tensor, batch: int) -> int:
     )
 
 
-def where_rows(rows: Tensor, new: Any, old: Any) -> Any:
-    """Rows (sequences) of `new` where `rows` (B,) is True, those of `old` elsewhere."""
+def where_rows(
+    rows: Tensor, new: Any, old: Any, batch_dim: Callable[[Tensor], int] | None = None
+) -> Any:
+    """Rows (sequences) of `new` where `rows` (B,) is True, those of `old` elsewhere.
+
+    `batch_dim` gives the dim of a tensor that counts the sequences; None: see `batch_dim_of`.
+    """
 
     def choose(fresh: Tensor, kept: Tensor) -> Tensor:
         shape = [1] * fresh.dim()
-        shape[batch_dim_of(fresh, len(rows))] = -1
+        shape[batch_dim_of(fresh, len(rows)) if batch_dim is None else batch_dim(fresh)] = -1
         return fresh.where(rows.to(fresh.device).view(shape), kept)
 
     return map_tensors(choose, new, old)

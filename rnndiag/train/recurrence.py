@@ -32,7 +32,6 @@ class SequenceModule(Protocol):
 
     def __call__(self, inputs: Tensor, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
         """Outputs (T, B, F), and the state after the last step."""
-        ...
 
 
 class Recurrence(Protocol):
@@ -47,15 +46,12 @@ class Recurrence(Protocol):
 
     def run(self, inputs: Tensor, state: Any, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """Outputs and state of a stretch; `lengths` (B,) are counted from its first step and may be 0."""
-        ...
 
     def start(self, inputs: Tensor) -> Any:
         """The initial state used for None; None if only the program knows it."""
-        ...
 
     def batch_dim(self, part: Tensor) -> int:
         """The dim of a state tensor that counts the sequences."""
-        ...
 
 
 class Fused:

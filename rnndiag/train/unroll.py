@@ -28,7 +28,6 @@ class ReachesBack(Protocol):
 
     def lag_factors(self, T: int, draw: torch.Generator | None = None) -> Tensor:
         """(τ,): weight of every lag that is kept."""
-        ...
 
 
 def chunks_of(inputs: Tensor, size: int, dim: int = 0) -> Iterator[Tensor]:

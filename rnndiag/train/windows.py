@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rnndiag.engine.truncation.gradient_scale import scale_gradient
 from rnndiag.errors import BadArgument, NotSupported
-from rnndiag.train.nested import map_tensors
+from rnndiag.train.nested import map_tensors, where_rows
 from rnndiag.train.random_state import RandomState
 from rnndiag.train.recurrence import Recurrence
 
@@ -30,11 +30,8 @@ class Sequence:
         """Steps start .. stop-1."""
         steps = self.inputs.narrow(self.dim, start, stop - start)
         lengths = self.lengths
-        if lengths is None:
-            return self.recurrence.run(steps, state)
-        if (
-            int(lengths.min()) >= stop
-        ):  # no sequence has ended: plain steps, also for a step without an initial state
+        # If no sequence has ended, these are plain steps, also for a step without an initial state.
+        if lengths is None or int(lengths.min()) >= stop:
             return self.recurrence.run(steps, state)
         if state is None:
             raise BadArgument(
@@ -46,26 +43,13 @@ class Sequence:
         outputs = []
         for t in range(start, stop):
             output, new = self.recurrence.run(self.inputs.narrow(self.dim, t, 1), state)
-            state = self.hold(lengths > t, new, state)
+            state = where_rows(lengths > t, new, state, self.recurrence.batch_dim)
             outputs.append(output)
         return self.joined(outputs), state
-
-    def hold(self, alive: Tensor, new: Any, old: Any) -> Any:
-        """`new` for the sequences in `alive`, `old` for the others."""
-        return _where(self.recurrence, alive, new, old)
 
     def joined(self, outputs: list[Tensor]) -> Tensor:
         """Outputs of consecutive stretches, concatenated."""
         return torch.cat(outputs, self.dim)
-
-
-def _where(recurrence: Recurrence, rows: Tensor, new: Any, old: Any) -> Any:
-    def choose(fresh: Tensor, kept: Tensor) -> Tensor:
-        shape = [1] * fresh.dim()
-        shape[recurrence.batch_dim(fresh)] = -1
-        return fresh.where(rows.to(fresh.device).view(shape), kept)
-
-    return map_tensors(choose, new, old)
 
 
 def overlapping_chunks(sequence: Sequence, state: Any, k1: int, k2: int) -> tuple[Tensor, Any]:
@@ -210,7 +194,7 @@ def _rows(
             alive = (at >= 0).repeat_interleave(B)
             if lengths is not None:
                 alive &= (at[:, None] < lengths.to(at.device)).flatten()
-            rows = _where(recurrence, alive, new, rows)
+            rows = where_rows(alive, new, rows, recurrence.batch_dim)
         output = scale_gradient(output, weights[0])
     output = output.unflatten(0, (count, B))
     swapped: Tensor = output.transpose(0, 1) if sequence.dim == 1 else output

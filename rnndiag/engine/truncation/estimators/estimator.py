@@ -131,23 +131,18 @@ class Estimator(Protocol):
     @property
     def label(self) -> str:
         """Name and options, for tables."""
-        ...
 
     @property
     def unbiased(self) -> bool:
         """Whether its mean is the full gradient, exactly."""
-        ...
 
     @property
     def drawn(self) -> bool:
         """Whether its outcomes are draws (with standard errors), not an enumeration."""
-        ...
 
     @staticmethod
     def recorded(step: RecordedStep) -> list[Estimator]:
         """The estimators of this kind that the callback scores; empty for none."""
-        ...
 
     def outcomes(self, task: Task) -> Iterator[Estimate]:
         """All outcomes with their probabilities, or draws."""
-        ...
