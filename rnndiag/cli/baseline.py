@@ -60,6 +60,7 @@ def _accept_snapshot(folder: Path, output: str | None, trust: bool) -> int:
 def _accept_runs(args: argparse.Namespace) -> int:
     from rnndiag.health.baseline import changes, measure, read_baseline
     from rnndiag.health.gate import open_all, require_enough, require_sound
+    from rnndiag.store.text import counted
 
     config = configuration(args)
     runs = open_all(args.runs)
@@ -77,9 +78,7 @@ def _accept_runs(args: argparse.Namespace) -> int:
     for line in changes(old, made):
         sys.stdout.write(f"  {line}\n")
     count = len(made.runs)
-    sys.stdout.write(
-        f"{path}: {count} run{'s' if count != 1 else ''}, {'replaced' if old else 'new'}\n"
-    )
+    sys.stdout.write(f"{path}: {counted(count, 'run')}, {'replaced' if old else 'new'}\n")
     if count < config.min_baseline_runs:
         sys.stdout.write(
             f"With {count} of {config.min_baseline_runs} runs the noise between seeds is not known: "

@@ -35,9 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compact the run and print what was removed; the exit code."""
-    from rnndiag.cli.show import size_text
     from rnndiag.store.compact import compact
     from rnndiag.store.safe_text import printable
+    from rnndiag.store.text import size_text
 
     done = compact(args.run, args.max_bytes, args.dry_run)
     verb = "would take" if args.dry_run else "takes"

@@ -28,6 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found; the exit code is 1 if something that is installed does not work, else 0."""
+    from rnndiag.store.text import counted
+
     rows = [*_here(), *_torch_side()]
     if args.json:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
                 sys.stdout.write(f"{'':<26} {row['remedy']}\n")
     faults = sum(row["state"] == "fault" for row in rows)
     if not args.json:
-        verdict = f"{faults} fault{'s' if faults != 1 else ''}" if faults else "no faults"
+        verdict = counted(faults, "fault") if faults else "no faults"
         sys.stdout.write(f"\n{verdict}\n")
     return 1 if faults else 0
 

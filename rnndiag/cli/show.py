@@ -56,8 +56,6 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.store.text import to_json
 
     if args.registry:
-        from rnndiag.cli.registry_listing import registry_markdown, registry_text
-
         sys.stdout.write(registry_markdown() if args.markdown else registry_text())
         return 0
     _quantity_after_runs(args)
@@ -84,6 +82,34 @@ def run(args: argparse.Namespace) -> int:
     for sentence in getattr(runs, "unreadable", ()):
         sys.stdout.write(f"not shown: {printable(sentence)}\n")
     return 3 if any(not _is_pattern(name) and not os.path.isdir(name) for name in missing) else 0
+
+
+def registry_text() -> str:
+    """All registered quantities as text."""
+    from rnndiag.store.quantities import QUANTITIES
+
+    lines = []
+    group = ""
+    for q in QUANTITIES.values():
+        if q.group != group:
+            group = q.group
+            lines.append(f"\n{group}")
+        dims = " x ".join(q.dims) or "one number"
+        lines.append(f"  {q.name:26s} {dims}; {q.unit}, {q.scale}\n      {q.meaning}")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def registry_markdown() -> str:
+    """All registered quantities as a Markdown table."""
+    from rnndiag.store.quantities import QUANTITIES
+
+    rows = ["| quantity | dims | unit | scale | of | meaning |", "|---|---|---|---|---|---|"]
+    for q in QUANTITIES.values():
+        meaning = q.meaning.replace("|", "\\|")
+        rows.append(
+            f"| `{q.name}` | {', '.join(q.dims) or '–'} | {q.unit} | {q.scale} | {q.owner} | {meaning} |"
+        )
+    return "\n".join(rows) + "\n"
 
 
 def _quantity_after_runs(args: argparse.Namespace) -> None:
@@ -113,15 +139,6 @@ def _refuse_unclear(args: argparse.Namespace) -> None:
 
 def _is_pattern(text: str) -> bool:
     return any(mark in text for mark in "*?[") and "://" not in text
-
-
-def size_text(size: float) -> str:
-    """A size in a suitable unit: 512 B, 4.8 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    raise AssertionError
 
 
 def when(seconds: float) -> str:
@@ -166,6 +183,8 @@ def _verdicts(one: Run) -> dict[str, int]:
 
 def overview(one: Run) -> Iterator[str]:
     """The overview as lines: status, provenance, layers, quantities, problems."""
+    from rnndiag.store.text import size_text
+
     steps = one.steps
     span = f"steps {steps[0]} to {steps[-1]}" if steps.size else "no steps"
     phases = ", ".join(f"{len(one.steps_of(phase))} {phase}" for phase in one.phases)
@@ -251,14 +270,11 @@ def _diagnosis_lines(one: Run) -> Iterator[str]:
 
 def _quantity_line(one: Run, name: str) -> str:
     from rnndiag.store.quantities import MODEL, QUANTITIES
+    from rnndiag.store.text import counted
 
     known = QUANTITIES.get(name)
     layers = one.layers_of(name)
-    of = (
-        "the model"
-        if layers == (MODEL,)
-        else f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
-    )
+    of = "the model" if layers == (MODEL,) else counted(len(layers), "layer")
     if known is None:
         return f"{name:26s} {of}; not in this version's registry"
     return f"{name:26s} {of}; {' x '.join(known.dims) or 'one number'}; {known.unit}, {known.scale}"

@@ -17,7 +17,7 @@ from rnndiag.health.fingerprint import differences, fingerprint
 from rnndiag.health.numbers import NotRecorded
 from rnndiag.health.rule import Rule, all_rules
 from rnndiag.store.reader import StoredRun
-from rnndiag.store.text import mapping
+from rnndiag.store.text import counted, mapping
 from rnndiag.store.whole_files import read_regular
 
 FORMAT = "rnndiag baseline"
@@ -42,8 +42,7 @@ class Baseline:
     @property
     def title(self) -> str:
         """`ci/rnndiag.json (5 runs at 4f1c9e2)`."""
-        count = f"{len(self.runs)} run{'s' if len(self.runs) != 1 else ''}"
-        return f"{self.source} ({count}{f' at {self.commit[:7]}' if self.commit else ''})"
+        return f"{self.source} ({counted(len(self.runs), 'run')}{f' at {self.commit[:7]}' if self.commit else ''})"
 
     def as_json(self) -> str:
         """The text of the file: sorted, one list per line, so that diffs are readable."""

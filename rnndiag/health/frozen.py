@@ -19,6 +19,7 @@ from rnndiag.errors import CannotJudge, RunUnreadable
 from rnndiag.health.finding import UNTRUSTED, Change, Finding
 from rnndiag.health.result import CheckResult
 from rnndiag.health.torch_side import ask
+from rnndiag.store.text import counted
 from rnndiag.store.whole_files import read_regular, write_whole
 
 EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
@@ -92,11 +93,10 @@ def judge_snapshot(folder: Path, baseline: str | None = None, trust: bool = Fals
     old = read_numbers(path)
     new = ask("frozen.snapshot", ["measure", str(folder)])
     findings = compare(old, new, folder.name)
-    layers = len(new["layers"])
     return CheckResult(
         paths=(str(folder),),
         against=str(path),
-        scope=f"one forward and backward pass in {new['dtype']}, {layers} layer run{'s' if layers != 1 else ''}",
+        scope=f"one forward and backward pass in {new['dtype']}, {counted(len(new['layers']), 'layer run')}",
         findings=tuple(findings),
         versions={},
         accept=f"rnndiag baseline --snapshot {folder}" + (f" -o {path}" if baseline else ""),

@@ -15,12 +15,12 @@ from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.namespaces import adopt, callback_base
 from rnndiag.recorder.need.at_end import need_of_fit
 from rnndiag.recorder.output.directory import RunPlace, chosen_directory, default_directory
-from rnndiag.recorder.output.run_output import recordings
 from rnndiag.recorder.settings import LogChoice, settings_from
 from rnndiag.report.notebook import run_html
 from rnndiag.stats.need import MemoryNeed, need_measurements
 from rnndiag.store.ending import reason_of
 from rnndiag.store.limits import BUDGET_BYTES
+from rnndiag.store.text import counted
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as _OfLightning
@@ -176,7 +176,7 @@ class GradientDiagnostics(_Adopting):
 
     def __repr__(self) -> str:
         if self._fit is not None:
-            state = f"recording, {recordings(self._fit.run_output.steps)}"
+            state = f"recording, {counted(self._fit.run_output.steps, 'recording')}"
         else:
             state = "recorded" if self._wrote else "nothing recorded yet"
         return f"<rnndiag.GradientDiagnostics in {str(self._run_dir)!r}: {state}>"

@@ -18,12 +18,12 @@ from rnndiag.recorder.faults import Faults, warn
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
 from rnndiag.recorder.output.directory import RunPlace, default_directory
-from rnndiag.recorder.output.run_output import recordings
 from rnndiag.recorder.settings import settings_from
 from rnndiag.report.notebook import run_html
 from rnndiag.store.ending import FINISHED, reason_of
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.starts import free_directory
+from rnndiag.store.text import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -115,7 +115,7 @@ class Recorder:
         word = "closed" if self._closed else "recording" if self._fit is not None else "not started"
         what = repr(str(self._run_dir))
         if self._count:
-            what = f"{recordings(self._count)} in {what}"
+            what = f"{counted(self._count, 'recording')} in {what}"
         return f"<rnndiag.Recorder of {type(self._loop.model).__name__}, {word}: {what}>"
 
     def _repr_html_(self) -> str:

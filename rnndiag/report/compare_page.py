@@ -18,6 +18,7 @@ from rnndiag.report.figures import FIGURES
 from rnndiag.report.overlay import TONES, overlay
 from rnndiag.report.page import embedded, render, section
 from rnndiag.report.unfit import figure, figure_of
+from rnndiag.store.text import counted
 
 OVERLAID = ("F1", "F6", "F9")
 
@@ -83,7 +84,7 @@ def heading(changes: Sequence[Delta]) -> tuple[str, str, str]:
     if moved:
         word = "OUT OF BOUNDS" if worst.word == "out of bounds" else "SHIFTED"
         rest = len(moved) - 1
-        more = f", and {rest} other number{'s' if rest > 1 else ''} moved" if rest else ""
+        more = f", and {counted(rest, 'other number')} moved" if rest else ""
         said = f"{worst.check} of {worst.layer} went from {worst.before} to {worst.after}{more}."
         return "fault", word, said
     if worst.word == "identical":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rnndiag.store.safe_text import printable
+from rnndiag.store.text import counted
 
 
 @dataclass(frozen=True)
@@ -167,5 +168,5 @@ def rank_absent(rank: int, world_size: int, start: int) -> Problem:
 def rank_behind(file: str, rank: int, missing: int, first: int, last: int) -> Problem:
     """A rank without recordings of steps that other ranks of the same start recorded."""
     span = f"step {first}" if first == last else f"steps {first} to {last}"
-    text = f"rank {rank} lacks {missing} recording{'s' * (missing != 1)} that other ranks have ({span})."
+    text = f"rank {rank} lacks {counted(missing, 'recording')} that other ranks have ({span})."
     return Problem("ranks", text, file, first)

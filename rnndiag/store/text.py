@@ -26,6 +26,20 @@ def meant(word: object, known: Iterable[str]) -> str:
     return f"Did you mean {lower[near[0]]!r}? " if near else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def size_text(size: float) -> str:
+    """A size in a suitable unit: 512 B, 4.8 MB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
 def mapping(value: object, *path: str) -> Mapping[str, Any]:
     """The JSON object at `path` inside of an untrusted value; empty if there is none."""
     for key in path:

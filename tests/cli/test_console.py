@@ -18,12 +18,12 @@ from sample_run import LAYER, Write, recording, segment_of
 from rnndiag import cli
 from rnndiag.cli import COMMANDS, main
 from rnndiag.cli.compact import size
-from rnndiag.cli.show import size_text
 from rnndiag.errors import BadConfig, CannotJudge, RnndiagError
 from rnndiag.run.run import open_run
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import QUANTITIES
 from rnndiag.store.recording import Recording
+from rnndiag.store.text import size_text
 from rnndiag.store.writer import RunWriter
 
 ROOT = Path(__file__).parents[2]

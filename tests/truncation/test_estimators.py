@@ -18,12 +18,7 @@ from rnndiag.engine.truncation.chains.stack import chain_of
 from rnndiag.engine.truncation.estimators import ESTIMATORS
 from rnndiag.engine.truncation.estimators.estimate import compare_estimators
 from rnndiag.engine.truncation.estimators.estimator import Task
-from rnndiag.engine.truncation.estimators.roulette_variance import (
-    expected_cost,
-    lag_costs,
-    optimal_survival,
-    roulette_variance,
-)
+from rnndiag.engine.truncation.estimators.roulette import lag_costs, optimal_survival
 from rnndiag.engine.truncation.sweep.chunk_scores import default_sizes
 from rnndiag.engine.truncation.sweep.parameter_layout import layout_of
 from rnndiag.engine.truncation.sweep.truncated_adjoints import scan
@@ -240,6 +235,24 @@ ROULETTES = [
     estimators.Roulette([0.2, 0.1, 0.3, 0.05, 0.05, 0.1, 0.1, 0.1]),
     estimators.Roulette("optimal"),
 ]
+
+
+def roulette_variance(tail_squares: torch.Tensor, survival: torch.Tensor) -> float:
+    """Σ_{d>=1} (1/P_d - 1/P_{d-1}) |S_d|², exactly. tail_squares (>= D,): |S_d|²; survival (D,): P_d = P(N >= d)."""
+    total, before = 0.0, 1.0
+    for d in range(1, len(survival)):
+        square, now = float(tail_squares[d]), float(survival[d])
+        if square > 0:
+            if now == 0:
+                return float("inf")
+            total += (1 / now - 1 / before) * square
+        before = now if now > 0 else before
+    return total
+
+
+def expected_cost(costs: torch.Tensor, survival: torch.Tensor) -> float:
+    """Σ_d w_d P_d."""
+    return float((costs[: len(survival)] * survival).sum())
 
 
 @pytest.mark.parametrize("losses", [None, [7]], ids=["every_step", "at_the_end"])

@@ -8,6 +8,7 @@ from rnndiag.health.diagnosis.diagnosis import Remedy
 from rnndiag.health.diagnosis.layer_evidence import DEAD, LayerEvidence
 from rnndiag.health.diagnosis.rule import Found, View, evidence, number, power
 from rnndiag.health.diagnosis.start_rules import first_layer, forgetting, start_of_recurrence
+from rnndiag.store.text import counted
 
 SHRANK = 0.85
 """Weights have decayed if they end below this share of their initial size."""
@@ -67,8 +68,8 @@ def forgets_too_soon(view: View) -> Found | None:
             found.sentence
             if known
             else (
-                f"{found.sentence} If the task needs more than {memory:.0f} "
-                f"step{'s' * (round(memory) != 1)}, it cannot be learned so."
+                f"{found.sentence} If the task needs more than {counted(round(memory), 'step')}, "
+                "it cannot be learned so."
             )
         )
         return Found(

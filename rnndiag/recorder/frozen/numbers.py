@@ -12,7 +12,7 @@ from torch import nn
 from rnndiag.errors import CannotJudge
 from rnndiag.recorder.faults import Faults
 from rnndiag.recorder.measures import Extent, Subject, chosen_measures, take
-from rnndiag.recorder.preflight.observe import scalar
+from rnndiag.recorder.need.output_loss import loss_with_gradient
 from rnndiag.recorder.preflight.untouched import untouched
 from rnndiag.recorder.probe import probe
 from rnndiag.store.measurement import Measurement
@@ -41,7 +41,7 @@ def measure(
         model.eval()
         torch.manual_seed(0)
         with probe(model) as seen:
-            scalar(loss_fn(model, batch)).backward()
+            loss_with_gradient(loss_fn(model, batch)).backward()
         passes = seen.backward_passes
     runs = [run for one in passes for run in one.layer_runs]
     if not runs:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rnndiag.errors import BadArgument, NotSupported
 from rnndiag.recorder.capture.step_signature import may_be_step
 from rnndiag.recorder.need.layer_output import CellOutput, FusedOutput, LayerOutput
-from rnndiag.recorder.need.output_loss import LossFn, OutputLoss, scalar_loss
+from rnndiag.recorder.need.output_loss import LossFn, OutputLoss, loss_with_gradient
 from rnndiag.recorder.need.step_output import StepOutput
 from rnndiag.recorder.replay.kept_call import tensors_in
 
@@ -106,15 +106,10 @@ def _order_of_calls(
         handles.append(module.register_forward_hook(note))
     try:
         with torch.enable_grad():
-            loss = scalar_loss(loss_fn(model, batch))
+            loss = loss_with_gradient(loss_fn(model, batch))
     finally:
         for handle in handles:
             handle.remove()
-    if not loss.requires_grad:
-        raise BadArgument(
-            "The loss of loss_fn carries no gradient.",
-            "Leave out torch.no_grad and .item() in loss_fn.",
-        )
     flat = [(name, one) for name, made in outputs.items() for one in made if one.requires_grad]
     reached, connected = set(), set()
     for name, one in flat:

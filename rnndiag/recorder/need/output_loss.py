@@ -139,6 +139,17 @@ def scalar_loss(result: Any) -> Tensor:
     return result.reshape(())
 
 
+def loss_with_gradient(result: Any) -> Tensor:
+    """The scalar loss, which must carry a gradient."""
+    loss = scalar_loss(result)
+    if not loss.requires_grad:
+        raise BadArgument(
+            "The loss of loss_fn carries no gradient.",
+            "Leave out torch.no_grad and .item() in loss_fn.",
+        )
+    return loss
+
+
 def loss_of_training_step(model: nn.Module) -> LossFn:
     """The `training_step` of a LightningModule as a function of (model, batch)."""
     if hasattr(model, "tbptt_step"):  # of rnndiag.train.TruncatedBPTT: the whole batch as one chunk

@@ -40,8 +40,6 @@ class Pending:
     """The largest number of steps that a backward pass covered."""
     faults_before: int = 0
     """Faults of the recorder when the recording began; if it stays empty after further faults it was lost."""
-    stepped: bool = False
-    """Whether the optimizer has made the step."""
 
     @property
     def empty(self) -> bool:

@@ -14,11 +14,6 @@ from rnndiag.store.recording import Recording
 from rnndiag.store.writer import RunWriter
 
 
-def recordings(count: int) -> str:
-    """`1 recording`, `2 recordings`."""
-    return f"{count} recording{'' if count == 1 else 's'}"
-
-
 @dataclass
 class RunOutput:
     """Writes the recordings of one fit on one rank."""

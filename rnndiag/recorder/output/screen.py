@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,15 @@ from rnndiag.stats.reach import decay
 from rnndiag.stats.time_words import TimeWords
 from rnndiag.store.layer_names import recurrence
 from rnndiag.store.reader import StoredRun
+from rnndiag.store.text import counted, size_text
 
 HEADERS = ("layer", "reach", "gain/step", "window (10 %)", "rho(W)", "not finite", "proof")
 
 _MAY_BE_CUT = ("learning", "learned", "cannot_tell")
 WIDTH = 108
+"""Sentences are wrapped at this many characters."""
 MOST_LINES, FEW_LINES = 8, 5
 """With more layers, or calls of a layer, than MOST_LINES only the first FEW_LINES are shown."""
-"""Sentences are wrapped at this many characters."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,8 @@ class LayerLine:
     gain: str
     window: str
     rho: str
-    not_finite: int
+    not_finite: str
     proof: str
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """The cells of the line."""
-        return (
-            self.layer,
-            self.reach,
-            self.gain,
-            self.window,
-            self.rho,
-            str(self.not_finite),
-            self.proof,
-        )
 
 
 def screen(
@@ -63,11 +51,11 @@ def screen(
     length = max((_length(run, layer) for layer in run.layers), default=0)
     layers = [_line(run, layer) for layer in run.layers]
     stacks = [_line(run, name) for name in run.stacks if ("credit_profile", name) in run]
-    count, found = len(steps), diagnose(run)
+    found = diagnose(run)
     kept = len({recurrence(layer) for layer in run.layers})
     lines = [
-        f"rnndiag: {count} recording{'s' * (count != 1)}, steps {steps[0]}-{steps[-1]}, "
-        f"{kept} layer{'s' * (kept != 1)}{f' in {len(layers)} calls' if len(layers) > kept else ''}, T = {length}",
+        f"rnndiag: {counted(len(steps), 'recording')}, steps {steps[0]}-{steps[-1]}, "
+        f"{counted(kept, 'layer')}{f' in {len(layers)} calls' if len(layers) > kept else ''}, T = {length}",
         *diagnosis_lines(found),
     ]
     if layers:
@@ -81,7 +69,7 @@ def screen(
     where = shown(Path(run.path))
     lines.append(
         f"  cost {100 * share:.1f} % of training time{f' and {page:.1f} s for the page' if page else ''}, "
-        f"{_size(run.size)} in {where}"
+        f"{size_text(run.size)} in {where}"
     )
     if broke:
         lines.append(f"  {broke}")
@@ -130,7 +118,7 @@ def _line(run: StoredRun, layer: str) -> LayerLine:
         _number(gain, ".3f"),
         _window_text(run, layer),
         middle("spectral_radius", ".3f"),
-        sum(count > 0 for count in nonfinite_counts(run, layer).values()),
+        str(sum(count > 0 for count in nonfinite_counts(run, layer).values())),
         middle("residual", ".0e"),
     )
 
@@ -172,7 +160,7 @@ def _length(run: StoredRun, layer: str) -> int:
 
 
 def _table(layers: list[LayerLine]) -> list[str]:
-    rows = [HEADERS, *(line.cells for line in layers)]
+    rows = [HEADERS, *map(astuple, layers)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADERS))]
     return [
         "  "
@@ -208,8 +196,9 @@ def _sentences(run: StoredRun, words: TimeWords, diagnosis: Diagnosis) -> list[s
         )
     errors = [e for r in run.outlines for e in r.notes.get("errors", [])]
     if errors:
-        faults = "fault" if len(errors) == 1 else "faults"
-        said.append(f"  {len(errors)} {faults} of the recorder itself: the report lists them.")
+        said.append(
+            f"  {counted(len(errors), 'fault')} of the recorder itself: the report lists them."
+        )
     return said
 
 
@@ -242,12 +231,3 @@ def _advice(run: StoredRun) -> list[str]:
 
 def _or_inf(value: float) -> float:
     return math.inf if math.isnan(value) else float(value)
-
-
-def _size(size: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size_in = size / 1000
-        size = size_in  # type: ignore[assignment]
-    return f"{size:.3g} GB"

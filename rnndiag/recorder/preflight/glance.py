@@ -18,7 +18,7 @@ from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.gradient import DETACHED, stops
 from rnndiag.recorder.preflight.layout import BatchLayout, layout_of, told_by_loader
 from rnndiag.recorder.preflight.padding import COUNTED, reads_padding
-from rnndiag.recorder.preflight.samples import SWAPPED
+from rnndiag.recorder.preflight.samples import swapped
 from rnndiag.recorder.preflight.state import NOT_CARRIED, calls_of
 
 if TYPE_CHECKING:
@@ -51,13 +51,7 @@ def glance(
 def _of_run(run: LayerRun, layout: BatchLayout | None) -> Finding | None:
     if layout is not None and not layout.assumed and layout.samples != layout.steps:
         if layout.samples == run.T and layout.steps == run.B:
-            return finding(
-                SWAPPED,
-                "fail",
-                f"{run.name} walks along the {layout.samples} samples and takes the {layout.steps} steps for its batch",
-                "Set batch_first=True, or transpose the input.",
-                run.name,
-            )
+            return swapped(run, layout)
         padding = layout.padding()
         fits = layout.steps == run.T and layout.samples == run.B and run.lengths is None
         if padding is not None and fits and not run.reverse and reads_padding(run, padding.T):

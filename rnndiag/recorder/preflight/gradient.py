@@ -13,6 +13,7 @@ from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.observe import PassResult
 from rnndiag.recorder.preflight.state import calls_of
 from rnndiag.recorder.preflight.subject import PreflightSubject
+from rnndiag.store.text import counted
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding
@@ -36,11 +37,7 @@ def _cut(subject: PreflightSubject, seen: PassResult) -> list[Finding]:
         seams = [run for run in runs if run.tie.startswith("detached:")]
         if seams and not _declared(subject.detach, runs):
             lengths = sorted({run.T for run in runs})
-            every = (
-                f"every {lengths[0]} step{'s' if lengths[0] != 1 else ''}"
-                if len(lengths) == 1
-                else "at times"
-            )
+            every = f"every {counted(lengths[0], 'step')}" if len(lengths) == 1 else "at times"
             message = f"the state of {layer} is detached {every}: no gradient passes from one call to the one before"
         elif (blocked := next((run for run in runs if run.T > 1 and stops(run)), None)) is not None:
             message = f"no gradient passes from one step of {blocked.name} to the step before"

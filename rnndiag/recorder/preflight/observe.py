@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.errors import BadArgument
-from rnndiag.recorder.need.output_loss import LossFn, scalar_loss
+from rnndiag.recorder.need.output_loss import LossFn, loss_with_gradient
 from rnndiag.recorder.preflight.untouched import untouched
 from rnndiag.recorder.probe import probe
 
@@ -63,7 +62,7 @@ class Observer:
             ]
             try:
                 with probe(self.model) as seen:
-                    loss = scalar(self.loss_fn(self.model, batch))
+                    loss = loss_with_gradient(self.loss_fn(self.model, batch))
                     loss.backward()
                 runs = {run.name: run for run in seen.layer_runs}
             finally:
@@ -75,17 +74,6 @@ class Observer:
                 if parameter.requires_grad
             }
             return PassResult(float(loss.detach()), runs, reached, frozenset(called), tuple(noted))
-
-
-def scalar(result: Any) -> Tensor:
-    """The scalar loss in the result of a loss function or training step, which carries a gradient."""
-    loss = scalar_loss(result)
-    if not loss.requires_grad:
-        raise BadArgument(
-            "The loss of loss_fn carries no gradient.",
-            "Leave out torch.no_grad and .item() in loss_fn.",
-        )
-    return loss
 
 
 def _watch(name: str, called: set[str], noted: list[ModuleCall] | None) -> Callable[..., None]:

@@ -22,7 +22,7 @@ COUNTED = "padding counts"
 
 def check_padding(subject: PreflightSubject) -> list[Finding]:
     """Finding on whether other content in padded steps changes the loss."""
-    layout, padding = subject.layout, subject.padding()
+    layout, padding = subject.layout, subject.layout.padding()
     if padding is None:
         return [finding(COUNTED, "note", "the batch has no padding, or does not tell its lengths")]
     before = subject.seen()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
+from rnndiag.recorder.preflight.layout import BatchLayout
 from rnndiag.recorder.preflight.observe import ModuleCall, PassResult, differs
 from rnndiag.recorder.preflight.perturb import of_sample
 from rnndiag.recorder.preflight.subject import PreflightSubject
@@ -92,18 +93,7 @@ def _finding_of(
 ) -> Finding:
     layout = subject.layout
     if fault == SWAPPED:
-        return finding(
-            SWAPPED,
-            "warn" if layout.assumed else "fail",
-            f"{run.name} walks along the {layout.samples} samples and takes the {layout.steps} steps for its batch",
-            "Set batch_first=True, or transpose the input"
-            + (
-                " (if dim 0 of this batch is time: preflight(..., batch_dim=1))."
-                if layout.assumed
-                else "."
-            ),
-            run.name,
-        )
+        return swapped(run, layout)
     if fault == RESHAPED:
         return finding(
             RESHAPED,
@@ -121,6 +111,18 @@ def _finding_of(
         f"{mode}{by} mixes the samples of the batch: one sample changes the others' states in {run.name}",
         "Normalise over features (LayerNorm) in place of the batch, or keep the batch dim out of reductions "
         "and reshapes.",
+        run.name,
+    )
+
+
+def swapped(run: LayerRun, layout: BatchLayout) -> Finding:
+    """The finding on a layer whose time axis is the batch's samples."""
+    otherwise = " (if dim 0 of this batch is time: preflight(..., batch_dim=1))"
+    return finding(
+        SWAPPED,
+        "warn" if layout.assumed else "fail",
+        f"{run.name} walks along the {layout.samples} samples and takes the {layout.steps} steps for its batch",
+        f"Set batch_first=True, or transpose the input{otherwise if layout.assumed else ''}.",
         run.name,
     )
 

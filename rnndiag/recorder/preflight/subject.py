@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from rnndiag.recorder.preflight.layout import BatchLayout
 from rnndiag.recorder.preflight.observe import Observer, PassResult
 
@@ -28,7 +26,3 @@ class PreflightSubject:
         if key not in self._seen:
             self._seen[key] = self.observe(self.batch, training, calls)
         return self._seen[key]
-
-    def padding(self) -> torch.Tensor | None:
-        """(N, T) bool: padded steps, if the batch tells them."""
-        return self.layout.padding()

@@ -56,7 +56,7 @@ def _forward_fault(run: LayerRun) -> FaultPlace | None:
         if not bool(value.isfinite().all()):
             sentence = f"The state {part} that {run.name} was given to start from is not finite."
             return FaultPlace(run.name, "initial state", part=part, sentence=sentence)
-    inputs = _first(run, run.inputs, run.inputs.is_floating_point())
+    inputs = _first(run, run.inputs)
     states = [
         (part, _first(run, value)) for part, value in zip(run.cell.parts, run.states, strict=True)
     ]
@@ -137,12 +137,9 @@ def _gate_of_adjoint(run: LayerRun, a_hh: Tensor | None, time: int, sample: int)
     return run.cell.blocks[int(not_finite.int().argmax())] if bool(not_finite.any()) else None
 
 
-def _first(run: LayerRun, values: Tensor, floating: bool = True) -> tuple[int, int, int] | None:
+def _first(run: LayerRun, values: Tensor) -> tuple[int, int, int] | None:
     """(time, sample, unit) of the first valid entry that is not finite."""
-    if not floating:
-        return None
-    not_finite = ~values.isfinite() & run.mask()[..., None]
-    places = not_finite.nonzero()
+    places = (~values.isfinite() & run.mask()[..., None]).nonzero()
     if not len(places):
         return None
     time, sample, unit = places[0].tolist()

@@ -9,6 +9,7 @@ from rnndiag.report.figure_data import Axis, FigureData, Line, Panel, Table, Ton
 from rnndiag.report.figures.figure import absent, figure
 from rnndiag.report.ticks import number, ten_to
 from rnndiag.store.measurement import Measurement
+from rnndiag.store.text import counted
 
 TONES: tuple[Tone, ...] = ("main", "second", "third", "bound", "limit")
 FLOOR = 1e-12
@@ -69,7 +70,7 @@ def _logarithmic(found: Measurement, dim: str, title: str, label: str) -> Panel:
         for (name, row), tone in zip(rows, TONES, strict=False)
     )
     zero = sum(int((row == 0).sum()) for _, row in rows)
-    notes = (f"exactly zero at {zero} point{'s' if zero > 1 else ''}: not drawn",) if zero else ()
+    notes = (f"exactly zero at {counted(zero, 'point')}: not drawn",) if zero else ()
     return Panel(
         _time(count),
         Axis(label, float(low), float(max(high, low * 10)), "log10"),

@@ -16,6 +16,7 @@ from rnndiag.stats.need.flips import Array
 from rnndiag.stats.need.numbers import P
 from rnndiag.stats.need.stored import HasMeasurements
 from rnndiag.store.quantities import NEED_SCREEN_KINDS
+from rnndiag.store.text import counted
 
 LEAST_EXPLAINED = 0.02
 """Peaks that explain less than this share of the error are ignored: the bias of the screen can be as large."""
@@ -54,12 +55,11 @@ class ScreenCurve:
     @property
     def sentence(self) -> str:
         """A sentence on the peak that also says that the screen alone is no verdict."""
-        over = f"{self.recordings} recording" + ("" if self.recordings == 1 else "s")
+        over = counted(self.recordings, "recording")
         if self.peak is None:
             return f"The screen of {over} points at no past input of {self.layer}; that proves nothing."
         kind, lag = self.peak
-        steps = f"{lag} step" + ("" if lag == 1 else "s")
-        where = f"{lag} to {2 * lag - 1} steps" if kind == "bag" else steps
+        where = f"{lag} to {2 * lag - 1} steps" if kind == "bag" else counted(lag, "step")
         return (
             f"The screen of {over} points at inputs of {self.layer} {where} back, beyond what its state "
             "holds. It is no verdict: test it by rnndiag.memory_need, or need=True."

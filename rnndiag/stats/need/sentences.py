@@ -20,6 +20,7 @@ from rnndiag.stats.need.verdict import (
     reaches_further_than_used,
     too_little_data,
 )
+from rnndiag.store.text import counted
 
 
 def sentence_of(need: NeedNumbers, lead: Lead) -> str:
@@ -127,8 +128,7 @@ def _nothing_found(need: NeedNumbers) -> str:
 def _used(need: NeedNumbers) -> str:
     if need.used_memory is None:
         return "This net draws on no past input that could be measured."
-    inputs = "1 input" if need.used_memory == 1 else f"{need.used_memory} inputs"
-    return f"This net uses {inputs}."
+    return f"This net uses {counted(need.used_memory, 'input')}."
 
 
 def _reached_not_used(need: NeedNumbers) -> str:
@@ -154,10 +154,10 @@ def _negligible(need: NeedNumbers) -> str:
 
 def _unresolved(need: NeedNumbers) -> str:
     if too_little_data(need):
-        sequences = f"{need.n_sequences} sequence" + ("" if need.n_sequences == 1 else "s")
         return (
-            f"Not resolved: {sequences} with {need.rows} losses to fit to. At least {FEWEST_SEQUENCES} sequences and "
-            f"{FEWEST_ROWS} losses are needed; a long series can be cut into pieces."
+            f"Not resolved: {counted(need.n_sequences, 'sequence')} with {need.rows} losses to fit to. "
+            f"At least {FEWEST_SEQUENCES} sequences and {FEWEST_ROWS} losses are needed; "
+            "a long series can be cut into pieces."
         )
     half = need.further.upper - need.further.gain
     if half <= 0 or not math.isfinite(half):
