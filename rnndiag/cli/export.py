@@ -195,7 +195,7 @@ def write_json(one: Run, found: list[Series], file: IO[str]) -> int:
     file.write('"series": [')
     count = 0
     for at, series in enumerate(found):
-        told = {
+        row = {
             "quantity": series.name,
             "layer": series.layer,
             "phase": series.phase,
@@ -207,7 +207,7 @@ def write_json(one: Run, found: list[Series], file: IO[str]) -> int:
             "lengths": {dim: lengths.tolist() for dim, lengths in series.lengths.items()},
             "values": _listed(series.values),
         }
-        file.write(("," if at else "") + "\n" + json.dumps(told, allow_nan=False))
+        file.write(("," if at else "") + "\n" + json.dumps(row, allow_nan=False))
         count += series.values.size
     file.write("\n]}\n")
     return count

@@ -215,6 +215,6 @@ class LayerNumbers:
     def cause(self) -> str:
         """Why credit is short, as named in the latest recording: decay, loss, detach, or empty."""
         for outline in reversed(self.whole.run.outlines):
-            if told := mapping(outline.notes, "cause", self.layer):
-                return str(told.get("kind", ""))
+            if cause := mapping(outline.notes, "cause", self.layer):
+                return str(cause.get("kind", ""))
         return ""

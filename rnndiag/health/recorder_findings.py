@@ -40,13 +40,13 @@ def proof_findings(of: RunEvaluator) -> list[Finding]:
     for recording in of.run.outlines:
         if recording.step not in steps or recording.phase != phase:
             continue
-        told = {"inexact": failed, "unverified": unproved}.get(recording.verdict)
-        if told is None:
+        of_verdict = {"inexact": failed, "unverified": unproved}.get(recording.verdict)
+        if of_verdict is None:
             continue
         for layer, reason in (recording.reasons or {"": _NO_REASON}).items():
             counts = nonfinite.get(layer)
             if not (recording.step in somewhere if counts is None else counts.get(recording.step)):
-                told.setdefault(layer, {})[recording.step] = reason
+                of_verdict.setdefault(layer, {})[recording.step] = reason
     judged = f"of {len(steps)} judged recordings"
     found = []
     for layer, by_step in failed.items():

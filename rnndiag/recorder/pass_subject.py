@@ -37,7 +37,7 @@ def subject_of(
         pending.facts.setdefault("resets", {}).update(seen.resets)
     cut = seen.cut
     kept, pieces = runs_beside_loops(seen)
-    together, said = gathered(kept, cut)
+    together, sampled = gathered(kept, cut)
     # one-step runs whose state was passed on in an unknown way: they would seem to have no lags
     together = tuple(
         replace(run, open=cut[name], loop=name)
@@ -68,10 +68,10 @@ def subject_of(
         loops=loops,
         scale=seen.scale,
         for_proof=pieces,
-        made={name: adj for name, adj in seen.adjoints.items() if name not in said},
+        made={name: adj for name, adj in seen.adjoints.items() if name not in sampled},
         estimators=used,
-        gathered=frozenset(said),
-        sampling=said,
+        gathered=frozenset(sampled),
+        sampling=sampled,
         dtype=seen.dtype,
         extent=extent,
     )

@@ -142,9 +142,9 @@ def _proof(seen: BackwardPass) -> Proof:
         proof = replace(proof, reasons=(*proof.reasons, *_by_reason(seen.cut)))
     if not seen.missed:
         return proof
-    told = _by_reason(seen.missed)
+    missed = _by_reason(seen.missed)
     verdict = "inexact" if proof.verdict == "exact" else proof.verdict
-    return replace(proof, verdict=verdict, reasons=(*proof.reasons, *told))
+    return replace(proof, verdict=verdict, reasons=(*proof.reasons, *missed))
 
 
 def _by_reason(missed: Mapping[str, str]) -> tuple[str, ...]:

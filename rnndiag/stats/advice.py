@@ -130,13 +130,13 @@ class Advice:
 
     @property
     def _remark(self) -> str:
-        said = []
+        parts = []
         if math.isfinite(self.cosine) and not self.window.extrapolated:
-            said.append(f"cosine {self.cosine:.3f}")
+            parts.append(f"cosine {self.cosine:.3f}")
         if self.window.source == "minibatch":
             known = "measured" if self.window.note == NOT_MEASURED else "resolved"
-            said.append(f"on minibatches: the systematic part is not {known}")
-        return f" ({'; '.join(said)})" if said else ""
+            parts.append(f"on minibatches: the systematic part is not {known}")
+        return f" ({'; '.join(parts)})" if parts else ""
 
     @property
     def _memory(self) -> str:

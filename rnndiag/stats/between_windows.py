@@ -94,9 +94,9 @@ def shared_squares(tail: Series, whole: Series, error: Series | None) -> Squares
     usable = np.isfinite(base) & np.isfinite(found).any(1)
     if not usable.any():
         return None
-    said = (~np.isnan(found[usable])).sum(0)
-    kept = 2 * said >= usable.sum()
-    left_out = windows[(said > 0) & ~kept]
+    counts = (~np.isnan(found[usable])).sum(0)
+    kept = 2 * counts >= usable.sum()
+    left_out = windows[(counts > 0) & ~kept]
     return Squares(
         windows,
         np.where(kept, found, np.nan)[usable],

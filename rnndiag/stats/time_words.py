@@ -34,8 +34,8 @@ class TimeWords:
 
     def in_brackets(self, steps: float) -> str:
         """' (11 h)', or empty without a unit."""
-        said = self.of(steps)
-        return f" ({said})" if said else ""
+        words = self.of(steps)
+        return f" ({words})" if words else ""
 
 
 def _is_number(value: object) -> bool:

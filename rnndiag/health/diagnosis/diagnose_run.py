@@ -141,13 +141,13 @@ def _cannot_tell(features: Features, state: State) -> Cause:
 
 def _headline(features: Features, state: State, at_rest: bool, causes: Sequence[Cause]) -> str:
     """The state, then the first cause with its remedy, as one sentence."""
-    told = _what_the_loss_did(features, state, at_rest)
+    change = _what_the_loss_did(features, state, at_rest)
     word = state_words(state).capitalize()
     if state in ("learned", "learning") and not causes:
         word = f"Healthy, {state}"
     if at_rest:
         word = "At rest"
-    parts = [f"{word}: {told}."] if told else [f"{word}."]
+    parts = [f"{word}: {change}."] if change else [f"{word}."]
     if causes:
         first = causes[0]
         but = "But: " if state in ("learned", "learning") else ""

@@ -41,10 +41,10 @@ def diagnosis_finding(
 
 def statement(found: Diagnosis) -> str:
     """The headline without its first word (shown as heading) and without the remedy (shown separately)."""
-    told = found.headline.partition(": ")[2] or found.headline
+    text = found.headline.partition(": ")[2] or found.headline
     first = found.causes[0].remedy if found.causes else None
-    told = told if first is None else told.removesuffix(first.sentence).rstrip()
-    return sentence_case(told, found.causes[0].layer if found.causes else "")
+    text = text if first is None else text.removesuffix(first.sentence).rstrip()
+    return sentence_case(text, found.causes[0].layer if found.causes else "")
 
 
 def heading(found: Diagnosis) -> str:
@@ -59,8 +59,8 @@ def heading(found: Diagnosis) -> str:
 def paragraphs(found: Diagnosis) -> list[str]:
     """Heading, statement with the first remedy, and one paragraph per further cause, for consoles."""
     first = found.causes[0].remedy if found.causes else None
-    told = f"{statement(found)} {first.sentence}" if first else statement(found)
-    return [heading(found), told, *(f"Also {line}" for line in also(found)[:-1])]
+    text = f"{statement(found)} {first.sentence}" if first else statement(found)
+    return [heading(found), text, *(f"Also {line}" for line in also(found)[:-1])]
 
 
 def also(found: Diagnosis) -> list[str]:

@@ -42,7 +42,7 @@ def _saturated(view: View, layer: LayerEvidence) -> Found | None:
         share = layer.gates_at_ends[which]
         if not (share.above(GATES_AT_ENDS) and layer.gates_at_ends[0].above(GATES_AT_ENDS)):
             return None
-        said = f"{percent(share.value)} of the values of the other gates of {layer.name} stand at 0 or 1"
+        observed = f"{percent(share.value)} of the values of the other gates of {layer.name} stand at 0 or 1"
         numbers = evidence(gates_at_ends=share)
     else:
         if layer.cell == "elman_relu":
@@ -51,7 +51,7 @@ def _saturated(view: View, layer: LayerEvidence) -> Found | None:
         started = layer.saturated[0].above(UNITS) or layer.derivative[0].below(FLAT)
         if not started or not (share.above(UNITS) or flat.below(FLAT)):
             return None
-        said = (
+        observed = (
             f"The derivative of the units of {layer.name} is {number(flat.value)} in the mean, and "
             f"{percent(share.value)} of them are saturated"
         )
@@ -69,7 +69,7 @@ def _saturated(view: View, layer: LayerEvidence) -> Found | None:
     else:
         why, remedy = "", start_of_recurrence(layer)
     return Found(
-        f"{said} (step {numbers[0].step}){why}. Little gradient passes there.",
+        f"{observed} (step {numbers[0].step}){why}. Little gradient passes there.",
         (*numbers, *evidence(input_spread=spread)),
         layer.name,
         remedy=remedy,

@@ -30,10 +30,10 @@ def not_trusted(view: View) -> Found | None:
 
 
 def _by_preflight(view: View, check: str, remedy: Remedy) -> Found | None:
-    told = view.features.structure.get(check)
-    if told is None:
+    fault = view.features.structure.get(check)
+    if fault is None:
         return None
-    message, layer = told
+    message, layer = fault
     sentence = f"{sentence_case(message, layer)}.".replace("..", ".")
     return Found(sentence, layer=layer, remedy=remedy)
 

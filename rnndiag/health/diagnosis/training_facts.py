@@ -182,15 +182,15 @@ class FirstFault:
 
 def first_fault(recorded: Recorded, loss_step: int | None, setup: Setup) -> FirstFault | None:
     """The first fault, from the recorded accidents and from the losses of all steps."""
-    told = [
+    notes = [
         note
         for outline in recorded.outlines
         if (note := mapping(outline.notes, "black_box")).get("kind") in ("loss", "gradient")
     ]
     if setup.scaled_gradients:
-        told = [note for note in told if note.get("kind") == "loss"]
-    told = [note for note in told if math.isfinite(_number(note.get("step")))]
-    first = min(told, key=lambda note: _number(note["step"]), default={})
+        notes = [note for note in notes if note.get("kind") == "loss"]
+    notes = [note for note in notes if math.isfinite(_number(note.get("step")))]
+    first = min(notes, key=lambda note: _number(note["step"]), default={})
     steps = [loss_step] if loss_step is not None else []
     steps += [int(first["step"])] if first else []
     if not steps:

@@ -101,10 +101,10 @@ def one_step_alone(view: View) -> Found | None:
 
 def detached_every_step(view: View) -> Found | None:
     """No gradient passes from any step to the one before."""
-    told = view.features.structure.get("stray detach")
-    if told is None:
+    fault = view.features.structure.get("stray detach")
+    if fault is None:
         return None
-    message, layer = told
+    message, layer = fault
     length = max((one.length for one in view.features.layers), default=0)
     return Found(
         f"{sentence_case(message, layer)}.",

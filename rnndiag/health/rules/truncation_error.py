@@ -35,8 +35,8 @@ def truncation_error(numbers: LayerNumbers) -> RuleSeries:
     found = _across_seams(numbers) or _beyond_the_cut(numbers) or _within_the_call(numbers)
     if np.isnan(found.values).all():
         raise DoesNotApply("no gradient reaches it, so there is nothing to be off from")
-    told = advice(numbers.whole.run, numbers.layer)
-    return found if told is None else replace(found, advice=told.sentence)
+    advised = advice(numbers.whole.run, numbers.layer)
+    return found if advised is None else replace(found, advice=advised.sentence)
 
 
 def _within_the_call(numbers: LayerNumbers) -> RuleSeries:

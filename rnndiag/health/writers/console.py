@@ -74,7 +74,7 @@ def _group(group: CheckGroup, judgement: CheckResult, printed: set[str]) -> Iter
 
 def _where(group: CheckGroup) -> str:
     """`layer rnn.l0; rnn.l1 is fine (43.0)`."""
-    said = [_place(group.worst)]
+    places = [_place(group.worst)]
     for other in group.others[:4]:
         state = {
             "pass": "is fine",
@@ -83,10 +83,10 @@ def _where(group: CheckGroup) -> str:
             "warn": "warns too",
         }.get(other.status, "was not judged")
         number = f" ({bare(other.text_value)})" if other.text_value else ""
-        said.append(f"{other.layer} {state}{number}")
+        places.append(f"{other.layer} {state}{number}")
     if len(group.others) > 4:
-        said.append(f"{len(group.others) - 4} more layers")
-    return "; ".join(said)
+        places.append(f"{len(group.others) - 4} more layers")
+    return "; ".join(places)
 
 
 def bare(text: str) -> str:

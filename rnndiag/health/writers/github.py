@@ -18,13 +18,13 @@ _LEVELS = {"fail": "error", "not_judged": "error", "warn": "warning"}
 
 def annotation_lines(judgement: CheckResult) -> str:
     """Workflow commands, one per line; the last one counts those that do not fit."""
-    told = [one for one in judgement.findings if one.status in _LEVELS]
-    told.sort(key=lambda one: list(_LEVELS).index(one.status))
-    room = MOST_ANNOTATIONS if len(told) <= MOST_ANNOTATIONS else MOST_ANNOTATIONS - 1
-    lines = [_annotation(one) for one in told[:room]]
-    if len(told) > room:
+    listed = [one for one in judgement.findings if one.status in _LEVELS]
+    listed.sort(key=lambda one: list(_LEVELS).index(one.status))
+    room = MOST_ANNOTATIONS if len(listed) <= MOST_ANNOTATIONS else MOST_ANNOTATIONS - 1
+    lines = [_annotation(one) for one in listed[:room]]
+    if len(listed) > room:
         lines.append(
-            f"::error title=rnndiag::{len(told) - room} more findings are in the step summary"
+            f"::error title=rnndiag::{len(listed) - room} more findings are in the step summary"
         )
     return "".join(f"{line}\n" for line in lines)
 

@@ -32,8 +32,8 @@ def _lines(judgement: CheckResult) -> Iterator[str]:
     outcome, heading = judgement.outcome, judgement.verdict
     yield f"## rnndiag: {outcome.word}, {outcome.sentence}"
     yield ""
-    told = [group.worst for group in by_check(judgement.findings) if group.status in _OPEN]
-    if heading.finding is not None and told:
+    shown = [group.worst for group in by_check(judgement.findings) if group.status in _OPEN]
+    if heading.finding is not None and shown:
         place = f" in {code(heading.finding.layer)}" if heading.finding.layer else ""
         yield f"**{heading.shape} {escaped(heading.word)}: {escaped(heading.sentence)}**{place}"
     else:
@@ -41,9 +41,9 @@ def _lines(judgement: CheckResult) -> Iterator[str]:
     yield ""
     yield f"{code(judgement.title)}; judged: {escaped(judgement.scope)}"
     yield ""
-    if told:
+    if shown:
         yield from _table(judgement)
-    for one in told:
+    for one in shown:
         if one.remedy:
             yield f"- **{escaped(one.check)}**: {escaped(one.remedy)}"
         for line in one.details:

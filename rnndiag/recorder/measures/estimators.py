@@ -46,7 +46,7 @@ def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     if used is not None and used.label not in [one.label for one in candidates]:
         candidates.append(used)
     scores = compare_estimators(part, candidates, draws=DRAWS, generator=draw)
-    subject.say_sampled(
+    subject.note_sampled(
         run.name, f"estimators: {count} of {run.B} sequences, {DRAWS} draws of what is drawn"
     )
     names = {"estimator": tuple(score.label for score in scores)}

@@ -35,7 +35,7 @@ def jacobians(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     lags = _lags(reach)
     starts = sorted({round(x) for x in np.linspace(0, max(0, longest - reach), anchors)})
     products = jacobian_products(part, lags, starts)
-    subject.say_sampled(
+    subject.note_sampled(
         run.name,
         f"Jacobian products: {samples} of {run.B} sequences, {len(starts)} start states, lags to {reach} of {run.T}",
     )

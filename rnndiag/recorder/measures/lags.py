@@ -66,7 +66,7 @@ def _sweep(subject: Subject, runs: Runs, name: str, shared: bool) -> LagSweep:
     adj = subject.made_already(runs) if isinstance(runs, LayerRun) else None
     sweep = lag_sweep(runs, budget=price, generator=draw, adj=adj)
     if sweep.sampling.sampled:
-        subject.say_sampled(name, f"lag sweep: {sweep.sampling.sentence}")
+        subject.note_sampled(name, f"lag sweep: {sweep.sampling.sentence}")
     return sweep
 
 

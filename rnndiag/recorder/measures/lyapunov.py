@@ -32,7 +32,7 @@ def lyapunov(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     part = run.select(np.linspace(0, run.B - 1, count).round().astype(int).tolist())
     k = run.S if run.S <= FULL else min(SOME, run.S)
     found = exponents(part, k)
-    subject.say_sampled(
+    subject.note_sampled(
         run.name,
         f"Lyapunov exponents: the {k} largest of {run.S}, over {count} of {run.B} sequences, "
         f"without the first {found.warmup} steps",

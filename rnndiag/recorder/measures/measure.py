@@ -124,7 +124,7 @@ class Subject:
         if count is None or count >= run.B:
             return run
         picked = torch.linspace(0, run.B - 1, count).round().long()
-        self.say_sampled(run.name, f"gates: {count} of {run.B} sequences")
+        self.note_sampled(run.name, f"gates: {count} of {run.B} sequences")
         return run.select(picked)
 
     def within_memory(
@@ -147,11 +147,11 @@ class Subject:
         if count == batch:
             return runs
         for run in runs:
-            self.say_sampled(run.name, f"{what}: {count} of {batch} sequences, for want of memory")
+            self.note_sampled(run.name, f"{what}: {count} of {batch} sequences, for want of memory")
         picked = torch.linspace(0, batch - 1, count).round().long()
         return tuple(run.select(picked) for run in runs)
 
-    def say_sampled(self, layer: str, words: str) -> None:
+    def note_sampled(self, layer: str, words: str) -> None:
         """Note what a measure was computed on, if that is not everything."""
         before = self.sampling.get(layer)
         self.sampling[layer] = words if before is None else f"{before}; {words}"

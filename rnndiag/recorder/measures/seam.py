@@ -34,10 +34,10 @@ def seam(
         samples=samples if samples is None or samples < runs[0].B else None,
         generator=draw,
     )
-    said = [found.sentence, *found.notes]
+    sentences = [found.sentence, *found.notes]
     if found.sweep.sampling.sampled or not found.sweep.sampling.complete:
-        said.append(found.sweep.sampling.sentence)
-    return list(_measurements(found, name)), " ".join(said)
+        sentences.append(found.sweep.sampling.sentence)
+    return list(_measurements(found, name)), " ".join(sentences)
 
 
 def _measurements(found: Seam, name: str) -> Iterator[Measurement]:

@@ -161,5 +161,5 @@ def _judge_loops(subject: Subject, taken: Taken) -> None:
     """Withdraw the reach of open loops."""
     for name, why in subject.loops.open.items():
         taken.verdict = max(taken.verdict, "open", key=VERDICTS.index)
-        said = f"open: {why}"
-        taken.reasons[name] = "; ".join(filter(None, (taken.reasons.get(name), said)))
+        reason = f"open: {why}"
+        taken.reasons[name] = "; ".join(filter(None, (taken.reasons.get(name), reason)))

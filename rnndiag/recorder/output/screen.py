@@ -174,32 +174,32 @@ def _table(layers: list[LayerLine]) -> list[str]:
 
 def _sentences(run: StoredRun, words: TimeWords, diagnosis: Diagnosis) -> list[str]:
     """Sentences below the table: the reach, the window, accidents, clipping, failed proofs."""
-    said = _reach_sentence(run, words)
+    lines = _reach_sentence(run, words)
     if diagnosis.state in _MAY_BE_CUT:  # no window is recommended for a model that does not learn
-        said += [f"  {sentence}" for sentence in _advice(run)]
+        lines += [f"  {sentence}" for sentence in _advice(run)]
     accidents = [r.notes["black_box"] for r in run.outlines if "black_box" in r.notes]
     if accidents:
         more = f" ({len(accidents) - 1} more in the report)" if len(accidents) > 1 else ""
-        said.append(f"  {accidents[0]['sentence']}{more}")
+        lines.append(f"  {accidents[0]['sentence']}{more}")
     clips = [c for r in run.outlines for c in r.notes.get("clipping", [])]
     clips = [c for c in clips if c["threshold"] is not None]
     if clips and clips[-1]["share"] > 0:
         last = clips[-1]
-        said.append(
+        lines.append(
             f"  Clipping changed {last['share']:.0%} of the steps of the last epoch: a {last['word']}."
         )
     untrusted = [r.step for r in run.outlines if r.verdict == "inexact" and r.phase == "train"]
     if untrusted:
         are = "recording is" if len(untrusted) == 1 else "recordings are"
-        said.append(
+        lines.append(
             f"  {len(untrusted)} {are} not exact, the first at step {untrusted[0]}: the report says why."
         )
     errors = [e for r in run.outlines for e in r.notes.get("errors", [])]
     if errors:
-        said.append(
+        lines.append(
             f"  {counted(len(errors), 'fault')} of the recorder itself: the report lists them."
         )
-    return said
+    return lines
 
 
 def _reach_sentence(run: StoredRun, words: TimeWords) -> list[str]:

@@ -16,7 +16,7 @@ from rnndiag.errors import BadArgument
 from rnndiag.recorder.measures.take import untouched
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.gradient import DETACHED, stops
-from rnndiag.recorder.preflight.layout import BatchLayout, layout_of, told_by_loader
+from rnndiag.recorder.preflight.layout import BatchLayout, confirmed_by_loader, layout_of
 from rnndiag.recorder.preflight.padding import COUNTED, reads_padding
 from rnndiag.recorder.preflight.samples import swapped
 from rnndiag.recorder.preflight.state import NOT_CARRIED, calls_of
@@ -38,7 +38,7 @@ def glance(
     seen = {run.name: run for run in runs}
     try:
         layout = layout_of(batch, None, None)
-        layout = told_by_loader(layout, batch_size)
+        layout = confirmed_by_loader(layout, batch_size)
     except BadArgument:
         layout = None
     with untouched(next(iter(seen.values())).device if seen else torch.device("cpu")):

@@ -76,12 +76,12 @@ def layout_of(
                 f"{len(given)} lengths were given for {samples} samples.", "Give one a sample."
             )
         return BatchLayout(dim, samples, steps, assumed, given, "the lengths given")
-    told, source = _lengths(found, known)
-    return BatchLayout(dim, samples, steps, assumed, told, source)
+    lengths, source = _lengths(found, known)
+    return BatchLayout(dim, samples, steps, assumed, lengths, source)
 
 
-def told_by_loader(layout: BatchLayout, batch_size: int | None) -> BatchLayout:
-    """The layout without doubt if exactly one dim has the size of the loader's batches."""
+def confirmed_by_loader(layout: BatchLayout, batch_size: int | None) -> BatchLayout:
+    """The layout, no longer assumed, if exactly one dim has the size of the loader's batches."""
     if not layout.assumed or batch_size is None or layout.samples == layout.steps:
         return layout
     if batch_size == layout.samples:
