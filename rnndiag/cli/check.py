@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
             "Name either runs or --snapshot DIR to check.", "See: rnndiag check --help"
         )
     try:
-        judgement = _judged(args, config)
+        judgement = _checked(args, config)
     except (CannotJudge, RunUnreadable) as reason:
         judgement = cannot_judge(args.runs or [args.snapshot], reason)
-        sys.stderr.write(_told(reason))
+        sys.stderr.write(_reason_text(reason))
     else:
         sys.stdout.write(console_text(judgement))
         if judgement.outcome.code == CANNOT_JUDGE:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     return judgement.outcome.code
 
 
-def _judged(args: argparse.Namespace, config: Config) -> CheckResult:
+def _checked(args: argparse.Namespace, config: Config) -> CheckResult:
     if args.snapshot:
         from rnndiag.health.frozen import judge_snapshot
 
@@ -128,7 +128,7 @@ def _why_not(judgement: CheckResult) -> str:
     return f"rnndiag: not judged: {first.check}{place}: {first.message}\n"
 
 
-def _told(reason: Exception) -> str:
+def _reason_text(reason: Exception) -> str:
     """The reason as printed, with the exit code at the end of its first paragraph."""
     what, remedy = getattr(reason, "what", str(reason)), getattr(reason, "remedy", "")
     *head, last = what.splitlines() or [""]

@@ -189,9 +189,8 @@ def _words(panel: Panel, ax: Axes, legend_below: bool) -> None:
     named = {label: handle for handle, label in zip(handles, labels, strict=True) if label}
     if len(named) > 1 or panel.marks or panel.allowed is not None:
         place: dict[str, Any] = {}
-        if (
-            legend_below
-        ):  # borderaxespad: font heights of room for the numbers and the label of the axis
+        # borderaxespad: font heights of room for the numbers and the label of the axis
+        if legend_below:
             place = {
                 "loc": "upper center",
                 "bbox_to_anchor": (0.5, 0),

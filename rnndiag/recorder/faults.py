@@ -81,9 +81,8 @@ class Faults:
             self.messages.append(message)
             self._new.append(message)
             warn(f"rnndiag: {message}")
-        if (
-            self._in_a_row[failing] == LIMIT
-        ):  # one fault is one warning: the run's end names the part
+        # one fault is one warning: the run's end names the part
+        if self._in_a_row[failing] == LIMIT:
             logger.info("rnndiag: %s failed %d times in a row and is left out.", failing, LIMIT)
 
     def handler(self, part: str) -> Callable[[Exception], None]:

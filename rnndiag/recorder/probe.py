@@ -63,7 +63,7 @@ class Probe:
             )
         self._take()
         self._capture.arm()
-        self._unrolled.listen()
+        self._unrolled.start()
         return self
 
     def __exit__(
@@ -73,7 +73,7 @@ class Probe:
         trace: TracebackType | None,
     ) -> None:
         self._capture.disarm()
-        self._unrolled.leave()
+        self._unrolled.stop()
 
     def _take(self) -> None:
         seen = self._capture.take()

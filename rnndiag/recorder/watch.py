@@ -87,7 +87,7 @@ class Watch:
             self._capture.independent = self._independent if compares else True
             self._capture.arm()
         if self._unrolled is not None:
-            self._unrolled.listen()
+            self._unrolled.start()
 
     def new_passes(self) -> list[BackwardPass]:
         """The backward passes since the last call, replayed."""
@@ -118,7 +118,7 @@ class Watch:
             self._capture.disarm()
             self._capture.forget()
         if self._unrolled is not None:
-            self._unrolled.leave()
+            self._unrolled.stop()
             self._unrolled.forget()
 
     def release(self) -> None:

@@ -192,7 +192,7 @@ class ChunkLoop:
                 continue
             ends = number + 1 == len(bounds)
             if self.looks is not None and self.looks.due(self.steps, number, len(bounds)):
-                self._look(cut, start, stop, state)
+                self._take_look(cut, start, stop, state)
             losses, state = self._forward(cut, start, stop, state, reset if number == 0 else None)
             state = detached(state)
             counted = self.update == "chunk" or ends
@@ -243,7 +243,7 @@ class ChunkLoop:
             held -= first.stop - first.start
         return losses, after
 
-    def _look(self, cut: TimeBatch, start: int, stop: int, state: Any) -> None:
+    def _take_look(self, cut: TimeBatch, start: int, stop: int, state: Any) -> None:
         """Measure what the window leaves out: run the chunk's losses with a graph over the whole horizon."""
         looks = self.looks
         assert looks is not None
@@ -294,11 +294,11 @@ class ChunkLoop:
             if place:
                 state = _joined(state, kept, rows)
             kept.draws.restore()
-            ahead = max(0, steps - reach) if place == 0 else 0
-            if ahead:
+            skipped = max(0, steps - reach) if place == 0 else 0
+            if skipped:
                 with torch.no_grad():
-                    _, state = self._call(kept.batch, kept.start, kept.start + ahead, state, rows)
-            _, state = self._call(kept.batch, kept.start + ahead, kept.stop, state, rows)
+                    _, state = self._call(kept.batch, kept.start, kept.start + skipped, state, rows)
+            _, state = self._call(kept.batch, kept.start + skipped, kept.stop, state, rows)
         return _joined(state, now, rows)
 
     @contextmanager
@@ -379,9 +379,9 @@ def _joined(state: Any, following: _Kept, rows: Tensor | None = None) -> Any:
     """The state from which a chunk continues; for sequences that began with it, their own initial state."""
     if following.reset is None:
         return state
-    anew = following.reset if rows is None else following.reset[rows]
+    begins = following.reset if rows is None else following.reset[rows]
     before = _rows_of(following.before, rows, following.batch.B)
-    return where_rows(~anew, state, before)
+    return where_rows(~begins, state, before)
 
 
 def _rows_of(state: Any, rows: Tensor | None, batch: int) -> Any:

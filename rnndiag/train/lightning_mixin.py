@@ -209,10 +209,10 @@ class TruncatedBPTT:
     def _tbptt_start(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor | None]:
         """The state before the batch, and which sequences of a stream begin with it."""
         loop, before = self._tbptt_loop, self._tbptt_state
-        anew = self.tbptt_reset(batch, batch_idx) if self._tbptt_stateful else True
+        begins = self.tbptt_reset(batch, batch_idx) if self._tbptt_stateful else True
         rows, self._tbptt_rows = self._tbptt_rows, TimeBatch(batch, loop.time_dim).B
-        if not isinstance(anew, Tensor):
-            if before is not None and not anew:
+        if not isinstance(begins, Tensor):
+            if before is not None and not begins:
                 if rows not in (None, self._tbptt_rows):
                     raise BadArgument(
                         f"The carried state holds {rows} sequences, and the batch {self._tbptt_rows}.",
@@ -226,7 +226,7 @@ class TruncatedBPTT:
         fresh = self.tbptt_initial_state(batch)
         if fresh is None:
             fresh = map_tensors(torch.zeros_like, before)
-        return where_rows(anew, fresh, before), anew
+        return where_rows(begins, fresh, before), begins
 
     def _tbptt_check_ranks(self, batch: Any) -> None:
         module = _as_module(self)

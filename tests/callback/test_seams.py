@@ -206,9 +206,8 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
 def test_kept_chunks_stay_within_their_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        keeping, "MOST_BYTES", 3000
-    )  # room for two calls, the one at hand among them
+    # room for two calls, the one at hand among them
+    monkeypatch.setattr(keeping, "MOST_BYTES", 3000)
     run, _ = recorded(lambda: Carried(rate=0.1), tmp_path)
     assert run["seam_steps", "rnn.l0"].values.tolist() == [[7, 7]]
     monkeypatch.setattr(keeping, "MOST_BYTES", 100)

@@ -133,7 +133,7 @@ def test_a_proof_that_raised_is_not_judged(tmp_path: Path, monkeypatch: pytest.M
     def broken(*_: object) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(sys.modules["rnndiag.recorder.measures.take"], "_judge", broken)
+    monkeypatch.setattr(sys.modules["rnndiag.recorder.measures.take"], "_set_verdict", broken)
     callback = rnndiag.GradientDiagnostics(tmp_path / "run", every_n_steps=1, report=False)
     with pytest.warns(UserWarning, match="planted"):
         fit(Net, [callback], steps=8, data=loader(8))

@@ -51,9 +51,8 @@ def test_solved_task_needs_nothing_and_uses_exactly_the_inputs_it_reads() -> Non
     need = rnndiag.memory_need(ShiftRegister(6, read=4), copy_batches(4), cross_entropy)
     assert need.lead == "solved"
     assert need.used_memory == 5
-    assert (
-        need.burn_in == 5
-    )  # states differ for as many steps as they hold inputs, the first being step 0
+    # states differ for as many steps as they hold inputs, the first being step 0
+    assert need.burn_in == 5
     assert need.scale > 0.5
 
 

@@ -82,9 +82,8 @@ def test_lesser_verdicts_are_told_beside_the_leading_one() -> None:
     need = replace(QUIET, further=FAR, within=FAR, reach=12.0)
     told = " ".join(need.further_sentences)
     assert "lie within reach" in told
-    assert (
-        "a shorter window loses nothing" not in told
-    )  # beside a need beyond it reads as the opposite
+    # beside a need beyond it reads as the opposite
+    assert "a shorter window loses nothing" not in told
     told = " ".join(replace(QUIET, within=FAR, reach=12.0).further_sentences)
     assert "a shorter window loses nothing" in told
 

@@ -103,9 +103,8 @@ def test_the_gallery_shows_what_it_says() -> None:
     assert float(used.values) == 5
     told = too_short.run.last.notes["cause"]
     unreached = [layer for layer, why in told.items() if "No gradient" in why["sentence"]]
-    assert (
-        len(unreached) == 3
-    )  # the answer's gradient ends at the last seam: 15 of 20 steps get none
+    # the answer's gradient ends at the last seam: 15 of 20 steps get none
+    assert len(unreached) == 3
     for name, k in (("truncated-too-short", 5), ("seam", 8)):
         (layer,) = context(name).run.layers_of("seam_bias")
         found = context(name).advice(layer)

@@ -125,9 +125,8 @@ def test_no_acknowledged_recording_is_lost(
         folder = tmp_path / f"run{moment}"
         pid = start(nursery, folder)
         begun = tmp_path / f"run{moment}.said"
-        stored = 8 * chance.choice(
-            [0, 0, 1, 2, 5, 10]
-        )  # a moment before or after the first recordings
+        # a moment before or after the first recordings
+        stored = 8 * chance.choice([0, 0, 1, 2, 5, 10])
         while not begun.exists() or begun.stat().st_size < stored:
             time.sleep(0.0005)
         end = time.perf_counter() + chance.uniform(0, 0.02)

@@ -11,7 +11,7 @@ from rnndiag.engine.cells.cell import Cell, State, summed
 from rnndiag.engine.cells.registry import register_cell
 
 
-def _look(c: Tensor, peephole: Tensor) -> Tensor:
+def _peephole_term(c: Tensor, peephole: Tensor) -> Tensor:
     return c * peephole if peephole.dim() <= 1 else linear(c, peephole)
 
 
@@ -26,12 +26,12 @@ def _gates_and_c(
     i, f, g, o = summed(a_ih, a_hh).chunk(4, -1)
     before = state[1]
     gate = {
-        "i": (i + _look(before, peephole_i)).sigmoid(),
-        "f": (f + _look(before, peephole_f)).sigmoid(),
+        "i": (i + _peephole_term(before, peephole_i)).sigmoid(),
+        "f": (f + _peephole_term(before, peephole_f)).sigmoid(),
         "g": g.tanh(),
     }
     c = gate["f"] * before + gate["i"] * gate["g"]
-    gate["o"] = (o + _look(c, peephole_o)).sigmoid()
+    gate["o"] = (o + _peephole_term(c, peephole_o)).sigmoid()
     return gate, c
 
 

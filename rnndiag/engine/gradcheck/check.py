@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rnndiag.engine.gradcheck.comparisons import Case, Run, call_cells, cases, compare, runs
 from rnndiag.engine.gradcheck.forward_order import forward_order
 from rnndiag.engine.gradcheck.gradients import Cotangent
 from rnndiag.engine.gradcheck.hints import describe, is_rounding
-from rnndiag.engine.gradcheck.judge import Case, Run, call_cells, cases, judge, runs
 from rnndiag.engine.gradcheck.lengths import length_cells, read_lengths
 from rnndiag.engine.gradcheck.locate import ByBackward, ByDifferences, Locator, PathTruth, Windows
 from rnndiag.engine.gradcheck.nested import flatten
@@ -43,7 +43,7 @@ HALF_PRECISION = (
 )
 NO_PATH, ZERO = "no gradient arrives", "the gradient is zero"
 
-Judged = tuple[Cell, Tensor | None, Tensor | None]
+Compared = tuple[Cell, Tensor | None, Tensor | None]
 
 
 def gradcheck_recurrence(
@@ -119,7 +119,7 @@ def gradcheck_recurrence(
 
 
 def _check(setup: Setup, lengths: Sequence[int] | Tensor | None) -> GradcheckResult:
-    """Judge every run, then locate the wrong paths."""
+    """Compare every run, then locate the wrong paths."""
     variable = [] if lengths is None else read_lengths(lengths, setup)
     cells: list[Cell] = []
     refused: list[str] = []
@@ -132,11 +132,11 @@ def _check(setup: Setup, lengths: Sequence[int] | Tensor | None) -> GradcheckRes
             if steps not in at_length:
                 at_length[steps] = cases(setup, run.point)
             for case in at_length[steps]:
-                found = list(judge(setup, run, case))
+                found = list(compare(setup, run, case))
                 idle |= {cell for cell, gradient, _ in found if cell.right and _is_zero(gradient)}
-                judged = [_described(setup, run, one) for one in found]
-                cells += judged
-                faulty = [cell for cell in judged if not cell.right]
+                described = [_described(setup, run, one) for one in found]
+                cells += described
+                faulty = [cell for cell in described if not cell.right]
                 if faulty:
                     wrong.setdefault(run.name, []).append((run, case, faulty))
         except RnndiagError:
@@ -188,9 +188,9 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def _described(setup: Setup, run: Run, judged: Judged) -> Cell:
+def _described(setup: Setup, run: Run, compared: Compared) -> Cell:
     """The cell; if its gradient is wrong, with a sentence on what is wrong and where."""
-    cell, found, truth = judged
+    cell, found, truth = compared
     if cell.right:
         return cell
     if cell.cotangent == "value":

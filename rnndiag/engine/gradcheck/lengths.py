@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rnndiag.engine.gradcheck.comparisons import Run, cell_of
 from rnndiag.engine.gradcheck.gradients import Gradients, draw_cotangents, gradients
 from rnndiag.engine.gradcheck.hints import describe
-from rnndiag.engine.gradcheck.judge import Run, cell_of
 from rnndiag.engine.gradcheck.result import Cell
 from rnndiag.engine.gradcheck.runs import alone_to_length, lengths_around, valid_steps, with_padding
 from rnndiag.engine.gradcheck.setup import Setup

@@ -42,7 +42,9 @@ class Rows:
     def __sub__(self, other: Rows) -> Rows:
         return Rows(self.found - other.found, self.truth - other.truth, self.error + other.error)
 
-    def judged(self, rtol: float, eps: float, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def wrong_and_visible(
+        self, rtol: float, eps: float, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Per row: whether it is wrong, and whether an error would be seen. `scale`: norms that rounding goes by."""
         sizes = torch.maximum(self.found.norm(dim=1), self.truth.norm(dim=1))
         scale = sizes if scale is None else scale
@@ -175,7 +177,7 @@ class Locator:
             gradient = gradients(self.function, point, loss, self.without)
             for name in targets:
                 rows = self.truth.rows(point, loss, gradient, name)
-                wrong, visible = rows.judged(self.truth.rtol, self.truth.eps)
+                wrong, visible = rows.wrong_and_visible(self.truth.rtol, self.truth.eps)
                 is_input = name in point.input_names
                 for row in range(len(wrong)):
                     source = row if is_input else INITIAL
@@ -221,7 +223,7 @@ class Locator:
                         before[name].found.norm(dim=1), before[name].truth.norm(dim=1)
                     )
                 before[name] = rows
-                wrong, visible = part.judged(self.truth.rtol, self.truth.eps, scale)
+                wrong, visible = part.wrong_and_visible(self.truth.rtol, self.truth.eps, scale)
                 collected[name].append((0, lag, bool(wrong[0]), bool(visible[0])))
         return {name: _paths(entries, by_lag=True) for name, entries in collected.items()}
 

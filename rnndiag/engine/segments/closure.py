@@ -1,7 +1,7 @@
 """The fourth proof, closure: every path from a later loss to an earlier state goes through the states in between.
 
-Without closure, hops from mark to mark are not time steps: a skip connection over three steps arrives three steps
-earlier after one hop, so windows cannot be computed from what arrives. The proof walks over the graph between the
+Without closure, passes from mark to mark are not time steps: a skip connection over three steps arrives three steps
+earlier after one pass, so windows cannot be computed from what arrives. The proof walks over the graph between the
 marks.
 """
 
@@ -119,10 +119,10 @@ def closure_of(
         ):
             around.setdefault(leaf_id, _AROUND.format(time))
         for key in found:
-            hop = time - marks[key].time
-            within |= hop == 0
-            if hop not in (0, 1) and not jump:
-                jump = _JUMP.format(time, marks[key].time, hop)
+            distance = time - marks[key].time
+            within |= distance == 0
+            if distance not in (0, 1) and not jump:
+                jump = _JUMP.format(time, marks[key].time, distance)
         for leaf in met:
             leaves[id(leaf.variable)] = leaf.variable
             if time != first_time:

@@ -296,9 +296,8 @@ class _Windows:
         self.cosine: list[float] = []
         self.progress: list[float] = []
         self.sums = [0.0] * len(parameters)
-        if (
-            loop.ahead
-        ):  # the loss's own step lies before its first mark: it is the window of one step
+        # the loss's own step lies before its first mark: it is the window of one step
+        if loop.ahead:
             self._note()
         self._subtract(from_loss)
         self._note()

@@ -62,7 +62,7 @@ def lyapunov_of_map(
             f"steps = {steps}, dt = {dt} and an x0 of shape {tuple(start.shape)} make no trajectory.",
             "Give steps >= 1, dt > 0 and x0 of shape (S,) or (B, S), not empty.",
         )
-    _look_at(step, start)
+    _check_step(step, start)
     warmup = min(100, steps // 10) if warmup is None else warmup
     states = [start]
     with torch.no_grad():
@@ -76,7 +76,7 @@ def lyapunov_of_map(
     return result if dt == 1.0 else _per_time(result, dt)
 
 
-def _look_at(step: Step, start: Tensor) -> None:
+def _check_step(step: Step, start: Tensor) -> None:
     """Raise if a step does not return the shape of its argument, or mixes rows of the batch."""
     with torch.no_grad():
         after: object = step(start)

@@ -61,9 +61,8 @@ def _cut(view: View, layer: LayerEvidence) -> Found | None:
     share = layer.seam_share
     if not share.above(BEHIND):
         return None
-    within = (
-        layer.length > layer.chunk
-    )  # several calls a training step: the cut is within the sequence
+    # several calls a training step: the cut is within the sequence
+    within = layer.length > layer.chunk
     value = layer.length if within else LONGER * layer.chunk
     remedy = (
         f"Remove the detach, so that the gradient passes through all {value} steps."

@@ -20,7 +20,7 @@ LENGTH = 2048
 """Number of latest steps that are kept between two recordings."""
 FETCH_EVERY = 64
 """Number of steps whose GPU scalars are fetched at a time."""
-JUDGED = 65
+MEDIAN_OVER = 65
 """Number of finite norms over which the running median is taken."""
 REFRESHED = 8
 """Recompute the median every REFRESHED norms."""
@@ -82,7 +82,7 @@ class RunningMedian:
 
     value: float = math.nan
     count: int = 0
-    _last: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED))
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=MEDIAN_OVER))
 
     def add(self, value: float) -> None:
         """Add a value."""

@@ -18,17 +18,17 @@ SHORT = 0.5
 """A reach below this share of the number of steps is short."""
 FADES = 0.1
 """The profile has decayed if its last measured lag is below this share of lag 0."""
-SILENT = 1e-3
+NEGLIGIBLE = 1e-3
 """Direct gradients below this share of the largest are negligible."""
 
 
 def cause_of(run: LayerRun, profile_log: Array, words: TimeWords = _NO_WORDS) -> dict[str, Any]:
     """{"kind": "decay" | "loss" | "detach" | "none", "sentence": ...} of one layer run."""
     found = reach(profile_log, steps=run.T)
-    asks = _asking_steps(run)
+    with_loss = _steps_with_loss(run)
     cut = run.tie.startswith("detached") or (run.tie == "given" and _started_elsewhere(run))
     faded = _faded(profile_log)
-    if not asks.size:
+    if not with_loss.size:
         return _cause(
             "loss", f"No gradient of the loss reaches {run.name} at any of its {run.T} steps."
         )
@@ -38,7 +38,7 @@ def cause_of(run: LayerRun, profile_log: Array, words: TimeWords = _NO_WORDS) ->
             f"The Jacobian of {run.name} changes the gradient by {decay(profile_log):.3g} a step, "
             f"so 90 % of it lies within {found.value:.1f} of {run.T} steps{words.in_brackets(found.value)}.",
         )
-    furthest = int(asks.max()) + 1
+    furthest = int(with_loss.max()) + 1
     if furthest < SHORT * run.T:
         return _cause(
             "loss",
@@ -51,7 +51,7 @@ def cause_of(run: LayerRun, profile_log: Array, words: TimeWords = _NO_WORDS) ->
             f"{run.name} starts from a state that was detached: the gradient still has strength after "
             f"{run.T} steps{words.in_brackets(run.T)}, and the cut ends it there.",
         )
-    if asks.size == 1 and run.T > 1:
+    if with_loss.size == 1 and run.T > 1:
         return _cause(
             "none",
             f"The loss asks {run.name} at step {furthest} only, and its gradient gets to the start.",
@@ -66,13 +66,13 @@ def _cause(kind: str, sentence: str) -> dict[str, Any]:
     return {"kind": kind, "sentence": sentence}
 
 
-def _asking_steps(run: LayerRun) -> np.ndarray:
+def _steps_with_loss(run: LayerRun) -> np.ndarray:
     """Steps with a direct gradient that is not negligible."""
     size = torch.cat(run.direct, -1).double().norm(dim=-1).where(run.mask(), 0.0).amax(1)
     largest = float(size.max())
     if not largest > 0:
         return np.zeros(0, np.int64)
-    found: np.ndarray = (size > SILENT * largest).nonzero().flatten().cpu().numpy()
+    found: np.ndarray = (size > NEGLIGIBLE * largest).nonzero().flatten().cpu().numpy()
     return found
 
 

@@ -74,7 +74,7 @@ def take(
             if faults.caught > count:
                 subject.not_measured[group] = faults.last
         with faults.guard("proving the contributions"):
-            _judge(subject, taken)
+            _set_verdict(subject, taken)
     taken.notes = {
         key: value
         for key, value in (
@@ -136,12 +136,12 @@ def _take_group(measure: Measure, subject: Subject, taken: Taken, faults: Faults
                 subject.not_measured[f"{measure.name} of {run.name}"] = str(limit)
 
 
-def _judge(subject: Subject, taken: Taken) -> None:
+def _set_verdict(subject: Subject, taken: Taken) -> None:
     """Store the proof's verdict, and its reasons by layer."""
     loops = subject.loops
     if not subject.runs and not subject.for_proof:
         taken.verdict = "exact" if loops.measured else "unverified"
-        _judge_loops(subject, taken)
+        _set_verdict_of_loops(subject, taken)
         return
     proof = subject.proof
     taken.verdict = proof.verdict
@@ -154,10 +154,10 @@ def _judge(subject: Subject, taken: Taken) -> None:
         ]
         for owner in owners or [MODEL]:
             taken.reasons[owner] = "; ".join(filter(None, (taken.reasons.get(owner), reason)))
-    _judge_loops(subject, taken)
+    _set_verdict_of_loops(subject, taken)
 
 
-def _judge_loops(subject: Subject, taken: Taken) -> None:
+def _set_verdict_of_loops(subject: Subject, taken: Taken) -> None:
     """Withdraw the reach of open loops."""
     for name, why in subject.loops.open.items():
         taken.verdict = max(taken.verdict, "open", key=VERDICTS.index)

@@ -232,8 +232,8 @@ def _use(loss: OutputLoss, samples: Sequence[Sample]) -> tuple[tuple[Use, ...], 
     measured.search()
     points = [Use(rise.inputs, *interval(rise.per_sequence.numpy())) for rise in measured.curve()]
     peak = max(points, key=lambda point: point.rise)
-    stands_out = peak.lower > 0 and peak.rise >= LEAST_USE * abs(_mean_loss(samples))
-    if not stands_out:
+    significant = peak.lower > 0 and peak.rise >= LEAST_USE * abs(_mean_loss(samples))
+    if not significant:
         return tuple(points), None
     return tuple(points), next(p.inputs for p in points if p.rise <= SHARE_OF_PEAK * peak.rise)
 

@@ -26,7 +26,7 @@ GROUPS = ("contributions", "gates")
 """Groups of measures that are taken at an accident."""
 MOST = 16
 """Most accidents recorded per fit."""
-QUIET = 20
+LEAST_DISTANCE = 20
 """Steps after an accident in which no further one is recorded, except a first NaN after a jump."""
 
 
@@ -70,9 +70,8 @@ class BlackBox:
         self._light_hooks = LightHooks(faults, overhead)
         self._faults = faults
         self._epoch = -1
-        self._last: dict[
-            bool, int
-        ] = {}  # whether numbers were finite -> the last step of such an accident
+        self._last: dict[bool, int] = {}
+        """Whether numbers were finite -> the last step of such an accident."""
         self.count = 0
         self._next: dict[str, Any] | None = None
         self.groups = tuple(name for name in GROUPS if name in groups)
@@ -127,10 +126,10 @@ class BlackBox:
     def _records(self, step: int, finite: bool) -> bool:
         """Whether to record an accident of this step: always the first non-finite one, never a jump shortly after."""
         first = not finite and False not in self._last
-        before = self._last.values() if finite else [self._last.get(False, -QUIET)]
-        quiet = any(step - last < QUIET for last in before)
+        before = self._last.values() if finite else [self._last.get(False, -LEAST_DISTANCE)]
+        too_close = any(step - last < LEAST_DISTANCE for last in before)
         self._last[finite] = step
-        records = first or (not quiet and self.count < MOST)
+        records = first or (not too_close and self.count < MOST)
         self.count += records
         return records
 

@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.engine.truncation.chains.joined_chunks import goes_on
+from rnndiag.engine.truncation.chains.joined_chunks import continues
 from rnndiag.engine.truncation.chains.seam_memory import without_gradients
 from rnndiag.recorder.replay.call_memory import CallMemory
 from rnndiag.recorder.replay.kept_call import KeptCall, near
@@ -77,7 +77,7 @@ class Chunks:
                 if not all(name in runs for name in names):
                     continue
                 earlier = tuple(runs[name] for name in names)
-                if all(map(goes_on, earlier, group)):
+                if all(map(continues, earlier, group)):
                     return call, earlier
         return older, None
 
@@ -88,7 +88,7 @@ def _cut(run: LayerRun) -> bool:
 
 
 def _before(one: LayerRun, run: LayerRun) -> bool:
-    return one.inputs is not run.inputs and goes_on(one, run)
+    return one.inputs is not run.inputs and continues(one, run)
 
 
 def _may_end_in(call: KeptCall, run: LayerRun) -> bool:

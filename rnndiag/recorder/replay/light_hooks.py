@@ -61,9 +61,8 @@ class LightHooks:
             if name in self._loops or name in self._handles:
                 continue
             leave = LightHook(self, name, module)
-            handles = self._handles[
-                name
-            ] = []  # stored at once, so that an error meanwhile leaves no hook behind
+            # stored at once, so that an error meanwhile leaves no hook behind
+            handles = self._handles[name] = []
             handles.append(module.register_forward_hook(leave, with_kwargs=True))
             if module.dropout > 0 and module.num_layers > 1:
                 enter = RandomHook(self, name, module)

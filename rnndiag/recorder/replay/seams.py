@@ -21,7 +21,7 @@ from rnndiag.store.measurement import Measurement
 GROUP = "lags"
 """The seam is measured together with this group of measures."""
 WHAT = "measuring across the seam"
-UNTIL_SURE = 20
+BATCHES_WITHOUT_STATE = 20
 """After this many batches without a carried state chunks are no longer kept, except for recorded batches."""
 _UNLIKE = (
     "the chunk before it, run again, does not come out as it was: it draws random numbers of its own, or its device "
@@ -76,7 +76,7 @@ class Seams:
     @property
     def most(self) -> int:
         """Number of chunks kept before a recorded step; 0 if no state was carried in the batches examined."""
-        carries = self._watched < UNTIL_SURE or self._call_memory.carries
+        carries = self._watched < BATCHES_WITHOUT_STATE or self._call_memory.carries
         return self._most if carries else 0
 
     @property
@@ -99,7 +99,7 @@ class Seams:
         for group in recurrences([run for run in runs if not run.reverse]):
             name = recurrence(_name(group))
             known = self._found.get(name, (0, []))[0]
-            if known == self._most or not _asks(group):
+            if known == self._most or not _has_finite_gradient(group):
                 continue
             with self._faults.guard(WHAT):
                 earlier = self._chunks.before(group)
@@ -133,7 +133,7 @@ def _name(group: Group) -> str:
     return group[0].name if len(group) == 1 else stack_name([run.name for run in group])
 
 
-def _asks(group: Group) -> bool:
+def _has_finite_gradient(group: Group) -> bool:
     """Whether the chunk has a nonzero direct gradient and only finite numbers."""
     parts = [part for run in group for part in (run.inputs, *run.states, *run.initial, *run.direct)]
     return any(bool(part.any()) for run in group for part in run.direct) and all(

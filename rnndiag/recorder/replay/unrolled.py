@@ -43,7 +43,7 @@ _BETWEEN = (
 
 _KEEPING = "keeping an unrolled sequence"
 
-_listening: dict[int, UnrolledCalls] = {}
+_active: dict[int, UnrolledCalls] = {}
 """By id, as they compare by content; in the order in which they began."""
 
 
@@ -73,14 +73,14 @@ class UnrolledCalls:
     _between: str = ""
     """Label of an estimator that acts between the steps of the program's own loop."""
 
-    def listen(self) -> None:
+    def start(self) -> None:
         """Start keeping sequences run by `unroll`."""
         self.forget()
-        _listening[id(self)] = self
+        _active[id(self)] = self
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """Stop keeping sequences."""
-        _listening.pop(id(self), None)
+        _active.pop(id(self), None)
 
     def forget(self) -> None:
         """Drop what was kept."""
@@ -187,7 +187,7 @@ def _owner(run: str, names: dict[str, Estimator]) -> str:
 def note_between_steps(estimator: Any) -> None:
     """Note in all recorders that this step of a loop uses `between_steps` with the estimator."""
     if torch.is_grad_enabled():
-        for listener in tuple(_listening.values()):
+        for listener in tuple(_active.values()):
             listener._between = str(getattr(estimator, "label", estimator))
 
 
@@ -209,13 +209,13 @@ def as_recorded(
         run_whole: (module, inputs, state): the sequence with the full gradient.
         valid: Where outputs belong to a sequence, in their first two dimensions; None: everywhere.
     """
-    if not _listening or not torch.is_grad_enabled():
+    if not _active or not torch.is_grad_enabled():
         return run()
     if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return run()
     named: Sequence[tuple[UnrolledCalls, str]] = [
         (listener, name)
-        for listener in tuple(_listening.values())
+        for listener in tuple(_active.values())
         if (name := listener.name_of(module)) is not None
     ]
     if not named:

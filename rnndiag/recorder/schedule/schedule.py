@@ -151,7 +151,7 @@ class WithinBudget:
             return Decision(True, groups, self._after(tick, seconds), left, self._is_short(seconds))
         if seconds is None:
             return Decision(False, next_tick=tick + 1)
-        if self._charged + self._price(seconds) + self._owed(seconds) > self._allowed(
+        if self._charged + self._price(seconds) + self._reserved(seconds) > self._allowed(
             tick, seconds
         ):
             return Decision(False, next_tick=self._affordable(tick, 1, seconds))
@@ -218,7 +218,7 @@ class WithinBudget:
         """Seconds spent so far that count against the budget."""
         return self._spent - min(self._planned_spent, FLOOR)
 
-    def _owed(self, step_seconds: float) -> float:
+    def _reserved(self, step_seconds: float) -> float:
         """Seconds that planned recordings to come will take beyond FLOOR."""
         left = max(0.0, FLOOR - self._planned_spent)
         return max(0.0, self.plan.to_come * self._price(step_seconds) - left)
@@ -236,7 +236,9 @@ class WithinBudget:
         """Whether the planned recordings to come are too expensive for the budget of the whole fit."""
         if step_seconds is None or self.total is None:
             return False
-        return self._charged + self._owed(step_seconds) > self._allowed(self.total, step_seconds)
+        return self._charged + self._reserved(step_seconds) > self._allowed(
+            self.total, step_seconds
+        )
 
     def _allowed(self, tick: int, step_seconds: float) -> float:
         """Seconds that recordings may have taken by this tick."""
@@ -257,7 +259,7 @@ class WithinBudget:
     def _affordable(self, tick: int, recordings: int, step_seconds: float) -> int:
         """The tick at which `recordings` more can be paid for, found by doubling then bisection; at most the next
         planned one."""
-        need = self._charged + recordings * self._price(step_seconds) + self._owed(step_seconds)
+        need = self._charged + recordings * self._price(step_seconds) + self._reserved(step_seconds)
         low, high = tick, tick + 1
         while self._allowed(high, step_seconds) < need and high - tick < 10**9:
             low, high = high, tick + 2 * (high - tick)

@@ -63,7 +63,7 @@ def _join(earlier: Sequence[LayerRun], run: LayerRun) -> tuple[LayerRun, float]:
     return joined, moved
 
 
-def goes_on(one: LayerRun, two: LayerRun) -> bool:
+def continues(one: LayerRun, two: LayerRun) -> bool:
     """Whether the second run starts from the final state of the first."""
     return (
         one.B == two.B
@@ -92,7 +92,7 @@ def _check_pair(one: LayerRun, two: LayerRun) -> None:
                 f"A chunk of {run.name} has sequences that end inside it.",
                 "The sweep across the seam needs sequences that go on.",
             )
-    if not goes_on(one, two):
+    if not continues(one, two):
         raise NotSupported(
             f"A chunk of {two.name} does not start from the state that the one before it ended with.",
             "Clear the memory where a new sequence begins.",

@@ -1,4 +1,4 @@
-"""Judging every cell of full-length runs: each way to call the kernel, each cotangent, each target."""
+"""Comparison of every cell of full-length runs: each way to call the kernel, each cotangent, each target."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _derivatives(setup: Setup, point: Point) -> dict[str, list[tuple[Tensor, Der
     }
 
 
-def judge(
+def compare(
     setup: Setup, run: Run, case: Case
 ) -> Iterator[tuple[Cell, Tensor | None, Tensor | None]]:
     """Cells of one run under one cotangent, each with the gradient found and the truth, where that is a tensor."""
