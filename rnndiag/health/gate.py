@@ -17,7 +17,7 @@ import numpy as np
 
 from rnndiag.errors import CannotJudge, RnndiagError, RunUnreadable
 from rnndiag.health.baseline import Baseline, measure, read_baseline
-from rnndiag.health.change import compare
+from rnndiag.health.change import Comparison, compare
 from rnndiag.health.config import Config, read_config
 from rnndiag.health.diagnosis.finding import diagnosis_finding
 from rnndiag.health.evaluate import UNFIT, RunEvaluator
@@ -244,63 +244,64 @@ def against_baseline(evaluators: Sequence[RunEvaluator], baseline: Baseline) -> 
 def _compared(
     rule: Rule, layer: str, evaluators: Sequence[RunEvaluator], baseline: Baseline, family: int
 ) -> Finding | None:
+    """The number of one layer against the baseline's; None if there is nothing to compare."""
     config = evaluators[0].config
     bounds = config.bounds(rule.name)
-    name = rule.name + AGAINST
     old = baseline.values.get(rule.name, {}).get(layer)
+
+    def not_judged(message: str, remedy: str) -> Finding:
+        return Finding(rule.name + AGAINST, "not_judged", layer, message=message, remedy=remedy)
+
     try:
         new = [of.value(rule, layer)[0] for of in evaluators]
     except NotRecorded as reason:
         if old is None:
             return None
-        return Finding(
-            name,
-            "not_judged",
-            layer,
-            message=f"the baseline has it, the run does not: {reason}",
-            remedy="Record the same groups as the baseline's runs (measures=).",
+        return not_judged(
+            f"the baseline has it, the run does not: {reason}",
+            "Record the same groups as the baseline's runs (measures=).",
         )
     if old is None:
         if not bounds.configured:
             return None
-        return Finding(
-            name,
-            "not_judged",
-            layer,
-            message=f"the baseline has no {rule.name} of {layer}",
-            remedy="Name a baseline whose runs recorded it.",
+        return not_judged(
+            f"the baseline has no {rule.name} of {layer}",
+            "Name a baseline whose runs recorded it.",
         )
     if any(math.isnan(value) for value in new):
-        return Finding(
-            name,
-            "not_judged",
-            layer,
-            message=f"{rule.name} is not a number in most of the judged recordings",
-            remedy="The check `nonfinite` and the report name the steps.",
+        return not_judged(
+            f"{rule.name} is not a number in most of the judged recordings",
+            "The check `nonfinite` and the report name the steps.",
         )
     result = compare(
         old, new, bounds, config.false_alarm / family, config.min_baseline_runs, rule.floor
     )
-    failed = result.failed
-    how = "noise" if result.noise_known else "the allowed change"
-    percent = f"{100 * result.tolerance:.3g}"
-    mean = sum(new) / len(new)
-    return Finding(
-        check=name,
-        status=("fail" if bounds.level == "fail" else "warn") if failed else "pass",
+    before, after = sum(old) / len(old), sum(new) / len(new)
+    finding = Finding(
+        check=rule.name + AGAINST,
+        status="pass",
         layer=layer,
         value=result.change,
         text_value=_percent(result.change, result.tolerance),
-        allowed=f"{'outside' if failed else 'within'} {how} (shift over {percent} % fails)",
-        message=f"{rule.name} went from {rule.text(sum(old) / len(old), bounds)} to {rule.text(mean, bounds)}",
-        remedy="Look for the commit that did it, or accept it as the new baseline."
-        if failed
-        else "",
+        allowed=_allowed_change(result),
+        message=f"{rule.name} went from {rule.text(before, bounds)} to {rule.text(after, bounds)}",
         change=result.word,
-        baseline=rule.format(sum(old) / len(old)),
-        word="CHANGED" if failed else "",
+        baseline=rule.format(before),
         run=evaluators[0].run.name,
     )
+    if not result.failed:
+        return finding
+    return finding.but(
+        status="fail" if bounds.level == "fail" else "warn",
+        remedy="Look for the commit that did it, or accept it as the new baseline.",
+        word="CHANGED",
+    )
+
+
+def _allowed_change(result: Comparison) -> str:
+    how = "noise" if result.noise_known else "the allowed change"
+    side = "outside" if result.failed else "within"
+    return f"{side} {how} (shift over {100 * result.tolerance:.3g} % fails)"
 
 
 def _percent(change: float, tolerance: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -128,7 +129,8 @@ def _check(setup: Setup, lengths: Sequence[int] | Tensor | None) -> GradcheckRes
     idle: set[Cell] = set()
     for run in runs(setup):
         steps = run.point.inputs[0].shape[setup.layout.time]
-        try:
+        refusal = f"T={steps}" if run.name == "whole" else run.name
+        with _noted_errors(run.name, steps, refusal, cells, refused):
             if steps not in at_length:
                 at_length[steps] = cases(setup, run.point)
             for case in at_length[steps]:
@@ -139,27 +141,11 @@ def _check(setup: Setup, lengths: Sequence[int] | Tensor | None) -> GradcheckRes
                 faulty = [cell for cell in described if not cell.right]
                 if faulty:
                     wrong.setdefault(run.name, []).append((run, case, faulty))
-        except RnndiagError:
-            raise
-        except REFUSALS as error:
-            name = f"T={steps}" if run.name == "whole" else run.name
-            refused.append(
-                f"the kernel refuses {name} ({type(error).__name__}: {_first_line(error)})."
-            )
-        except Exception as error:  # noqa: BLE001 - a kernel may raise anything; the table says what
-            cells.append(_raised(run.name, steps, error))
     cells += _calls(setup, at_length)
     for own in variable:
-        try:
+        name = f"lengths {','.join(map(str, own))}"
+        with _noted_errors(name, setup.steps, f"lengths {own}", cells, refused):
             cells += list(length_cells(setup, own))
-        except RnndiagError:  # noqa: PERF203 - two turns
-            raise
-        except REFUSALS as error:
-            refused.append(
-                f"the kernel refuses lengths {own} ({type(error).__name__}: {_first_line(error)})."
-            )
-        except Exception as error:  # noqa: BLE001 - as above
-            cells.append(_raised(f"lengths {','.join(map(str, own))}", setup.steps, error))
     places = _places(setup, wrong)
     cells = _with_ends(_with_rounding(cells, setup.tolerance.eps), setup.point.state_names, idle)
     placed = [_placed(cell, places) for cell in _with_order(setup, cells)]
@@ -168,6 +154,23 @@ def _check(setup: Setup, lengths: Sequence[int] | Tensor | None) -> GradcheckRes
         setup.chunk,
         (*setup.notes, *refused),
     )
+
+
+@contextmanager
+def _noted_errors(
+    run: str, steps: int, refusal: str, cells: list[Cell], refused: list[str]
+) -> Iterator[None]:
+    """Note an error of the kernel: a refusal of a length among `refused`, any other as a cell of the table."""
+    try:
+        yield
+    except RnndiagError:
+        raise
+    except REFUSALS as error:
+        refused.append(
+            f"the kernel refuses {refusal} ({type(error).__name__}: {_first_line(error)})."
+        )
+    except Exception as error:  # noqa: BLE001 - a kernel may raise anything; the table says what
+        cells.append(_raised(run, steps, error))
 
 
 def _calls(setup: Setup, at_length: Mapping[int, list[Case]]) -> list[Cell]:
