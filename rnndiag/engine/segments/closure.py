@@ -114,10 +114,10 @@ def closure_of(
         own: set[Edge] = set()
         found, met = marks_behind(node.next_functions, stops, oldest, own)
         passed |= own
-        for leaf_id in (
-            _direct_leaves(own, kept_until, begins[time - 1]) if time > first_time else ()
-        ):
-            around.setdefault(leaf_id, _AROUND.format(time))
+        if time > first_time:
+            # nodes made before the previous step began, and reached from here without passing a state
+            for leaf_id in _direct_leaves(own, kept_until, begins[time - 1]):
+                around.setdefault(leaf_id, _AROUND.format(time))
         for key in found:
             distance = time - marks[key].time
             within |= distance == 0

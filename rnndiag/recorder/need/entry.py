@@ -96,6 +96,7 @@ def memory_need(
         warnings.catch_warnings(),
         untouched(model),
         _with_gradients(model),
+        # cuDNN refuses the backward pass of a recurrent layer in eval mode
         torch.backends.cudnn.flags(enabled=False),
     ):
         warnings.simplefilter("ignore")
@@ -106,6 +107,7 @@ def memory_need(
         limits = gradient_limits(model, step, first, target.name)
         if loss_fn is None and hasattr(model, "tbptt_step"):
             mixin: Any = model
+            # the whole batch ran as one chunk, so that no detached state showed the window
             limits = replace(limits, window=mixin.tbptt_window or mixin.tbptt_k1)
         loss = OutputLoss(model, step, target, seed)
         samples = read_samples(loss, chain([first], batches))

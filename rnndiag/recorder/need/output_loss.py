@@ -99,7 +99,7 @@ class OutputLoss:
 
     def value(self, sample: Sample, outputs: Tensor) -> float:
         """The loss if the layer returned `outputs` (B, T, H)."""
-        self.plain_steps += 1 / 3
+        self.plain_steps += 1 / 3  # a forward pass alone
         with torch.no_grad():
             return float(self._loss(sample, outputs))
 

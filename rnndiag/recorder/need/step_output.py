@@ -47,6 +47,7 @@ class StepOutput(LayerOutput):
                 "with an input and a state.",
             )
         asked = [Arguments.read(self.module, *call.arguments, self.name) for call in calls]
+        # of the second call: the first may be given None for the state
         shape = Shape.of(asked[1].state)
         if shape is None:
             raise NotSupported(

@@ -204,6 +204,7 @@ def burn_in(loss: OutputLoss, samples: Sequence[Sample]) -> int:
         if sample.batch_size < 2:
             continue
         start = tuple(part[-1].roll(1, 1) for part in seen.history)
+        # the recorded states may hold c after h: h is as wide as what one step returns
         size = loss.layer.hidden_states(seen.inputs[:, :1], None).shape[-1]
         recorded = seen.states[..., :size]
         gap = (loss.layer.hidden_states(seen.inputs, start) - recorded).norm(dim=-1)
@@ -211,7 +212,7 @@ def burn_in(loss: OutputLoss, samples: Sequence[Sample]) -> int:
         apart = gap > FORGOTTEN * between
         steps = torch.arange(1, apart.shape[1] + 1, device=apart.device)
         last.append((apart * steps).amax(1))
-        loss.plain_steps += 1 / 3
+        loss.plain_steps += 1 / 3  # a forward pass alone
     if not last:
         return 0
     return int(torch.cat(last).double().quantile(0.95).ceil())

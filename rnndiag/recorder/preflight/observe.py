@@ -49,6 +49,7 @@ class Observer:
 
     def __call__(self, batch: Any, training: bool = False, calls: bool = False) -> PassResult:
         """One pass in eval mode, or in training mode with the same dropout masks each time."""
+        # cuDNN refuses the backward pass of a recurrent layer in eval mode
         with untouched(self.model), torch.backends.cudnn.flags(enabled=False):
             self.model.train(training)
             for parameter in self.model.parameters():

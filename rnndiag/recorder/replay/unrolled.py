@@ -126,6 +126,7 @@ class UnrolledCalls:
             found = tensors_in(returned)
             for number, tensor in enumerate(found):
                 if tensor.requires_grad:
+                    # marked, as torch warns when a tensor with another hook is saved or copied
                     arrive = self.capture.guarded(partial(call.receive, number))
                     tensor.register_hook(unserializable_hook(arrive))
             self._kept.append(_Kept(call, estimator, found[0].detach(), valid))
