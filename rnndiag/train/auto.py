@@ -209,6 +209,7 @@ class Auto:
         return found
 
     def _grow(self, step: int) -> Change | None:
+        """Use a longer window if recent looks or all looks show a bias above `eps`."""
         if self.window >= self.longest:
             return None
         place = 1 + self.grid.index(self.window)
@@ -238,6 +239,7 @@ class Auto:
         return None
 
     def _shrink(self, step: int) -> Change | None:
+        """Use the shortest window proved, once `patience` looks in a row have proved a shorter one."""
         bounds, shortest = self.bounds(), self.longest
         # From long to short, to the first window that is not proved. The longest is what the others are compared with.
         for window, bound in list(zip(self.grid, bounds, strict=True))[-2::-1]:
@@ -263,6 +265,7 @@ class Auto:
         )
 
     def _expire(self, step: int) -> Change | None:
+        """Go back to the longest window if the present one was not proved for `expiry` looks."""
         if self.window >= self.longest or self.looks - self._proved_at < self.expiry:
             return None
         self._proved_at = self.looks
@@ -287,6 +290,7 @@ class Auto:
         bound: float = float("nan"),
         estimate: float = float("nan"),
     ) -> Change:
+        """Set the window, start a new pool of looks, and return the change."""
         before, self.window = self.window, after
         at = f" at step {step}" if reason != "expired" else ""
         sentence = f"window {before} -> {after}{at}: {words}"

@@ -312,6 +312,7 @@ class ChunkLoop:
     def _call(
         self, cut: TimeBatch, start: int, stop: int, state: Any, only: Tensor | None = None
     ) -> tuple[tuple[Tensor, ...], Any]:
+        """The losses and the new state of steps start .. stop-1, of the sequences `only` where given."""
         if only is not None:
             return self._returned(self.step(cut.rows(start, stop, only), state))
         rows = cut.alive(start)

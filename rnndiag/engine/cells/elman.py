@@ -20,6 +20,8 @@ def _elman(
     kernels: tuple[str, ...] = (),
     step_kernels: tuple[str, ...] = (),
 ) -> Cell:
+    """Register an Elman cell h' = activation(a_ih + a_hh); `derivative` takes h'."""
+
     def pointwise(a_ih: Tensor, a_hh: Tensor, state: State) -> State:
         return (activation(summed(a_ih, a_hh)),)
 

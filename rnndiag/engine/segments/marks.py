@@ -140,6 +140,8 @@ class CutGraph:
                 handle.remove()
 
     def _prehook(self, slots: list[tuple[int, int]]) -> Callable[[Any], Any]:
+        """A pre-hook of a node that stores what arrives at its marks, and replaces it by what they send."""
+
         def replace(arrived: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
             for number, key in slots:
                 value = arrived[number]
@@ -201,6 +203,7 @@ class CutGraph:
         seeds: Mapping[int, Tensor] | None,
         pass_on: bool = False,
     ) -> _Pulled:
+        """One backward pass; `seeds` as in `from_marks`, {} cuts at every mark and None at no mark."""
         self._seeds, self._pass_on = seeds, pass_on
         self._before_cut.clear()
         inputs = (*self.parameters, *(mark.edge for mark in self.marks))

@@ -134,6 +134,7 @@ class _Stretch:
 
 
 def _joined(run: LayerRun, parts: list[_Stretch]) -> GateStatistics:
+    """The statistics of the whole run from sums and quantities of its stretches of steps."""
     count = sum(part.count for part in parts)
     units = [_sum([getattr(part, name) for part in parts]) for name in ("low", "high", "total")]
     low, high, mean = (value / count for value in units if value is not None)

@@ -340,6 +340,7 @@ def _result(
     log_det: Tensor,
     products: JacobianProducts | None,
 ) -> Lyapunov:
+    """The exponents with their errors, and the proof that all S of them add up to the mean of ln |det J_t|."""
     exponents = growth.pooled()
     order = descending(exponents)
     by_sequence = growth.by_sequence()

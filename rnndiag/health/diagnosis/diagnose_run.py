@@ -109,6 +109,7 @@ def _cause(rule: Rule, one: Found, found: Sequence[tuple[Rule, Found]]) -> Cause
 
 
 def _cannot_tell(features: Features, state: State) -> Cause:
+    """The cause named where no rule applies, with the measurements nearest to one."""
     loss = features.loss
     if loss.steps < FEWEST_STEPS:
         sentence = f"{loss.steps} steps are too few to say anything: train for 100 at least."
@@ -158,6 +159,7 @@ def _headline(features: Features, state: State, at_rest: bool, causes: Sequence[
 
 
 def _what_the_loss_did(features: Features, state: State, at_rest: bool) -> str:
+    """The change of the loss and the monitored metric over the fit, in words."""
     loss = features.loss
     if not loss.count:
         return "no loss was recorded"

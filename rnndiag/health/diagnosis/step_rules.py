@@ -58,6 +58,7 @@ def raise_rate(features: Features) -> Remedy | None:
 
 
 def _new_rate(features: Features, lower: bool) -> Remedy | None:
+    """The rate at which the recurrent weights move by `GOOD_STEP` a step, or a tenth or ten times the current one."""
     value, reference = _rate_for_good_steps(features), features.sizes.reference()
     if not (math.isfinite(value) and value > 0):
         return None

@@ -33,6 +33,7 @@ def contributions(subject: Subject) -> Iterator[Measurement]:
 
 
 def _over_time(run: LayerRun, adj: Adjoints) -> Iterator[Measurement]:
+    """Norms and counts of non-finite entries of states, adjoints and direct gradients, by step."""
     mask = run.mask()
     state, delta = run.state_vector(), adj.state
     direct = torch.cat(run.direct, -1)
@@ -72,6 +73,7 @@ def _norm(values: Tensor) -> Tensor:
 
 
 def _of_parameters(run: LayerRun, analysis: Analysis) -> Iterator[Measurement]:
+    """Norms of the contributions and of the gradient, by parameter."""
     norms = analysis[1]
     keys = {"parameter": tuple(norms)}
     if not norms:

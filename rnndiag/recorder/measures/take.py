@@ -112,6 +112,7 @@ _OF_LAGS = ("lags", "estimators")
 
 
 def _take_group(measure: Measure, subject: Subject, taken: Taken, faults: Faults) -> None:
+    """Take one group of measures; the reason for a layer without it goes into `not_measured`."""
     what = f"measuring {measure.name}"
     if measure.of_all is not None:
         with faults.guard(what):

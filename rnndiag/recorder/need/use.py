@@ -105,6 +105,7 @@ class MemoryUse:
             self.rise((low + high) // 2)
 
     def _measure(self, inputs: int) -> Rise:
+        """The rise from the last `inputs` inputs, with the kind of initial state for which the loss is smallest."""
         changed = [
             self._outputs_of(s, d, inputs) for s, d in zip(self._samples, self._drawn, strict=True)
         ]

@@ -94,6 +94,7 @@ def shown(path: Path) -> str:
 
 
 def _line(run: StoredRun, layer: str) -> LayerLine:
+    """The row of one layer in the table."""
     steps = run.judged(phase="train")
     judged = set(steps.tolist())
 

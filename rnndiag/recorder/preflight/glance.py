@@ -49,6 +49,7 @@ def glance(
 
 
 def _of_run(run: LayerRun, layout: BatchLayout | None) -> Finding | None:
+    """The first structural fault that one recorded layer run shows, or None."""
     if layout is not None and not layout.assumed and layout.samples != layout.steps:
         if layout.samples == run.T and layout.steps == run.B:
             return swapped(run, layout)

@@ -91,6 +91,7 @@ def _row_major(entered: Tensor, sample: int, steps: int) -> bool:
 def _finding_of(
     subject: PreflightSubject, fault: str, run: LayerRun, training: bool, other: object
 ) -> Finding:
+    """The finding on one fault of one layer."""
     layout = subject.layout
     if fault == SWAPPED:
         return swapped(run, layout)

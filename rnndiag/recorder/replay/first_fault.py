@@ -47,6 +47,7 @@ def first_fault(runs: Sequence[LayerRun]) -> FaultPlace | None:
 
 
 def _forward_fault(run: LayerRun) -> FaultPlace | None:
+    """Where the forward pass is not finite first: weights, initial state, or the earlier of inputs and states."""
     for key, weight in run.weights.items():
         if not bool(weight.isfinite().all()):
             name = run.parameters.get(key, key)

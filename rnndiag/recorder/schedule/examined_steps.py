@@ -98,6 +98,7 @@ class ExaminedSteps:
         self._last, self._since = step, now
 
     def _settle(self) -> None:
+        """End the trial: choose `every` from the measured cost of an examination and of a step."""
         self._settled = True
         near, far = self._seconds[NEAR], self._seconds[FAR]
         if min(len(near), len(far)) < 2 or not self._own:

@@ -127,6 +127,7 @@ class Chain:
 
 
 def _prepare(link: ChainLink) -> ChainLink:
+    """The link with previous states and, if they fit `DIAGONAL_BYTES`, diagonal derivatives for all steps."""
     if link.diagonal is not None:
         return link
     run = link.run

@@ -77,6 +77,7 @@ def continues(one: LayerRun, two: LayerRun) -> bool:
 
 
 def _check_pair(one: LayerRun, two: LayerRun) -> None:
+    """Raise unless the second chunk continues the sequences of the first."""
     if one.reverse or two.reverse:
         raise NotSupported(
             f"{two.name} runs backwards in time.", "Only a forward layer carries a state over."

@@ -145,6 +145,7 @@ def _by_left(link: ChainLink) -> dict[str, list[str]]:
 def _block(
     number: int, link: ChainLink, left: str, keys: list[str], start: int, prefix: str
 ) -> tuple[ParameterBlock, list[Slot]]:
+    """The block of the weights that share a left factor, which begins at entry `start`, and the slot of each."""
     weights = link.run.weights
     biases = sum(FACTORS[key][1] == "one" for key in keys)
     wide = sum(int(weights[key].shape[1]) for key in keys if FACTORS[key][1] != "one")

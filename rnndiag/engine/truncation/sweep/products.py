@@ -152,6 +152,7 @@ def _add_by_vjp(
 def _weight_vjp(
     run: LayerRun, keys: list[str], inputs: Tensor, before: State, cotangent: State
 ) -> State:
+    """Gradients of the weights `keys` from one step with this cotangent of the new state."""
     with torch.enable_grad():
         leaves = tuple(run.weights[key].detach().requires_grad_() for key in keys)
         weights = {**run.weights, **dict(zip(keys, leaves, strict=True))}
