@@ -36,7 +36,7 @@ def empty_parts(
 
 
 class Scratch:
-    """Named buffers that are reused by calls of `step_back`: each is overwritten by the next call that asks for it."""
+    """Named buffers that are reused by calls of `step_back`: each is overwritten by the next call that requests it."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, str], Tensor] = {}

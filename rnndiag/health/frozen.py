@@ -206,6 +206,7 @@ def _structure(old: Mapping[str, str], new: Mapping[str, str]) -> Finding:
 def _moved(
     quantity: str, layer: str, old: Sequence[Any], new: Sequence[Any], limit: float, dtype: str
 ) -> Finding:
+    """The finding on one quantity of a snapshot: its largest change relative to its largest number."""
     moved = difference(old, new)
     failed = not moved <= limit
     word: Change = "shifted" if failed else ("identical" if moved == 0 else "within noise")

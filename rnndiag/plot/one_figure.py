@@ -110,7 +110,7 @@ def whole_figure(data: FigureData, pyplot: bool = True, width: float | None = No
         data: What is drawn.
         pyplot: Register the figure in pyplot, so that notebooks and windows show it.
         width: Inches across, for a paper: its text is then 8 points high, and panels that would be narrower than
-            MIN_PANEL stand below each other. None: as large as the panels ask for.
+            MIN_PANEL are placed below each other. None: as large as the panels need.
     """
     try:
         import matplotlib as mpl

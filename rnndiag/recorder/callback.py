@@ -86,7 +86,7 @@ class GradientDiagnostics(_Adopting):
         log: Scalars for the trainer's logger: "worst" (six, of the layer with the shortest reach), "all", "none".
         labels: A callable that takes the batch and returns names of the time steps (or tokens) of its first sequence,
             or a dict with the names under "time" and names of the sequences under "sequence".
-        time_unit: What one time step is, such as ("h", 1), so that sentences speak of hours.
+        time_unit: What one time step is, such as ("h", 1), so that sentences give hours.
         stride: Number of time steps that one step of the recurrence spans, where it reads several at once.
         screen: Print one screen of text at the end of the fit.
         report: Write report.html into the run directory at the end of the fit.

@@ -22,7 +22,7 @@ def subject_of(
     Args:
         pending: The recording. Its passes through each layer are counted; those beyond `BACKWARDS` are not measured.
         seen: The backward pass.
-        extent: How much the costly measures may look at.
+        extent: Limits on the costly measures.
         known: Layers and loops that another recording of the batch has already.
 
     Returns:

@@ -305,7 +305,7 @@ class Recorder:
 
 
 class RecordedStep:
-    """The result of `recorder.step()`: runs the backward pass, and tells whether the step is recorded."""
+    """The result of `recorder.step()`: runs the backward pass, and knows whether the step is recorded."""
 
     def __init__(self, recorder: Recorder, batch: Any) -> None:
         self._recorder, self._batch = recorder, batch

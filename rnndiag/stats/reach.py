@@ -187,7 +187,7 @@ def reach_error(
         profile_log: ln profile, (D,).
         without_one: ln profile without each of the K sampled output steps in turn, (K, D); None: nothing was sampled.
         unsampled: Share of the output steps that was not followed.
-        share: The share of the credit that the reach speaks of.
+        share: The share of the credit within the reach.
 
     Returns:
         The root of variance plus squared bias, in steps: the reach of a sample is too short on average, because the few

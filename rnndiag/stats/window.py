@@ -30,7 +30,7 @@ _RESOLVED = 3.0
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The recommended window τ (or chunk k) as `steps`; inf if the measured decay never gets to the allowed bias.
+    """The recommended window τ (or chunk k) as `steps`; inf if the measured decay never reaches the allowed bias.
 
     `source`: the bias that decided. `extrapolated`: the measured lags (`within`) do not reach that far, and `steps` is
     an upper bound. `between`: the measured windows right before and after `steps` if it was interpolated between their

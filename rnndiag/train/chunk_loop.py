@@ -175,7 +175,7 @@ class ChunkLoop:
         Args:
             batch: See `TimeBatch`.
             state: State before its first step.
-            reset: (B,) sequences of a stream that begin anew; their state is already that of a start.
+            reset: (B,) bool, sequences that begin with this batch; `state` already holds their initial state.
             first: Number of the chunk to begin with.
             flush: Make an optimizer step after the last chunk even if fewer than `accumulate` are waiting.
         """

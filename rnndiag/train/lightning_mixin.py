@@ -2,8 +2,8 @@
 
 Lightning 1.x had `truncated_bptt_steps`. Here the author writes `tbptt_step(chunk, state) -> (loss, state)`, and the
 mixin's `training_step` runs it over the chunks of a batch with an optimizer step after each. That needs manual
-optimisation, which knows neither `gradient_clip_val` nor `accumulate_grad_batches` nor schedulers; the mixin does what
-automatic optimisation would do with them.
+optimisation, which supports neither `gradient_clip_val` nor `accumulate_grad_batches` nor schedulers; the mixin does
+what automatic optimisation would do with them.
 
 Lightning refuses a Trainer that clips or accumulates for a module in manual optimisation, and does so before it calls
 `setup`. So `automatic_optimization` is true until then and false during the fit. Hooks that an author overrides are

@@ -48,7 +48,7 @@ class Recurrence(Protocol):
         """Outputs and state of a stretch; `lengths` (B,) are counted from its first step and may be 0."""
 
     def start(self, inputs: Tensor) -> Any:
-        """The initial state used for None; None if only the program knows it."""
+        """The initial state used for None; None if it is unknown."""
 
     def batch_dim(self, part: Tensor) -> int:
         """The dim of a state tensor that counts the sequences."""
@@ -132,7 +132,7 @@ class Stepped:
         return torch.stack(outputs), state
 
     def start(self, inputs: Tensor) -> Any:
-        """None: only the step function knows its initial state."""
+        """None: the initial state is unknown."""
         return None
 
     def batch_dim(self, part: Tensor) -> int:

@@ -21,8 +21,8 @@ class TimeBatch:
 
     A tensor whose dimension `time_dim` has T entries is cut; T is that of the first tensor that has this dimension.
     An entry `lengths` (B,) of a dict, named tuple or dataclass becomes the number of steps within the piece, 0 for a
-    sequence that has ended. A PackedSequence gives a PackedSequence of the sequences that go on, in its sorted order;
-    the other tensors of such a batch and the state follow that order. Anything else stays whole.
+    sequence that has ended. A PackedSequence gives a PackedSequence of the sequences that continue, in its sorted
+    order; the other tensors of such a batch and the state follow that order. Anything else stays whole.
     """
 
     def __init__(self, batch: Any, time_dim: int = 1) -> None:

@@ -25,7 +25,7 @@ def call_faults(
         function: The kernel.
         point: Arguments and parameters.
         cotangent: Weights of outputs and final state together.
-        tolerance: Differences within it are rounding: sums on a GPU may be ordered anew in every call.
+        tolerance: Differences within it are rounding: a GPU may order sums differently in every call.
     """
     yield from _of_two_calls(function, point, cotangent, tolerance)
     yield from _of_one_graph(function, point, cotangent, tolerance)

@@ -49,7 +49,7 @@ class Derivative:
 class ForwardPass:
     """A kernel's forward pass as a function of float64 arguments, evaluated in `dtype` (None: as it is).
 
-    `eps` is the machine precision of that evaluation; `tensors` are what the kernel holds by itself, cast along.
+    `eps` is the machine precision of that evaluation; `tensors` are those that the kernel owns, which are cast too.
     """
 
     function: Function

@@ -78,7 +78,7 @@ def graph_leaves(results: Iterable[Tensor]) -> list[Tensor]:
 
 
 def kernel_parameters(owned: Mapping[str, Tensor], used: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Parameters by name: the owned leaves that require a gradient, then those that only the graph knows."""
+    """Parameters by name: the owned leaves that require a gradient, then those found in the graph only."""
     found: dict[str, Tensor] = {}
     known: set[int] = set()
     for name, tensor in owned.items():

@@ -44,7 +44,7 @@ def in_chunks(function: Function, layout: Layout, chunk: int, first: int | None 
         function: The kernel.
         layout: Its dimensions.
         chunk: Steps per call.
-        first: Steps of the first call, where the seams shall not lie at multiples of `chunk`.
+        first: Steps of the first call, if seams are not to be at multiples of `chunk`.
     """
 
     def composed(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:

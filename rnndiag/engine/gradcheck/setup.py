@@ -45,7 +45,7 @@ class Setup:
         chunk: Chunk size that lengths and seams are chosen by.
         reference: The float64 reference, where one is given.
         forward_dtype: Precision in which the forward pass can be evaluated for finite differences; None: in none.
-        held: All tensors that the kernel holds by itself.
+        held: All tensors that the kernel owns.
         generator: Source of cotangents and directions.
     """
 

@@ -27,7 +27,7 @@ class OtherFunction:
         name: What the table calls it.
         function: (inputs, state) -> (outputs, final state).
         dtype: Precision it is run in. None: that of the arguments.
-        tensors: Tensors that the function holds by itself, cast to `dtype` for the time of a call.
+        tensors: Tensors that the function owns, cast to `dtype` for the time of a call.
         counterparts: Kernel's parameter name -> the function's parameter. None: they are the kernel's own.
     """
 

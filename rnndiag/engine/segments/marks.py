@@ -96,7 +96,7 @@ def stand_in(tensor: Tensor) -> Tensor:
 
 
 def has_hook(tensor: Tensor) -> bool:
-    """Whether a hook was put on a non-leaf tensor, or on the tensor that it stands in for."""
+    """Whether a hook was put on a non-leaf tensor, or on the tensor that it replaces."""
     source = getattr(tensor, "_rnndiag_source", None)
     own = bool(tensor._backward_hooks) and not tensor.is_leaf
     return own or (source is not None and has_hook(source))

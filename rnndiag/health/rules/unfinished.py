@@ -1,4 +1,4 @@
-"""Rule: a run whose training was cut short or goes on, so that its last recordings are not those of a full training."""
+"""Rule: a run whose training was cut short or still runs: its last recordings are not those of a full training."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _detail(line: str) -> Iterator[str]:
 
 
 def _note(group: CheckGroup) -> Iterator[str]:
-    """The lines of one note: the layer that stands out with its sentence, the other layers with their numbers."""
+    """The lines of one note: the most notable layer with its sentence, the other layers with their numbers."""
     one = group.worst
     place = "" if one.layer in ("", "model") else f" of {one.layer}"
     others = ", ".join(

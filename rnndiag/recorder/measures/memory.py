@@ -82,9 +82,9 @@ def sequences_that_fit(
     Args:
         what: The measure, for the message.
         times: What it takes of all sequences, over what autograd kept for the layers.
-        runs: The layers that it looks at, of one batch.
+        runs: The layers that it uses, of one batch.
         limit: Bytes that it may take.
-        most: As many as it would look at.
+        most: Number of sequences that it would use.
 
     Raises:
         NotSupported: Not even one fits.

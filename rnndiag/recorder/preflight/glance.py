@@ -33,7 +33,7 @@ def glance(
 ) -> list[dict[str, Any]]:
     """Findings of the layer runs of one step as JSON; empty if there are none.
 
-    `batch_size` is the loader's: it tells time and batch apart if the batch itself does not.
+    `batch_size` is the loader's: it distinguishes time and batch if the batch itself does not.
     """
     seen = {run.name: run for run in runs}
     try:

@@ -126,7 +126,7 @@ class Overhead:
             self._pause_started = None
 
     def clock(self) -> float:
-        """Return a time in seconds that stands still during validation."""
+        """Return a time in seconds that does not advance during validation."""
         return perf_counter() - self.paused
 
     @property

@@ -42,7 +42,7 @@ class CreditAccumulator:
         chain: The chain that is swept.
         rows: The losses that are followed.
         lags: Number of lags at most.
-        weights: (T,), how many output steps each followed one stands for; None: every loss is followed.
+        weights: (T,), number of output steps that each followed one represents; None: every loss is followed.
     """
 
     def __init__(self, chain: Chain, rows: Rows, lags: int, weights: Tensor | None = None) -> None:

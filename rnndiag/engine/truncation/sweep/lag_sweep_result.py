@@ -18,7 +18,7 @@ from rnndiag.engine.truncation.sweep.tails import Tails
 class LagSweep:
     """Result of a lag sweep, by lag d = 0 .. D-1 and by window τ = 0 .. D; NaN where something was not measured.
 
-    Where a sampled profile stopped early its D is smaller than that of the windows, which go on to the lags asked for.
+    Where a sampled profile stopped early its D is smaller than that of the windows, which extend to the lags requested.
     """
 
     name: str
