@@ -12,7 +12,7 @@ import torch
 from fits import BATCH, QUIET, Net, loader
 
 import rnndiag
-from rnndiag.recorder.replay.seams import UNTIL_SURE
+from rnndiag.recorder.replay.seams import BATCHES_WITHOUT_STATE
 from rnndiag.recorder.schedule.examined_steps import ExaminedSteps
 
 STEPS, EVERY = 60, 12
@@ -113,8 +113,8 @@ def test_a_schedule_of_ones_own_leaves_batches_alone_once_no_state_is_carried(
 ) -> None:
     run, alone = fit(tmp_path / "run", loader(STEPS), schedule=lambda step: step in (0, 45))
     assert run.steps_of("train").tolist() == [0, 45]
-    assert not any(alone[:UNTIL_SURE])
-    assert alone[UNTIL_SURE + 1 :].count(False) < 15
+    assert not any(alone[:BATCHES_WITHOUT_STATE])
+    assert alone[BATCHES_WITHOUT_STATE + 1 :].count(False) < 15
 
 
 def test_a_schedule_that_raises_is_told_once(
