@@ -80,6 +80,10 @@ class RunEvaluator:
         return RunNumbers(self.run)
 
     @cached_property
+    def _time_words(self) -> TimeWords:
+        return TimeWords.of_provenance(self.run.provenance)
+
+    @cached_property
     def _scopes(self) -> dict[int, RunNumbers]:
         return {}
 
@@ -278,7 +282,7 @@ class RunEvaluator:
         status: Status = "note" if not bounds.bounded else "pass"
         if side:
             status = rule.violation if bounds.level == "fail" else "warn"
-        words = TimeWords.of_provenance(self.run.provenance)
+        words = self._time_words
         remedy = ""
         if shown:
             remedy = rule.too_low if shown == "low" else rule.too_high

@@ -70,6 +70,7 @@ class RunNumbers:
         self.all_steps = np.asarray(run.steps, dtype=np.int64)
         self.steps = self.all_steps if steps is None else steps
         self._stacks: dict[tuple[str, str], StackNumbers | None] = {}
+        self._layers: dict[str, LayerNumbers] = {}
 
     def last(self, count: int) -> RunNumbers:
         """The same run restricted to its last `count` recordings."""
@@ -82,7 +83,9 @@ class RunNumbers:
 
     def of(self, layer: str) -> LayerNumbers:
         """The numbers of one layer."""
-        return LayerNumbers(self, layer)
+        if layer not in self._layers:
+            self._layers[layer] = LayerNumbers(self, layer)
+        return self._layers[layer]
 
     def stack(self, quantity: str, layer: str) -> StackNumbers:
         """One quantity of one layer over the recordings that hold it."""
@@ -122,16 +125,17 @@ class RunNumbers:
             return None
         steps = None if len(self.steps) == len(self.all_steps) else self.steps.tolist()
         try:
-            found = self.run.select(quantity, layer=layer, steps=steps)
-        except (KeyError, RunUnreadable):
+            found = self.run.find(quantity, layer, steps)
+        except RunUnreadable:
             return None
-        if not fits_registry(quantity, found.dims[1:], found.coordinates):
+        if found is None or not fits_registry(quantity, found.dims[1:], found.coordinates):
             return None  # ill-shaped, or of a version of rnndiag that stored it in another form
         if found.phase not in (*self.run.phases[:1], _END):
             return None  # of recordings that no check judges
-        whole = np.ones(len(found.steps), dtype=bool)
+        whole: np.ndarray | slice = slice(None)
         if layer != MODEL:  # a number that some ranks could not measure is unknown for the batch
-            whole = found.ranks >= [self._ranks.get(step, 1) for step in found.steps.tolist()]
+            kept = found.ranks >= [self._ranks.get(step, 1) for step in found.steps.tolist()]
+            whole = slice(None) if kept.all() else kept
         return StackNumbers(
             np.asarray(found.steps, dtype=np.int64)[whole],
             np.asarray(found.values, dtype=np.float64)[whole],
@@ -201,6 +205,10 @@ class LayerNumbers:
         A stored profile is NaN if there was no gradient, or if it could not be computed. Only the first kind is left
         out here; the second stays as NaN and cannot be judged.
         """
+        return self._profiles
+
+    @cached_property
+    def _profiles(self) -> StackNumbers:
         found = self.get("credit_profile").pick("profile_stat", "profile")
         reached = np.array(
             [int(step) not in self.steps_without_gradient for step in found.steps], dtype=bool

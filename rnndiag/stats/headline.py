@@ -44,7 +44,9 @@ def _layer_reach(run: StoredRun, layer: str, share: float, steps: np.ndarray) ->
 
     Its standard error is that of the middle recording, or of the mean of the middle two.
     """
-    series = run.select("credit_profile", layer, steps=steps)
+    series = run.find("credit_profile", layer, steps)
+    if series is None:
+        series = run.select("credit_profile", layer, steps)  # raises, and says why
     profiles = series.sel(profile_stat="profile").values
     answers = [
         reach(profile, share, length)
@@ -66,8 +68,8 @@ def _layer_reach(run: StoredRun, layer: str, share: float, steps: np.ndarray) ->
 def _reach_errors(run: StoredRun, layer: str, profiles: Series) -> list[float]:
     """The standard error of the reach of each of these profiles; NaN where it was not recorded."""
     steps = profiles.steps
-    found = run.collector.series("reach_error", layer, steps, None, profiles.phase)
-    if found is None:
+    found = run.find("reach_error", layer, steps)
+    if found is None or found.phase != profiles.phase:
         return [math.nan] * len(steps)
     errors = dict(zip(found.steps.tolist(), np.asarray(found.values).tolist(), strict=True))
     return [errors.get(int(step), math.nan) for step in steps]

@@ -27,10 +27,12 @@ def median(values: Sequence[float] | np.ndarray) -> float:
 def median_over_recordings(values: np.ndarray) -> np.ndarray:
     """Median over recordings (first axis), ignoring NaN; NaN where all are NaN."""
     values = np.asarray(values, np.float64)
-    known = ~np.isnan(values).all(0)
-    found = np.full(values.shape[1:], np.nan)
+    count = (~np.isnan(values)).sum(0)
+    ordered = np.sort(values, axis=0)  # NaN last
+    middle = np.stack([(count - 1) // 2, count // 2]).clip(min=0)
     with np.errstate(invalid="ignore"):
-        found[known] = np.nanmedian(values[:, known], axis=0)
+        low, high = np.take_along_axis(ordered, middle, axis=0)
+        found: np.ndarray = np.where(low == high, low, (low + high) / 2)
     return found
 
 

@@ -44,19 +44,36 @@ def align(measurements: Sequence[Measurement]) -> Aligned:
                 f"{first.name} of {first.layer} has dims {dims} in one recording and {m.dims} in another.",
                 "They come from different versions of rnndiag: select the steps of one of them.",
             )
+    if all(
+        m.values.shape == first.values.shape and m.coordinates == first.coordinates
+        for m in measurements
+    ):
+        lengths = {
+            dim: np.full(len(measurements), size, np.int64)
+            for dim, size in zip(dims, first.values.shape, strict=True)
+        }
+        return Aligned(_stacked(measurements), dims, dict(first.coordinates), lengths, None)
     sizes = np.array([m.values.shape for m in measurements], np.int64).reshape(
         len(measurements), len(dims)
     )
     lengths = {dim: sizes[:, axis] for axis, dim in enumerate(dims)}
     unions = {dim: _union(measurements, dim) for dim in dims}
     coordinates = {dim: labels for dim, labels in unions.items() if labels is not None}
-    kind = np.result_type(*{m.values.dtype for m in measurements})
     if _same(measurements, sizes, coordinates):
-        values = np.empty((len(measurements), *first.values.shape), kind)
-        for row, m in enumerate(measurements):
-            values[row] = m.values
-        return Aligned(values, dims, coordinates, lengths, None)
-    return _padded(measurements, dims, coordinates, lengths, kind)
+        return Aligned(_stacked(measurements), dims, coordinates, lengths, None)
+    return _padded(measurements, dims, coordinates, lengths, _kind(measurements))
+
+
+def _kind(measurements: Sequence[Measurement]) -> np.dtype:
+    return np.result_type(*{m.values.dtype for m in measurements})
+
+
+def _stacked(measurements: Sequence[Measurement]) -> np.ndarray:
+    """The values of measurements of one shape, one below the other."""
+    values = np.empty((len(measurements), *measurements[0].values.shape), _kind(measurements))
+    for row, m in enumerate(measurements):
+        values[row] = m.values
+    return values
 
 
 def _same(

@@ -13,6 +13,7 @@ import numpy as np
 from rnndiag.errors import RunUnreadable
 from rnndiag.store import npz, problem, stored
 from rnndiag.store.align import align
+from rnndiag.store.layer_names import layers_among
 from rnndiag.store.measurement import Measurement, Series
 from rnndiag.store.problem import Problem
 from rnndiag.store.quantities import QUANTITIES, fits_registry
@@ -22,10 +23,12 @@ from rnndiag.store.segment import Place
 
 Directory = dict[str, npz.Entry]
 
-LABEL_BYTES = 4 * 2**20
+LABEL_BYTES = 16 * 2**20
 """Most bytes of distinct labels, as stored, that are cached; labels beyond are read again each time."""
-FOUND_BYTES = 32 * 2**20
+FOUND_BYTES = 128 * 2**20
 """Most bytes of series that are cached."""
+FEW_RECORDINGS = 32
+"""Of a run of at most so many recordings a series is read as a whole, and some of its steps are taken from that."""
 
 
 class Collector:
@@ -38,7 +41,7 @@ class Collector:
         self._found: dict[object, Series | None] = {}
         self._found_bytes = 0
         self._labels: dict[Place, stored.Labels] = {}
-        self._labels_seen: set[int] = set()
+        self._distinct_labels: dict[tuple[int, int], stored.Labels] = {}
         self._label_bytes = 0
         self._damage: dict[Problem, None] = {}
 
@@ -46,7 +49,7 @@ class Collector:
         """Take over what an earlier collector of the same run already read."""
         self._directories.update(earlier._directories)
         self._labels.update(earlier._labels)
-        self._labels_seen.update(earlier._labels_seen)
+        self._distinct_labels.update(earlier._distinct_labels)
         self._label_bytes = earlier._label_bytes
         self._damage.update(earlier._damage)
 
@@ -59,6 +62,16 @@ class Collector:
     def keys(self) -> dict[stored.Key, None]:
         """Every (quantity, layer) with a measurement, in order of first appearance."""
         return self.keys_at(None)
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """All layer runs with a measurement, in order of first appearance."""
+        return layers_among(of for _, of in self.keys)
+
+    @cached_property
+    def quantities(self) -> tuple[str, ...]:
+        """All quantities with a measurement, in order of first appearance."""
+        return tuple(dict.fromkeys(quantity for quantity, _ in self.keys))
 
     def keys_at(self, steps: Iterable[int] | slice | None) -> dict[stored.Key, None]:
         """Every (quantity, layer) with a measurement at these steps, in order of first appearance."""
@@ -85,6 +98,10 @@ class Collector:
         key = (quantity, layer, _choice(steps))
         if key in self._found:
             return self._found[key]
+        if steps is not None and len(self._groups) <= FEW_RECORDINGS:
+            found = self._part(self.found(quantity, layer, None, phases), steps)
+            if found is not None:
+                return found
         tried = (self.series(quantity, layer, steps, None, phase) for phase in phases)
         found = next((series for series in tried if series is not None), None)
         size = 0 if found is None else found.values.nbytes
@@ -92,6 +109,19 @@ class Collector:
             self._found[key] = found
             self._found_bytes += size
         return found
+
+    @staticmethod
+    def _part(whole: Series | None, steps: Iterable[int] | slice) -> Series | None:
+        """These steps of a series in which nothing is padded; None if that has none of them, or is padded."""
+        if whole is None or whole.padded:
+            return None
+        wanted = _step_filter(steps)
+        rows = np.array([wanted(step) for step in whole.steps.tolist()], bool)
+        if rows.all():
+            return whole
+        if not rows.any():
+            return None
+        return whole.at_rows(rows)
 
     def layers_of(
         self, quantity: str, steps: Iterable[int] | slice | None = None
@@ -235,6 +265,14 @@ class Collector:
         Arrays of another form than the registry's, or than most of the series, are left out and named: side by side
         with the others they would leave none of them with labels.
         """
+        first = read[0][1][0]
+        if all(
+            m.dims == first.dims and m.coordinates.keys() == first.coordinates.keys()
+            for _, found in read
+            for m in found
+        ):
+            over = [len(found) for _, found in read]
+            return [pooled(found) for _, found in read], [g[0].step for g, _ in read], over
         forms = Counter(_form(m) for _, found in read for m in found)
         usual = max(forms, key=lambda form: (form[1], forms[form]))
         measured, at, over = [], [], []
@@ -272,12 +310,15 @@ class Collector:
         entry = self.directory(place).get(stored.LABELS)
         if entry is None:
             return stored.Labels({}, {})
-        found = stored.read_labels(place.segment.content(place, entry))
-        size = 0 if id(found) in self._labels_seen else entry[1]
-        if self._label_bytes + size <= LABEL_BYTES:
-            self._label_bytes += size
-            self._labels_seen.add(id(found))
-            self._labels[place] = found
+        text, key = place.segment.content(place, entry), entry[1:]  # size and checksum
+        found = self._distinct_labels.get(key)
+        if found is None:
+            found = stored.read_labels(text)
+            if self._label_bytes + entry[1] > LABEL_BYTES:
+                return found
+            self._label_bytes += entry[1]
+            self._distinct_labels[key] = found
+        self._labels[place] = found
         return found
 
     def over_layers(self, found: Sequence[Series]) -> Series:

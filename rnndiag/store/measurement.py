@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import numpy as np
@@ -110,6 +110,12 @@ class Measurement:
             labels,
         )
 
+    def _with(self, **changes: Any) -> Any:
+        """The same with other values, dims and labels that are known to fit together: `replace` checks them anew."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, **changes)
+        return made
+
     @property
     def sizes(self) -> dict[str, int]:
         """Length of every dim."""
@@ -154,12 +160,12 @@ class Measurement:
 
     def _take(self, dim: str, position: int) -> Measurement:
         axis = self.dims.index(dim)
-        return replace(
-            self,
+        found: Measurement = self._with(
             values=np.take(self.values, position, axis=axis),
             dims=self.dims[:axis] + self.dims[axis + 1 :],
             coordinates={name: given for name, given in self.coordinates.items() if name != dim},
         )
+        return found
 
     def __repr__(self) -> str:
         shape = ", ".join(f"{dim} {size}" for dim, size in self.sizes.items()) or "one number"
@@ -178,6 +184,9 @@ class Measurement:
                     ("not finite", f"{self.values.size - finite.size} of {self.values.size}")
                 )
         return html_table(f"{self.name} of {self.layer} ({self.unit}, {self.scale})", (), rows)
+
+
+_OF_ONE = fields(Measurement)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -212,23 +221,34 @@ class Series(Measurement):
 
     def _take(self, dim: str, position: int) -> Measurement:
         if dim == "step":
-            taken = Measurement(
-                self.name,
-                self.values,
-                self.dims,
-                self.unit,
-                self.scale,
-                self.layer,
-                self.coordinates,
-            )
-            return taken._take(dim, position)
+            whole = object.__new__(Measurement)
+            whole.__dict__.update({one.name: getattr(self, one.name) for one in _OF_ONE})
+            return whole._take(dim, position)
         lengths = {name: n for name, n in self.lengths.items() if name != dim}
         ranks = self.ranks
         if dim == "layer":
             lengths = {name: n[position] for name, n in lengths.items()}
             ranks = ranks[position]
-        taken = cast(Series, super()._take(dim, position))
-        return replace(taken, lengths=lengths, ranks=ranks)
+        taken: Series = cast(Series, super()._take(dim, position))._with(
+            lengths=lengths, ranks=ranks
+        )
+        return taken
+
+    @property
+    def padded(self) -> bool:
+        """Whether some recording is shorter than another, or lacks a label that another has."""
+        sizes = zip(self.dims[1:], self.values.shape[1:], strict=True)
+        return any((self.lengths[dim] != size).any() for dim, size in sizes)
+
+    def at_rows(self, rows: np.ndarray) -> Series:
+        """Some of the recordings, chosen by a mask (n,) over the first dim, `step`."""
+        taken: Series = self._with(
+            values=self.values[rows],
+            steps=self.steps[rows],
+            ranks=self.ranks[rows],
+            lengths={dim: lengths[rows] for dim, lengths in self.lengths.items()},
+        )
+        return taken
 
     def valid(self, position: int) -> Measurement:
         """The recording at `position` along the first dim, `step`, without its padding."""
@@ -236,8 +256,10 @@ class Series(Measurement):
         for dim, lengths in self.lengths.items():
             if dim in taken.dims and dim not in taken.coordinates:
                 axis = taken.dims.index(dim)
-                kept = np.take(taken.values, np.arange(int(lengths[position])), axis=axis)
-                taken = replace(taken, values=kept)
+                length = int(lengths[position])
+                if length < taken.values.shape[axis]:
+                    kept = np.take(taken.values, np.arange(length), axis=axis)
+                    taken = taken._with(values=kept)
         return taken
 
 

@@ -16,7 +16,6 @@ from rnndiag.store import problem
 from rnndiag.store.collect import Collector
 from rnndiag.store.ending import Ending, ending_of
 from rnndiag.store.judged import AT_LEAST, DEFAULT_WINDOW, judged_steps
-from rnndiag.store.layer_names import layers_among
 from rnndiag.store.live_recordings import live_recordings, rank_problems
 from rnndiag.store.measurement import Series
 from rnndiag.store.problem import Problem
@@ -74,6 +73,11 @@ class StoredRun:
     def _settle(self) -> None:
         self._live = live_recordings(self.scan.segments)
         self.collector = Collector(self._live.groups)
+        found = {group[0].phase for group in self._live.groups}
+        self._phases = tuple(sorted(found, key=lambda phase: (phase != "train", phase)))
+        self._steps: dict[str, np.ndarray] = {}
+        self._judged: dict[tuple[str, int, str | None], np.ndarray] = {}
+        self._stacks: dict[str, tuple[str, ...]] | None = None
 
     def refresh(self) -> int:
         """Read bytes appended since the last call; returns the number of new recordings."""
@@ -183,8 +187,7 @@ class StoredRun:
     @property
     def phases(self) -> tuple[str, ...]:
         """All phases recorded, `train` first."""
-        found = {group[0].phase for group in self._live.groups}
-        return tuple(sorted(found, key=lambda phase: (phase != "train", phase)))
+        return self._phases
 
     @property
     def steps(self) -> np.ndarray:
@@ -193,18 +196,21 @@ class StoredRun:
 
     def steps_of(self, phase: str) -> np.ndarray:
         """Steps of the recordings of one phase, rising."""
-        steps = [group[0].step for group in self._live.groups if group[0].phase == phase]
-        return np.asarray(steps, np.int64)
+        if phase not in self._steps:
+            steps = [group[0].step for group in self._live.groups if group[0].phase == phase]
+            self._steps[phase] = np.asarray(steps, np.int64)
+            self._steps[phase].flags.writeable = False
+        return self._steps[phase]
 
     @property
     def layers(self) -> tuple[str, ...]:
         """All layer runs with a measurement, in order of first appearance; neither the model nor stacks."""
-        return layers_among(of for _, of in self.collector.keys)
+        return self.collector.layers
 
     @property
     def quantities(self) -> tuple[str, ...]:
         """All quantities with a measurement, in order of first appearance."""
-        return tuple(dict.fromkeys(quantity for quantity, _ in self.collector.keys))
+        return self.collector.quantities
 
     def layers_of(self, quantity: str) -> tuple[str, ...]:
         """The layers with a measurement of a quantity; `model` stands for the whole model."""
@@ -218,11 +224,14 @@ class StoredRun:
     @property
     def stacks(self) -> dict[str, tuple[str, ...]]:
         """The stacks named in the recordings, each with its layers, lowest first."""
+        if self._stacks is not None:
+            return self._stacks
         found: dict[str, tuple[str, ...]] = {}
         for outline in self.outlines:
             for name, layers in mapping(outline.notes, "stacks").items():
                 if isinstance(layers, list | tuple):
                     found[str(name)] = tuple(map(str, layers))
+        self._stacks = found
         return found
 
     def __contains__(self, key: object) -> bool:
@@ -371,7 +380,11 @@ class StoredRun:
         self, window: str = DEFAULT_WINDOW, at_least: int = AT_LEAST, phase: str | None = None
     ) -> np.ndarray:
         """Steps of the recordings by which the run is judged: the last 20 %, at least 5 (all where there are fewer)."""
-        return judged_steps(self.steps if phase is None else self.steps_of(phase), window, at_least)
+        key = (window, at_least, phase)
+        if key not in self._judged:
+            steps = self.steps if phase is None else self.steps_of(phase)
+            self._judged[key] = judged_steps(steps, window, at_least)
+        return self._judged[key]
 
     def verify(self) -> tuple[Problem, ...]:
         """Read every byte and check every CRC, superseded recordings too; all problems of what is stored.

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from rnndiag.store import npz
-from rnndiag.store.limits import JSON_BYTES
+from rnndiag.store.limits import ARRAYS, JSON_BYTES
 from rnndiag.store.measurement import Measurement
 from rnndiag.store.quantities import FIXED_COORDINATES, QUANTITIES
 from rnndiag.store.recording import VERDICTS, Recording
@@ -23,6 +23,10 @@ _FACTS = frozenset(
 )
 TAKEN_DIMS = frozenset(("step", "layer"))
 """Names of dims that readers add (recordings, layers): a stored array must not use them."""
+
+_FORMS_KEPT = 4096
+_NAMES_KEPT = 2 * ARRAYS
+_NO_LABELS: Mapping[str, tuple[str, ...]] = {}
 
 Key = tuple[str, str]
 """(quantity, layer)."""
@@ -41,7 +45,7 @@ def decoded_phase(text: str) -> str:
         return text
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=_NAMES_KEPT)
 def entry_name(quantity: str, layer: str) -> str:
     """`credit_profile@rnn.l0.npy`; every other character is percent-encoded, so a name holds no path or escape code."""
     return (
@@ -50,7 +54,7 @@ def entry_name(quantity: str, layer: str) -> str:
     )
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=_NAMES_KEPT)
 def entry_key(name: str) -> Key | None:
     """(quantity, layer) of an entry's name; None if the name is not one that `entry_name` makes."""
     quantity, at, layer = name.removesuffix(".npy").partition("@")
@@ -144,10 +148,14 @@ def _parsed_labels(text: bytes) -> Labels:
     given = from_json(text)
     try:
         lists = [tuple(str(label) for label in entry) for entry in given["lists"]]
-        of = {
-            name: {str(dim): lists[int(place)] for dim, place in dims.items()}
-            for name, dims in given["of"].items()
-        }
+        # Most arrays have the labels of another one: they share one mapping.
+        shared: dict[tuple[Any, ...], dict[str, tuple[str, ...]]] = {}
+        of = {}
+        for name, dims in given["of"].items():
+            key = tuple(dims.items())
+            if key not in shared:
+                shared[key] = {str(dim): lists[int(place)] for dim, place in key}
+            of[name] = shared[key]
         described = {
             name: (tuple(map(str, d["dims"])), str(d["unit"]), _scale(d["scale"]))
             for name, d in given["described"].items()
@@ -200,6 +208,7 @@ class Decoder:
             q.name: (q.dims, q.unit, q.scale) for q in QUANTITIES.values()
         }
         self._fixed = dict(FIXED_COORDINATES)
+        self._forms: dict[object, tuple[Any, ...]] = {}  # the same for most layers
         for name, row in mapping(registry).items():
             if isinstance(row, dict) and isinstance(row.get("dims"), list):
                 dims = tuple(map(str, row["dims"]))
@@ -211,18 +220,14 @@ class Decoder:
     def measurement(self, name: str, values: np.ndarray, labels: Labels) -> Measurement:
         """The measurement of one array; dims that match no known quantity are called dim0, dim1, ..."""
         quantity, layer = cast(Key, entry_key(name))
-        dims, unit, scale = labels.described.get(name) or self._rows.get(
-            quantity, ((), "1", "linear")
-        )
-        if len(dims) != values.ndim or len({*dims, *TAKEN_DIMS}) != len(dims) + len(TAKEN_DIMS):
-            dims = tuple(f"dim{axis}" for axis in range(values.ndim))
-        given = labels.of.get(name, {})
-        coordinates: dict[str, tuple[str, ...]] = {}
-        for dim, size in zip(dims, values.shape, strict=True):
-            for found in (given.get(dim), self._fixed.get(dim)):
-                if found is not None and len(found) == size:
-                    coordinates[dim] = found
-                    break
+        given, described = labels.of.get(name, _NO_LABELS), labels.described.get(name)
+        key = (quantity, values.shape, id(given), described)
+        if key not in self._forms:
+            if len(self._forms) == _FORMS_KEPT:
+                self._forms.clear()
+            # with `given`, so that no other mapping gets its id
+            self._forms[key] = (*self._form(quantity, values.shape, given, described), given)
+        dims, unit, scale, coordinates, _ = self._forms[key]
         made = object.__new__(Measurement)
         made.__dict__.update(
             name=quantity,
@@ -234,6 +239,25 @@ class Decoder:
             coordinates=coordinates,
         )
         return made
+
+    def _form(
+        self,
+        quantity: str,
+        shape: tuple[int, ...],
+        given: Mapping[str, tuple[str, ...]],
+        described: tuple[tuple[str, ...], str, str] | None,
+    ) -> tuple[tuple[str, ...], str, str, dict[str, tuple[str, ...]]]:
+        """Dims, unit, scale and labels of an array of this shape."""
+        dims, unit, scale = described or self._rows.get(quantity, ((), "1", "linear"))
+        if len(dims) != len(shape) or len({*dims, *TAKEN_DIMS}) != len(dims) + len(TAKEN_DIMS):
+            dims = tuple(f"dim{axis}" for axis in range(len(shape)))
+        coordinates: dict[str, tuple[str, ...]] = {}
+        for dim, size in zip(dims, shape, strict=True):
+            for found in (given.get(dim), self._fixed.get(dim)):
+                if found is not None and len(found) == size:
+                    coordinates[dim] = found
+                    break
+        return dims, unit, scale, coordinates
 
 
 Warn = Callable[[str, str], None]

@@ -170,7 +170,7 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
     "huge integer as step": lambda: npz.pack([(stored.FACTS, (b'{"step": ' + b"9" * 5000 + b"}",))]),
     "negative step": lambda: npz.pack([(stored.FACTS, (b'{"step": -1}',))]),
     "another step": lambda: packed({}, step=30),
-    "large facts": lambda: npz.pack([(stored.FACTS, (b'{"step": 20, "a": "' + b"x" * (2 << 20) + b'"}',))]),
+    "large facts": lambda: npz.pack([(stored.FACTS, (b'{"step": 20, "a": "' + b"x" * (5 << 20) + b'"}',))]),
     "not json": lambda: npz.pack([(stored.FACTS, (b"\xff\xfe",))]),
     "empty": lambda: b"",
     "an empty zip": lambda: npz.pack([]),

@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import array_shapes
 from rnndiag.errors import BadArgument
 from rnndiag.run.run import open_run
 from rnndiag.store import npz, stored
+from rnndiag.store.limits import JSON_BYTES
 from rnndiag.store.measurement import STORED_DTYPES, Measurement, narrowed
 from rnndiag.store.quantities import MODEL
 from rnndiag.store.recording import Recording
@@ -188,7 +189,7 @@ def test_limits_hold_for_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(npz, "ARRAYS", 4096)
     many = tuple(Measurement(f"q{n}", np.zeros(1, "i1"), ("n",)) for n in range(4096))
     deep = (Measurement("q", np.zeros((1,) * 9), tuple("abcdefghi")),)
-    chatty = {"notes": {"text": "x" * (1 << 20)}}
+    chatty = {"notes": {"text": "x" * JSON_BYTES}}
     twice = (Measurement("q", np.zeros(1), ("n",)),) * 2
     cases: dict[str, Callable[[], Recording]] = {
         "4098 arrays": lambda: Recording(0, measurements=many),

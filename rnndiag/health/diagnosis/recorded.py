@@ -34,6 +34,13 @@ class Row:
         return float(self.values.reshape(-1)[0]) if self.values.size else float("nan")
 
 
+def _row(step: int, one: Measurement) -> Iterator[Row]:
+    """The measurement as a row, unless it is empty."""
+    if one.values.size:
+        values = np.asarray(np.real(one.values), np.float64)
+        yield Row(step, one.layer, values, one.coordinates)
+
+
 class Recorded:
     """A run or a recording, read by quantity and recurrence."""
 
@@ -93,22 +100,22 @@ class Recorded:
         return tuple(sorted(found, key=lambda row: row.step))
 
     def _of(self, quantity: str, name: str) -> Iterator[Row]:
-        dims = QUANTITIES[quantity].dims
-        for step, one in self._measured(quantity, name):
-            if one.dims == dims and all(one.sizes.values()):  # a damaged run may hold anything
-                values = np.asarray(np.real(one.values), np.float64)
-                yield Row(step, name, values, one.coordinates)
-
-    def _measured(self, quantity: str, name: str) -> Iterator[tuple[int, Measurement]]:
+        dims = QUANTITIES[quantity].dims  # a damaged run may hold anything
         if isinstance(self.source, Recording):
             for one in self.source.measurements:
-                if (one.name, one.layer) == (quantity, name):
-                    yield self.source.step, one
+                if (one.name, one.layer) == (quantity, name) and one.dims == dims:
+                    yield from _row(self.source.step, one)
             return
         series = self.source.find(quantity, name) if (quantity, name) in self.source else None
-        if series is not None:
+        if series is None or series.dims[1:] != dims:
+            return
+        if series.padded:
             for position, step in enumerate(series.steps.tolist()):
-                yield int(step), series.valid(position)
+                yield from _row(step, series.valid(position))
+        elif series.values.size:
+            values = np.asarray(np.real(series.values), np.float64)
+            for step, of_step in zip(series.steps.tolist(), values, strict=True):
+                yield Row(step, name, of_step, series.coordinates)
 
     @cached_property
     def needs(self) -> tuple[MemoryNeed, ...]:
