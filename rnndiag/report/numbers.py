@@ -7,15 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from rnndiag.health.finding import Finding
 from rnndiag.report.context import Context
 from rnndiag.report.figure_data import FigureData
 from rnndiag.report.figures import ORDER
-from rnndiag.report.layers import layer_rows
+from rnndiag.report.layers import LayerRow, layer_rows
 from rnndiag.report.strip import tiles
 from rnndiag.report.unfit import figure_of
 
 
-def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, Any]:
+def page_numbers(
+    context: Context,
+    figures: Sequence[FigureData],
+    findings: Sequence[Finding],
+    layers: Sequence[LayerRow],
+) -> dict[str, Any]:
     """Verdict, headline numbers, checks, layers and each figure's finding and table."""
     found = context.verdict
     return {
@@ -23,8 +29,8 @@ def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, A
         "recordings": len(context.run),
         "verdict": {"word": found.word, "sentence": found.sentence, "exit_code": found.exit_code},
         "headline": [vars(tile) for tile in tiles(context)],
-        "checks": [finding.as_json() for finding in context.findings],
-        "layers": [vars(row) for row in layer_rows(context)],
+        "checks": [finding.as_json() for finding in findings],
+        "layers": [vars(row) for row in layers],
         "figures": [
             {
                 "name": data.name,
@@ -46,4 +52,5 @@ def page_numbers(context: Context, figures: Sequence[FigureData]) -> dict[str, A
 @np.errstate(all="ignore")
 def run_numbers(context: Context) -> dict[str, Any]:
     """`page_numbers` with every figure computed."""
-    return page_numbers(context, [figure_of(name, context) for name in ORDER])
+    figures = [figure_of(name, context) for name in ORDER]
+    return page_numbers(context, figures, context.findings, layer_rows(context))

@@ -42,6 +42,8 @@ EVIDENCE = ("F1", "F9")
 MOST_ROWS, WORST = 8, 5
 """With more than MOST_ROWS layers the page shows the WORST open and folds the others; likewise for results of one
 check."""
+MOST_RESULTS = 100
+"""Most results of one status that a check has on the page: a model of a thousand cells has a result for each."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,11 @@ def page(context: Context, reload_seconds: int = 0) -> str:
         reload_seconds: How often a browser loads the page again, for a fit that is watched; 0: never.
     """
     sections = sections_of(context)
-    checks = sorted(context.findings, key=lambda one: (one.severity, one.check))
+    checks, unlisted = listed(sorted(context.findings, key=lambda one: (one.severity, one.check)))
     opened = open_checks(checks)
-    folded = [one for one in checks if not any(one is other for other in opened)]
+    are_open, are_listed = set(map(id, opened)), set(map(id, checks))
+    in_json = [one for one in context.findings if id(one) in are_listed]
+    folded = [one for one in checks if id(one) not in are_open]
     evidence = next((s for s in sections if s.data.name in EVIDENCE and not s.data.absent), None)
     rows = layer_rows(context)
     return render(
@@ -102,7 +106,8 @@ def page(context: Context, reload_seconds: int = 0) -> str:
         tiles=tiles(context),
         open_checks=opened,
         folded_checks=folded,
-        folded_words=folded_words(folded),
+        folded_words=folded_words([*folded, *unlisted]),
+        unlisted=len(unlisted),
         layers=rows if len(rows) <= MOST_ROWS else rows[:WORST],
         folded_layers=[] if len(rows) <= MOST_ROWS else rows[WORST:],
         dates=layer_dates(context),
@@ -112,7 +117,7 @@ def page(context: Context, reload_seconds: int = 0) -> str:
         remedies=remedies(context.findings),
         most_names=WORST,
         measured=measured(context),
-        numbers=embedded(page_numbers(context, [s.data for s in sections])),
+        numbers=embedded(page_numbers(context, [s.data for s in sections], in_json, rows)),
     )
 
 
@@ -153,6 +158,17 @@ def open_checks(checks: Sequence[Finding]) -> list[Finding]:
             if one.status == "fail" or of_check[one.check, one.status] <= WORST:
                 shown.append(one)
     return shown
+
+
+def listed(checks: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
+    """The findings that a page lists, at most MOST_RESULTS of one status of a check, and the others."""
+    kept: list[Finding] = []
+    others: list[Finding] = []
+    of_check: Counter[tuple[str, str]] = Counter()
+    for one in checks:
+        of_check[one.check, one.status] += 1
+        (kept if of_check[one.check, one.status] <= MOST_RESULTS else others).append(one)
+    return kept, others
 
 
 def folded_words(folded: Sequence[Finding]) -> str:
