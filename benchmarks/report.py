@@ -1,9 +1,9 @@
-"""What do opening, checking and reporting take: a default run, 5,000 recordings, T = 10,000, 40 layers?
+"""What do opening, checking and reporting take: a default run, 5,000 recordings, T = 10,000, 40 and 2,000 layers?
 
     python benchmarks/report.py [--quick] [--json FILE] [--keep DIR]
 
-Opening, checking and the page have a process of their own each. Each limit is a promise, held by processor seconds so
-that a busy machine does not break it; the exit status is 1 if one is missed.
+Opening, checking, showing and the page have a process of their own each. Each limit is a promise, held by processor
+seconds so that a busy machine does not break it; the exit status is 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import numpy as np  # noqa: E402
 import report_runs  # noqa: E402 - it lies beside the tests
 
 from benchmarks.promises import tell  # noqa: E402
@@ -42,6 +43,8 @@ class Case:
     most_seconds: float
     most_memory: float = float("inf")
     matrix_every: int = 1
+    cells: bool = False
+    """Whether each layer is a cell called in a loop, recorded as the callback does without its Jacobian groups."""
 
 
 CASES = (
@@ -49,6 +52,7 @@ CASES = (
     Case("many recordings", 5000, 4, 200, 1e6, 15.0, 1.5e9, matrix_every=100),
     Case("long", 5, 1, 10_000, 1e6, 15.0, 1.5e9),
     Case("many layers", 6, 40, 100, 1e6, 15.0, 1.5e9),
+    Case("many cells", 8, 2000, 20, 3e6, 5.0, 1.5e9, cells=True),
 )
 
 CHILD = """
@@ -62,6 +66,11 @@ print(time.process_time(), seconds, size, resource.getrusage(resource.RUSAGE_SEL
 WORK = {
     "open": "import rnndiag; size = len(rnndiag.open_run(sys.argv[1]))",
     "check": "import rnndiag; size = len(rnndiag.check(rnndiag.open_run(sys.argv[1])))",
+    "show": (
+        "import contextlib, io, rnndiag.cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as told: rnndiag.cli.main(['show', sys.argv[1]])\n"
+        "size = len(told.getvalue())"
+    ),
     "report": (
         "from rnndiag.report.write_report import write_report; "
         "size = write_report(sys.argv[1], sys.argv[2]).stat().st_size"
@@ -92,11 +101,57 @@ def measure(case: Case) -> Callable[[str, int, int], list[Measurement]]:
     return of
 
 
+def cell_content(layer: str, step: int, T: int) -> list[Measurement]:
+    """Of each cell 32 arrays, as many as fit: a recording holds 65,535. Credit decays differently in each cell."""
+    a = 0.5 + 0.45 * (int(layer.rpartition(".")[2]) % 97) / 97 - 0.001 * step
+    t, lags = np.arange(T), np.arange(T + 1)
+    norms = np.stack([(k + 1) * a ** (T - 1 - t) for k in range(4)])
+    spread, tail = np.array([0.0, -0.4, -0.2, 0.0, 0.2, 0.4]), a**lags * (lags < T)
+    of, by, gate = Measurement.of, {"parameter": report_runs.PARAMETERS}, {"gate": ("i", "f", "o")}
+    from_zero = {"lag": tuple(map(str, lags))}
+    scalars = (
+        "reach_error",
+        "gradient_mean_square",
+        "noise",
+        "full_gradient_norm",
+        "update_ratio",
+        "weight_norm",
+    )
+    return [
+        of("credit_profile", np.log(a) * t[:, None] + spread * (t > 0)[:, None], layer),
+        of("valid_samples", np.full(T, 4), layer),
+        *(of(f"nonfinite_{what}", np.zeros(T), layer) for what in ("states", "adjoints")),
+        *(
+            of(name, np.tile(norms[0][:, None], (1, 4)), layer)
+            for name in ("adjoint_norm", "state_norm", "direct_gradient_norm")
+        ),
+        of("contribution_norm", norms, layer, by),
+        of("contribution_alignment", np.tile(np.cos(t / 5), (4, 1)), layer, by),
+        of("gate_contribution_norm", norms, layer, {"gate": report_runs.GATES}),
+        of("adjoint_part_norm", norms[:2], layer, {"part": ("h", "c")}),
+        *(of(name, np.full(4, 3e-7), layer, by) for name in ("gradient_norm", "residual")),
+        of("window_bias", tail, layer, from_zero),
+        of("window_cosine", np.sqrt(1 - tail**2), layer, from_zero),
+        of("tail_mean_square", tail**2, layer, from_zero),
+        of("tail_mean_square_error", 0.01 * tail**2, layer, from_zero),
+        of("chunk_size", np.array(report_runs.CHUNKS), layer),
+        of("chunk_bias", np.array([a ** (k / 2) for k in report_runs.CHUNKS]), layer),
+        *(of(f"gate_{end}", np.array([0.1, 0.2, 0.3]), layer, gate) for end in ("low", "high")),
+        of("gate_mean", np.full((3, T), 0.5), layer, gate),
+        of("forget_time", np.full(4, 2.0), layer),
+        *(of(name, 0.5, layer) for name in (*scalars, "weight_growth", "swing", "input_spread")),
+    ]
+
+
 def write(case: Case, folder: Path) -> Path:
     """The case's run."""
-    layers: Iterable[str] = [f"encoder.l{k}" for k in range(case.layers)]
+    name = "cells.{}" if case.cells else "encoder.l{}"
+    layers: Iterable[str] = [name.format(k) for k in range(case.layers)]
+    content = cell_content if case.cells else measure(case)
+    facts = {"layers": {layer: {"cell": "lstm", "hidden": 8} for layer in layers}}
+    provenance = {**report_runs.FACTS, "model": facts} if case.cells else None
     steps = range(case.recordings)
-    return report_runs.write(folder, steps, case.T, layers, measure=measure(case))
+    return report_runs.write(folder, steps, case.T, layers, provenance=provenance, measure=content)
 
 
 @dataclass(frozen=True)
@@ -121,7 +176,7 @@ def timed(work: str, run: Path, page: Path) -> list[Taken]:
             check=True,
             cwd=ROOT,
         )
-        found.append(Taken(*map(float, told.stdout.split())))
+        found.append(Taken(*map(float, told.stdout.split()[-4:])))
     return found
 
 
@@ -155,19 +210,22 @@ def main() -> int:
     """Measure every case and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the default run alone")
+    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES])
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     parser.add_argument("--keep", type=Path, help="keep the pages in this folder")
     chosen = parser.parse_args()
     rows, missed = [], 0
     print("Processor seconds of a cold process; memory at its peak.\n")
     print(
-        "| run | recordings x layers x T | open, s | check, s | report, s (clock) | page, kB | memory, MB | in limits |"
+        "| run | recordings x layers x T | open, s | check, s | show, s | report, s (clock) | page, kB | memory, MB "
+        "| in limits |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         pages = chosen.keep or Path(scratch)
         pages.mkdir(parents=True, exist_ok=True)
-        for case in CASES[:1] if chosen.quick else CASES:
+        names = chosen.cases or [case.name for case in (CASES[:1] if chosen.quick else CASES)]
+        for case in (case for case in CASES if case.name in names):
             run = write(case, Path(scratch) / case.name.replace(" ", "-"))
             taken = {work: timed(work, run, pages / f"{run.name}.html") for work in WORK}
             tell_all(case, taken)
@@ -180,7 +238,8 @@ def main() -> int:
             )
             missed += not well
             shape = f"{case.recordings} x {case.layers} x {case.T}"
-            told = f"{best['open'].seconds:.2f} | {best['check'].seconds:.2f} | {page.seconds:.2f} ({page.clock:.2f})"
+            seconds = [f"{best[work].seconds:.2f}" for work in WORK]
+            told = f"{' | '.join(seconds)} ({page.clock:.2f})"
             size = f"{page.size / 1e3:.0f} | {page.memory / 1e6:.0f}"
             print(
                 f"| {case.name} | {shape} | {told} | {size} | {'yes' if well else 'NO'} |",
