@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,19 @@ LEAF = 2**63
 def sequence_number(node: Any) -> int:
     """Position of a node in the order of creation within its thread; leaves come last."""
     return int(node._sequence_nr())
+
+
+def graph_behind(starts: Iterable[Any], oldest: int = 0) -> Iterator[Any]:
+    """The nodes of a graph from `starts` on, leaves too, nearest first; none that was made before `oldest`."""
+    seen: set[Any] = set()
+    waiting = deque(starts)
+    while waiting:
+        node = waiting.popleft()
+        if node is None or node in seen or sequence_number(node) < oldest:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(child for child, _ in node.next_functions)
 
 
 def edge_of(root: Any) -> Edge:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rnndiag.engine.segments.closure import Closure, closure_of, leaves_of_first_step
-from rnndiag.engine.segments.marks import LEAF, Edge, Mark, edge_of, sequence_number
+from rnndiag.engine.segments.marks import Edge, Mark, edge_of, graph_behind
 from rnndiag.engine.segments.measure import LoopMeasurement, MarkedLoop, measure_loop
 from rnndiag.recorder.capture.engine_entry import own_passes, run_backward
 from rnndiag.recorder.capture.loop_calls import LoopCall
@@ -101,19 +101,10 @@ def _reached(calls: Sequence[LoopCall], roots: Sequence[Any]) -> list[LoopCall]:
     if not places:
         return []
     oldest = min(mark.number for call in calls for mark in call.marks)
-    found: set[int] = set()
-    seen: set[Any] = set()
-    waiting = [edge_of(root) for root in roots]
-    while waiting:
-        node, number = waiting.pop()
-        if node is None:
-            continue
-        if (node, number) in places:
-            found.add(places[node, number])
-        if node in seen or not oldest <= sequence_number(node) < LEAF:
-            continue
-        seen.add(node)
-        waiting.extend(node.next_functions)
+    edges = [edge_of(root) for root in roots]
+    found = {places[edge] for edge in edges if edge in places}
+    for node in graph_behind([node for node, _ in edges], oldest):
+        found.update(places[edge] for edge in node.next_functions if edge in places)
     return [call for call in calls if call.number in found or not call.marks]
 
 
@@ -300,19 +291,12 @@ def unpacking_fault(marks: Sequence[Mark]) -> str:
     """Why the graph cannot be walked again: saved tensors have unpack hooks (a checkpoint reruns its forward); else
     empty."""
     oldest = min(mark.number for mark in marks)
-    seen: set[Any] = set()
-    waiting: list[Any] = [mark.edge.node for mark in marks]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen or not oldest <= sequence_number(node) < LEAF:
-            continue
-        seen.add(node)
+    for node in graph_behind([mark.edge.node for mark in marks], oldest):
         if node.name() == "CheckpointFunctionBackward" or not unpacks_quietly(node):
             return (
                 "its steps are checkpointed, or save tensors with hooks of their own, and every pass over the graph "
                 "would run those again: record without the checkpoint"
             )
-        waiting.extend(child for child, _ in node.next_functions)
     return ""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
-from rnndiag.engine.segments.marks import LEAF, sequence_number
+from rnndiag.engine.segments.marks import graph_behind
 
 SCANS = ("Cumsum", "Logcumsumexp", "Cumprod")
 """Names of graph nodes that associative recurrences consist of."""
@@ -23,31 +23,17 @@ def scan_in(nodes: Iterable[Any], names: Mapping[int, str]) -> str:
 
     nodes: where the graph begins. names: id of a parameter -> its name.
     """
-    seen: set[Any] = set()
-    waiting = deque(nodes)
-    while waiting and len(seen) < MOST_NODES:
-        node = waiting.popleft()
-        if node is None or node in seen or sequence_number(node) >= LEAF:
-            continue
-        seen.add(node)
+    for node in islice(graph_behind(nodes), MOST_NODES):
         kind = node.name().partition("Backward")[0]
         if kind in SCANS:
             return _WHY.format(kind.lower(), _of(node, names))
-        waiting.extend(child for child, _ in node.next_functions)
     return ""
 
 
 def _of(scan: Any, names: Mapping[int, str]) -> str:
     """The module of the nearest parameter behind a scan."""
-    seen: set[Any] = set()
-    waiting = deque([scan])
-    while waiting:
-        node = waiting.popleft()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in graph_behind([scan]):
         name = names.get(id(getattr(node, "variable", None)), "")
         if name:
             return f" in or behind {name.rpartition('.')[0] or name}"
-        waiting.extend(child for child, _ in node.next_functions)
     return ""

@@ -54,9 +54,7 @@ def read_samples(loss: OutputLoss, batches: Iterable[Any]) -> list[Sample]:
 
 def _refuse_not_finite(sample: Sample) -> None:
     """Raise if a sample is not finite: one such number would spoil every mean over sequences."""
-    seen = sample.seen
-    steps = torch.arange(seen.inputs.shape[1], device=seen.lengths.device)
-    valid = steps.unsqueeze(0) < seen.lengths.unsqueeze(1)
+    seen, valid = sample.seen, sample.seen.valid
     parts = {
         "the loss": torch.tensor(sample.loss),
         "the layer's inputs": seen.inputs[valid],

@@ -81,8 +81,7 @@ class Basis:
         inputs, states = [], []
         for sample in samples:
             chosen = sample.sequences.to(sample.active.device)
-            valid = _valid(sample)[chosen]
-            inputs.append(sample.seen.inputs[chosen][valid])
+            inputs.append(sample.seen.inputs[chosen][sample.seen.valid[chosen]])
             states.append(sample.seen.states[sample.active])
         x, s = torch.cat(inputs), torch.cat(states)
         by_input = Whitening.of(x, INPUTS)
@@ -251,9 +250,3 @@ class Rows:
 
 CANDIDATES = 4096
 """Number of rows among which a donor is searched: the search costs rows times candidates."""
-
-
-def _valid(sample: Sample) -> Tensor:
-    """(B, T) bool: steps within the sequences."""
-    steps = torch.arange(sample.seen.inputs.shape[1], device=sample.seen.lengths.device)
-    return steps.unsqueeze(0) < sample.seen.lengths.unsqueeze(1)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from rnndiag.errors import NotSupported
 
+T = TypeVar("T")
 State = tuple[Tensor, ...]
 """h, or h and c, each (layers, B, size)."""
 
@@ -63,6 +64,12 @@ class LayerPass:
     lengths: Tensor
     """(B,) number of valid steps."""
     calls: tuple[Call, ...]
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, T) bool: steps within the sequences."""
+        steps = torch.arange(self.inputs.shape[1], device=self.lengths.device)
+        return steps.unsqueeze(0) < self.lengths.unsqueeze(1)
 
 
 @contextmanager
@@ -132,6 +139,14 @@ class LayerOutput(ABC):
         """Size of c (read only if there is one)."""
         return int(self.module.hidden_size)  # type: ignore[arg-type]
 
+    def _pass(
+        self, inputs: Tensor, history: tuple[Tensor, ...], lengths: Tensor, calls: list[Call]
+    ) -> LayerPass:
+        h = history[0][:, -1].transpose(0, 1)
+        c = history[1][:, -1].transpose(0, 1) if self.parts == 2 else None
+        states = h if c is None else torch.cat([h, c], -1)
+        return LayerPass(inputs, self._joined(h, c), states, history, lengths, tuple(calls))
+
     def _joined(self, h: Tensor, c: Tensor | None) -> Tensor:
         return torch.cat([h, c], -1) if self.with_cell and c is not None else h
 
@@ -153,13 +168,7 @@ class FusedOutput(LayerOutput):
         inputs = torch.cat([x for x, _ in pieces], 1)
         lengths = pieces[0][1] if len(pieces) == 1 else torch.full((len(inputs),), inputs.shape[1])
         start = self._start(calls[0], inputs)
-        history = self._history(inputs, start)
-        h = history[0][:, -1].transpose(0, 1)
-        c = history[1][:, -1].transpose(0, 1) if self.parts == 2 else None
-        states = h if c is None else torch.cat([h, c], -1)
-        return LayerPass(
-            inputs, self._joined(h, c), states, history, lengths.to(inputs.device), tuple(calls)
-        )
+        return self._pass(inputs, self._history(inputs, start), lengths.to(inputs.device), calls)
 
     def _check_carried(self, calls: list[Call]) -> None:
         for before, after in pairwise(calls):
@@ -229,16 +238,10 @@ class FusedOutput(LayerOutput):
         width = seen.states.shape[-1] if self.with_cell else outputs.shape[-1]
         size = self.module.proj_size or self.module.hidden_size
         h, c = outputs[..., :size], outputs[..., size:width]
-        position = iter(self._answers(seen, h, c if self.with_cell else None))
+        answers = self._answers(seen, h, c if self.with_cell else None)
 
         def forward(input: Any, hx: Any = None) -> Any:
-            try:
-                return next(position)
-            except StopIteration:
-                raise NotSupported(
-                    f"{self.name} was called more often than at first.",
-                    "Give a loss_fn that does the same each time it is called.",
-                ) from None
+            return next_of(answers, self.name)
 
         return forward
 
@@ -308,15 +311,15 @@ def require_carried(
             )
 
 
-def next_step(steps: Iterator[int], name: str) -> int:
-    """The time step of the next call of a loop."""
-    t = next(steps, None)
-    if t is None:
+def next_of(calls: Iterator[T], name: str) -> T:
+    """What belongs to the next call of a module."""
+    found = next(calls, None)
+    if found is None:
         raise NotSupported(
             f"{name} was called more often than at first.",
             "Give a loss_fn that does the same each time it is called.",
         )
-    return t
+    return found
 
 
 class CellOutput(LayerOutput):
@@ -336,11 +339,8 @@ class CellOutput(LayerOutput):
         history = tuple(
             torch.stack(part).detach().unsqueeze(1) for part in zip(*finals, strict=True)
         )
-        h = history[0][:, 0].transpose(0, 1)
-        c = history[1][:, 0].transpose(0, 1) if self.parts == 2 else None
         lengths = torch.full((len(inputs),), inputs.shape[1], device=inputs.device)
-        states = h if c is None else torch.cat([h, c], -1)
-        return LayerPass(inputs, self._joined(h, c), states, history, lengths, tuple(calls))
+        return self._pass(inputs, history, lengths, calls)
 
     @staticmethod
     def _batched(value: Tensor) -> Tensor:
@@ -369,7 +369,7 @@ class CellOutput(LayerOutput):
         steps = iter(range(len(seen.calls)))
 
         def forward(input: Tensor, hx: Any = None) -> Any:
-            t = next_step(steps, self.name)
+            t = next_of(steps, self.name)
             h = outputs[:, t, :size]
             c = None
             if self.parts == 2:

@@ -22,7 +22,7 @@ from rnndiag.recorder.need.layer_output import (
     LayerOutput,
     LayerPass,
     State,
-    next_step,
+    next_of,
     require_carried,
 )
 
@@ -110,7 +110,7 @@ class StepOutput(LayerOutput):
         steps = iter(range(len(seen.calls)))
 
         def forward(*_args: Any, **_kwargs: Any) -> Any:
-            t = next_step(steps, self.name)
+            t = next_of(steps, self.name)
             before = read_returned(seen.calls[t].returned, self._state, self.name)
             sizes = [flat(part).shape[1] for part in before.tensors]
             parts = outputs[:, t].split(sizes, -1)

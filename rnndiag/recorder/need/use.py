@@ -179,8 +179,7 @@ def _draw(sample: Sample, generator: torch.Generator) -> Drawn:
 def _start_states(sample: Sample, b: Tensor, time: Tensor) -> list[State]:
     """Initial states for runs that begin after step `time`, in the order of STARTS; parts are (layers, n, size)."""
     seen, size = sample.seen, sample.batch_size
-    steps = torch.arange(seen.inputs.shape[1], device=b.device)
-    live = steps.unsqueeze(1) < seen.lengths.unsqueeze(0)  # (T, B)
+    live = seen.valid.T  # (T, B)
     others = live[time].clone()
     others[torch.arange(len(b), device=b.device), b] = False
     # The next sequence that is long enough; if there is none, the sequence itself.
