@@ -184,10 +184,7 @@ def probe(
         >>> [run.name for run in probe.layer_runs]
         ['rnn.l0']
     """
-    if not isinstance(model, nn.Module):
-        raise BadArgument(
-            f"`probe` was given a {type(model).__name__}.", "Pass the torch module that is trained."
-        )
+    require_model("probe", model, loss_scale)
     scripted = [
         name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)
     ]
@@ -195,11 +192,6 @@ def probe(
         raise NotSupported(
             f"{scripted[0] or 'The model'} was scripted or traced by torch.jit, where no step can be watched.",
             "Probe the module that it was made from.",
-        )
-    if loss_scale is not None and not callable(loss_scale):
-        raise BadArgument(
-            f"`loss_scale` is {loss_scale!r}.",
-            "Pass a function that gives the factor while a backward pass runs, as `scaler.get_scale` does.",
         )
     if loss_scale is None:
         capture = Capture(model, steps=steps)
@@ -209,6 +201,19 @@ def probe(
         # without a number of their own, recordings of one model would replace one another in a run
         step = _made[model] = _made.get(model, -1) + 1
     return Probe(capture, step, loss_scale)
+
+
+def require_model(who: str, model: object, loss_scale: object) -> None:
+    """Refuse what is no module, and a loss scale that is no function."""
+    if not isinstance(model, nn.Module):
+        raise BadArgument(
+            f"`{who}` was given a {type(model).__name__}.", "Pass the torch module that is trained."
+        )
+    if loss_scale is not None and not callable(loss_scale):
+        raise BadArgument(
+            f"`loss_scale` is {loss_scale!r}.",
+            "Pass a function that gives the factor while a backward pass runs, as `scaler.get_scale` does.",
+        )
 
 
 _made: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()

@@ -17,12 +17,12 @@ from rnndiag.recorder.facts.plain_loop import PlainLoop, unwrapped_optimizers
 from rnndiag.recorder.faults import Faults, warn
 from rnndiag.recorder.fit import FitRecorder
 from rnndiag.recorder.measures import chosen_measures
-from rnndiag.recorder.output.directory import RunPlace, default_directory
+from rnndiag.recorder.output.directory import RunPlace, chosen_directory, default_directory
+from rnndiag.recorder.probe import require_model
 from rnndiag.recorder.settings import settings_from
 from rnndiag.report.notebook import run_html
 from rnndiag.store.ending import FINISHED, reason_of
 from rnndiag.store.measurement import Measurement
-from rnndiag.store.starts import free_directory
 from rnndiag.store.text import counted
 
 if TYPE_CHECKING:
@@ -70,19 +70,10 @@ class Recorder:
         loss_scale: Callable[[], float] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise BadArgument(
-                f"`Recorder` was given a {type(model).__name__}.",
-                "Pass the torch module that is trained.",
-            )
+        require_model("Recorder", model, loss_scale)
         if total_steps is not None and total_steps < 1:
             raise BadArgument(
                 f"total_steps is {total_steps}.", "It must be a number from 1 up, or None."
-            )
-        if loss_scale is not None and not callable(loss_scale):
-            raise BadArgument(
-                f"`loss_scale` is {loss_scale!r}.",
-                "Pass a function that returns the factor, as scaler.get_scale does.",
             )
         if "need" in options:
             raise BadArgument(
@@ -219,12 +210,7 @@ class Recorder:
         faults = self._faults
         place = RunPlace(self._run_dir)
         with faults.guard("choosing the run directory", "Give another dirpath."):
-            free = free_directory(self._run_dir)
-            if free != self._run_dir:
-                message = (
-                    f"rnndiag: {self._run_dir} holds a run already; this one is written to {free}."
-                )
-                place = RunPlace(free, message=message)
+            place = chosen_directory(self._run_dir)
         place = self._loop.broadcast(place)
         if place.message and self._loop.rank == 0:
             warn(place.message)

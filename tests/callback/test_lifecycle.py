@@ -136,7 +136,7 @@ def test_a_second_fit_takes_a_second_directory(diagnostics: Any, tmp_path: Path)
     callback = diagnostics("exp")
     fit(Net, [callback])
     assert callback.run_dir == tmp_path / "exp"
-    with pytest.warns(RnndiagWarning, match="exp holds a run already; this fit is written to"):
+    with pytest.warns(RnndiagWarning, match="exp holds a run already; this one is written to"):
         fit(Net, [callback], steps=2)
     assert callback.run_dir == tmp_path / "exp-2"
     assert train_steps(rnndiag.open_run(tmp_path / "exp")) == [0, 1, 2, 3]

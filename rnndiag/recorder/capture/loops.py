@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rnndiag.engine.segments.closure import Closure, closure_of, leaves_of_first_step
@@ -22,6 +21,7 @@ from rnndiag.engine.segments.measure import LoopMeasurement, MarkedLoop, measure
 from rnndiag.recorder.capture.engine_entry import own_passes, run_backward
 from rnndiag.recorder.capture.loop_calls import LoopCall
 from rnndiag.recorder.capture.node_calls import unpacks_quietly
+from rnndiag.recorder.capture.stack_replay import random_state
 from rnndiag.recorder.capture.tracks import (
     Track,
     for_replay,
@@ -229,7 +229,7 @@ class _Finder:
         hooks = any(call.has_hooks for track in self.tracks for call in track.calls)
         loop = MarkedLoop(name, tuple(marks), parameters, closure.within, coarse, hooks, ahead)
         try:
-            with own_passes(), _kept_gradients(tracks), _same_random_state(marks[0].root.device):
+            with own_passes(), _kept_gradients(tracks), random_state(None, marks[0].root.device):
                 try:
                     result = self._run(loop)
                 except (AttributeError, TypeError):
@@ -337,9 +337,3 @@ def _kept_gradients(tracks: Sequence[Track]) -> Iterator[None]:
     finally:
         for tensor, gradient in kept:
             tensor.grad = gradient
-
-
-@contextmanager
-def _same_random_state(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

@@ -34,7 +34,7 @@ def tells_masks(device: torch.device) -> bool:
 
 @contextmanager
 def random_state(state: Tensor | None, device: torch.device) -> Iterator[None]:
-    """Draw from the CPU's generator at a given state; afterwards all generators are restored."""
+    """Draw from the CPU's generator at a given state, if one is given; afterwards all generators are restored."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if state is not None:
             torch.set_rng_state(state)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-from rnndiag.errors import RnndiagError
-from rnndiag.recorder.frozen.snapshot import restored
+from rnndiag.recorder.frozen.snapshot import restored, write_answer
 from rnndiag.recorder.need.entry import memory_need
 from rnndiag.stats.need.as_json import need_as_json
 
@@ -25,19 +22,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--answer", type=Path, required=True)
     args = parser.parse_args(argv)
-    answer: dict[str, Any]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model, loss_fn, batch = restored(args.snapshot)
-            need = memory_need(
-                model, [batch], loss_fn, args.layer, args.beyond, args.max_lag, args.seed
-            )
-        answer = need_as_json(need)
-    except RnndiagError as error:
-        answer = {"error": type(error).__name__, "what": error.what, "remedy": error.remedy}
-    args.answer.write_text(json.dumps(answer), encoding="utf-8")
-    return 0
+
+    def measured() -> dict[str, Any]:
+        model, loss_fn, batch = restored(args.snapshot)
+        need = memory_need(
+            model, [batch], loss_fn, args.layer, args.beyond, args.max_lag, args.seed
+        )
+        return need_as_json(need)
+
+    return write_answer(args.answer, measured)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,6 @@ def _fill(model: nn.Module, state: Any, source: str) -> None:
         ) from error
 
 
-def remeasure(source: Path) -> dict[str, Any]:
-    """Build the model with today's code, load the stored weights, and run the stored batch."""
-    return measure(*restored(source))
-
-
 def restored(source: Path) -> tuple[nn.Module, LossFn, Any]:
     """The model of a snapshot with its stored weights, its loss function and its batch."""
     path = source / "snapshot.json"
@@ -116,16 +112,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--answer", type=Path, required=True)
     args = parser.parse_args(argv)
+
+    def measured() -> dict[str, Any]:
+        if args.action == "freeze":
+            freeze(args.names[0], Path(args.names[1]), args.checkpoint)
+        return measure(*restored(Path(args.names[-1])))
+
+    return write_answer(args.answer, measured)
+
+
+def write_answer(path: Path, work: Callable[[], dict[str, Any]]) -> int:
+    """Write what the work gives, or the error that ended it, as JSON; the exit code."""
     answer: dict[str, Any]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if args.action == "freeze":
-                freeze(args.names[0], Path(args.names[1]), args.checkpoint)
-            answer = remeasure(Path(args.names[-1]))
+            answer = work()
     except RnndiagError as error:
         answer = {"error": type(error).__name__, "what": error.what, "remedy": error.remedy}
-    args.answer.write_text(json.dumps(answer), encoding="utf-8")
+    path.write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 

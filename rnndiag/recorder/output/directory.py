@@ -28,10 +28,10 @@ class RunPlace:
 
 def chosen_directory(
     wanted: Path,
-    step: int,
-    checkpoint: Mapping[str, Any] | None,
-    dirpath: str | None,
-    wrote_before: bool,
+    step: int = 0,
+    checkpoint: Mapping[str, Any] | None = None,
+    dirpath: str | None = None,
+    wrote_before: bool = False,
 ) -> RunPlace:
     """The directory of a fit that starts at `step`.
 
@@ -49,7 +49,7 @@ def chosen_directory(
     if free == wanted:
         return RunPlace(wanted)
     return RunPlace(
-        free, message=f"rnndiag: {wanted} holds a run already; this fit is written to {free}."
+        free, message=f"rnndiag: {wanted} holds a run already; this one is written to {free}."
     )
 
 

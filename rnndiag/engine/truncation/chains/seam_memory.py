@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from rnndiag.engine.layer_run import LayerRun
-from rnndiag.errors import BadArgument
+from rnndiag.errors import require_whole
 
 
 def without_gradients(run: LayerRun) -> LayerRun:
@@ -28,8 +28,7 @@ class SeamMemory:
     """Keeps the layer runs of the last chunks of one layer, at most `max_steps` steps of them."""
 
     def __init__(self, max_steps: int) -> None:
-        if max_steps < 1:
-            raise BadArgument(f"max_steps is {max_steps}.", "Keep 1 step or more.")
+        require_whole("max_steps", max_steps, "Keep 1 step or more.")
         self.max_steps = max_steps
         self._chunks: deque[LayerRun] = deque()
 

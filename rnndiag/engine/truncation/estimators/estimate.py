@@ -12,7 +12,7 @@ from torch import Tensor
 from rnndiag.engine.truncation.chains.stack import Runs, chain_of
 from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, Task
 from rnndiag.engine.truncation.sweep.parameter_layout import layout_of
-from rnndiag.errors import BadArgument
+from rnndiag.errors import require_whole
 
 DRAWS = 64
 """Number of draws of an estimator that cannot be enumerated."""
@@ -174,8 +174,7 @@ def compare_estimators(
 def _task(
     layer_run: Runs, draws: int, independent: bool | None, generator: torch.Generator | None
 ) -> Task:
-    if draws < 1:
-        raise BadArgument(f"draws is {draws}.", "Give a number of 1 or more.")
+    require_whole("draws", draws)
     chain = chain_of(layer_run).prepared()
     generator = generator or torch.Generator().manual_seed(0)
     independent = chain.independent if independent is None else independent

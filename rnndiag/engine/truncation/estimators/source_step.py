@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rnndiag.engine.truncation.estimators.estimator import Estimate, Estimator, RecordedStep, Task
-from rnndiag.errors import BadArgument
+from rnndiag.errors import require_whole
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class SourceStep:
     drawn = False
 
     def __post_init__(self) -> None:
-        if self.K < 1:
-            raise BadArgument(f"K is {self.K}.", "Source steps count from 1.")
+        require_whole("K", self.K, "Source steps count from 1.")
 
     @property
     def label(self) -> str:

@@ -17,7 +17,7 @@ from rnndiag.engine.truncation.sweep.lag_cotangents import (
     output_steps,
     rows_of,
 )
-from rnndiag.errors import BadArgument
+from rnndiag.errors import require_whole
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles over outputs that are reported with a profile."""
@@ -232,8 +232,5 @@ def lag_count(chain: Chain, max_lag: int | None) -> int:
     """D, the number of lags 0 .. D-1 to measure."""
     if max_lag is None:
         return chain.T
-    if max_lag < 1:
-        raise BadArgument(
-            f"max_lag is {max_lag}.", "Give the number of lags to measure, 1 or more."
-        )
+    require_whole("max_lag", max_lag, "Give the number of lags to measure, 1 or more.")
     return min(max_lag, chain.T)

@@ -37,7 +37,7 @@ from rnndiag.engine.truncation.sweep.sequence_statistics import (
 from rnndiag.engine.truncation.sweep.stopping import StoppingRule
 from rnndiag.engine.truncation.sweep.tails import TailAccumulator, Tails, assembled
 from rnndiag.engine.truncation.sweep.truncated_adjoints import gradient_of, total_adjoint
-from rnndiag.errors import BadArgument
+from rnndiag.errors import BadArgument, require_whole
 
 BUDGET = 6.0
 """Default cost limit of a lag sweep, in plain training steps."""
@@ -131,8 +131,7 @@ def drawn_sequences(
     """Indices of the sequences for a sweep over a part of the batch."""
     if isinstance(samples, tuple):
         return samples
-    if samples < 1:
-        raise BadArgument(f"samples is {samples}.", "Give a number of 1 or more, or None.")
+    require_whole("samples", samples, "Give a number of 1 or more, or None.")
     return tuple(sorted(torch.randperm(batch, generator=draw)[:samples].tolist()))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rnndiag.engine.truncation.chains.chain import Chain
 from rnndiag.engine.truncation.sweep.lag_cotangents import Rows, rows_of
-from rnndiag.errors import BadArgument
+from rnndiag.errors import require_whole
 
 # Measured on a CPU with benchmarks/truncation.py, in row-steps of a plain training step.
 ROW_COST = 0.6
@@ -142,8 +142,8 @@ def choose(
         anchors: Number of output steps to follow, chosen by hand.
         of_sequences: Sequences in the batch that the chain's were taken from. Default: the chain's.
     """
-    if anchors is not None and anchors < 1:
-        raise BadArgument(f"anchors is {anchors}.", "Give a number of 1 or more, or None.")
+    if anchors is not None:
+        require_whole("anchors", anchors, "Give a number of 1 or more, or None.")
     losses = chain.outputs()
     of_outputs = int(losses.any(1).sum())
     outputs = of_outputs if anchors is None else min(anchors, of_outputs)
