@@ -31,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
     from rnndiag.report.compare_page import comparable, compare_page, heading, run_names
     from rnndiag.report.deltas import deltas
     from rnndiag.report.page import write_text
-    from rnndiag.report.progress import Progress
+    from rnndiag.report.progress import progress
     from rnndiag.report.write_report import report_context
     from rnndiag.store.whole_files import write_whole
 
-    with Progress(f"reading {1 + len(args.others)} runs"):
+    with progress(f"reading {1 + len(args.others)} runs"):
         read = [report_context(path, None, args.config) for path in (args.run, *args.others)]
         contexts = comparable(read, args.layer)
         page = write_text(compare_page(contexts), args.output)

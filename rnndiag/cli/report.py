@@ -61,13 +61,13 @@ def run(args: argparse.Namespace) -> int:
     """Write the page; print the verdict and the path of the page; returns the exit code."""
     from rnndiag.report.numbers import run_numbers
     from rnndiag.report.page import write_page
-    from rnndiag.report.progress import Progress
+    from rnndiag.report.progress import progress
     from rnndiag.report.write_report import report_context
     from rnndiag.store.whole_files import write_whole
 
     if args.watch:
         return _watch(args)
-    with Progress(f"reading {args.run}"):
+    with progress(f"reading {args.run}"):
         context = report_context(args.run, args.baseline, args.config, args.layer)
         page = write_page(context, _target(args))
         if args.json:

@@ -128,12 +128,7 @@ def nonfinite_by_rate(view: View) -> Found | None:
     features = view.features
     if features.fault is None or (found := wild(view)) is None:
         return None
-    return Found(
-        f"{found.sentence} The loss or gradient is not finite from step {features.fault.step}.",
-        found.evidence,
-        found.layer,
-        remedy=lower_rate(features),
-    )
+    return _then_not_finite(found, features.fault.step, lower_rate(features))
 
 
 def nonfinite_by_growth(view: View) -> Found | None:
@@ -146,11 +141,13 @@ def nonfinite_by_growth(view: View) -> Found | None:
         if far.above(GROWS) and not math.isinf(far.value):
             found = explosion(view, layer)
             if found is not None:
-                sentence = f"{found.sentence} The loss or gradient is not finite from step {features.fault.step}."
-                return Found(
-                    sentence, found.evidence, found.layer, remedy=start_of_recurrence(layer)
-                )
+                return _then_not_finite(found, features.fault.step, start_of_recurrence(layer))
     return None
+
+
+def _then_not_finite(found: Found, step: int, remedy: Remedy | None) -> Found:
+    sentence = f"{found.sentence} The loss or gradient is not finite from step {step}."
+    return Found(sentence, found.evidence, found.layer, remedy=remedy)
 
 
 def spikes(view: View) -> Found | None:

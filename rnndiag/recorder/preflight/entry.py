@@ -13,11 +13,10 @@ from rnndiag.recorder.need.output_loss import LossFn, loss_of_training_step
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.gradient import check_gradient
 from rnndiag.recorder.preflight.layout import layout_of
-from rnndiag.recorder.preflight.observe import SEED, Observer
+from rnndiag.recorder.preflight.observe import SEED, Observer, PreflightSubject
 from rnndiag.recorder.preflight.padding import check_padding
 from rnndiag.recorder.preflight.samples import check_samples
 from rnndiag.recorder.preflight.state import check_state
-from rnndiag.recorder.preflight.subject import PreflightSubject
 from rnndiag.recorder.preflight.time import check_time
 from rnndiag.recorder.preflight.untouched import untouched
 

@@ -10,9 +10,8 @@ from torch import nn
 from rnndiag.engine.adjoints import adjoints
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
-from rnndiag.recorder.preflight.observe import PassResult
+from rnndiag.recorder.preflight.observe import PassResult, PreflightSubject
 from rnndiag.recorder.preflight.state import calls_of
-from rnndiag.recorder.preflight.subject import PreflightSubject
 from rnndiag.store.text import counted
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-"""Runs one forward and backward pass and records the layer runs, the loss, and which modules ran."""
+"""What the checks look at: the given batch, and passes over it and others, each with its layer runs and loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.need.output_loss import LossFn, loss_with_gradient
+from rnndiag.recorder.preflight.layout import BatchLayout
 from rnndiag.recorder.preflight.untouched import untouched
 from rnndiag.recorder.probe import probe
 
@@ -75,6 +76,25 @@ class Observer:
                 if parameter.requires_grad
             }
             return PassResult(float(loss.detach()), runs, reached, frozenset(called), tuple(noted))
+
+
+@dataclass
+class PreflightSubject:
+    """Model, loss and batch. Passes over the unchanged batch are cached."""
+
+    observe: Observer
+    batch: Any
+    layout: BatchLayout
+    detach: int | str | None
+    """The truncation window declared by the user: a number of steps, or `any`."""
+    _seen: dict[tuple[bool, bool], PassResult] = field(default_factory=dict)
+
+    def seen(self, training: bool = False, calls: bool = False) -> PassResult:
+        """The pass over the unchanged batch."""
+        key = training, calls
+        if key not in self._seen:
+            self._seen[key] = self.observe(self.batch, training, calls)
+        return self._seen[key]
 
 
 def _watch(name: str, called: set[str], noted: list[ModuleCall] | None) -> Callable[..., None]:

@@ -10,9 +10,8 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.nested import named_tensors
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.layout import BatchLayout
-from rnndiag.recorder.preflight.observe import PassResult, differs
+from rnndiag.recorder.preflight.observe import PassResult, PreflightSubject, differs
 from rnndiag.recorder.preflight.perturb import of_padding, of_tensor
-from rnndiag.recorder.preflight.subject import PreflightSubject
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding

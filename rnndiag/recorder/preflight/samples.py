@@ -11,9 +11,8 @@ from torch import Tensor
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
 from rnndiag.recorder.preflight.layout import BatchLayout
-from rnndiag.recorder.preflight.observe import ModuleCall, PassResult, differs
+from rnndiag.recorder.preflight.observe import ModuleCall, PassResult, PreflightSubject, differs
 from rnndiag.recorder.preflight.perturb import of_sample
-from rnndiag.recorder.preflight.subject import PreflightSubject
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from rnndiag.engine.layer_run import LayerRun
 from rnndiag.recorder.preflight.finding import finding
-from rnndiag.recorder.preflight.observe import differs
+from rnndiag.recorder.preflight.observe import PreflightSubject, differs
 from rnndiag.recorder.preflight.perturb import of_steps
-from rnndiag.recorder.preflight.subject import PreflightSubject
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding

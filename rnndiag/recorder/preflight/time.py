@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rnndiag.recorder.preflight.finding import finding
-from rnndiag.recorder.preflight.observe import differs
+from rnndiag.recorder.preflight.observe import PreflightSubject, differs
 from rnndiag.recorder.preflight.perturb import of_steps
-from rnndiag.recorder.preflight.subject import PreflightSubject
 
 if TYPE_CHECKING:
     from rnndiag.health.finding import Finding
