@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from rnndiag.health.finding import Finding as Finding
     from rnndiag.health.gate import check as check
     from rnndiag.health.gate import look as look
+    from rnndiag.health.outcome import Verdict as Verdict
     from rnndiag.health.outcome import exit_code as exit_code
+    from rnndiag.health.outcome import verdict as verdict
     from rnndiag.health.rule import all_rules as all_rules
-    from rnndiag.health.verdict import Verdict as Verdict
-    from rnndiag.health.verdict import verdict as verdict
 
 _PUBLIC = {
     "Baseline": "baseline",
@@ -31,8 +31,8 @@ _PUBLIC = {
     "look": "gate",
     "exit_code": "outcome",
     "all_rules": "rule",
-    "Verdict": "verdict",
-    "verdict": "verdict",
+    "Verdict": "outcome",
+    "verdict": "outcome",
 }
 
 __all__ = list(_PUBLIC)

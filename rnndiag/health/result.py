@@ -12,10 +12,10 @@ from rnndiag.health.baseline import Baseline, versions_of
 from rnndiag.health.config import Config, read_config
 from rnndiag.health.finding import Finding
 from rnndiag.health.gate import RunLike, baseline_of, check, gate_finding, open_all
-from rnndiag.health.outcome import Outcome
-from rnndiag.health.verdict import Verdict, verdict
+from rnndiag.health.outcome import Outcome, Verdict, verdict
 from rnndiag.store.reader import StoredRun
 from rnndiag.store.redact import redact_addresses
+from rnndiag.store.text import counted
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ def scope(runs: Sequence[StoredRun], config: Config) -> str:
     first = len(steps) - count
     return (
         f"recordings {first + 1}-{len(steps)} of {len(steps)} (steps {steps[first]}-{steps[-1]}), "
-        f"{layers} layer{'' if layers == 1 else 's'}"
-        + (f", {len(runs)} runs" if len(runs) > 1 else "")
+        f"{counted(layers, 'layer')}" + (f", {len(runs)} runs" if len(runs) > 1 else "")
     )
 
 

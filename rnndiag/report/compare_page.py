@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rnndiag.errors import BadArgument, RunUnreadable
-from rnndiag.health.verdict import SHAPES
+from rnndiag.health.outcome import SHAPES
 from rnndiag.report.context import Context
 from rnndiag.report.deltas import Delta, deltas, what_differs
 from rnndiag.report.difference_map import difference_map

@@ -14,7 +14,7 @@ from rnndiag.health.config import Config
 from rnndiag.health.diagnosis.features import steps_needed
 from rnndiag.health.diagnosis.finding import CHECK
 from rnndiag.health.finding import Finding
-from rnndiag.health.verdict import Verdict, leading, verdict
+from rnndiag.health.outcome import Verdict, leading, verdict
 from rnndiag.stats.advice import Advice, advice
 from rnndiag.stats.headline import run_reach
 from rnndiag.stats.over_recordings import lengths_of, nonfinite_counts

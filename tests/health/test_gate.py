@@ -13,8 +13,7 @@ import rnndiag
 from rnndiag.errors import BadConfig, CannotJudge
 from rnndiag.health.finding import Finding
 from rnndiag.health.gate import look
-from rnndiag.health.outcome import exit_code
-from rnndiag.health.verdict import verdict
+from rnndiag.health.outcome import exit_code, verdict
 from rnndiag.run.run import Run
 
 MakeRun = Callable[..., Run]

@@ -16,7 +16,7 @@ import rnndiag
 from rnndiag.cli.show import overview
 from rnndiag.health.diagnosis.finding import heading
 from rnndiag.health.gate import look
-from rnndiag.health.verdict import verdict
+from rnndiag.health.outcome import verdict
 from rnndiag.recorder.output.screen import screen
 from rnndiag.report.page import page
 from rnndiag.report.write_report import report_context

@@ -10,9 +10,8 @@ import pytest
 
 from rnndiag.errors import CannotJudge
 from rnndiag.health.finding import STATUSES, Finding
-from rnndiag.health.outcome import exit_code
+from rnndiag.health.outcome import exit_code, verdict
 from rnndiag.health.result import CheckResult, cannot_judge
-from rnndiag.health.verdict import verdict
 from rnndiag.health.writers.console import console_text
 from rnndiag.health.writers.github import MOST_ANNOTATIONS, annotation_lines, summary
 from rnndiag.health.writers.json_file import json_text

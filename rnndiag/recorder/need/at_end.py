@@ -26,9 +26,8 @@ def need_of_fit(trainer: Any, module: Any, window: int | None) -> MemoryNeed:
     batches, notes = _batches(trainer)
     moved = (trainer.strategy.batch_to_device(batch) for batch in batches)
     found = memory_need(module, moved, beyond=window, progress=ProgressBar(sys.stderr))
-    if window is not None:
-        found = replace(found, limit="window")
-    return found.with_notes(notes)
+    limit = found.limit if window is None else "window"
+    return replace(found, limit=limit, notes=(*found.notes, *notes))
 
 
 def _batches(trainer: Any) -> tuple[Iterable[Any], tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rnndiag.stats.need.numbers import NeedNumbers
 from rnndiag.stats.need.sentences import further_sentences, sentence_of
@@ -33,10 +33,6 @@ class MemoryNeed(NeedNumbers):
     def further_sentences(self) -> tuple[str, ...]:
         """Further verdicts that hold, and the limits of the answer."""
         return further_sentences(self, self.lead)
-
-    def with_notes(self, notes: tuple[str, ...]) -> MemoryNeed:
-        """A copy with further limits."""
-        return replace(self, notes=(*self.notes, *notes))
 
     def __str__(self) -> str:
         return "\n".join([self.sentence, *self.further_sentences])
