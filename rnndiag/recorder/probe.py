@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from html import escape
-from types import TracebackType
 from weakref import WeakKeyDictionary
 
 import torch
@@ -66,12 +65,7 @@ class Probe:
         self._unrolled.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._capture.disarm()
         self._unrolled.stop()
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -123,12 +122,7 @@ class Recorder:
         self._guarded(self._start)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close(FINISHED if error is None else reason_of(error))
 
     def step(self, batch: Any = None) -> RecordedStep:
@@ -344,12 +338,7 @@ class RecordedStep:
         self._recorder._guarded(self._recorder._begin_batch, self._batch)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         recorder = self._recorder
         if kind is None and not self._ran_backward and not recorder._stepped:
             recorder._guarded(recorder._handle, "after_backward")
