@@ -71,6 +71,15 @@ def test_three_layers_cut_together() -> None:
     check_windows(p, p.runs, range(1, 8))
 
 
+def test_a_stack_of_which_one_layer_was_recorded_in_double_precision() -> None:
+    """Gradients that leave the range of float32 in one layer, as in the lowest of sixty cells."""
+    p = problem("elman_tanh", "gru", T=7, upper_only=True)
+    lower, upper = (run.to(torch.float32) for run in p.runs)
+    double = lower.to(torch.float64)
+    found, whole = lag_sweep((double, upper)), lag_sweep((double, upper.to(torch.float64)))
+    assert torch.equal(found.window_bias, whole.window_bias)
+
+
 def test_layer_semantics_of_a_lower_layer() -> None:
     """One layer of a stack by itself: what comes from above is its direct gradient, whatever made it."""
     p = problem("lstm", "gru", T=8)

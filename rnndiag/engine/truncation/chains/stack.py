@@ -39,6 +39,9 @@ def chain_of(runs: Runs) -> Chain:
     if not stack:
         raise BadArgument("No layer run was given.", "Give one, or the runs of one stack.")
     _check_directions(stack)
+    # A layer whose squared gradients leave the range of float32 was recorded in float64.
+    widest = max((run.dtype for run in stack), key=lambda dtype: dtype.itemsize)
+    stack = tuple(run if run.dtype == widest else run.to(widest) for run in stack)
     links = joined_links(stack, [_masked(run, run.direct) for run in stack])
     for k in reversed(range(len(links) - 1)):
         links[k] = _without_upper(links[k], links[k + 1])
