@@ -113,6 +113,14 @@ _ALL = (
             "training with the callback, large": 1.05,
         },
     ),
+    *_most(
+        "peak_memory",
+        "x the process without it",
+        {
+            f"peak memory of the process, {size}": 1.25
+            for size in ("small", "medium", "large", "wide")
+        },
+    ),
     *_least(
         "overhead",
         "recordings",

@@ -34,6 +34,7 @@ QUICK: dict[str, list[str]] = {
     "store": ["--recordings", "300"],
     "gate": ["--recordings", "200", "--repeats", "1"],
     "seam": ["--rounds", "2"],
+    "peak_memory": ["--sizes", "small"],
 }
 """Arguments of the small form. A benchmark without an entry runs with `--quick` if it knows that word, else whole."""
 
