@@ -68,19 +68,25 @@ class Score:
 class _Sums:
     """Running sums over outcomes."""
 
-    def __init__(self, full: Tensor) -> None:
+    def __init__(self, full: Tensor, has_mean: bool) -> None:
         self.full = full.double()
         self.size = float(self.full.norm())
         self.mean = torch.zeros_like(self.full)
+        self.has_mean = has_mean
+        """Whether E ĝ is asked for; to add it up costs as much as all the rest."""
         self.squares: list[tuple[float, float]] = []
         self.cosines: list[tuple[float, float]] = []
         self.cost = self.memory = self.probability = 0.0
 
     def add(self, outcome: Estimate) -> None:
         value, p = outcome.gradient.double(), outcome.probability
-        self.mean += p * value
-        self.squares.append((p, float((value - self.full).square().sum())))
-        self.cosines.append((p, _cosine(value, self.full)))
+        if self.has_mean:
+            self.mean.add_(value, alpha=p)
+        size = float(value.norm()) * self.size
+        cosine = max(-1.0, min(1.0, float(value @ self.full) / size)) if size else math.nan
+        self.cosines.append((p, cosine))
+        off = value.sub_(self.full) if value is not outcome.gradient else value - self.full
+        self.squares.append((p, float(off @ off)))
         self.cost += p * outcome.cost
         self.memory += p * outcome.memory
         self.probability += p
@@ -183,7 +189,7 @@ def _task(
 
 def score(task: Task, estimator: Estimator) -> Score:
     """The score of one estimator."""
-    tally = _Sums(task.full)
+    tally = _Sums(task.full, not estimator.unbiased)
     for outcome in estimator.outcomes(task):
         tally.add(outcome)
     size = tally.size if tally.size else math.nan
