@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.trial.cases import Case, controls, planted, shaped
 from benchmarks.trial.cures import apply
+from benchmarks.trial.faults import FAULTS
 from benchmarks.trial.fit import Fitted, diagnosis_of, fitted, is_fitted
 from benchmarks.trial.outcome import ENOUGH, NAMES_NOTHING, Outcome, fall_share, table
 
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--half", choices=("development", "held-out"), default="held-out")
     parser.add_argument("--forms", action="store_true", help="other forms of nets and loops")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, help="these alone, no controls")
     parser.add_argument("--more-tasks", action="store_true", help="all tasks of the half")
     parser.add_argument("--folder", type=Path, default=Path("runs/trial"))
     parser.add_argument("--workers", type=int, default=2)
@@ -100,6 +102,8 @@ def main() -> None:
         *planted(*given),
         *(shaped(held_out, asked.seeds) if asked.forms else ()),
     ]
+    if asked.faults:
+        cases = [case for case in cases if case.planted in asked.faults]
     random.Random(0).shuffle(cases)  # what is there of a trial that was cut short is a fair part
     if asked.cached:
         cases = [

@@ -31,6 +31,8 @@ def apply(program: Program, remedy: Remedy) -> Program | None:
         "gradient_clip_val": lambda: {"clip": value},
         "optimizer": lambda: {"optimizer": str(value), "rate": ADAM_RATE},
         "input_scale": lambda: {"input_scale": program.input_scale * float(value)},
+        "standardise_inputs": lambda: {"input_scale": 1.0, "input_shift": 0.0},
+        "standardise_targets": lambda: {"target_scale": 1.0, "target_shift": 0.0},
         "bias": lambda: {"bias": float(value)},
         "recurrent_weight": lambda: (
             {"gain": 1.0} if value == "orthogonal" else {"gain": None, "init": "good"}

@@ -30,6 +30,10 @@ def _class_at_end(task: Task) -> bool:
     return task.at_end
 
 
+def _values(task: Task) -> bool:
+    return not task.classes
+
+
 def _every_step(task: Task) -> bool:
     return not task.at_end
 
@@ -95,6 +99,9 @@ FAULTS = {
         Fault("clipped-adam", (), {"clip": 1e-3}),
         Fault("saturated", ("saturated",), {"input_scale": 50.0}, (*GATED, *TANH)),
         Fault("raw-units", ("saturated",), {"input_scale": 300.0}, (*GATED, *TANH)),
+        Fault("off-centre", ("saturated",), {"input_shift": 300.0}, (*GATED, *TANH)),
+        Fault("raw-targets", ("targets_out_of_scale",), {"target_scale": 300.0}, ALL, _values),
+        Fault("far-targets", ("targets_out_of_scale",), {"target_shift": 500.0}, ALL, _values),
         Fault("dead", ("dead_units",), {"bias": -4.0}, RELU),
         Fault(
             "contracting", ("contracting_recurrence",), {"gain": 0.2}, (*TANH, *RELU), _with_memory

@@ -57,6 +57,9 @@ class Program:
     bias: float | None = None
     """All input biases of the layer."""
     input_scale: float = 1.0
+    input_shift: float = 0.0
+    target_scale: float = 1.0
+    target_shift: float = 0.0
 
     detach: int | None = None
     """The state is detached every so many steps of a sequence."""
@@ -301,7 +304,9 @@ def data_of(program: Program, batches: int, seed: int) -> Dataset[Any]:
         y = y.unflatten(1, (batches, T)).transpose(0, 1).flatten(0, 1)
     else:
         x, y = task.make(B * batches, T, g)
-    x = x * program.input_scale
+    x = x * program.input_scale + program.input_shift
+    if not task.classes:
+        y = y * program.target_scale + program.target_shift
     if program.last_steps:
         x = x[:, -program.last_steps :]
         y = y if task.at_end else y[:, -program.last_steps :]
@@ -331,7 +336,7 @@ def padded_data(program: Program, batches: int, seed: int) -> Dataset[Any]:
         lengths.append(torch.full((count,), steps))
     order = torch.randperm(len(LENGTHS) * count, generator=g)
     x, y, ends = (torch.cat(part)[order] for part in (inputs, targets, lengths))
-    x = x * program.input_scale
+    x = x * program.input_scale + program.input_shift
     if program.nan_at is not None:
         x[program.nan_at % batches * program.batch, 0] = float("nan")
     return TensorDataset(x, y, ends)

@@ -176,6 +176,8 @@ swing | - | loss | linear
     sequences of the batch exchanged their states.
 input_spread | - | input | linear
     Standard deviation of the layer's inputs: root of the mean variance of their entries.
+input_mean | - | input | linear
+    Mean of the layer's inputs over steps and sequences: root mean square over their entries.
 [steps, layer]
 update_ratio | - | 1 | linear
     |Δθ| / |θ|: how much this optimizer step changed the layer's recurrent weights.

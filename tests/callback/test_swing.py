@@ -63,13 +63,18 @@ def test_a_model_that_ignores_its_input_has_no_swing() -> None:
     assert swing_of(probe.recording, probe.layer_runs[0].name) == 0.0
 
 
-def test_input_spread_is_the_standard_deviation_of_the_inputs() -> None:
+def test_input_spread_and_mean_are_those_of_the_inputs() -> None:
     torch.manual_seed(2)
     rnn, x = nn.GRU(3, 5, batch_first=True), 7.0 * torch.randn(50, 20, 3)
+    x[..., 1] -= 300.0
     with rnndiag.probe(rnn) as probe:
         rnn(x)[0].sum().backward()
     found = {
-        m.name: float(m.values) for m in probe.recording.measurements if m.name == "input_spread"
+        m.name: float(m.values)
+        for m in probe.recording.measurements
+        if m.name in ("input_spread", "input_mean")
     }
-    wanted = float(x.reshape(-1, 3).double().var(0, unbiased=False).mean().sqrt())
-    assert found["input_spread"] == pytest.approx(wanted, rel=1e-5)
+    entries = x.reshape(-1, 3).double()
+    spread = float(entries.var(0, unbiased=False).mean().sqrt())
+    mean = float(entries.mean(0).square().mean().sqrt())
+    assert found == pytest.approx({"input_spread": spread, "input_mean": mean}, rel=1e-5)

@@ -118,6 +118,20 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str, Any]] = {
         "learning_rate",
         1e-4,
     ),
+    "far targets": (
+        layer(noise=3.0, full_gradient_norm=4.0, weight_norm=5.0),
+        {"losses": 1e4 * stuck_losses(), "model": {"loss": 1e4}},
+        "targets_out_of_scale",
+        "standardise_targets",
+        True,
+    ),
+    "off-centre inputs": (
+        layer(gate_high=np.array([0.9, 0.0, 0.9]), input_spread=20.0, input_mean=300.0),
+        {},
+        "saturated",
+        "standardise_inputs",
+        True,
+    ),
     "saturated gates": (
         layer(gate_high=np.array([0.9, 0.0, 0.9]), input_spread=20.0),
         {},

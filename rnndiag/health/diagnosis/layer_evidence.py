@@ -104,6 +104,9 @@ class LayerEvidence:
     swing: Mapping[int, float]
     """Step -> swing, in units of the loss."""
     input_spread: Dated
+    input_mean: Dated
+    way_at_start: Dated
+    """Distance |Δθ| / |θ| in which a typical sequence's gradient removes the loss at the first recording."""
     seam_share: Dated
     """Share of the credit beyond the cut: median of the last recordings."""
     gradient_norm: Dated
@@ -141,6 +144,8 @@ def layer_evidence(recorded: Recorded, name: str, cell: str, stack: str | None) 
         weight_norm=dated_at(recorded.rows("weight_norm", name), -1),
         swing=_sums(recorded.rows("swing", name)),
         input_spread=dated_at(recorded.rows("input_spread", name), 0),
+        input_mean=dated_at(recorded.rows("input_mean", name), 0),
+        way_at_start=_way_at_start(recorded, name),
         seam_share=_seam(recorded, (name, *((stack,) if stack else ()))),
         gradient_norm=_norm(recorded.rows("gradient_norm", name)),
     )
@@ -235,6 +240,29 @@ def _norm(rows: tuple[Row, ...]) -> Dated:
     if not last:
         return NOTHING
     return Dated(float(np.linalg.norm(np.nan_to_num(last[0].values))), last[0].step)
+
+
+def _way_at_start(recorded: Recorded, name: str) -> Dated:
+    """L / (G |θ|) at the first recording, with G the root mean square of the gradient norms of single sequences.
+
+    G² = (B - 1) σ² + |g|², from the noise σ and the gradient g of the batch. Unlike |g| it does not vanish where sequences
+    pull in different directions, as they do in a net that has learned no more than a constant.
+    """
+    noise, whole = recorded.rows("noise", name), recorded.rows("full_gradient_norm", name)
+    first = _at(noise, 0)
+    if not first:
+        return NOTHING
+    step = first[0].step
+    batch = max(
+        (float(row.values.max()) for row in recorded.rows("valid_samples", name)), default=0
+    )
+    square = sum((batch - 1) * row.number**2 for row in first)
+    square += sum(row.number**2 for row in whole if row.step == step)
+    sizes = [row.number for row in recorded.rows("weight_norm", name) if row.step == step]
+    losses = [row.number for row in recorded.rows("loss") if row.step == step]
+    if not (sizes and losses and 0 < square < math.inf and sizes[0] > 0):
+        return NOTHING
+    return Dated(abs(losses[0]) / (math.sqrt(square) * sizes[0]), step)
 
 
 def _seam(recorded: Recorded, names: Iterable[str]) -> Dated:

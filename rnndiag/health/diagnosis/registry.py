@@ -8,6 +8,7 @@ proof (`not_trusted`) comes before all rules that rest on adjoints, and after th
 
 from __future__ import annotations
 
+from rnndiag.health.diagnosis import data_rules as data
 from rnndiag.health.diagnosis import later_rules as later
 from rnndiag.health.diagnosis import need_rules as need
 from rnndiag.health.diagnosis import start_rules as start
@@ -28,6 +29,7 @@ RULES = (
     Rule("learning_rate_too_high", "data", ALWAYS, structure.nonfinite_by_rate, alone=True),
     Rule("exploding", "data", ALWAYS, structure.nonfinite_by_growth, alone=True),
     Rule("nonfinite", "data", ALWAYS, structure.nonfinite, alone=True),
+    Rule("targets_out_of_scale", "step", UNLEARNED, data.targets_out_of_scale),
     Rule("learning_rate_too_low", "step", UNLEARNED, step.learning_rate_too_low),
     Rule("clipped_away", "step", UNLEARNED, step.clipped_away),
     Rule("learning_rate_too_high", "step", UNLEARNED, step.learning_rate_too_high),

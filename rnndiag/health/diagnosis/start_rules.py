@@ -21,7 +21,7 @@ SHUT = 0.1
 CONTRACTS = 0.4
 """Contracting if the credit's factor per step is below this: at 0.4, 10^-3 of it is left after 8 steps."""
 LARGE_INPUTS = 1.5
-"""Saturation is attributed to the inputs if their spread exceeds this."""
+"""Saturation is attributed to the inputs if their standard deviation or their mean exceeds this."""
 
 
 def first_layer(view: View, find: Callable[[View, LayerEvidence], Found | None]) -> Found | None:
@@ -56,23 +56,38 @@ def _saturated(view: View, layer: LayerEvidence) -> Found | None:
             f"{percent(share.value)} of them are saturated"
         )
         numbers = evidence(saturated_units=share, activation_derivative=flat)
-    spread = layer.input_spread
-    if spread.above(LARGE_INPUTS):
-        value = float(f"{1 / spread.value:.2g}")
-        why = f": its inputs have a standard deviation of {number(spread.value)}"
-        remedy = Remedy(
-            "input_scale",
-            value,
-            "Standardise the inputs: subtract their mean, and divide by their standard deviation "
-            f"({number(spread.value)}).",
-        )
-    else:
-        why, remedy = "", start_of_recurrence(layer)
+    why, remedy = _by_inputs(layer) or ("", start_of_recurrence(layer))
     return Found(
         f"{observed} (step {numbers[0].step}){why}. Little gradient passes there.",
-        (*numbers, *evidence(input_spread=spread)),
+        (*numbers, *evidence(input_spread=layer.input_spread, input_mean=layer.input_mean)),
         layer.name,
         remedy=remedy,
+    )
+
+
+def _by_inputs(layer: LayerEvidence) -> tuple[str, Remedy] | None:
+    """The inputs as the reason for saturation, and the remedy; None if they are of ordinary size."""
+    spread, mean = layer.input_spread, layer.input_mean
+    if mean.above(LARGE_INPUTS) and not mean.below(spread.value):
+        return (
+            f": its inputs have a mean of {number(mean.value)} and a standard deviation of {number(spread.value)}",
+            Remedy(
+                "standardise_inputs",
+                True,
+                f"Standardise the inputs: subtract their mean ({number(mean.value)} in size), and divide by their "
+                f"standard deviation ({number(spread.value)}).",
+            ),
+        )
+    if not spread.above(LARGE_INPUTS):
+        return None
+    return (
+        f": its inputs have a standard deviation of {number(spread.value)}",
+        Remedy(
+            "input_scale",
+            float(f"{1 / spread.value:.2g}"),
+            "Standardise the inputs: subtract their mean, and divide by their standard deviation "
+            f"({number(spread.value)}).",
+        ),
     )
 
 

@@ -19,11 +19,13 @@ from rnndiag.store.measurement import Measurement
 
 
 def swing(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
-    """Swing of one layer run, and the spread of its inputs, which identifies saturation caused by large inputs."""
+    """Swing of one layer run, and spread and mean of its inputs, which identify saturation caused by large inputs."""
     mask = run.mask()
     yield Measurement.of("swing", np.asarray(float(_swing(run, mask))), run.name)
     if run.inputs.is_floating_point():
-        yield Measurement.of("input_spread", np.asarray(_spread(run.inputs, mask)), run.name)
+        spread, mean = _spread_and_mean(run.inputs, mask)
+        yield Measurement.of("input_spread", np.asarray(spread), run.name)
+        yield Measurement.of("input_mean", np.asarray(mean), run.name)
 
 
 def _swing(run: LayerRun, mask: Tensor) -> Tensor:
@@ -53,10 +55,14 @@ def _other(run: LayerRun, b: int) -> tuple[int, Tensor]:
     return neighbour, steps.clamp(max=max(0, int(run.lengths[neighbour]) - 1))
 
 
-def _spread(inputs: Tensor, mask: Tensor) -> float:
-    """Root of the mean variance of the input's entries, over steps and sequences."""
+def _spread_and_mean(inputs: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Root mean square, over the input's entries, of their standard deviation and of their mean over steps and
+    sequences."""
     rows = inputs.detach().float()[mask]
-    return float(rows.var(0, unbiased=False).mean().sqrt()) if len(rows) else float("nan")
+    if not len(rows):
+        return float("nan"), float("nan")
+    variance, mean = torch.var_mean(rows, 0, unbiased=False)
+    return float(variance.mean().sqrt()), float(mean.square().mean().sqrt())
 
 
 SWING = register_measure(Measure("swing", GroupCost(steps=0.1), of_layer=swing, needs_finite=True))
