@@ -245,8 +245,8 @@ def _norm(rows: tuple[Row, ...]) -> Dated:
 def _way_at_start(recorded: Recorded, name: str) -> Dated:
     """L / (G |θ|) at the first recording, with G the root mean square of the gradient norms of single sequences.
 
-    G² = (B - 1) σ² + |g|², from the noise σ and the gradient g of the batch. Unlike |g| it does not vanish where sequences
-    pull in different directions, as they do in a net that has learned no more than a constant.
+    G² = (B - 1) σ² + |g|², from the noise σ and the gradient g of the batch. Unlike |g| it does not vanish where
+    sequences pull in different directions, as they do in a net that has learned no more than a constant.
     """
     noise, whole = recorded.rows("noise", name), recorded.rows("full_gradient_norm", name)
     first = _at(noise, 0)

@@ -18,7 +18,7 @@ from rnndiag.recorder.schedule.planned_recordings import PlannedRecordings
 from rnndiag.recorder.settings import Settings
 
 FLOOR = 2.0
-"""Seconds per fit of planned recordings that are not counted against the budget."""
+"""Seconds per fit that planned recordings may take even if that is more than the budget."""
 EARLY = 0.7
 """Allowed spending grows with this power of the steps made; below 1, so that more is spent early."""
 START = 1000.0
@@ -118,8 +118,8 @@ class EveryN:
 class WithinBudget:
     """The planned recordings, and as many more as a share of training time pays for, more of them early on.
 
-    Every recording holds all that a diagnosis needs. The planned ones are made at any price; the first `FLOOR` seconds
-    of them are not counted against the budget.
+    Every recording holds all that a diagnosis needs. The planned ones are made at any price, and complete within budget
+    and `FLOOR`; further ones only as far as the budget pays for all of them.
     """
 
     budget: float
@@ -151,9 +151,7 @@ class WithinBudget:
             return Decision(True, groups, self._after(tick, seconds), left, self._is_short(seconds))
         if seconds is None:
             return Decision(False, next_tick=tick + 1)
-        if self._charged + self._price(seconds) + self._reserved(seconds) > self._allowed(
-            tick, seconds
-        ):
+        if self._needed(1, seconds) > self._allowed(tick, seconds):
             return Decision(False, next_tick=self._affordable(tick, 1, seconds))
         groups, left = self._always, dict.fromkeys(self._ends, _AT_ENDS)
         return Decision(True, groups, self._affordable(tick, 2, seconds), left)
@@ -223,6 +221,10 @@ class WithinBudget:
         left = max(0.0, FLOOR - self._planned_spent)
         return max(0.0, self.plan.to_come * self._price(step_seconds) - left)
 
+    def _needed(self, recordings: int, step_seconds: float) -> float:
+        """Seconds spent after so many recordings more, and all that are planned."""
+        return self._spent + (recordings + self.plan.to_come) * self._price(step_seconds)
+
     def _price(self, step_seconds: float) -> float:
         """Estimated seconds of one recording with the groups that are always measured."""
         always = sum(self._group_price(name, step_seconds) for name in self._always)
@@ -259,7 +261,7 @@ class WithinBudget:
     def _affordable(self, tick: int, recordings: int, step_seconds: float) -> int:
         """The tick at which `recordings` more can be paid for, found by doubling then bisection; at most the next
         planned one."""
-        need = self._charged + recordings * self._price(step_seconds) + self._reserved(step_seconds)
+        need = self._needed(recordings, step_seconds)
         low, high = tick, tick + 1
         while self._allowed(high, step_seconds) < need and high - tick < 10**9:
             low, high = high, tick + 2 * (high - tick)
