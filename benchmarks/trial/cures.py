@@ -28,6 +28,7 @@ def apply(program: Program, remedy: Remedy) -> Program | None:
         "add_to_optimizer": lambda: {"not_in_optimizer": False},
         "skip_nonfinite_batches": lambda: {"skip_nonfinite": True},
         "learning_rate": lambda: {"rate": float(value)},
+        "learning_rate_schedule": lambda: {"rate_decay": 1.0},
         "gradient_clip_val": lambda: {"clip": value},
         "optimizer": lambda: {"optimizer": str(value), "rate": ADAM_RATE},
         "input_scale": lambda: {"input_scale": program.input_scale * float(value)},

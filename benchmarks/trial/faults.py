@@ -93,6 +93,7 @@ FAULTS = {
         ),
         Fault("rate-low", ("learning_rate_too_low",), {"rate": 1e-6}),
         Fault("rate-low-sgd", ("learning_rate_too_low",), {"optimizer": "sgd", "rate": 1e-4}),
+        Fault("rate-decays", ("learning_rate_too_low",), {"rate_decay": 0.8}),
         Fault("exploding-relu", ("exploding",), {"gain": 2.0}, RELU),
         Fault("exploding-tanh", ("exploding",), {"gain": 2.5}, TANH),
         Fault("clipped", ("clipped_away",), {**_SGD, "clip": 1e-3}),

@@ -46,6 +46,8 @@ class Program:
     clip: float | None = None
     accumulate: int = 1
     warmup: int = 0
+    rate_decay: float = 1.0
+    """Factor on the learning rate at every step."""
     precision: str = "32-true"
     validate: bool = False
 
@@ -264,10 +266,11 @@ class Net(L.LightningModule):
             optimizer = torch.optim.SGD(
                 groups, rate, momentum=momentum, weight_decay=program.weight_decay
             )
-        if not program.warmup:
+        if not program.warmup and program.rate_decay == 1.0:
             return optimizer
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / program.warmup)
+            optimizer,
+            lambda step: min(1.0, (step + 1) / max(1, program.warmup)) * program.rate_decay**step,
         )
         return {
             "optimizer": optimizer,

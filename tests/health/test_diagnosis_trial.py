@@ -16,6 +16,7 @@ import rnndiag
 
 PLANTED: dict[str, tuple[Program, str]] = {
     "low rate": (Program("flip-flop", "gru", steps=150, rate=1e-6), "learning_rate_too_low"),
+    "rate decays": (Program("flip-flop", steps=150, rate_decay=0.8), "learning_rate_too_low"),
     "nan": (Program("echo", "tanh", steps=80, nan_at=20), "nonfinite"),
     "dead": (Program("copy-lag", "relu", steps=200, bias=-4.0), "dead_units"),
     "explodes": (Program("recall", "relu", steps=150, gain=2.5), "exploding"),
@@ -39,7 +40,7 @@ PLANTED: dict[str, tuple[Program, str]] = {
 }
 
 
-QUICK = ("low rate", "nan", "not in optimizer", "too short")
+QUICK = ("low rate", "rate decays", "nan", "not in optimizer", "too short")
 
 
 def long_but(cases: Iterable[Any], *quick: Any) -> list[Any]:

@@ -69,6 +69,7 @@ KNOBS: Mapping[str, str] = {
     "use_in_loss": "let the loss depend on the layer's output; True",
     "skip_nonfinite_batches": "drop batches that hold nan or inf; True",
     "learning_rate": "of the optimizer; a number",
+    "learning_rate_schedule": '"constant": no schedule, or one that is stretched over the fit',
     "optimizer": 'the optimizer\'s name in lower case, such as "adam", to use with a learning rate of 0.003',
     "gradient_clip_val": "the norm at which gradients are clipped, as of Lightning's Trainer; a number",
     "weight_decay": "of the optimizer; a number",

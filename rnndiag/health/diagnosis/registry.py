@@ -45,6 +45,7 @@ RULES = (
     Rule("window_too_short", "window", UNLEARNED, window.window_too_short),
     Rule("contracting_recurrence", "start", UNLEARNED, start.contracting_recurrence),
     Rule("needs_more_memory", "window", UNLEARNED, need.needs_more_memory),
+    Rule("learning_rate_too_low", "later", UNLEARNED, step.rate_gone),
     Rule("weights_decayed", "later", UNLEARNED, later.weights_decayed),
     Rule("dead_units", "later", BAD, start.units_died),
     Rule("forget_gates_shut", "later", _STUCK, later.forgets_too_soon),

@@ -23,6 +23,8 @@ NOWHERE = 0.05
 """Weights have not moved if their relative steps add up to less than this."""
 NOT_FAR = 0.25
 """Weights may have moved too little if their relative steps add up to less than this."""
+EARLY_SHARE = 0.25
+"""A learning rate that is gone after this share of the fit had time to do its work."""
 CLIPPED = 0.2
 """Clipping is too strong if it leaves less than this share of the gradient."""
 CLIPPED_PATH = 0.15
@@ -93,6 +95,29 @@ def learning_rate_too_low(view: View) -> Found | None:
         f"{number(other)}: too little to learn anything.",
         evidence(recurrent_path=Dated(path, last), other_path=Dated(other, last)),
         remedy=raise_rate(features),
+    )
+
+
+def rate_gone(view: View) -> Found | None:
+    """A schedule let the learning rate fall to next to nothing in the first quarter of the fit."""
+    features = view.features
+    gone, highest, last = (
+        features.sizes.rate_gone,
+        features.sizes.highest_rate,
+        features.loss.last_step,
+    )
+    if math.isnan(gone.value) or gone.step > EARLY_SHARE * last:
+        return None
+    return Found(
+        f"The learning rate fell from {number(highest.value)} (step {highest.step}) to {number(gone.value)} by step "
+        f"{gone.step} of {last}: the weights have stood still since.",
+        evidence(highest_rate=highest, learning_rate=gone),
+        remedy=Remedy(
+            "learning_rate_schedule",
+            "constant",
+            "Keep the learning rate constant, or stretch its schedule over the fit: one that is meant to step once an "
+            "epoch may step once a batch.",
+        ),
     )
 
 

@@ -70,6 +70,10 @@ def setup_of(recorded: Recorded) -> Setup:
     )
 
 
+RATE_GONE = 0.01
+"""A learning rate below this share of its highest value moves weights no more."""
+
+
 @dataclass(frozen=True)
 class StepSizes:
     """|Δθ| / |θ| of the recorded optimizer steps."""
@@ -83,6 +87,10 @@ class StepSizes:
     """Gradient norm of the first recorded step."""
     rates: Mapping[int, float]
     """Training step -> learning rate."""
+    rate_gone: Dated
+    """Learning rate at the first step from which on it stays below RATE_GONE of its highest value; NaN if there is
+    none."""
+    highest_rate: Dated
 
     def path(self, layer: str) -> float:
         """∫ |Δθ| / |θ| over the fit by the trapezoidal rule: the length of the weights' path relative to their size."""
@@ -143,7 +151,22 @@ def step_sizes(recorded: Recorded, layers: Mapping[str, tuple[Dated, ...]]) -> S
     clip = Dated(float(np.median(list(ratios.values()))), max(ratios)) if ratios else NOTHING
     norms = [Dated(norm, step) for step, norm in before.items() if math.isfinite(norm) and norm > 0]
     rates = {row.step: row.number for row in recorded.rows("learning_rate")}
-    return StepSizes(layers, other, clip, norms[0] if norms else NOTHING, rates)
+    highest, gone = _rate_gone(*recorded.history("history_learning_rate"))
+    return StepSizes(layers, other, clip, norms[0] if norms else NOTHING, rates, gone, highest)
+
+
+def _rate_gone(steps: np.ndarray, rates: np.ndarray) -> tuple[Dated, Dated]:
+    """The highest learning rate, and the rate at the step from which on it stays below RATE_GONE of that."""
+    known = np.isfinite(rates)
+    steps, rates = steps[known], rates[known]
+    if not len(rates) or not rates.max() > 0:
+        return NOTHING, NOTHING
+    top = int(np.argmax(rates))
+    kept = np.flatnonzero(rates >= RATE_GONE * rates[top])
+    highest, first = Dated(float(rates[top]), int(steps[top])), int(kept[-1]) + 1
+    if first == len(rates):
+        return highest, NOTHING
+    return highest, Dated(float(rates[first]), int(steps[first]))
 
 
 @dataclass(frozen=True)
