@@ -367,7 +367,7 @@ class FitRecorder:
         if decision is not None and decision.record and self.run_output.wants(step):
             self._batch_groups = decision.groups
             self._pending = self._new_pending(step, decision.groups, decision.left_out)
-            self._pending.thrifty = decision.thrifty
+            self._pending.untimed, self._pending.thrifty = decision.untimed, decision.thrifty
         elif self._batch_groups is not None:
             self._pending = self._new_pending(step, self._batch_groups)
             self._pending.only_new = True

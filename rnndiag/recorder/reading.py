@@ -59,6 +59,7 @@ class Reader:
             extent = Extent(
                 self.settings.samples,
                 max_memory=self.settings.max_memory,
+                untimed=pending.untimed,
                 thrifty=pending.thrifty,
                 seed=pending.step,
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from rnndiag.engine.layer_run import LayerRun
 from rnndiag.engine.truncation.estimators import ESTIMATORS
 from rnndiag.engine.truncation.estimators.estimator import RecordedStep
 from rnndiag.recorder.measures import Extent
+from rnndiag.recorder.measures import estimators as measured
+from rnndiag.recorder.measures.measure import Subject
 from rnndiag.recorder.pass_subject import record_passes
 from rnndiag.store.recording import Recording
 
@@ -126,3 +130,23 @@ def test_the_price_of_a_sweep_is_shared_by_a_stack_and_its_layers(
     prices.clear()
     recording(nn.GRU(3, 4, num_layers=2).double(), ("lags",))
     assert prices == [5e8] * 3
+
+
+def test_before_a_step_is_timed_estimators_take_about_a_second(monkeypatch: Any) -> None:
+    layer = nn.GRU(3, 5)
+    with rnndiag.probe(layer) as probe:
+        layer(torch.randn(12, 6, 3))[0].square().sum().backward()
+    (run,) = probe.layer_runs
+    assert measured.sequences_within(run, 1e9) == run.B
+    for count in (2, 3, 5):
+        limit = measured.expected_seconds(run, count) + 1e-9
+        monkeypatch.setattr(measured, "UNTIMED_SECONDS", limit)
+        subject = Subject((run,), extent=Extent(untimed=True))
+        assert list(measured.estimators(subject, run))
+        assert subject.sampling[run.name].startswith(f"estimators: {count} of 6 sequences")
+    monkeypatch.setattr(measured, "UNTIMED_SECONDS", 1e-6)
+    subject = Subject((run,), extent=Extent(untimed=True))
+    assert not list(measured.estimators(subject, run))
+    assert "it takes about" in subject.not_measured[f"estimators of {run.name}"]
+    unlimited = Subject((run,), extent=Extent())
+    assert list(measured.estimators(unlimited, run))

@@ -19,6 +19,8 @@ from rnndiag.store.quantities import SCORES
 
 DRAWS = 32
 """Number of draws of an estimator that cannot be enumerated; standard errors are stored."""
+UNTIMED_SECONDS = 1.0
+"""About what all layers may take before a training step has been timed: a budget cannot tell more yet."""
 CLIPPED = 0.5
 """Clipped estimators are clipped at this share of the full gradient's norm."""
 
@@ -30,6 +32,15 @@ def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
         return
     limit = allowed(subject.runs, subject.extent.max_memory, subject.held)
     wanted = min(run.B, subject.extent.samples or run.B)
+    if subject.extent.untimed:
+        affordable = sequences_within(run, UNTIMED_SECONDS / len(subject.runs))
+        if affordable < min(2, run.B):
+            subject.not_measured[f"estimators of {run.name}"] = (
+                f"before a step has been timed it may take {UNTIMED_SECONDS:g} s, and it takes about "
+                f"{expected_seconds(run, min(2, run.B)):.2g} s"
+            )
+            return
+        wanted = min(wanted, affordable)
     count = sequences_that_fit("scores of estimators", ESTIMATORS_TAKE, (run,), limit, wanted)
     part = run
     if count < run.B:
@@ -51,6 +62,20 @@ def estimators(subject: Subject, run: LayerRun) -> Iterator[Measurement]:
     )
     names = {"estimator": tuple(score.label for score in scores)}
     yield Measurement.of("estimator_score", np.asarray(list(map(_row, scores))), run.name, names)
+
+
+def expected_seconds(run: LayerRun, sequences: int) -> float:
+    """Rough duration of all scores on one CPU core: about 4 T + 100 outcomes, of which T + 100 are backward passes."""
+    weights = sum(value.numel() for value in run.weights.values())
+    passes = (run.T + 100) * run.T * sequences * weights * 2 / 40e9
+    return passes + (4 * run.T + 100) * (1e-3 + weights * 4e-9)
+
+
+def sequences_within(run: LayerRun, seconds: float) -> int:
+    """The number of sequences whose scores take about so many seconds, at most all."""
+    fixed = expected_seconds(run, 0)
+    each = expected_seconds(run, 1) - fixed
+    return max(0, min(run.B, int((seconds - fixed) / each)))
 
 
 def _row(score: Score) -> list[float]:

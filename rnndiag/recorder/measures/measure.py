@@ -49,6 +49,8 @@ class Extent:
     """Time limit for the Jacobian products of one layer, from which their sampling follows."""
     max_memory: float | None = None
     """Most bytes used beyond those freed by the backward pass; None: see `measures.memory`."""
+    untimed: bool = False
+    """Whether no training step has been timed yet under a budget: optional groups then take about a second."""
     thrifty: bool = False
     """Whether to skip optional parts because the budget is short."""
     seed: int = 0

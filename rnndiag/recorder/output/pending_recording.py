@@ -29,6 +29,8 @@ class Pending:
     only_new: bool = False
     """Record only layers that no other recording of this batch has: each optimizer of the batch has its own
     recording."""
+    untimed: bool = False
+    """Whether no training step has been timed yet under a budget."""
     thrifty: bool = False
     """Whether to skip optional parts because the budget is short."""
     left_out: Mapping[str, str] = field(default_factory=dict)

@@ -34,6 +34,8 @@ class Decision:
     next_tick: int = 0
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Group -> why it is not measured this time."""
+    untimed: bool = False
+    """Whether the price of optional groups is unknown, as no training step has been timed under a budget."""
     thrifty: bool = False
     """Whether to skip optional parts of the chosen groups because the budget is short."""
 
@@ -148,7 +150,8 @@ class WithinBudget:
         if self.plan.due(tick):
             groups, left = self._planned_groups(tick, seconds)
             self._was_planned = True
-            return Decision(True, groups, self._after(tick, seconds), left, self._is_short(seconds))
+            following, short = self._after(tick, seconds), self._is_short(seconds)
+            return Decision(True, groups, following, left, seconds is None, short)
         if seconds is None:
             return Decision(False, next_tick=tick + 1)
         if self._needed(1, seconds) > self._allowed(tick, seconds):
