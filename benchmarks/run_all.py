@@ -1,4 +1,4 @@
-"""Runs every benchmark and writes one Markdown page and one JSON file: what was promised, and what is so.
+"""Runs all benchmarks but the long trials and writes a page and a JSON file: what was promised, and what is so.
 
     python -m benchmarks.run_all [--quick] [--device cpu] [--only record store] [-o benchmarks/results]
 
@@ -36,7 +36,10 @@ QUICK: dict[str, list[str]] = {
     "seam": ["--rounds", "2"],
     "peak_memory": ["--sizes", "small"],
 }
-"""Arguments of the small form. A benchmark without an entry runs with `--quick` if it knows that word, else whole."""
+"""Arguments of the small form. A benchmark without an entry runs with `--quick` if it knows that word, else not."""
+
+BY_NAME = ("auto_training", "auto_window", "diagnosis", "mutations", "need", "soak", "whole_fits")
+"""Trials of half an hour to many hours: they run only if `--only` names them, or by themselves."""
 
 WHOLE: dict[str, list[str]] = {"overhead": ["--every-step", "--hooks"]}
 """Arguments of the whole form beyond the benchmark's own defaults."""
@@ -64,8 +67,8 @@ class Result:
         return self.exit_status not in (0, 1) or (self.exit_status == 1 and not missed)
 
 
-def scripts(only: list[str]) -> list[Path]:
-    """All benchmarks (files that can be run by themselves), or those named."""
+def scripts(only: list[str], quick: bool = False) -> list[Path]:
+    """The benchmarks named, or all but those of BY_NAME; in the small form those that have one."""
     found = sorted(
         path
         for path in HERE.glob("*.py")
@@ -76,7 +79,14 @@ def scripts(only: list[str]) -> list[Path]:
         raise SystemExit(
             f"no benchmark is called {', '.join(sorted(unknown))}: {', '.join(p.stem for p in found)}"
         )
-    return [p for p in found if not only or p.stem in only]
+    if only:
+        return [p for p in found if p.stem in only]
+    return [p for p in found if p.stem not in BY_NAME and not (quick and small_form(p) is None)]
+
+
+def small_form(script: Path) -> list[str] | None:
+    """Arguments of a benchmark's small form; None if it has none."""
+    return QUICK.get(script.stem, ["--quick"] if '"--quick"' in script.read_text() else None)
 
 
 def question(script: Path) -> str:
@@ -88,9 +98,8 @@ def arguments(script: Path, quick: bool, device: str) -> list[str]:
     """What the script is called with."""
     words = ["--device", device] if script.stem in ON_DEVICE else []
     if quick:
-        text = script.read_text()
-        words += QUICK.get(script.stem, ["--quick"] if '"--quick"' in text else [])
-        words += ["--threads", "1"] if '"--threads"' in text else []
+        words += small_form(script) or []
+        words += ["--threads", "1"] if '"--threads"' in script.read_text() else []
     return words if quick else words + WHOLE.get(script.stem, [])
 
 
@@ -262,7 +271,7 @@ def main() -> int:
     args = parser.parse_args()
     require_device(args.device)
     results = []
-    for script in scripts(args.only):
+    for script in scripts(args.only, args.quick):
         print(f"{script.stem}: {question(script)}", flush=True)
         result = run(script, arguments(script, args.quick, args.device))
         print(f"  {result.seconds:.0f} s{', BROKE DOWN' if result.broke else ''}", flush=True)
