@@ -142,8 +142,14 @@ def read_account(callback: Any) -> Account:
     return Account(len(run.steps_of("train")), said[-1])
 
 
-def in_turns(size: Size, steps: int, threads: int, **options: Any) -> tuple[list[Any], Account]:
-    """The turns of a fit without and of one with the callback, and what the latter says of itself."""
+def in_turns(
+    size: Size,
+    steps: int,
+    threads: int,
+    read: Callable[[Any], Any] = read_account,
+    **options: Any,
+) -> tuple[list[Any], Any]:
+    """The turns of a fit without and of one with the callback, and what `read` finds in the callback's run."""
     with tempfile.TemporaryDirectory() as folder:
         callback = rnndiag.GradientDiagnostics(Path(folder) / "run", **options)
 
@@ -154,7 +160,7 @@ def in_turns(size: Size, steps: int, threads: int, **options: Any) -> tuple[list
             fit(size, steps, [stile, callback])
 
         block = max(1, min(BLOCK, steps // 10))
-        return rounds([plain, ours], block, threads), read_account(callback)
+        return rounds([plain, ours], block, threads), read(callback)
 
 
 def ratio(plain: Sequence[Turn], ours: Sequence[Turn], clock: Callable[[Turn], float]) -> float:

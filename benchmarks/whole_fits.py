@@ -13,22 +13,22 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import tempfile
 import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rnndiag
-from benchmarks.overhead import BLOCK, LAYERS, Size, fit, ratio, warm_up
+from benchmarks.overhead import LAYERS, Size, fit, in_turns, ratio, warm_up
 from benchmarks.promises import tell
 from benchmarks.steady_memory import keep_memory
-from benchmarks.turns import Turn, Turnstile, rounds
+from benchmarks.turns import Turn
 
 SIZES = {
     "tiny": Size(hidden=16, length=10, batch=8, steps=0),
@@ -96,22 +96,16 @@ def step_seconds(size: Size) -> float:
 
 def in_pairs(size: Size, steps: int, threads: int) -> Row:
     """Both fits, in turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        callback = rnndiag.GradientDiagnostics(Path(folder) / "run", screen=False)
+    wanted = set(WANTED) - ({"gate_mean"} if size.layer == "rnn" else set())
 
-        def plain(stile: Turnstile) -> None:
-            fit(size, steps, [stile])
-
-        def ours(stile: Turnstile) -> None:
-            fit(size, steps, [stile, callback])
-
-        first, second = rounds([plain, ours], max(1, min(BLOCK, steps // 10)), threads)
+    def read(callback: Any) -> tuple[int, int, float]:
         run = rnndiag.open_run(callback.run_dir)
         taken = [r for r in run.recordings if "contribution_norm" in r.quantities]
-        wanted = set(WANTED) - ({"gate_mean"} if size.layer == "rnn" else set())
         complete = sum(wanted <= set(r.quantities) for r in taken)
-        share = run.recordings[-1].notes["overhead"]["share"]
-        return Row(first, second, len(taken), complete, share)
+        return len(taken), complete, run.recordings[-1].notes["overhead"]["share"]
+
+    (plain, ours), found = in_turns(size, steps, threads, read, screen=False)
+    return Row(plain, ours, *found)
 
 
 def tell_row(size: Size, seconds: float, threads: int, whole: bool) -> None:

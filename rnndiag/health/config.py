@@ -66,7 +66,7 @@ class Config:
 
 
 def nearest_config(start: Path) -> Config:
-    """The configuration in the nearest pyproject.toml, at `start` or in a folder above it; else the defaults."""
+    """The configuration of the first pyproject.toml in `start` or a folder above it; the defaults if there is none."""
     for folder in (start, *start.parents):
         if (folder / "pyproject.toml").is_file():
             # Relative to the working directory: messages name the file.

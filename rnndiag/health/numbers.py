@@ -63,7 +63,10 @@ class StackNumbers:
 
 
 class RunNumbers:
-    """The numbers of a run, each read once. `steps` restricts them to some recordings."""
+    """Access to a run's stored numbers by quantity and layer; each is read once and cached.
+
+    With `steps`, only the recordings at these training steps are used.
+    """
 
     def __init__(self, run: StoredRun, steps: np.ndarray | None = None) -> None:
         self.run = run

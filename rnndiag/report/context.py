@@ -160,7 +160,7 @@ class Context:
 
     @cached_property
     def stacks(self) -> dict[str, tuple[str, ...]]:
-        """Name and layers of each stack whose layers were truncated together."""
+        """Stack name -> its layers, for the stacks that have a credit profile of their own."""
         return {
             name: layers
             for name, layers in self.run.stacks.items()

@@ -111,7 +111,8 @@ class Measurement:
         )
 
     def _with(self, **changes: Any) -> Any:
-        """The same with other values, dims and labels that are known to fit together: `replace` checks them anew."""
+        """A copy with the fields `changes`, without the validation that `dataclasses.replace` would repeat: the caller
+        guarantees that values, dims and labels fit together."""
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__, **changes)
         return made

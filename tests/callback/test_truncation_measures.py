@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,7 @@ def test_before_a_step_is_timed_estimators_take_about_a_second(monkeypatch: Any)
         layer(torch.randn(12, 6, 3))[0].square().sum().backward()
     (run,) = probe.layer_runs
     assert measured.sequences_within(run, 1e9) == run.B
+    assert measured.sequences_within(replace(run, weights={}), 1.0) == run.B
     for count in (2, 3, 5):
         limit = measured.expected_seconds(run, count) + 1e-9
         monkeypatch.setattr(measured, "UNTIMED_SECONDS", limit)

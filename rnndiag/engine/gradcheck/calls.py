@@ -111,7 +111,7 @@ def _backward_twice(
 
 
 def _all_or_nothing(fault: bool) -> Difference:
-    """A difference without a size: infinite where there is a fault, else zero."""
+    """The `Difference` of a check that only passes or fails: infinite for a fault, else zero."""
     return Difference(float("inf"), 1.0, 0.0) if fault else Difference(0.0, 0.0, 0.0)
 
 

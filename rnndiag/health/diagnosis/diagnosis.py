@@ -53,7 +53,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to change. `knob` names a setting (`KNOBS`) and `value` its new value, so that a program can apply both."""
+    """A proposed change of one setting: `knob` is its name (see `KNOBS`), `value` its new value, `sentence` the advice.
+
+    Knob and value are meant for programs that apply the change.
+    """
 
     knob: str
     value: Any

@@ -233,7 +233,10 @@ def features_of(
 
 
 def steps_needed(needs: object, words: TimeWords) -> int | None:
-    """A number of steps of the recurrence from a number, or from a duration in the run's time unit such as "6 h"."""
+    """Convert `needs` to a whole number of recurrence steps.
+
+    It is a number of steps, or text with a duration in the run's time unit such as "6 h". None if it is neither.
+    """
     if isinstance(needs, str):
         found = re.fullmatch(r"\s*([\d.]+)\s*(.*?)\s*", needs)
         if found is None:

@@ -443,7 +443,7 @@ def _inside_a_transform() -> bool:
 
 
 def _note_order(frame: KernelFrame, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """For an unsorted packed batch, note its order, and the initial state before it is sorted."""
+    """For a packed batch in unsorted order, store in the frame its order and the initial state in that order."""
     given = args[0] if args else kwargs.get("input")
     if not isinstance(given, PackedSequence) or given.unsorted_indices is None:
         return

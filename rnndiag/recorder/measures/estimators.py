@@ -75,6 +75,8 @@ def sequences_within(run: LayerRun, seconds: float) -> int:
     """The number of sequences whose scores take about so many seconds, at most all."""
     fixed = expected_seconds(run, 0)
     each = expected_seconds(run, 1) - fixed
+    if each <= 0:  # a recurrence without weights
+        return run.B
     return max(0, min(run.B, int((seconds - fixed) / each)))
 
 

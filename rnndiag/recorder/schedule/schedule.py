@@ -160,7 +160,7 @@ class WithinBudget:
         return Decision(True, groups, self._affordable(tick, 2, seconds), left)
 
     def adopt(self, decision: Decision) -> None:
-        """Continue from the decision's next tick."""
+        """Set the tick of the next decision to that of `decision`."""
         self.next_tick = decision.next_tick
 
     @property

@@ -18,7 +18,7 @@ MOST = 250
 
 @figure("F10", "By layer", "Which layer?")
 def make(context: Context) -> FigureData:
-    """One row per layer."""
+    """Build the heat map of credit over lag, with one row per layer and per stack."""
     profiles = {}
     measured = [one for one in context.layers if ("credit_profile", one) in context.run][:MOST]
     for layer in (*measured, *context.stacks):

@@ -82,9 +82,7 @@ class _Sums:
         value, p = outcome.gradient.double(), outcome.probability
         if self.has_mean:
             self.mean.add_(value, alpha=p)
-        size = float(value.norm()) * self.size
-        cosine = max(-1.0, min(1.0, float(value @ self.full) / size)) if size else math.nan
-        self.cosines.append((p, cosine))
+        self.cosines.append((p, _cosine(value, self.full, self.size)))
         off = value.sub_(self.full) if value is not outcome.gradient else value - self.full
         self.squares.append((p, float(off @ off)))
         self.cost += p * outcome.cost
@@ -92,8 +90,8 @@ class _Sums:
         self.probability += p
 
 
-def _cosine(x: Tensor, y: Tensor) -> float:
-    size = float(x.norm() * y.norm())
+def _cosine(x: Tensor, y: Tensor, y_norm: float) -> float:
+    size = float(x.norm()) * y_norm
     return max(-1.0, min(1.0, float(x @ y) / size)) if size else math.nan
 
 
@@ -215,7 +213,7 @@ def score(task: Task, estimator: Estimator) -> Score:
             found,
             bias=math.sqrt(off) / size,
             sd=math.sqrt(max(second - off, 0.0)) / size,
-            cosine=_cosine(tally.mean, tally.full),
+            cosine=_cosine(tally.mean, tally.full, tally.size),
         )
     mean = task.full if estimator.unbiased else tally.mean.to(task.full.dtype)
     return replace(found, mean=task.layout.split(mean))
@@ -236,7 +234,7 @@ def _with_errors(found: Score, tally: _Sums, unbiased: bool) -> Score:
         off = max((raw * draws - second) / (draws - 1), 0.0)
     variance = max(second - off, 0.0)
     sd = math.sqrt(variance)
-    cosine = 1.0 if unbiased else _cosine(tally.mean, tally.full)
+    cosine = 1.0 if unbiased else _cosine(tally.mean, tally.full, tally.size)
     bias_error = cosine_error = 0.0
     if not unbiased:
         bias_error = sd / math.sqrt(draws) / size
